@@ -1,0 +1,76 @@
+/*-------------------------------------------------------------------------
+ *
+ * call.h
+ *	  Flow calls as state machines on the process's HTTP loop.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/call.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_CALL_H
+#define FEISHU_CALL_H
+
+#include "codec.h"
+#include "http.h"
+#include "options.h"
+
+typedef struct FlowCall FlowCall;
+
+/*
+ * How a call ended.  Text is in the database encoding; reason, hint and phase
+ * are static and untranslated.
+ */
+typedef struct FlowOutcome
+{
+	FlowAction	action;
+	int			sqlstate;		/* 0: all went well */
+	const char *reason;			/* second half of the primary message */
+	const char *hint;			/* or NULL */
+	bool		for_token;		/* it was a token request that ended so */
+	bool		request_sent;	/* the platform may have got the execute request */
+	int			http_status;	/* 0: no answer */
+	double		reset_seconds;	/* of a rate limit, -1: not said */
+	FlowResponse *response;		/* the answer, or NULL */
+	char	   *log_id;			/* or NULL */
+	char	   *error;			/* the transport's words, or NULL */
+	const char *phase;			/* what it was doing, or NULL */
+	const char *url;			/* base_url or token_url */
+	int64		duration_us;	/* of the last transfer */
+} FlowOutcome;
+
+/* How the time of a call is limited. */
+typedef struct FlowLimits
+{
+	TimestampTz deadline;
+	int			timeout_ms;		/* that led to the deadline, for messages */
+	int			connect_timeout_ms;
+	size_t		max_response;	/* bytes */
+} FlowLimits;
+
+/*
+ * Start a call.  Its memory is a child of parent, and so is everything that
+ * has to be given up with it.  server and request must outlive it; server's
+ * secrets are wiped when it goes.  Needs a transaction.
+ *
+ * With a NULL request the call only obtains a token, past the cache (or, with
+ * a fixed token, sees whether the platform can be reached).
+ */
+extern FlowCall *flow_call_start(MemoryContext parent, FlowServer *server,
+								 const FlowRequest *request,
+								 const FlowLimits *limits, void *owner);
+extern const FlowOutcome *flow_call_outcome(const FlowCall *call);
+extern void *flow_call_owner(const FlowCall *call);
+extern void flow_call_free(FlowCall *call);
+
+/*
+ * One turn for all calls of the process: returns when one has ended, the
+ * latch was set, or at "until".  Handles interrupts.
+ */
+extern void flow_calls_turn(TimestampTz until, uint32 wait_event);
+
+/* The next call that has ended and was not handed out, or NULL. */
+extern FlowCall *flow_calls_next_done(void);
+
+#endif							/* FEISHU_CALL_H */

@@ -1,0 +1,187 @@
+/*-------------------------------------------------------------------------
+ *
+ * codec_write.c
+ *	  The wire format, writing: FlowRequest to URL and body.
+ *
+ * JSON is built in the database encoding, whose multibyte characters never
+ * hold an ASCII byte, and converted to UTF-8 as a whole.  What is written is
+ * the caller's, so these functions throw: 22021 or 22P05 for what UTF-8
+ * cannot represent, 54000 for what is beyond PostgreSQL's limit for a string.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/codec_write.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "mb/pg_wchar.h"
+#include "utils/json.h"
+
+#include "codec.h"
+
+#define MAX_SEGMENT_SIZE	255 /* bytes of UTF-8; names are far shorter */
+
+
+/* Append UTF-8 text with all but RFC 3986's unreserved characters encoded. */
+static void
+append_percent_encoded(StringInfo buf, const char *utf8)
+{
+	static const char hex[] = "0123456789ABCDEF";
+
+	for (const char *p = utf8; *p != '\0'; p++)
+	{
+		unsigned char c = (unsigned char) *p;
+
+		if ((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
+			(c >= '0' && c <= '9') ||
+			c == '-' || c == '.' || c == '_' || c == '~')
+			appendStringInfoChar(buf, c);
+		else
+		{
+			appendStringInfoChar(buf, '%');
+			appendStringInfoChar(buf, hex[c >> 4]);
+			appendStringInfoChar(buf, hex[c & 0x0f]);
+		}
+	}
+}
+
+/* codec_check_segment for text that is UTF-8 already. */
+static const char *
+check_segment(const char *utf8)
+{
+	if (utf8[0] == '\0')
+		return gettext_noop("must not be empty");
+	if (strcmp(utf8, ".") == 0 || strcmp(utf8, "..") == 0)
+		return gettext_noop("must not be \".\" or \"..\"");
+	if (strlen(utf8) > MAX_SEGMENT_SIZE)
+		return gettext_noop("must not be longer than 255 bytes");
+
+	for (const unsigned char *p = (const unsigned char *) utf8; *p != '\0'; p++)
+	{
+		/* C0, DEL, and C1 (U+0080 to U+009F) in its two bytes */
+		if (*p < 0x20 || *p == 0x7f || (p[0] == 0xc2 && p[1] <= 0x9f))
+			return gettext_noop("must not contain control characters");
+	}
+	return NULL;
+}
+
+const char *
+codec_check_segment(const char *text)
+{
+	char	   *utf8 = codec_to_utf8(text);
+	const char *result = check_segment(utf8);
+
+	pfree(utf8);
+	return result;
+}
+
+static void
+append_segment(StringInfo buf, const char *argument, const char *text)
+{
+	char	   *utf8 = codec_to_utf8(text);
+	const char *trouble = check_segment(utf8);
+
+	if (trouble != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s %s", argument, _(trouble))));
+	append_percent_encoded(buf, utf8);
+	pfree(utf8);
+}
+
+char *
+codec_execute_url(const char *base_url, const FlowRequest *request)
+{
+	StringInfoData url;
+
+	initStringInfo(&url);
+	appendStringInfoString(&url, codec_to_utf8(base_url));
+	while (url.len > 0 && url.data[url.len - 1] == '/')
+		url.data[--url.len] = '\0';
+
+	appendStringInfoString(&url, "/open-apis/apaas/v1/applications/");
+	append_segment(&url, "namespace", request->namespace_name);
+	appendStringInfoString(&url, "/flows/");
+	append_segment(&url, "flow_id", request->flow_id);
+	appendStringInfoString(&url, "/execute");
+	return url.data;
+}
+
+/* Append JSON as a JSON string, which is how the platform wants it. */
+static void
+append_json_string(StringInfo buf, Jsonb *value)
+{
+	char	   *text = JsonbToCString(NULL, &value->root, VARSIZE(value));
+
+	escape_json(buf, text);
+	pfree(text);
+}
+
+/* Convert all of buf from the database encoding. */
+static void
+convert_to_utf8(StringInfo buf)
+{
+	char	   *utf8 = pg_server_to_any(buf->data, buf->len, PG_UTF8);
+
+	if (utf8 != buf->data)
+	{
+		resetStringInfo(buf);
+		appendStringInfoString(buf, utf8);
+		pfree(utf8);
+	}
+}
+
+void
+codec_write_request(const FlowRequest *request, StringInfo body)
+{
+	resetStringInfo(body);
+	appendStringInfoString(body, "{\"operator\":");
+	append_json_string(body, request->operator_id);
+	if (request->params != NULL)
+	{
+		appendStringInfoString(body, ",\"params\":");
+		append_json_string(body, request->params);
+	}
+	if (request->is_async)
+		appendStringInfoString(body, ",\"is_async\":true");
+	if (request->idempotent_key != NULL)
+	{
+		appendStringInfoString(body, ",\"idempotent_key\":");
+		escape_json(body, request->idempotent_key);
+	}
+	if (request->loop_masks != NULL)
+	{
+		appendStringInfoString(body, ",\"loop_masks\":");
+		(void) JsonbToCString(body, &request->loop_masks->root,
+							  VARSIZE(request->loop_masks));
+	}
+	appendStringInfoChar(body, '}');
+	convert_to_utf8(body);
+}
+
+void
+codec_write_token_request(bool oauth, const char *app_id, const char *app_secret,
+						  StringInfo body, const char **content_type)
+{
+	resetStringInfo(body);
+	if (oauth)
+	{
+		*content_type = "application/x-www-form-urlencoded";
+		appendStringInfoString(body, "grant_type=client_credentials&client_id=");
+		append_percent_encoded(body, codec_to_utf8(app_id));
+		appendStringInfoString(body, "&client_secret=");
+		append_percent_encoded(body, codec_to_utf8(app_secret));
+	}
+	else
+	{
+		*content_type = "application/json; charset=utf-8";
+		appendStringInfoString(body, "{\"app_id\":");
+		escape_json(body, app_id);
+		appendStringInfoString(body, ",\"app_secret\":");
+		escape_json(body, app_secret);
+		appendStringInfoChar(body, '}');
+		convert_to_utf8(body);
+	}
+}

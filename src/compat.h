@@ -1,0 +1,181 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  Every PostgreSQL-version and libcurl-version shim of feishu_flow.
+ *
+ * The code is written against the newest names; older servers get them from
+ * here.  No other file tests PG_VERSION_NUM or LIBCURL_VERSION_NUM.
+ *
+ * The libcurl part takes effect only in the file that included
+ * <curl/curl.h> first, which is http.c alone.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/compat.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_COMPAT_H
+#define FEISHU_COMPAT_H
+
+#include "postgres.h"
+
+#if PG_VERSION_NUM < 150000
+#error "feishu_flow needs PostgreSQL 15 or later"
+#endif
+
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/jsonb.h"
+#include "utils/resowner.h"
+
+#if PG_VERSION_NUM >= 180000
+#include "storage/waiteventset.h"
+#endif
+
+/*
+ * CreateWaitEventSet: 17 replaced the memory context argument by a resource
+ * owner.  The sets of feishu_flow live as long as the process and belong to
+ * no resource owner.
+ */
+#if PG_VERSION_NUM >= 170000
+#define feishu_create_wait_event_set(nevents) CreateWaitEventSet(NULL, (nevents))
+#else
+#define feishu_create_wait_event_set(nevents) CreateWaitEventSet(TopMemoryContext, (nevents))
+#endif
+
+/*
+ * Wait events: 17 lets an extension name its own.  Before, all of them show
+ * as "Extension".
+ */
+#if PG_VERSION_NUM >= 170000
+#include "utils/wait_event.h"
+#define feishu_wait_event_new(name) WaitEventExtensionNew(name)
+#else
+#include "utils/wait_event.h"
+#define feishu_wait_event_new(name) PG_WAIT_EXTENSION
+#endif
+
+/*
+ * Parse JSON text in the database encoding without throwing because of what
+ * it says; false when jsonb cannot hold it.  16 has soft errors for this.  See
+ * compat.c for 15.
+ */
+extern bool feishu_jsonb_from_cstring(char *json, Jsonb **result);
+
+/*
+ * Building a JsonbValue: 19 keeps the result in a JsonbInState, to be zeroed
+ * by the caller, where before pushJsonbValue returned it.
+ */
+#if PG_VERSION_NUM >= 190000
+#define feishu_jsonb_push(state, token, value) pushJsonbValue((state), (token), (value))
+#else
+typedef struct JsonbInState
+{
+	JsonbValue *result;
+	JsonbParseState *parseState;
+} JsonbInState;
+
+#define feishu_jsonb_push(state, token, value) \
+	((void) ((state)->result = pushJsonbValue(&(state)->parseState, (token), (value))))
+#endif
+
+/*
+ * USAGE on a foreign server: 16 replaced the functions of each kind of object
+ * by one.
+ */
+#if PG_VERSION_NUM >= 160000
+#define feishu_server_aclcheck(serverid, userid) \
+	object_aclcheck(ForeignServerRelationId, (serverid), (userid), ACL_USAGE)
+#else
+#define feishu_server_aclcheck(serverid, userid) \
+	pg_foreign_server_aclcheck((serverid), (userid), ACL_USAGE)
+#endif
+
+/*
+ * Closest match to a misspelt option: 16 has it.  For 15, the same rule: the
+ * smallest Levenshtein distance, at most max_d and less than half of the
+ * source's length.
+ */
+#include "utils/varlena.h"
+#if PG_VERSION_NUM < 160000
+typedef struct ClosestMatchState
+{
+	const char *source;
+	int			min_d;
+	int			max_d;
+	const char *match;
+} ClosestMatchState;
+
+static inline void
+initClosestMatch(ClosestMatchState *state, const char *source, int max_d)
+{
+	state->source = source;
+	state->min_d = -1;
+	state->max_d = max_d;
+	state->match = NULL;
+}
+
+static inline void
+updateClosestMatch(ClosestMatchState *state, const char *candidate)
+{
+	int			dist;
+
+	if (state->source == NULL || state->source[0] == '\0' ||
+		strlen(state->source) > 255)
+		return;
+	dist = varstr_levenshtein_less_equal(state->source, strlen(state->source),
+										 candidate, strlen(candidate), 1, 1, 1,
+										 state->max_d, true);
+	if (dist <= state->max_d && dist <= (int) strlen(state->source) / 2 &&
+		(state->min_d == -1 || dist < state->min_d))
+	{
+		state->min_d = dist;
+		state->match = candidate;
+	}
+}
+
+static inline const char *
+getClosestMatch(ClosestMatchState *state)
+{
+	return state->match;
+}
+#endif
+
+#ifdef LIBCURL_VERSION_NUM
+
+#if LIBCURL_VERSION_NUM < 0x074a00
+#error "feishu_flow needs libcurl 7.74 or later"
+#endif
+
+/*
+ * CURLOPT_PROTOCOLS_STR came with 7.85, and the bit mask it replaces is
+ * deprecated since.
+ */
+#if LIBCURL_VERSION_NUM >= 0x075500
+#define FEISHU_CURLOPT_PROTOCOLS	CURLOPT_PROTOCOLS_STR
+#define FEISHU_CURL_PROTOCOLS		"http,https"
+#else
+#define FEISHU_CURLOPT_PROTOCOLS	CURLOPT_PROTOCOLS
+#define FEISHU_CURL_PROTOCOLS		((long) (CURLPROTO_HTTP | CURLPROTO_HTTPS))
+#endif
+
+/*
+ * CURLOPT_QUICK_EXIT came with 7.87: without it, giving up a transfer whose
+ * host name is still being resolved waits for the resolver thread.
+ */
+#if LIBCURL_VERSION_NUM >= 0x075700
+#define FEISHU_HAVE_CURL_QUICK_EXIT 1
+#endif
+
+/*
+ * CURLOPT_PREREQFUNCTION came with 7.80: without it, a request that must not
+ * be sent twice cannot use a kept-alive connection.
+ */
+#if LIBCURL_VERSION_NUM >= 0x075000
+#define FEISHU_HAVE_CURL_PREREQ 1
+#endif
+
+#endif							/* LIBCURL_VERSION_NUM */
+
+#endif							/* FEISHU_COMPAT_H */

@@ -1,0 +1,169 @@
+/*-------------------------------------------------------------------------
+ *
+ * fetch.c
+ *	  One token request as a transfer.
+ *
+ * A fetch is asked for by a call that has to wait for it, or by one that
+ * found its token good but old; the latter goes on while the fetch lives on
+ * in memory of its own, moved forward whenever the process drives its loop.
+ *
+ * Whoever waits in another process shares a refusal, for asking again would
+ * only be refused again, and a broken connection.  A timeout is not shared,
+ * since others may have more time, and neither is an answer that makes no
+ * sense: the next one tries for itself.
+ *
+ * The request holds the app's secret and the answer the token: both are wiped
+ * with the fetch (the answer by http_transfer.c).
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/fetch.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "fetch.h"
+
+/* A token answer is a token and a few words. */
+#define FETCH_MAX_RESPONSE		(64 * 1024)
+
+typedef struct TokenFetch
+{
+	TransferListener listener;	/* must be first */
+	MemoryContext context;
+	bool		oauth;
+	TokenLease	lease;
+	TimestampTz requested_at;
+	StringInfoData body;
+	FetchEnded	ended;
+	void	   *arg;
+	MemoryContextCallback callback;
+} TokenFetch;
+
+static void fetch_on_end(TransferListener *listener, HttpTransfer *transfer);
+
+/* Reset callback of the fetch's memory context. */
+static void
+fetch_on_reset(void *arg)
+{
+	TokenFetch *fetch = arg;
+
+	token_cache_abandon(&fetch->lease);
+	explicit_bzero(fetch->lease.token, sizeof(fetch->lease.token));
+	if (fetch->body.data != NULL)
+		explicit_bzero(fetch->body.data, fetch->body.len);
+}
+
+void
+token_fetch_start(MemoryContext parent, const FlowServer *server,
+				  TokenLease *lease, TimestampTz deadline,
+				  int connect_timeout_ms, FetchEnded ended, void *arg)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "feishu_flow token request",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	TokenFetch *fetch = palloc0(sizeof(TokenFetch));
+	HttpRequest request = {0};
+
+	fetch->listener.on_end = fetch_on_end;
+	fetch->context = context;
+	fetch->oauth = server->protocol == TOKEN_OAUTH;
+	fetch->lease = *lease;
+	lease->fetching = false;
+	fetch->ended = ended;
+	fetch->arg = arg;
+	fetch->callback.func = fetch_on_reset;
+	fetch->callback.arg = fetch;
+	MemoryContextRegisterResetCallback(context, &fetch->callback);
+
+	initStringInfo(&fetch->body);
+	codec_write_token_request(fetch->oauth, server->app_id, server->app_secret,
+							  &fetch->body, &request.content_type);
+	request.url = server->token_url;
+	request.body = fetch->body.data;
+	request.body_len = fetch->body.len;
+	request.proxy = server->proxy;
+	request.ca_file = server->ca_file;
+	request.deadline = deadline;
+	request.connect_timeout_ms = connect_timeout_ms;
+	request.max_response = FETCH_MAX_RESPONSE;
+	request.resend_ok = true;	/* a second token does no harm */
+	fetch->requested_at = GetCurrentTimestamp();
+	(void) http_transfer_start(http_loop_get(), context, &request, fetch);
+	MemoryContextSwitchTo(old_context);
+}
+
+/* Describe a failure; true when those who wait may share it. */
+static bool
+fetch_describe_failure(const HttpResult *result, const FlowResponse *refusal,
+					   TokenFailure *failure)
+{
+	memset(failure, 0, sizeof(TokenFailure));
+	failure->outcome = result->outcome;
+	failure->trouble = result->trouble;
+	failure->http_status = result->http_status;
+	strlcpy(failure->error, result->error, sizeof(failure->error));
+	if (refusal == NULL)
+		return result->outcome == HTTP_NO_CONNECTION;
+	failure->body_len = Min(result->body_len, TOKEN_FAILURE_BODY_SIZE);
+	memcpy(failure->body, result->body, failure->body_len);
+	return refusal->has_code && refusal->code != 0 &&
+		result->body_len <= TOKEN_FAILURE_BODY_SIZE;
+}
+
+/* The transfer has ended.  The fetch is gone afterwards. */
+static void
+fetch_on_end(TransferListener *listener, HttpTransfer *transfer)
+{
+	TokenFetch *fetch = (TokenFetch *) listener;
+	const HttpResult *result = http_transfer_result(transfer);
+	MemoryContext old_context = MemoryContextSwitchTo(fetch->context);
+	TokenResponse *response = NULL;
+
+	if (result->outcome == HTTP_ANSWERED)
+	{
+		HttpAnswer	answer = http_answer(result);
+
+		response = codec_read_token_answer(fetch->oauth, &answer);
+	}
+
+	if (response != NULL && response->token != NULL)
+	{
+		token_cache_store(&fetch->lease, response->token, response->expires_in,
+						  fetch->requested_at);
+		MemoryContextSwitchTo(old_context);
+		if (fetch->ended != NULL)
+			fetch->ended(fetch->arg, &fetch->lease, result);
+		explicit_bzero(response->token, strlen(response->token));
+	}
+	else
+	{
+		TokenFailure failure;
+
+		if (fetch_describe_failure(result, response ? &response->refusal : NULL, &failure))
+			token_cache_fail(&fetch->lease, &failure);
+		else
+			token_cache_abandon(&fetch->lease);
+		MemoryContextSwitchTo(old_context);
+		if (fetch->ended != NULL)
+			fetch->ended(fetch->arg, NULL, result);
+	}
+	MemoryContextDelete(fetch->context);
+}
+
+FlowResponse *
+token_failure_response(const FlowServer *server, const TokenFailure *failure)
+{
+	HttpAnswer	answer = {0};
+
+	answer.http_status = failure->http_status;
+	answer.content_type = "";
+	answer.location = "";
+	answer.body = failure->body;
+	answer.body_len = failure->body_len;
+	return &codec_read_token_answer(server->protocol == TOKEN_OAUTH, &answer)->refusal;
+}

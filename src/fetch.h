@@ -1,0 +1,59 @@
+/*-------------------------------------------------------------------------
+ *
+ * fetch.h
+ *	  One token request as a transfer.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/fetch.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_FETCH_H
+#define FEISHU_FETCH_H
+
+#include "codec.h"
+#include "http.h"
+#include "options.h"
+#include "token.h"
+
+/*
+ * What a transfer's owner points to: whoever drives the loop calls on_end for
+ * each transfer that has ended.
+ */
+typedef struct TransferListener
+{
+	void		(*on_end) (struct TransferListener *self, HttpTransfer *transfer);
+} TransferListener;
+
+/* Called at the end of a fetch; a NULL lease means that it failed. */
+typedef void (*FetchEnded) (void *arg, const TokenLease *lease, const HttpResult *result);
+
+/*
+ * Fetch a token and end the lease's duty by storing it, failing or giving up;
+ * the latter also when the memory context is reset before the end.  lease is
+ * copied; its own duty passes to the fetch.
+ */
+extern void token_fetch_start(MemoryContext parent, const FlowServer *server,
+							  TokenLease *lease, TimestampTz deadline,
+							  int connect_timeout_ms, FetchEnded ended, void *arg);
+
+/* What codec.h needs to know of an HTTP response. */
+static inline HttpAnswer
+http_answer(const HttpResult *result)
+{
+	HttpAnswer	answer;
+
+	answer.http_status = result->http_status;
+	answer.content_type = result->content_type;
+	answer.location = result->location;
+	answer.body = result->body ? result->body : "";
+	answer.body_len = result->body_len;
+	return answer;
+}
+
+/* The refusal in a failure that carries an answer. */
+extern FlowResponse *token_failure_response(const FlowServer *server,
+											const TokenFailure *failure);
+
+#endif							/* FEISHU_FETCH_H */

@@ -1,0 +1,261 @@
+/*-------------------------------------------------------------------------
+ *
+ * http.c
+ *	  HTTP transfers over one wait loop: libcurl's multi interface driven by
+ *	  a WaitEventSet.
+ *
+ * Together with http_transfer.c, which has the single transfer, this is the
+ * only code that knows of libcurl.  A process has one HttpLoop,
+ * made at the first request and kept until the process ends, so that
+ * connections, the DNS cache and loaded CA certificates outlive a call.
+ *
+ * Rules that everything here keeps:
+ *
+ * - A callback of libcurl never throws and never calls anything of PostgreSQL
+ *	 that can.  It writes to memory that is already there or comes from
+ *	 malloc, and reports trouble by a flag or its return value.
+ *
+ * - Signals are blocked around each libcurl call (curl_enter, curl_leave):
+ *	 a SIGQUIT handler must not run inside libcurl's malloc, and the threads
+ *	 that libcurl starts to resolve names inherit the mask, so that a signal
+ *	 meant for the backend is never delivered to one of them.
+ *
+ * - libcurl never waits.  http_loop_turn does, by waitset.c, on {latch,
+ *	 postmaster death, libcurl's sockets}, and then lets CHECK_FOR_INTERRUPTS
+ *	 have its say.
+ *
+ * Each transfer belongs to a memory context, whose reset callback removes it
+ * from the loop: that covers every error, cancel and termination.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/http.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "http_internal.h"
+
+/* Socket events handled in one turn. */
+#define HTTP_EVENTS_PER_TURN	64
+
+/* Idle connections kept by a process that makes one call at a time. */
+#define HTTP_MAX_IDLE_CONNECTIONS	8L
+
+static HttpLoop *the_loop = NULL;
+
+
+/* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
+
+/* CURLMOPT_SOCKETFUNCTION: libcurl says what it waits for on a socket. */
+static int
+on_socket(CURL *easy, curl_socket_t fd, int what, void *userp, void *socketp)
+{
+	HttpLoop   *loop = userp;
+	uint32		events = 0;
+
+	if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
+		events |= WL_SOCKET_READABLE;
+	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
+		events |= WL_SOCKET_WRITEABLE;
+	return waitset_want(loop->sockets, fd, events) ? 0 : -1;
+}
+
+/* CURLMOPT_TIMERFUNCTION: libcurl says when it wants to be called again. */
+static int
+on_timer(CURLM *multi, long timeout_ms, void *userp)
+{
+	HttpLoop   *loop = userp;
+
+	if (timeout_ms < 0)
+		loop->timer = DT_NOEND;
+	else if (timeout_ms == 0)
+		loop->timer = 0;		/* at once */
+	else
+		loop->timer = GetCurrentTimestamp() + (TimestampTz) timeout_ms * 1000;
+	return 0;
+}
+
+/* CURLOPT_OPENSOCKETFUNCTION */
+curl_socket_t
+http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *address)
+{
+	HttpLoop   *loop = userp;
+	curl_socket_t fd;
+	int			type = address->socktype;
+
+#ifdef SOCK_CLOEXEC
+	type |= SOCK_CLOEXEC;
+#endif
+	fd = socket(address->family, type, address->protocol);
+	if (fd >= 0 && !waitset_opened(loop->sockets, fd))
+	{
+		close(fd);
+		fd = CURL_SOCKET_BAD;
+	}
+	return fd;
+}
+
+/* CURLOPT_CLOSESOCKETFUNCTION */
+int
+http_close_socket(void *userp, curl_socket_t fd)
+{
+	HttpLoop   *loop = userp;
+
+	waitset_closed(loop->sockets, fd);
+	return close(fd);
+}
+
+
+/* ---------- The loop ---------- */
+
+HttpLoop *
+http_loop_get(void)
+{
+	static bool initialized = false;
+	HttpLoop   *loop;
+	sigset_t	saved;
+	bool		ok;
+
+	if (the_loop != NULL)
+		return the_loop;
+
+	loop = MemoryContextAllocZero(TopMemoryContext, sizeof(HttpLoop));
+	loop->sockets = waitset_create();
+	loop->timer = DT_NOEND;
+	dlist_init(&loop->done);
+
+	curl_enter(&saved);
+	if (!initialized)
+		initialized = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
+	if (initialized)
+		loop->multi = curl_multi_init();
+	ok = loop->multi != NULL &&
+		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETFUNCTION, on_socket) == CURLM_OK &&
+		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETDATA, loop) == CURLM_OK &&
+		curl_multi_setopt(loop->multi, CURLMOPT_TIMERFUNCTION, on_timer) == CURLM_OK &&
+		curl_multi_setopt(loop->multi, CURLMOPT_TIMERDATA, loop) == CURLM_OK &&
+		curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, HTTP_MAX_IDLE_CONNECTIONS) == CURLM_OK;
+	if (!ok && loop->multi != NULL)
+		curl_multi_cleanup(loop->multi);
+	curl_leave(&saved);
+
+	if (!ok)
+	{
+		pfree(loop->sockets);
+		pfree(loop);
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize libcurl")));
+	}
+	the_loop = loop;
+	return loop;
+}
+
+void
+http_loop_set_host_connections(HttpLoop *loop, int max)
+{
+	sigset_t	saved;
+
+	curl_enter(&saved);
+	curl_multi_setopt(loop->multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) max);
+	curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, max + HTTP_MAX_IDLE_CONNECTIONS);
+	curl_leave(&saved);
+}
+
+/* Let libcurl act on a socket, or on its timer with CURL_SOCKET_TIMEOUT. */
+static void
+loop_action(HttpLoop *loop, curl_socket_t fd, int events)
+{
+	int			running;
+
+	if (fd == CURL_SOCKET_TIMEOUT)
+		loop->timer = DT_NOEND; /* libcurl sets the next one, if any */
+	(void) curl_multi_socket_action(loop->multi, fd, events, &running);
+}
+
+/* Fetch the transfers that libcurl has ended.  Signals are blocked. */
+static void
+loop_collect(HttpLoop *loop)
+{
+	CURLMsg    *message;
+	int			left;
+
+	while ((message = curl_multi_info_read(loop->multi, &left)) != NULL)
+	{
+		char	   *transfer = NULL;
+
+		if (message->msg == CURLMSG_DONE &&
+			curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer) == CURLE_OK)
+			http_transfer_finish((HttpTransfer *) transfer, message->data.result);
+	}
+}
+
+void
+http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
+{
+	CHECK_FOR_INTERRUPTS();
+
+	for (;;)
+	{
+		SocketEvent events[HTTP_EVENTS_PER_TURN];
+		int			num_events;
+		bool		latch_set;
+		sigset_t	saved;
+
+		if (loop->timer <= GetCurrentTimestamp())
+		{
+			curl_enter(&saved);
+			loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
+			loop_collect(loop);
+			curl_leave(&saved);
+		}
+		if (!dlist_is_empty(&loop->done))
+			return;
+
+		num_events = waitset_wait(loop->sockets, Min(until, loop->timer), wait_event,
+								  events, lengthof(events), &latch_set);
+		if (num_events > 0)
+		{
+			curl_enter(&saved);
+			for (int i = 0; i < num_events; i++)
+				loop_action(loop, events[i].fd,
+							((events[i].events & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
+							((events[i].events & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
+			loop_collect(loop);
+			curl_leave(&saved);
+		}
+
+		CHECK_FOR_INTERRUPTS();
+		if (latch_set || !dlist_is_empty(&loop->done) ||
+			(!TIMESTAMP_IS_NOEND(until) && GetCurrentTimestamp() >= until))
+			return;
+	}
+}
+
+HttpTransfer *
+http_loop_next_done(HttpLoop *loop)
+{
+	HttpTransfer *transfer;
+
+	if (dlist_is_empty(&loop->done))
+		return NULL;
+	transfer = dlist_container(HttpTransfer, node, dlist_pop_head_node(&loop->done));
+	transfer->in_done = false;
+	return transfer;
+}
+
+const char *
+http_library_version(void)
+{
+	return curl_version();
+}

@@ -1,0 +1,136 @@
+/*-------------------------------------------------------------------------
+ *
+ * http.h
+ *	  HTTP transfers over one wait loop.  Nothing here knows of Feishu.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/http.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_HTTP_H
+#define FEISHU_HTTP_H
+
+#include "datatype/timestamp.h"
+#include "utils/palloc.h"
+
+typedef struct HttpLoop HttpLoop;
+typedef struct HttpTransfer HttpTransfer;
+
+#define HTTP_ERROR_SIZE		256 /* libcurl's CURL_ERROR_SIZE */
+#define HTTP_HEADER_SIZE	256 /* longest response header kept */
+
+/* One POST (or, with a NULL body, GET).  All strings are UTF-8. */
+typedef struct HttpRequest
+{
+	const char *url;
+	const char *content_type;	/* of the body */
+	const char *bearer;			/* Authorization: Bearer ..., or NULL */
+	const char *body;			/* NULL: GET.  Not copied: it must outlive the
+								 * transfer, best in the transfer's context */
+	size_t		body_len;
+	const char *proxy;			/* NULL: none, whatever the environment says */
+	const char *ca_file;		/* NULL: the system's */
+	TimestampTz deadline;
+	int			connect_timeout_ms;
+	size_t		max_response;	/* bytes; a longer answer is an error */
+	bool		resend_ok;		/* may be sent again without telling when a
+								 * reused connection turns out to be dead */
+} HttpRequest;
+
+/* How a transfer ended. */
+typedef enum HttpOutcome
+{
+	HTTP_PENDING,
+	HTTP_ANSWERED,				/* a complete HTTP response, any status */
+	HTTP_NO_CONNECTION,			/* DNS, TCP, proxy, TLS, or reset before any
+								 * byte of an answer */
+	HTTP_TIMEOUT,				/* deadline or connect timeout passed */
+	HTTP_BAD_ANSWER,			/* cut off, not HTTP, bad content encoding */
+	HTTP_TOO_LARGE				/* longer than max_response */
+} HttpOutcome;
+
+/* Where it went wrong, for advice. */
+typedef enum HttpTrouble
+{
+	HTTP_TROUBLE_NONE,
+	HTTP_TROUBLE_DNS,
+	HTTP_TROUBLE_PROXY,
+	HTTP_TROUBLE_CONNECT,
+	HTTP_TROUBLE_CERTIFICATE,	/* the peer's cannot be verified */
+	HTTP_TROUBLE_CA_FILE,		/* ours cannot be read */
+	HTTP_TROUBLE_TLS,
+	HTTP_TROUBLE_RESET,			/* closed or reset before an answer */
+	HTTP_TROUBLE_ANSWER,		/* the answer broke off or is not HTTP */
+	HTTP_TROUBLE_LOCAL			/* out of memory, descriptors, ... */
+} HttpTrouble;
+
+/*
+ * Lives as long as the transfer.  body may hold any bytes, NUL included; one
+ * more NUL follows them.
+ */
+typedef struct HttpResult
+{
+	HttpOutcome outcome;
+	bool		request_sent;	/* the peer may have received all of it */
+	long		http_status;	/* 0 when there was none */
+	char	   *body;
+	size_t		body_len;
+	double		reset_seconds;	/* x-ogw-ratelimit-reset, else Retry-After;
+								 * -1 when absent */
+	char		log_id[HTTP_HEADER_SIZE];	/* X-Tt-Logid, else X-Request-Id */
+	char		location[HTTP_HEADER_SIZE]; /* of a redirect */
+	char		content_type[HTTP_HEADER_SIZE];
+	HttpTrouble trouble;
+	const char *phase;			/* static: what it was doing when it ended,
+								 * e.g. "connecting" */
+	char		error[HTTP_ERROR_SIZE]; /* libcurl's words, no final period; ""
+										 * when ANSWERED */
+	int64		duration_us;
+} HttpResult;
+
+/*
+ * The process's one loop, made at the first use.  Throws when libcurl cannot
+ * be initialised.
+ */
+extern HttpLoop *http_loop_get(void);
+
+/* Cap on connections per host (0: none); the dispatcher sets it. */
+extern void http_loop_set_host_connections(HttpLoop *loop, int max);
+
+/*
+ * Begin a transfer.  It belongs to context: resetting or deleting that
+ * context gives the transfer up and frees all it holds, whatever its state.
+ * The request's strings are copied, but for the body.  owner is handed back by
+ * http_loop_next_done.  Throws 53200 when memory runs out; every other
+ * trouble is reported through the result.
+ */
+extern HttpTransfer *http_transfer_start(HttpLoop *loop, MemoryContext context,
+										 const HttpRequest *request, void *owner);
+
+/*
+ * Give a transfer up, or free a finished one, before its context goes.  The
+ * result goes with it.  Idempotent; does not throw.
+ */
+extern void http_transfer_free(HttpTransfer *transfer);
+
+extern const HttpResult *http_transfer_result(const HttpTransfer *transfer);
+extern void *http_transfer_owner(const HttpTransfer *transfer);
+
+/*
+ * One turn: move every transfer forward, wait until something happens or
+ * until "until" (DT_NOEND: for ever), and handle interrupts.  Returns as soon
+ * as a transfer has ended, the process latch was set, or the time is up.
+ * Throws only what CHECK_FOR_INTERRUPTS throws.  wait_event as in
+ * WaitLatch.
+ */
+extern void http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event);
+
+/* The next transfer that has ended and was not handed out, or NULL. */
+extern HttpTransfer *http_loop_next_done(HttpLoop *loop);
+
+/* Version of libcurl in use, for diagnostics. */
+extern const char *http_library_version(void);
+
+#endif							/* FEISHU_HTTP_H */

@@ -1,0 +1,83 @@
+/*-------------------------------------------------------------------------
+ *
+ * http_internal.h
+ *	  What http.c and http_transfer.c share; for no other file.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/http_internal.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_HTTP_INTERNAL_H
+#define FEISHU_HTTP_INTERNAL_H
+
+#include <curl/curl.h>
+#include <signal.h>
+
+#include "lib/ilist.h"
+#include "libpq/pqsignal.h"
+
+#include "compat.h"
+#include "http.h"
+#include "waitset.h"
+
+/* Idle easy handles kept for reuse: one makes a call about 10 us cheaper. */
+#define HTTP_MAX_IDLE_HANDLES	64
+
+struct HttpLoop
+{
+	CURLM	   *multi;
+	SocketWaitSet *sockets;
+	TimestampTz timer;			/* when libcurl wants to be called; DT_NOEND:
+								 * not at all */
+	CURL	   *idle[HTTP_MAX_IDLE_HANDLES];
+	int			num_idle;
+	dlist_head	done;			/* ended, not yet handed out */
+};
+
+struct HttpTransfer
+{
+	HttpLoop   *loop;
+	CURL	   *easy;			/* NULL once freed or ended */
+	struct curl_slist *headers;
+	void	   *owner;
+	dlist_node	node;			/* in loop->done */
+	bool		in_done;
+	bool		resend_ok;
+	bool		resent;			/* refused to send it a second time */
+	bool		private_ca;
+	bool		too_large;
+	bool		out_of_memory;
+	size_t		max_response;
+	size_t		body_size;		/* allocated */
+	bool		have_tt_logid;
+	bool		have_ogw_reset;
+	TimestampTz started;
+	HttpResult	result;
+	char		error_buffer[CURL_ERROR_SIZE];
+	MemoryContextCallback callback;
+};
+
+/* Block signals around calls of libcurl, see http.c. */
+static inline void
+curl_enter(sigset_t *saved)
+{
+	sigprocmask(SIG_SETMASK, &BlockSig, saved);
+}
+
+static inline void
+curl_leave(const sigset_t *saved)
+{
+	sigprocmask(SIG_SETMASK, saved, NULL);
+}
+
+/* http.c: callbacks of every easy handle */
+extern curl_socket_t http_open_socket(void *userp, curlsocktype purpose,
+									  struct curl_sockaddr *address);
+extern int	http_close_socket(void *userp, curl_socket_t fd);
+
+/* http_transfer.c: note the end of a transfer; signals are blocked */
+extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);
+
+#endif							/* FEISHU_HTTP_INTERNAL_H */

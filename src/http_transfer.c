@@ -1,0 +1,570 @@
+/*-------------------------------------------------------------------------
+ *
+ * http_transfer.c
+ *	  One HTTP transfer: its libcurl handle, the answer, and how it ended.
+ *
+ * An HttpTransfer lives in a memory context of the caller.  Its easy handle,
+ * headers and response buffer are malloc'ed; the context's reset callback
+ * frees them, in whatever state the transfer is, so that no error, cancel or
+ * termination leaves anything behind.
+ *
+ * The callbacks here gather the answer.  See http.c for the rules they keep.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/http_transfer.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <ctype.h>
+
+#include "storage/fd.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "http_internal.h"
+#include "version.h"
+
+/* First size of a response buffer; the usual answer is far shorter. */
+#define HTTP_INITIAL_BODY		1024
+
+static void transfer_detach(HttpTransfer *transfer, bool reusable);
+static void transfer_on_reset(void *arg);
+
+
+/* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
+
+/* CURLOPT_WRITEFUNCTION: a piece of the answer's body. */
+static size_t
+on_body(char *data, size_t size, size_t nmemb, void *userp)
+{
+	HttpTransfer *transfer = userp;
+	HttpResult *result = &transfer->result;
+	size_t		len = size * nmemb;
+
+	if (len > transfer->max_response - result->body_len)
+	{
+		transfer->too_large = true;
+		return 0;
+	}
+	if (result->body_len + len >= transfer->body_size)
+	{
+		size_t		wanted = Max(transfer->body_size, HTTP_INITIAL_BODY);
+		char	   *body;
+
+		while (wanted <= result->body_len + len)
+			wanted *= 2;
+		body = realloc(result->body, wanted);
+		if (body == NULL)
+		{
+			transfer->out_of_memory = true;
+			return 0;
+		}
+		result->body = body;
+		transfer->body_size = wanted;
+	}
+	memcpy(result->body + result->body_len, data, len);
+	result->body_len += len;
+	result->body[result->body_len] = '\0';
+	return len;
+}
+
+/* If line is the header "name", copy its value, trimmed and cut to size. */
+static bool
+header_value(const char *line, size_t len, const char *name, char *value, size_t size)
+{
+	size_t		name_len = strlen(name);
+
+	if (len <= name_len || line[name_len] != ':' ||
+		pg_strncasecmp(line, name, name_len) != 0)
+		return false;
+	line += name_len + 1;
+	len -= name_len + 1;
+	while (len > 0 && (*line == ' ' || *line == '\t'))
+		line++, len--;
+	while (len > 0 && isspace((unsigned char) line[len - 1]))
+		len--;
+	len = Min(len, size - 1);
+	memcpy(value, line, len);
+	value[len] = '\0';
+	return true;
+}
+
+/* CURLOPT_HEADERFUNCTION: keep the few that the caller wants to know of. */
+static size_t
+on_header(char *data, size_t size, size_t nmemb, void *userp)
+{
+	HttpTransfer *transfer = userp;
+	HttpResult *result = &transfer->result;
+	size_t		len = size * nmemb;
+	char		value[HTTP_HEADER_SIZE];
+
+	if (header_value(data, len, "x-tt-logid", value, sizeof(value)))
+	{
+		strcpy(result->log_id, value);
+		transfer->have_tt_logid = true;
+	}
+	else if (!transfer->have_tt_logid &&
+			 header_value(data, len, "x-request-id", value, sizeof(value)))
+		strcpy(result->log_id, value);
+	else if (header_value(data, len, "x-ogw-ratelimit-reset", value, sizeof(value)))
+	{
+		char	   *end;
+		double		seconds = strtod(value, &end);
+
+		if (end != value && seconds >= 0 && seconds <= 86400)
+		{
+			result->reset_seconds = seconds;
+			transfer->have_ogw_reset = true;
+		}
+	}
+	else if (header_value(data, len, "content-type", value, sizeof(value)))
+		strcpy(result->content_type, value);
+	else if (header_value(data, len, "location", value, sizeof(value)))
+		strcpy(result->location, value);
+	return len;
+}
+
+#ifdef FEISHU_HAVE_CURL_PREREQ
+
+/*
+ * CURLOPT_PREREQFUNCTION: the request is about to be sent on a connection.
+ *
+ * When a reused connection dies before the first byte of an answer, libcurl
+ * sends the request again on another by itself, though the peer may have
+ * acted on the first one.  Whether that is all right is the caller's to say.
+ */
+static int
+on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int local_port)
+{
+	HttpTransfer *transfer = userp;
+	long		sent = 0;
+
+	if (transfer->resend_ok)
+		return CURL_PREREQFUNC_OK;
+	if (curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent) == CURLE_OK &&
+		sent > 0)
+	{
+		transfer->resent = true;
+		return CURL_PREREQFUNC_ABORT;
+	}
+	return CURL_PREREQFUNC_OK;
+}
+
+#endif
+
+
+/* ---------- Easy handles ---------- */
+
+/* Settings that no request changes. */
+static bool
+handle_configure(HttpLoop *loop, CURL *easy)
+{
+	bool		ok = true;
+
+#define SET(option, value) ok = ok && curl_easy_setopt(easy, option, value) == CURLE_OK
+	SET(CURLOPT_NOSIGNAL, 1L);
+	SET(FEISHU_CURLOPT_PROTOCOLS, FEISHU_CURL_PROTOCOLS);
+	SET(CURLOPT_FOLLOWLOCATION, 0L);
+	SET(CURLOPT_SSL_VERIFYPEER, 1L);
+	SET(CURLOPT_SSL_VERIFYHOST, 2L);
+	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET(CURLOPT_USERAGENT, "feishu_flow/" FEISHU_FLOW_VERSION " PostgreSQL/" PG_VERSION);
+	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	SET(CURLOPT_OPENSOCKETFUNCTION, http_open_socket);
+	SET(CURLOPT_OPENSOCKETDATA, loop);
+	SET(CURLOPT_CLOSESOCKETFUNCTION, http_close_socket);
+	SET(CURLOPT_CLOSESOCKETDATA, loop);
+	SET(CURLOPT_WRITEFUNCTION, on_body);
+	SET(CURLOPT_HEADERFUNCTION, on_header);
+#ifdef FEISHU_HAVE_CURL_QUICK_EXIT
+	SET(CURLOPT_QUICK_EXIT, 1L);
+#endif
+#ifdef FEISHU_HAVE_CURL_PREREQ
+	SET(CURLOPT_PREREQFUNCTION, on_request);
+#endif
+	/* Optional features of a libcurl build: no harm if they are missing. */
+	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
+	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
+	return ok;
+}
+
+/* A configured handle, or NULL. */
+static CURL *
+handle_acquire(HttpLoop *loop)
+{
+	CURL	   *easy;
+
+	if (loop->num_idle > 0)
+		return loop->idle[--loop->num_idle];
+	easy = curl_easy_init();
+	if (easy != NULL && !handle_configure(loop, easy))
+	{
+		curl_easy_cleanup(easy);
+		easy = NULL;
+	}
+	return easy;
+}
+
+/*
+ * Keep a handle for the next request, or drop it.  One whose transfer failed
+ * is dropped: libcurl 8 carries some failures over to the next transfer, even
+ * through curl_easy_reset (curl issue 18206).
+ */
+static void
+handle_release(HttpLoop *loop, CURL *easy, bool reusable)
+{
+	if (reusable && loop->num_idle < HTTP_MAX_IDLE_HANDLES)
+		loop->idle[loop->num_idle++] = easy;
+	else
+		curl_easy_cleanup(easy);
+}
+
+
+/* ---------- How it ended ---------- */
+
+/* What was going on when a transfer ended, from the times libcurl keeps. */
+static const char *
+transfer_phase(CURL *easy)
+{
+	static const struct
+	{
+		CURLINFO	info;
+		const char *phase;
+	}			phases[] =
+	{
+		{CURLINFO_NAMELOOKUP_TIME, gettext_noop("resolving the host name")},
+		{CURLINFO_CONNECT_TIME, gettext_noop("connecting")},
+		{CURLINFO_PRETRANSFER_TIME, gettext_noop("establishing the connection")},
+		{CURLINFO_STARTTRANSFER_TIME, gettext_noop("waiting for the answer")}
+	};
+
+	for (int i = 0; i < (int) lengthof(phases); i++)
+	{
+		double		seconds = 0;
+
+		if (curl_easy_getinfo(easy, phases[i].info, &seconds) == CURLE_OK && seconds <= 0)
+			return phases[i].phase;
+	}
+	return gettext_noop("receiving the answer");
+}
+
+/* libcurl's result code in terms of the caller. */
+static void
+classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
+{
+	HttpResult *result = &transfer->result;
+
+	result->phase = transfer_phase(transfer->easy);
+	if (transfer->too_large)
+	{
+		result->outcome = HTTP_TOO_LARGE;
+		return;
+	}
+
+	switch (code)
+	{
+		case CURLE_OK:
+			result->outcome = HTTP_ANSWERED;
+			return;
+		case CURLE_OPERATION_TIMEDOUT:
+			result->outcome = HTTP_TIMEOUT;
+			return;
+		case CURLE_FILESIZE_EXCEEDED:
+			result->outcome = HTTP_TOO_LARGE;
+			return;
+
+			/* not HTTP, or not as it says */
+		case CURLE_UNSUPPORTED_PROTOCOL:	/* "HTTP/0.9" */
+		case CURLE_WEIRD_SERVER_REPLY:
+		case CURLE_BAD_CONTENT_ENCODING:
+		case CURLE_PARTIAL_FILE:
+			result->outcome = HTTP_BAD_ANSWER;
+			result->trouble = HTTP_TROUBLE_ANSWER;
+			return;
+
+		case CURLE_COULDNT_RESOLVE_HOST:
+			result->trouble = HTTP_TROUBLE_DNS;
+			break;
+		case CURLE_COULDNT_RESOLVE_PROXY:
+		case CURLE_PROXY:
+			result->trouble = HTTP_TROUBLE_PROXY;
+			break;
+		case CURLE_COULDNT_CONNECT:
+			result->trouble = HTTP_TROUBLE_CONNECT;
+			break;
+		case CURLE_PEER_FAILED_VERIFICATION:
+		case CURLE_SSL_ISSUER_ERROR:
+			result->trouble = HTTP_TROUBLE_CERTIFICATE;
+			break;
+		case CURLE_SSL_CACERT_BADFILE:
+			result->trouble = HTTP_TROUBLE_CA_FILE;
+			break;
+		case CURLE_SSL_CONNECT_ERROR:
+		case CURLE_SSL_CIPHER:
+		case CURLE_SSL_CERTPROBLEM:
+		case CURLE_SSL_ENGINE_NOTFOUND:
+			result->trouble = HTTP_TROUBLE_TLS;
+			break;
+		case CURLE_OUT_OF_MEMORY:
+		case CURLE_FAILED_INIT:
+			result->trouble = HTTP_TROUBLE_LOCAL;
+			break;
+		default:
+			result->trouble = HTTP_TROUBLE_RESET;
+			break;
+	}
+	if (transfer->out_of_memory)
+		result->trouble = HTTP_TROUBLE_LOCAL;
+
+	/* An answer that broke off is not the same as none. */
+	if (result->trouble == HTTP_TROUBLE_RESET && answer_began)
+	{
+		result->outcome = HTTP_BAD_ANSWER;
+		result->trouble = HTTP_TROUBLE_ANSWER;
+	}
+	else
+		result->outcome = HTTP_NO_CONNECTION;
+}
+
+/*
+ * Note a transfer's end: what happened, in terms of the caller.  Runs with
+ * signals blocked, and does not throw.
+ */
+void
+http_transfer_finish(HttpTransfer *transfer, CURLcode code)
+{
+	HttpResult *result = &transfer->result;
+	long		sent = 0;
+	double		first_byte = 0;
+	const char *text = transfer->error_buffer;
+	size_t		len;
+
+	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
+	curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent);
+	curl_easy_getinfo(transfer->easy, CURLINFO_STARTTRANSFER_TIME, &first_byte);
+	result->request_sent = sent > 0;
+	result->duration_us = GetCurrentTimestamp() - transfer->started;
+
+	if (code == CURLE_OK && !transfer->have_ogw_reset)
+	{
+		curl_off_t	seconds = 0;
+
+		if (curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &seconds) == CURLE_OK &&
+			seconds > 0)
+			result->reset_seconds = Min(seconds, 86400);
+	}
+
+	classify(transfer, code, first_byte > 0);
+
+	if (code != CURLE_OK)
+	{
+		if (transfer->resent)
+			text = "the connection was closed before an answer came";
+		else if (text[0] == '\0')
+			text = curl_easy_strerror(code);
+		strlcpy(result->error, text, sizeof(result->error));
+		len = strlen(result->error);
+		while (len > 0 && (result->error[len - 1] == '.' ||
+						   isspace((unsigned char) result->error[len - 1])))
+			result->error[--len] = '\0';
+	}
+	transfer_detach(transfer, code == CURLE_OK);
+	dlist_push_tail(&transfer->loop->done, &transfer->node);
+	transfer->in_done = true;
+}
+
+
+/* ---------- Transfers ---------- */
+
+/* Set up the easy handle for one request.  Does not throw. */
+static bool
+transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
+{
+	CURL	   *easy = transfer->easy;
+	TimestampTz now = transfer->started;
+	long		timeout_ms;
+	bool		ok = true;
+
+	/* 0 would mean no limit */
+	timeout_ms = (long) Min((request->deadline - now + 999) / 1000, INT_MAX);
+	timeout_ms = Max(timeout_ms, 1);
+
+	SET(CURLOPT_PRIVATE, (char *) transfer);
+	SET(CURLOPT_URL, request->url);
+	SET(CURLOPT_PROXY, request->proxy ? request->proxy : "");
+	SET(CURLOPT_TIMEOUT_MS, timeout_ms);
+	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Max(request->connect_timeout_ms, 1));
+	SET(CURLOPT_WRITEDATA, transfer);
+	SET(CURLOPT_HEADERDATA, transfer);
+	SET(CURLOPT_ERRORBUFFER, transfer->error_buffer);
+	SET(CURLOPT_HTTPHEADER, transfer->headers);
+	if (request->body != NULL)
+	{
+		SET(CURLOPT_POST, 1L);
+		SET(CURLOPT_POSTFIELDS, request->body);
+		SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) request->body_len);
+	}
+	else
+		SET(CURLOPT_HTTPGET, 1L);
+	if (request->ca_file != NULL)
+	{
+		/* this CA alone: a private server is not to be vouched for by others */
+		SET(CURLOPT_CAINFO, request->ca_file);
+		(void) curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
+	}
+#ifdef FEISHU_HAVE_CURL_PREREQ
+	SET(CURLOPT_PREREQDATA, transfer);
+#else
+	/* a connection that was never used before is never retried on */
+	SET(CURLOPT_FRESH_CONNECT, request->resend_ok ? 0L : 1L);
+#endif
+	return ok;
+}
+
+/* Append "name: value" to the headers; the caller wipes them. */
+static bool
+transfer_add_header(HttpTransfer *transfer, const char *name, const char *value)
+{
+	char	   *line = psprintf("%s: %s", name, value);
+	struct curl_slist *headers;
+	sigset_t	saved;
+
+	curl_enter(&saved);
+	headers = curl_slist_append(transfer->headers, line);
+	curl_leave(&saved);
+	explicit_bzero(line, strlen(line));
+	pfree(line);
+	if (headers == NULL)
+		return false;
+	transfer->headers = headers;
+	return true;
+}
+
+HttpTransfer *
+http_transfer_start(HttpLoop *loop, MemoryContext context,
+					const HttpRequest *request, void *owner)
+{
+	HttpTransfer *transfer;
+	MemoryContext old_context;
+	sigset_t	saved;
+	bool		ok;
+
+	old_context = MemoryContextSwitchTo(context);
+	transfer = palloc0(sizeof(HttpTransfer));
+	transfer->loop = loop;
+	transfer->owner = owner;
+	transfer->resend_ok = request->resend_ok;
+	transfer->private_ca = request->ca_file != NULL;
+	transfer->max_response = request->max_response;
+	transfer->started = GetCurrentTimestamp();
+	transfer->result.reset_seconds = -1;
+	transfer->callback.func = transfer_on_reset;
+	transfer->callback.arg = transfer;
+	MemoryContextRegisterResetCallback(context, &transfer->callback);
+
+	/* libcurl would wait for "100 Continue" before a large body */
+	ok = transfer_add_header(transfer, "Expect", "");
+	if (ok && request->content_type != NULL)
+		ok = transfer_add_header(transfer, "Content-Type", request->content_type);
+	if (ok && request->bearer != NULL)
+	{
+		char	   *value = psprintf("Bearer %s", request->bearer);
+
+		ok = transfer_add_header(transfer, "Authorization", value);
+		explicit_bzero(value, strlen(value));
+		pfree(value);
+	}
+	MemoryContextSwitchTo(old_context);
+
+	if (ok)
+	{
+		curl_enter(&saved);
+		transfer->easy = handle_acquire(loop);
+		ok = transfer->easy != NULL && transfer_configure(transfer, request) &&
+			curl_multi_add_handle(loop->multi, transfer->easy) == CURLM_OK;
+		if (!ok && transfer->easy != NULL)
+		{
+			curl_easy_cleanup(transfer->easy);
+			transfer->easy = NULL;
+		}
+		curl_leave(&saved);
+	}
+	if (!ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Could not set up an HTTP request.")));
+
+	/* tell fd.c of the socket, so that it keeps its own files within limits */
+	ReserveExternalFD();
+	return transfer;
+}
+
+/* Take the easy handle from the loop.  Signals are blocked. */
+static void
+transfer_detach(HttpTransfer *transfer, bool reusable)
+{
+	CURL	   *easy = transfer->easy;
+
+	transfer->easy = NULL;
+	curl_multi_remove_handle(transfer->loop->multi, easy);
+	/* a NULL CURLOPT_CAINFO is not the default one: such a handle goes */
+	handle_release(transfer->loop, easy, reusable && !transfer->private_ca);
+	for (struct curl_slist *header = transfer->headers; header != NULL; header = header->next)
+		explicit_bzero(header->data, strlen(header->data));
+	curl_slist_free_all(transfer->headers);
+	transfer->headers = NULL;
+	ReleaseExternalFD();
+}
+
+/* Reset callback of the memory context that the transfer belongs to. */
+static void
+transfer_on_reset(void *arg)
+{
+	HttpTransfer *transfer = arg;
+	sigset_t	saved;
+
+	curl_enter(&saved);
+	if (transfer->easy != NULL)
+		transfer_detach(transfer, false);
+	curl_slist_free_all(transfer->headers);
+	transfer->headers = NULL;
+	if (transfer->result.body != NULL)
+	{
+		/* it may be the answer to a token request */
+		explicit_bzero(transfer->result.body, transfer->result.body_len);
+		free(transfer->result.body);
+		transfer->result.body = NULL;
+	}
+	curl_leave(&saved);
+
+	if (transfer->in_done)
+	{
+		dlist_delete(&transfer->node);
+		transfer->in_done = false;
+	}
+}
+
+void
+http_transfer_free(HttpTransfer *transfer)
+{
+	/* what is left is for the memory context, whose callback finds no work */
+	transfer_on_reset(transfer);
+}
+
+const HttpResult *
+http_transfer_result(const HttpTransfer *transfer)
+{
+	return &transfer->result;
+}
+
+void *
+http_transfer_owner(const HttpTransfer *transfer)
+{
+	return transfer->owner;
+}

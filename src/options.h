@@ -1,0 +1,71 @@
+/*-------------------------------------------------------------------------
+ *
+ * options.h
+ *	  SQL/MED options: the validator, and FlowServer, which is a foreign
+ *	  server together with the credentials of one role.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/options.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_OPTIONS_H
+#define FEISHU_OPTIONS_H
+
+/* How a tenant_access_token is obtained. */
+typedef enum TokenProtocol
+{
+	TOKEN_FIXED,				/* the user mapping holds the token itself */
+	TOKEN_LEGACY,				/* JSON to .../tenant_access_token/internal */
+	TOKEN_OAUTH					/* form to .../oauth/v3/token */
+} TokenProtocol;
+
+/* A rate "requests per seconds"; requests = 0 means unlimited. */
+typedef struct FlowRate
+{
+	double		requests;		/* so many requests ... */
+	int			window_ms;		/* ... in each window of this length */
+} FlowRate;
+
+/*
+ * All strings are palloc'd in the context that was current at the lookup and
+ * in the database encoding.  Values that the catalogs do not give are NULL,
+ * or -1 for integers; base_url and token_url are always set.  base_url has no
+ * trailing slash.
+ */
+typedef struct FlowServer
+{
+	Oid			serverid;
+	Oid			userid;			/* whose mapping this is */
+	char	   *name;
+	char	   *base_url;
+	char	   *token_url;
+	TokenProtocol protocol;
+	char	   *operator_json;	/* text of the default operator, or NULL */
+	int			timeout_ms;		/* or -1 */
+	int			connect_timeout_ms; /* or -1 */
+	FlowRate	max_rate;
+	int			max_concurrency;	/* or -1 */
+	char	   *ca_file;		/* or NULL */
+	char	   *proxy;			/* or NULL */
+	char	   *app_id;			/* or NULL with TOKEN_FIXED */
+	char	   *app_secret;		/* or NULL with TOKEN_FIXED */
+	char	   *fixed_token;	/* only with TOKEN_FIXED */
+} FlowServer;
+
+/*
+ * Look up the server "name" (NULL: the setting feishu_flow.server) and the
+ * credentials of userid, in the catalogs, now.
+ *
+ * Throws 42704 when there is no such server, 42809 when it belongs to another
+ * wrapper, 42501 without USAGE, 42704 without a user mapping, 22023 when the
+ * mapping lacks app_id, app_secret and tenant_access_token; each with a HINT
+ * that says what to type.
+ */
+extern FlowServer *options_lookup_server(const char *name, Oid userid);
+
+/* Wipe the secrets of a FlowServer.  It cannot be used afterwards. */
+extern void options_forget_secrets(FlowServer *server);
+
+#endif							/* FEISHU_OPTIONS_H */

@@ -1,0 +1,207 @@
+/*-------------------------------------------------------------------------
+ *
+ * request.c
+ *	  Arguments of execute_flow and enqueue_flow to a checked FlowRequest.
+ *
+ * Everything that the platform would refuse for its form is refused here,
+ * before anything is sent or queued, with the argument's name.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/request.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/numeric.h"
+
+#include "request.h"
+
+/* Positions of the arguments. */
+#define ARG_NAMESPACE		0
+#define ARG_FLOW_ID			1
+#define ARG_OPERATOR		2
+#define ARG_PARAMS			3
+#define ARG_IS_ASYNC		4
+#define ARG_IDEMPOTENT_KEY	5
+#define ARG_LOOP_MASKS		6
+
+/* The document allows 0 to 20. */
+#define MAX_LOOP_MASKS		20
+
+/*
+ * The document gives no limit for the key.  Its example is a short word and
+ * its advice a UUID; this leaves ample room and keeps indexes possible.
+ */
+#define MAX_KEY_LENGTH		255
+
+/* The member of an object, or NULL; the object is known to be one. */
+static JsonbValue *
+object_member(Jsonb *object, const char *name, JsonbValue *value)
+{
+	return getKeyJsonValueFromContainer(&object->root, name, strlen(name), value);
+}
+
+/* Is a jsonb number an integer in the range of int64? */
+static bool
+is_int64(Numeric number)
+{
+	Datum		truncated = DirectFunctionCall2(numeric_trunc,
+												NumericGetDatum(number), Int32GetDatum(0));
+	Datum		low = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MIN));
+	Datum		high = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MAX));
+
+	return DatumGetBool(DirectFunctionCall2(numeric_eq, NumericGetDatum(number), truncated)) &&
+		DatumGetBool(DirectFunctionCall2(numeric_ge, NumericGetDatum(number), low)) &&
+		DatumGetBool(DirectFunctionCall2(numeric_le, NumericGetDatum(number), high));
+}
+
+const char *
+request_check_operator(Jsonb *operator_id)
+{
+	JsonbValue	value;
+	bool		has_id = false;
+	bool		has_email = false;
+
+	if (!JB_ROOT_IS_OBJECT(operator_id))
+		return gettext_noop("must be a JSON object");
+	if (object_member(operator_id, "_id", &value) != NULL && value.type != jbvNull)
+	{
+		if (value.type != jbvNumeric || !is_int64(value.val.numeric))
+			return gettext_noop("must have an integer in the range of bigint as \"_id\"");
+		has_id = true;
+	}
+	if (object_member(operator_id, "email", &value) != NULL && value.type != jbvNull)
+	{
+		if (value.type != jbvString ||
+			(value.val.string.len > 0 &&
+			 memchr(value.val.string.val, '@', value.val.string.len) == NULL))
+			return gettext_noop("must have an e-mail address as \"email\"");
+		has_email = value.val.string.len > 0;
+	}
+	if (!has_id && !has_email)
+		return gettext_noop("must have \"_id\" or \"email\"");
+	return NULL;
+}
+
+/* Throw that an argument is wrong. */
+static void
+report_argument(const char *argument, const char *problem, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("argument \"%s\" %s", argument, _(problem)),
+			 hint ? errhint("%s", _(hint)) : 0));
+}
+
+/* namespace or flow_id */
+static void
+check_segment(const char *argument, const char *text, const char *hint)
+{
+	const char *problem;
+
+	if (text == NULL)
+		report_argument(argument, gettext_noop("must not be null"), hint);
+	problem = codec_check_segment(text);
+	if (problem != NULL)
+		report_argument(argument, problem, hint);
+}
+
+static void
+check_key(const char *key)
+{
+	size_t		len = strlen(key);
+
+	if (len == 0)
+		report_argument("idempotent_key", gettext_noop("must not be empty"),
+						gettext_noop("Leave it null, or give each start of a flow a value of its own, such as a UUID."));
+	if (len > MAX_KEY_LENGTH)
+		report_argument("idempotent_key", gettext_noop("is longer than 255 bytes"), NULL);
+	for (const char *p = key; *p != '\0'; p++)
+	{
+		if ((unsigned char) *p < ' ' || *p == 0x7f)
+			report_argument("idempotent_key", gettext_noop("contains a control character"), NULL);
+	}
+}
+
+static void
+check_loop_masks(Jsonb *loop_masks)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	if (!JB_ROOT_IS_ARRAY(loop_masks) || JB_ROOT_IS_SCALAR(loop_masks))
+		report_argument("loop_masks", gettext_noop("must be a JSON array"), NULL);
+	if (JB_ROOT_COUNT(loop_masks) > MAX_LOOP_MASKS)
+		report_argument("loop_masks", gettext_noop("must not have more than 20 elements"), NULL);
+	iterator = JsonbIteratorInit(&loop_masks->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_ELEM && value.type != jbvString)
+			report_argument("loop_masks", gettext_noop("must have only strings as elements"), NULL);
+	}
+}
+
+void
+request_check(const FlowRequest *request)
+{
+	const char *problem;
+
+	check_segment("namespace", request->namespace_name,
+				  gettext_noop("The low-code platform shows it under application management; it looks like package_7344545d87__c."));
+	check_segment("flow_id", request->flow_id,
+				  gettext_noop("It is the flow's API name, which the low-code platform shows in the table of flows."));
+
+	if (request->operator_id == NULL)
+		report_argument("operator", gettext_noop("must not be null, since the server has no default operator"),
+						gettext_noop("Give it, like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}', or set the server's operator option."));
+	problem = request_check_operator(request->operator_id);
+	if (problem != NULL)
+		report_argument("operator", problem,
+						gettext_noop("Write it like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}': the user of the low-code platform in whose name the flow runs."));
+
+	if (request->params != NULL && !JB_ROOT_IS_OBJECT(request->params))
+		report_argument("params", gettext_noop("must be a JSON object"),
+						gettext_noop("Its members are the flow's input parameters by API name; leave it null when the flow has none."));
+	if (request->idempotent_key != NULL)
+		check_key(request->idempotent_key);
+	if (request->loop_masks != NULL)
+		check_loop_masks(request->loop_masks);
+}
+
+/* A text argument as a string, or NULL. */
+static char *
+text_argument(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(n));
+}
+
+/* A jsonb argument, or NULL. */
+static Jsonb *
+jsonb_argument(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NULL : PG_GETARG_JSONB_P(n);
+}
+
+FlowRequest *
+request_from_arguments(FunctionCallInfo fcinfo, const char *default_operator)
+{
+	FlowRequest *request = palloc0(sizeof(FlowRequest));
+
+	request->namespace_name = text_argument(fcinfo, ARG_NAMESPACE);
+	request->flow_id = text_argument(fcinfo, ARG_FLOW_ID);
+	request->operator_id = jsonb_argument(fcinfo, ARG_OPERATOR);
+	if (request->operator_id == NULL && default_operator != NULL)
+		request->operator_id =
+			DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(default_operator)));
+	request->params = jsonb_argument(fcinfo, ARG_PARAMS);
+	request->is_async = !PG_ARGISNULL(ARG_IS_ASYNC) && PG_GETARG_BOOL(ARG_IS_ASYNC);
+	request->idempotent_key = text_argument(fcinfo, ARG_IDEMPOTENT_KEY);
+	request->loop_masks = jsonb_argument(fcinfo, ARG_LOOP_MASKS);
+	request_check(request);
+	return request;
+}

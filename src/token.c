@@ -1,0 +1,480 @@
+/*-------------------------------------------------------------------------
+ *
+ * token.c
+ *	  Cache of tenant access tokens, with one fetch at a time for each app.
+ *
+ * With shared_preload_libraries the cache is in shared memory and serves all
+ * backends of the cluster; else each process has a small one of its own.  The
+ * cache never talks to the platform: it hands the duty to fetch to exactly one
+ * caller, a "flight", and tells the others to wait.
+ *
+ * A token is good until it expires.  In the last part of its life one caller
+ * is told to fetch another while everybody still uses the old one: the
+ * platform issues a new token when less than 30 minutes are left, and both
+ * stay valid (PLATFORM.md), so that no call ever waits for a token but the
+ * first.
+ *
+ * A flight ends by a token, by a failure that those who waited share, or by
+ * being given up.  It also ends at its deadline: should its process be stuck,
+ * the next caller takes over.  The end wakes all who wait, by one condition
+ * variable for the whole cache: fetches are rare.
+ *
+ * The lock protects everything in TokenCache and is held only to copy.  All
+ * of it is plain data.  A slot is found by its key each time, since it may be
+ * given to another app between two calls.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/token.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/cryptohash.h"
+#include "common/sha2.h"
+#include "miscadmin.h"
+#include "storage/condition_variable.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "guc.h"
+#include "token.h"
+
+#define TOKEN_TRANCHE			"feishu_flow_token"
+
+/* Apps that a process without the shared cache remembers. */
+#define TOKEN_LOCAL_APPS		16
+
+/*
+ * The platform gives a new token when less than 30 minutes are left, and the
+ * same one before; the margin leaves room for clocks that disagree.  Shorter
+ * lives (a token that was handed out late, private deployments) are refreshed
+ * in their last quarter.
+ */
+#define TOKEN_REFRESH_SECONDS	(25 * 60)
+
+/* No token lives longer (PLATFORM.md), whatever an answer claims. */
+#define TOKEN_MAX_SECONDS		(2 * 60 * 60)
+
+/* After a refresh failed while the token is still good, pause so long. */
+#define TOKEN_REFRESH_PAUSE_MS	(30 * 1000)
+
+typedef struct TokenSlot
+{
+	TimestampTz last_used;
+	/* the token */
+	uint64		generation;		/* changes with each token stored */
+	int			length;			/* 0: none */
+	TimestampTz expires_at;
+	TimestampTz refresh_at;
+	/* the fetch under way */
+	uint64		flight;			/* its number, 0: none */
+	TimestampTz flight_deadline;
+	/* the last fetch that failed */
+	uint64		failed_flight;
+	TokenFailure failure;
+	char		token[TOKEN_MAX_LENGTH];
+} TokenSlot;
+
+typedef struct TokenCache
+{
+	LWLock	   *lock;			/* NULL: not shared */
+	ConditionVariable ended;	/* a fetch has ended */
+	uint64		counter;		/* last generation or flight given out */
+	int			num_slots;
+	int			num_used;		/* the first so many are in use */
+	TokenKey	keys[FLEXIBLE_ARRAY_MEMBER];	/* then the slots */
+} TokenCache;
+
+static TokenCache *cache = NULL;
+static TokenSlot *slots = NULL;
+
+
+/* ---------- Memory ---------- */
+
+static Size
+cache_size(int num_slots)
+{
+	Size		size = offsetof(TokenCache, keys);
+
+	size = add_size(size, mul_size(num_slots, sizeof(TokenKey)));
+	return add_size(MAXALIGN(size), mul_size(num_slots, sizeof(TokenSlot)));
+}
+
+/* Where the slots are. */
+static TokenSlot *
+cache_slots(TokenCache *memory)
+{
+	Size		size = offsetof(TokenCache, keys) + memory->num_slots * sizeof(TokenKey);
+
+	return (TokenSlot *) ((char *) memory + MAXALIGN(size));
+}
+
+/* Tokens are no business of a core dump.  Best effort. */
+static void
+cache_keep_out_of_core(void *memory, Size size)
+{
+#ifdef MADV_DONTDUMP
+	uintptr_t	page = sysconf(_SC_PAGESIZE);
+	uintptr_t	start = TYPEALIGN(page, (uintptr_t) memory);
+	uintptr_t	end = TYPEALIGN_DOWN(page, (uintptr_t) memory + size);
+
+	if (start < end)
+		(void) madvise((void *) start, end - start, MADV_DONTDUMP);
+#endif
+}
+
+void
+token_request_shmem(void)
+{
+	RequestAddinShmemSpace(cache_size(feishu_guc_max_apps));
+	RequestNamedLWLockTranche(TOKEN_TRANCHE, 1);
+}
+
+void
+token_startup_shmem(void)
+{
+	TokenCache *memory;
+	bool		found;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	memory = ShmemInitStruct("feishu_flow tokens", cache_size(feishu_guc_max_apps), &found);
+	if (!found)
+	{
+		memset(memory, 0, cache_size(feishu_guc_max_apps));
+		memory->lock = &GetNamedLWLockTranche(TOKEN_TRANCHE)->lock;
+		ConditionVariableInit(&memory->ended);
+		memory->num_slots = feishu_guc_max_apps;
+		cache_keep_out_of_core(memory, cache_size(feishu_guc_max_apps));
+	}
+	LWLockRelease(AddinShmemInitLock);
+	cache = memory;
+	slots = cache_slots(memory);
+}
+
+/* Make the cache of a process that has no shared one. */
+static void
+cache_ensure(void)
+{
+	TokenCache *memory;
+
+	if (cache != NULL)
+		return;
+	memory = MemoryContextAllocZero(TopMemoryContext, cache_size(TOKEN_LOCAL_APPS));
+	memory->num_slots = TOKEN_LOCAL_APPS;
+	cache = memory;
+	slots = cache_slots(memory);
+}
+
+static inline void
+cache_lock(LWLockMode mode)
+{
+	if (cache->lock != NULL)
+		LWLockAcquire(cache->lock, mode);
+}
+
+static inline void
+cache_unlock(void)
+{
+	if (cache->lock != NULL)
+		LWLockRelease(cache->lock);
+}
+
+static inline void
+cache_wake_waiters(void)
+{
+	if (cache->lock != NULL)
+		ConditionVariableBroadcast(&cache->ended);
+}
+
+
+/* ---------- Keys and slots ---------- */
+
+/* Add one part to a hash, with its length, so that parts cannot run together. */
+static bool
+hash_part(pg_cryptohash_ctx *hash, const char *part)
+{
+	uint32		len = part ? strlen(part) : 0;
+
+	return pg_cryptohash_update(hash, (uint8 *) &len, sizeof(len)) >= 0 &&
+		pg_cryptohash_update(hash, (const uint8 *) (part ? part : ""), len) >= 0;
+}
+
+void
+token_key_init(TokenKey *key, const FlowServer *server)
+{
+	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA256);
+	bool		ok;
+
+	ok = hash != NULL && pg_cryptohash_init(hash) >= 0 &&
+		hash_part(hash, server->base_url) &&
+		hash_part(hash, server->token_url) &&
+		hash_part(hash, server->app_id) &&
+		hash_part(hash, server->app_secret) &&
+		pg_cryptohash_final(hash, key->bytes, sizeof(key->bytes)) >= 0;
+	if (hash != NULL)
+		pg_cryptohash_free(hash);
+	if (!ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not compute a SHA-256 hash")));
+}
+
+/* The slot of a key, or NULL.  The lock is held. */
+static TokenSlot *
+slot_find(const TokenKey *key)
+{
+	for (int i = 0; i < cache->num_used; i++)
+	{
+		if (memcmp(&cache->keys[i], key, sizeof(TokenKey)) == 0)
+			return &slots[i];
+	}
+	return NULL;
+}
+
+/*
+ * The slot of a key, a new one if need be: a free one, or else the least
+ * recently used.  NULL when fetches are under way in all.  The lock is held
+ * exclusively.
+ */
+static TokenSlot *
+slot_find_or_add(const TokenKey *key, TimestampTz now)
+{
+	TokenSlot  *slot = slot_find(key);
+	int			victim = -1;
+
+	if (slot != NULL)
+		return slot;
+	if (cache->num_used < cache->num_slots)
+		victim = cache->num_used++;
+	else
+	{
+		for (int i = 0; i < cache->num_used; i++)
+		{
+			if (slots[i].flight != 0 && slots[i].flight_deadline > now)
+				continue;
+			if (victim < 0 || slots[i].last_used < slots[victim].last_used)
+				victim = i;
+		}
+	}
+	if (victim < 0)
+		return NULL;
+	cache->keys[victim] = *key;
+	memset(&slots[victim], 0, sizeof(TokenSlot));
+	return &slots[victim];
+}
+
+/* Hand the token of a slot to a caller.  The lock is held. */
+static void
+slot_hand_out(TokenSlot *slot, TokenLease *lease, TimestampTz now)
+{
+	memcpy(lease->token, slot->token, slot->length);
+	lease->token[slot->length] = '\0';
+	lease->generation = slot->generation;
+	/* only a hint for the choice of a victim, so a shared lock will do */
+	slot->last_used = now;
+}
+
+static inline bool
+slot_has_token(const TokenSlot *slot, TimestampTz now)
+{
+	return slot->length > 0 && slot->expires_at > now;
+}
+
+/* Give the duty to fetch to a caller.  The lock is held exclusively. */
+static void
+slot_start_flight(TokenSlot *slot, TokenLease *lease, TimestampTz deadline)
+{
+	slot->flight = ++cache->counter;
+	slot->flight_deadline = deadline;
+	lease->flight = slot->flight;
+	lease->fetching = true;
+}
+
+/* The slot in which a caller's fetch is still the one under way, or NULL. */
+static TokenSlot *
+slot_of_flight(TokenLease *lease)
+{
+	TokenSlot  *slot = slot_find(&lease->key);
+
+	return slot != NULL && slot->flight == lease->flight ? slot : NULL;
+}
+
+
+/* ---------- The cache ---------- */
+
+TokenState
+token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failure)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TokenState	state;
+	TokenSlot  *slot;
+
+	cache_ensure();
+
+	/* Nearly always: a token that is young enough. */
+	cache_lock(LW_SHARED);
+	slot = slot_find(&lease->key);
+	if (slot != NULL && slot_has_token(slot, now) && slot->refresh_at > now)
+	{
+		slot_hand_out(slot, lease, now);
+		cache_unlock();
+		return TOKEN_READY;
+	}
+	cache_unlock();
+
+	cache_lock(LW_EXCLUSIVE);
+	slot = slot_find_or_add(&lease->key, now);
+	if (slot == NULL)
+	{
+		/* No room: the caller fetches for itself alone. */
+		lease->flight = 0;
+		lease->fetching = true;
+		state = TOKEN_FETCH;
+	}
+	else
+	{
+		bool		in_flight = slot->flight != 0 && slot->flight_deadline > now;
+
+		if (slot_has_token(slot, now))
+		{
+			slot_hand_out(slot, lease, now);
+			state = TOKEN_READY;
+			if (slot->refresh_at <= now && !in_flight)
+			{
+				slot_start_flight(slot, lease, deadline);
+				state = TOKEN_READY_REFRESH;
+			}
+		}
+		else if (lease->flight != 0 && slot->failed_flight == lease->flight)
+		{
+			*failure = slot->failure;
+			lease->flight = 0;
+			state = TOKEN_FAILED;
+		}
+		else if (in_flight)
+		{
+			lease->flight = slot->flight;
+			lease->retry_at = slot->flight_deadline;
+			state = TOKEN_WAIT;
+		}
+		else
+		{
+			slot_start_flight(slot, lease, deadline);
+			state = TOKEN_FETCH;
+		}
+	}
+	cache_unlock();
+	return state;
+}
+
+void
+token_cache_store(TokenLease *lease, const char *token, int expires_in,
+				  TimestampTz requested_at)
+{
+	int			length = strlen(token);
+	int			life = Min(expires_in, TOKEN_MAX_SECONDS);
+	TokenSlot  *slot;
+
+	Assert(lease->fetching && length <= TOKEN_MAX_LENGTH);
+	lease->fetching = false;
+	strcpy(lease->token, token);
+
+	cache_lock(LW_EXCLUSIVE);
+	slot = lease->flight != 0 ? slot_of_flight(lease) : NULL;
+	if (slot != NULL)
+	{
+		slot->flight = 0;
+		slot->generation = ++cache->counter;
+		lease->generation = slot->generation;
+		slot->length = length;
+		memcpy(slot->token, token, length);
+		slot->expires_at = requested_at + (TimestampTz) life * USECS_PER_SEC;
+		slot->refresh_at = slot->expires_at -
+			(TimestampTz) Min(TOKEN_REFRESH_SECONDS * 1000, life * 1000 / 4) * 1000;
+		slot->last_used = requested_at;
+	}
+	cache_unlock();
+	cache_wake_waiters();
+}
+
+void
+token_cache_fail(TokenLease *lease, const TokenFailure *failure)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TokenSlot  *slot;
+
+	Assert(lease->fetching);
+	lease->fetching = false;
+
+	cache_lock(LW_EXCLUSIVE);
+	slot = lease->flight != 0 ? slot_of_flight(lease) : NULL;
+	if (slot != NULL)
+	{
+		slot->flight = 0;
+		slot->failed_flight = lease->flight;
+		slot->failure = *failure;
+		slot->refresh_at = TimestampTzPlusMilliseconds(now, TOKEN_REFRESH_PAUSE_MS);
+	}
+	cache_unlock();
+	cache_wake_waiters();
+}
+
+void
+token_cache_abandon(TokenLease *lease)
+{
+	TokenSlot  *slot;
+
+	if (!lease->fetching)
+		return;
+	lease->fetching = false;
+
+	cache_lock(LW_EXCLUSIVE);
+	slot = lease->flight != 0 ? slot_of_flight(lease) : NULL;
+	if (slot != NULL)
+		slot->flight = 0;
+	cache_unlock();
+	cache_wake_waiters();
+}
+
+void
+token_cache_evict(TokenLease *lease)
+{
+	TokenSlot  *slot;
+
+	cache_lock(LW_EXCLUSIVE);
+	slot = slot_find(&lease->key);
+	/* unless somebody has replaced it already */
+	if (slot != NULL && slot->generation == lease->generation)
+	{
+		explicit_bzero(slot->token, slot->length);
+		slot->length = 0;
+	}
+	cache_unlock();
+}
+
+void
+token_wait_begin(void)
+{
+	cache_ensure();
+	if (cache->lock != NULL)
+	{
+		/* a wake-up took us off the list: get on it again */
+		ConditionVariableCancelSleep();
+		ConditionVariablePrepareToSleep(&cache->ended);
+	}
+}
+
+void
+token_wait_end(void)
+{
+	if (cache != NULL && cache->lock != NULL)
+		ConditionVariableCancelSleep();
+}

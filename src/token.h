@@ -1,0 +1,103 @@
+/*-------------------------------------------------------------------------
+ *
+ * token.h
+ *	  Cache of tenant access tokens, with one fetch at a time for each app.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/token.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_TOKEN_H
+#define FEISHU_TOKEN_H
+
+#include "datatype/timestamp.h"
+
+#include "http.h"
+#include "options.h"
+
+#define TOKEN_MAX_LENGTH		4096	/* an OAuth token is a JWT */
+#define TOKEN_KEY_LENGTH		32	/* SHA-256 */
+#define TOKEN_FAILURE_BODY_SIZE	1024
+
+/* Identity of an app's credentials: SHA-256 over base_url, token_url, app_id
+ * and app_secret, so that none of them is ever confused with another. */
+typedef struct TokenKey
+{
+	uint8		bytes[TOKEN_KEY_LENGTH];
+} TokenKey;
+
+/* How a fetch failed, shared with those who waited for it: the platform's
+ * refusal as it came, or the transport's trouble. */
+typedef struct TokenFailure
+{
+	HttpOutcome outcome;
+	HttpTrouble trouble;
+	int			http_status;
+	char		error[HTTP_ERROR_SIZE]; /* "" with an answer */
+	int			body_len;
+	char		body[TOKEN_FAILURE_BODY_SIZE];
+} TokenFailure;
+
+/* What a caller gets from the cache. */
+typedef enum TokenState
+{
+	TOKEN_READY,				/* lease->token is good */
+	TOKEN_READY_REFRESH,		/* good, but old: the caller has the duty to
+								 * fetch another, see TOKEN_FETCH */
+	TOKEN_FETCH,				/* the caller has the duty to fetch one, and to
+								 * end it by token_cache_store, _fail or
+								 * _abandon */
+	TOKEN_WAIT,					/* somebody else fetches: try again when the
+								 * latch is set or lease->retry_at has come */
+	TOKEN_FAILED				/* the fetch that the caller waited for failed:
+								 * see the TokenFailure */
+} TokenState;
+
+/* One caller's business with the cache; zero it first, then set the key. */
+typedef struct TokenLease
+{
+	TokenKey	key;
+	uint64		generation;		/* of the token handed out */
+	uint64		flight;			/* fetch that we do or wait for, 0: none */
+	bool		fetching;		/* we have the duty to fetch */
+	TimestampTz retry_at;		/* with TOKEN_WAIT */
+	char		token[TOKEN_MAX_LENGTH + 1];
+} TokenLease;
+
+/* Hooks of the postmaster; without them each process has a cache of its own. */
+extern void token_request_shmem(void);
+extern void token_startup_shmem(void);
+
+/* Needs a transaction (or at least a resource owner). */
+extern void token_key_init(TokenKey *key, const FlowServer *server);
+
+/*
+ * Get a token.  deadline is that of the fetch that the caller would do: after
+ * it, somebody else may take the duty over.  Does not wait.
+ */
+extern TokenState token_cache_acquire(TokenLease *lease, TimestampTz deadline,
+									  TokenFailure *failure);
+
+/* End of a fetch: a token that expires so many seconds after requested_at. */
+extern void token_cache_store(TokenLease *lease, const char *token, int expires_in,
+							  TimestampTz requested_at);
+
+/* End of a fetch: everybody who waits for it fails the same way. */
+extern void token_cache_fail(TokenLease *lease, const TokenFailure *failure);
+
+/* End of a fetch: somebody else should try.  Does not throw. */
+extern void token_cache_abandon(TokenLease *lease);
+
+/* The platform refused lease->token: nobody is to use it again. */
+extern void token_cache_evict(TokenLease *lease);
+
+/*
+ * Before token_cache_acquire: have the latch set when any fetch ends.  To be
+ * called before each try; token_wait_end when done.
+ */
+extern void token_wait_begin(void);
+extern void token_wait_end(void);
+
+#endif							/* FEISHU_TOKEN_H */

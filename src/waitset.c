@@ -1,0 +1,285 @@
+/*-------------------------------------------------------------------------
+ *
+ * waitset.c
+ *	  A WaitEventSet over sockets that come and go at somebody else's will.
+ *
+ * PostgreSQL's WaitEventSet can be added to and modified but not removed
+ * from, and its functions may throw.  libcurl opens, closes and loses
+ * interest in sockets inside its callbacks, where nothing may throw.  So the
+ * callbacks only write down in an array, indexed by descriptor, what is
+ * wanted, and the set is brought in line just before the next wait.
+ *
+ * A socket that nothing is wanted of stays in the set as long as it is open,
+ * registered for reading: the next request on that connection then needs no
+ * system call here.  The set is rebuilt only when
+ *
+ * - a socket in it was closed;
+ * - one that we did not open ourselves (the name resolver's) is not wanted
+ *	 any more, for it may be closed without our knowing, and its number may
+ *	 come back as another socket;
+ * - an idle one became readable, which means that the peer closed it or talks
+ *	 out of turn.  It is muted until it is wanted again.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/waitset.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "waitset.h"
+
+/* Events fetched from the kernel at once. */
+#define MAX_EVENTS_PER_WAIT		64
+
+/* Room of a new WaitEventSet; more when it is full. */
+#define INITIAL_EVENTS			16
+
+/* Entries of every set: the latch and the postmaster's death. */
+#define FIXED_EVENTS			2
+
+/* What is known of a descriptor. */
+typedef struct SocketSlot
+{
+	uint32		wanted;			/* WL_SOCKET_*; 0: idle */
+	uint32		registered;		/* WL_SOCKET_* in the set; 0: not in it */
+	int			position;		/* in the set, when registered */
+	bool		owned;			/* open, and we will hear of its end */
+	bool		muted;			/* fired while idle: keep out of the set */
+} SocketSlot;
+
+struct SocketWaitSet
+{
+	WaitEventSet *set;			/* NULL: to be built */
+	int			size;			/* its capacity */
+	int			used;			/* entries in it, dead ones included */
+	bool		dirty;			/* an entry must leave it: rebuild */
+	SocketSlot *slots;			/* malloc'ed; indexed by descriptor */
+	int			num_slots;
+	int		   *changed;		/* malloc'ed: descriptors to add or modify */
+	int			num_changed;
+	int			max_changed;
+};
+
+
+SocketWaitSet *
+waitset_create(void)
+{
+	return MemoryContextAllocZero(TopMemoryContext, sizeof(SocketWaitSet));
+}
+
+/* The slot of a descriptor, or NULL when memory runs out. */
+static SocketSlot *
+slot_get(SocketWaitSet *set, int fd)
+{
+	if (fd >= set->num_slots)
+	{
+		int			num = Max(64, set->num_slots);
+		SocketSlot *slots;
+
+		while (num <= fd)
+			num *= 2;
+		slots = realloc(set->slots, num * sizeof(SocketSlot));
+		if (slots == NULL)
+			return NULL;
+		memset(slots + set->num_slots, 0,
+			   (num - set->num_slots) * sizeof(SocketSlot));
+		set->slots = slots;
+		set->num_slots = num;
+	}
+	return &set->slots[fd];
+}
+
+bool
+waitset_opened(SocketWaitSet *set, int fd)
+{
+	SocketSlot *slot = slot_get(set, fd);
+
+	if (slot == NULL)
+		return false;
+	/* A number that is in the set was closed without our knowing. */
+	if (slot->registered)
+		set->dirty = true;
+	slot->wanted = 0;
+	slot->owned = true;
+	slot->muted = false;
+	return true;
+}
+
+void
+waitset_closed(SocketWaitSet *set, int fd)
+{
+	SocketSlot *slot;
+
+	if (fd >= set->num_slots)
+		return;
+	slot = &set->slots[fd];
+	if (slot->registered)
+		set->dirty = true;
+	slot->wanted = 0;
+	slot->owned = false;
+}
+
+bool
+waitset_want(SocketWaitSet *set, int fd, uint32 events)
+{
+	SocketSlot *slot = slot_get(set, fd);
+
+	if (slot == NULL)
+		return false;
+	slot->wanted = events;
+	if (events == 0)
+	{
+		if (slot->registered && !slot->owned)
+			set->dirty = true;
+		return true;
+	}
+	slot->muted = false;
+	if (slot->registered == events)
+		return true;
+
+	if (set->num_changed >= set->max_changed)
+	{
+		int			max = Max(64, set->max_changed * 2);
+		int		   *changed = realloc(set->changed, max * sizeof(int));
+
+		if (changed == NULL)
+			return false;
+		set->changed = changed;
+		set->max_changed = max;
+	}
+	set->changed[set->num_changed++] = fd;
+	return true;
+}
+
+/* Must a new set have this socket? */
+static inline bool
+slot_belongs(const SocketSlot *slot)
+{
+	return slot->wanted || (slot->owned && !slot->muted);
+}
+
+/* Put one socket into the set as it is wanted. */
+static void
+slot_register(SocketWaitSet *set, int fd)
+{
+	SocketSlot *slot = &set->slots[fd];
+	uint32		events = slot->wanted ? slot->wanted : WL_SOCKET_READABLE;
+
+	if (slot->registered == events)
+		return;
+	if (slot->registered)
+		ModifyWaitEvent(set->set, slot->position, events, NULL);
+	else
+	{
+		slot->position = AddWaitEventToSet(set->set, events, fd, NULL, NULL);
+		set->used++;
+	}
+	slot->registered = events;
+}
+
+/* Build the set anew. */
+static void
+waitset_rebuild(SocketWaitSet *set)
+{
+	int			num_sockets = 0;
+
+	set->dirty = true;			/* until all is done, should it throw */
+	if (set->set != NULL)
+	{
+		FreeWaitEventSet(set->set);
+		set->set = NULL;
+	}
+	for (int fd = 0; fd < set->num_slots; fd++)
+	{
+		set->slots[fd].registered = 0;
+		if (slot_belongs(&set->slots[fd]))
+			num_sockets++;
+	}
+	set->num_changed = 0;
+
+	set->size = Max(INITIAL_EVENTS, 2 * (num_sockets + FIXED_EVENTS));
+	set->set = feishu_create_wait_event_set(set->size);
+	AddWaitEventToSet(set->set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	if (IsUnderPostmaster)
+		AddWaitEventToSet(set->set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	set->used = FIXED_EVENTS;
+	for (int fd = 0; fd < set->num_slots; fd++)
+	{
+		if (slot_belongs(&set->slots[fd]))
+			slot_register(set, fd);
+	}
+	set->dirty = false;
+}
+
+/* Bring the set in line with what is wanted. */
+static void
+waitset_refresh(SocketWaitSet *set)
+{
+	if (set->set == NULL || set->dirty ||
+		set->used + set->num_changed > set->size)
+	{
+		waitset_rebuild(set);
+		return;
+	}
+
+	if (set->num_changed == 0)
+		return;
+	set->dirty = true;			/* until all is done, should it throw */
+	for (int i = 0; i < set->num_changed; i++)
+	{
+		if (set->slots[set->changed[i]].wanted)
+			slot_register(set, set->changed[i]);
+	}
+	set->num_changed = 0;
+	set->dirty = false;
+}
+
+int
+waitset_wait(SocketWaitSet *set, TimestampTz until, uint32 wait_event,
+			 SocketEvent *events, int max_events, bool *latch_set)
+{
+	WaitEvent	occurred[MAX_EVENTS_PER_WAIT];
+	int			num_occurred;
+	int			num_events = 0;
+	long		timeout_ms = -1;
+
+	*latch_set = false;
+	waitset_refresh(set);
+
+	if (!TIMESTAMP_IS_NOEND(until))
+		timeout_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+	num_occurred = WaitEventSetWait(set->set, timeout_ms, occurred,
+									Min(max_events, MAX_EVENTS_PER_WAIT), wait_event);
+
+	for (int i = 0; i < num_occurred; i++)
+	{
+		SocketSlot *slot;
+
+		if (occurred[i].events & WL_LATCH_SET)
+		{
+			ResetLatch(MyLatch);
+			*latch_set = true;
+		}
+		if (!(occurred[i].events & WL_SOCKET_MASK))
+			continue;
+		slot = &set->slots[occurred[i].fd];
+		if (slot->wanted == 0)
+		{
+			slot->muted = true;
+			set->dirty = true;
+			continue;
+		}
+		events[num_events].fd = occurred[i].fd;
+		events[num_events].events = occurred[i].events;
+		num_events++;
+	}
+	return num_events;
+}

@@ -1,0 +1,50 @@
+/*-------------------------------------------------------------------------
+ *
+ * waitset.h
+ *	  A WaitEventSet over sockets that come and go at somebody else's will.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/waitset.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_WAITSET_H
+#define FEISHU_WAITSET_H
+
+#include "datatype/timestamp.h"
+
+typedef struct SocketWaitSet SocketWaitSet;
+
+/* What socketset_wait found; events are WL_SOCKET_READABLE and _WRITEABLE. */
+typedef struct SocketEvent
+{
+	int			fd;
+	uint32		events;
+} SocketEvent;
+
+/* A new set in TopMemoryContext, for the life of the process. */
+extern SocketWaitSet *waitset_create(void);
+
+/*
+ * The next three neither throw nor palloc, so that a callback of a library
+ * may call them; false means that memory ran out.
+ */
+
+/* fd was opened by us, and waitset_closed will tell when it goes. */
+extern bool waitset_opened(SocketWaitSet *set, int fd);
+extern void waitset_closed(SocketWaitSet *set, int fd);
+
+/* From now on wait for these events on fd; 0: for none. */
+extern bool waitset_want(SocketWaitSet *set, int fd, uint32 events);
+
+/*
+ * Wait until a socket has one of its events, the process latch is set or
+ * "until" has come.  Returns the number of events stored; *latch_set tells
+ * of the latch, which is then reset.  Exits when the postmaster dies.  May
+ * throw when system resources run out; the set stays usable.
+ */
+extern int	waitset_wait(SocketWaitSet *set, TimestampTz until, uint32 wait_event,
+						 SocketEvent *events, int max_events, bool *latch_set);
+
+#endif							/* FEISHU_WAITSET_H */

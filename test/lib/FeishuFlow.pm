@@ -1,0 +1,642 @@
+
+# What the TAP tests of feishu_flow share: the mock platform, clusters with the
+# extension, psql sessions that can hang, and a few ways to look at a backend.
+#
+#   my $mock = FeishuFlow::Mock->start;
+#   my $node = new_cluster('main');
+#   create_server($node, 'feishu', { base_url => $mock->url });
+#   my $session = FeishuFlow::Session->new($node);
+#   succeeds($session, flow(params => '{"n": 1}'), 'a call is answered');
+#
+# Environment: FEISHU_MOCK, the path of feishu_mock.py (default: next to this
+# folder).  Strings are bytes (UTF-8), but for what came out of JSON.
+
+package FeishuFlow;
+
+use strict;
+use warnings;
+
+use Carp;
+use Exporter 'import';
+use Cwd 'abs_path';
+use File::Basename;
+use IO::Socket::INET;
+use IPC::Run;
+use POSIX ();
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time usleep);
+
+our @EXPORT = qw(
+  new_cluster create_server alter_server quote flow function_call
+  succeeds fails_with wait_until
+  open_files open_sockets private_kilobytes alive
+  full_port closed_port start_process stop_process forked
+);
+
+# Seconds that something which ought to happen at once may take on a machine
+# that is busy with something else.
+our $PATIENCE = 60;
+
+# Nothing of the machine may come between the test and its mock.
+delete @ENV{
+	qw(http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY)
+};
+
+my $library = dirname(abs_path(__FILE__));
+$ENV{FEISHU_MOCK} //= "$library/../feishu_mock.py";
+
+# Cluster.pm wants pg_regress; make sets it, a plain "prove" does not.
+if (!defined $ENV{PG_REGRESS})
+{
+	my $pgxs = `pg_config --pgxs`;
+	chomp $pgxs;
+	$ENV{PG_REGRESS} =
+	  dirname($pgxs) . '/../../src/test/regress/pg_regress';
+}
+
+# ---- processes ----
+
+my %processes;    # pid => name, all that were started and not yet stopped
+
+# Runs a command in the background.  Returns its pid and a handle that reads its
+# standard output; its standard input is a pipe that ends when the test does.
+sub start_process
+{
+	my ($name, @command) = @_;
+
+	# Perl's own pipes are close-on-exec, so that no server inherits them.
+	pipe(my $child_in, my $our_out) or die "pipe: $!";
+	pipe(my $our_in, my $child_out) or die "pipe: $!";
+	my $log = "$PostgreSQL::Test::Utils::log_path/"
+	  . basename($0, '.pl') . "_$name.log";
+	my $pid = fork() // die "fork: $!";
+	if (!$pid)
+	{
+		open(STDIN, '<&', $child_in) or POSIX::_exit(1);
+		open(STDERR, '>>', $log) or POSIX::_exit(1);
+		POSIX::dup2(fileno($child_in), 0);
+		POSIX::dup2(fileno($child_out), 1);
+		POSIX::dup2(fileno(STDERR), 2);
+		exec(@command) or POSIX::_exit(127);
+	}
+	$processes{$pid} = { name => $name, in => $our_out };
+	return ($pid, $our_in);
+}
+
+# Runs a Perl function in a child of the test.
+sub forked
+{
+	my ($name, $function) = @_;
+	my $pid = fork() // die "fork: $!";
+	if (!$pid)
+	{
+		local $SIG{TERM} = 'DEFAULT';
+		local $SIG{CHLD} = 'IGNORE';
+		eval { $function->() };
+		print STDERR $@ if $@;
+		POSIX::_exit(0);
+	}
+	$processes{$pid} = { name => $name };
+	return $pid;
+}
+
+sub stop_process
+{
+	my ($pid) = @_;
+	my $process = delete $processes{$pid} or return;
+	kill 'TERM', $pid;
+	for (1 .. 200)
+	{
+		return if waitpid($pid, POSIX::WNOHANG()) != 0;
+		usleep(10_000);
+	}
+	kill 'KILL', $pid;
+	waitpid($pid, 0);
+	return;
+}
+
+END
+{
+	my $status = $?;
+	stop_process($_) foreach keys %processes;
+	$? = $status;
+}
+
+# ---- clusters ----
+
+# A running cluster of the extension.  Options: preload (default 1), conf (lines
+# of postgresql.conf), connections (default 30), streaming.
+sub new_cluster
+{
+	my ($name, %options) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+	$node->init(
+		extra => [ '--encoding=UTF8', '--locale=C' ],
+		allows_streaming => $options{streaming} // 0);
+	my $connections = $options{connections} // 30;
+	my $preload =
+	  $options{preload} // 1
+	  ? "shared_preload_libraries = 'feishu_flow'"
+	  : '';
+	$node->append_conf('postgresql.conf', <<"CONF" . ($options{conf} // ''));
+$preload
+max_connections = $connections
+feishu_flow.timeout = '${PATIENCE}s'
+CONF
+	$node->start;
+	return $node;
+}
+
+sub quote
+{
+	my ($text) = @_;
+	return 'NULL' if !defined $text;
+	$text =~ s/'/''/g;
+	return "'$text'";
+}
+
+sub option_list
+{
+	my ($options) = @_;
+	return '' if !%$options;
+	return 'OPTIONS ('
+	  . join(', ', map { "$_ " . quote($options->{$_}) } sort keys %$options)
+	  . ')';
+}
+
+# A server with a mapping for PUBLIC (the mock's app, unless given otherwise).
+# Makes the extension, too.
+sub create_server
+{
+	my ($node, $name, $options, $mapping, $database) = @_;
+	$mapping //= { app_id => 'cli_mock', app_secret => 'mock-secret' };
+	$node->safe_psql($database // 'postgres',
+			"SET client_min_messages = warning;"
+		  . "CREATE EXTENSION IF NOT EXISTS feishu_flow;"
+		  . "CREATE SERVER $name FOREIGN DATA WRAPPER feishu_flow "
+		  . option_list($options) . ";"
+		  . "CREATE USER MAPPING FOR PUBLIC SERVER $name "
+		  . option_list($mapping) . ";"
+		  . "GRANT USAGE ON FOREIGN SERVER $name TO PUBLIC;");
+	return;
+}
+
+# alter_server($session, 'feishu', 'ADD', timeout => '1s')
+sub alter_server
+{
+	my ($session, $name, $how, $option, $value) = @_;
+	my $result = $session->ask("ALTER SERVER $name OPTIONS ($how $option "
+		  . (defined $value ? quote($value) : '') . ")");
+	die "could not alter server: $result->{err}"
+	  if $result->{sqlstate} ne '00000';
+	return;
+}
+
+# ---- calls ----
+
+# function_call('feishu.execute_flow', namespace => 'a', ...), in named notation
+sub function_call
+{
+	my ($function, @arguments) = @_;
+	my @list;
+	while (my ($name, $value) = splice(@arguments, 0, 2))
+	{
+		push @list, "$name => " . (ref $value ? $$value : quote($value));
+	}
+	return "$function(" . join(', ', @list) . ')';
+}
+
+# SELECT of a call with these arguments, usual ones for those that must be.
+# A reference to a string is an SQL expression.
+sub flow
+{
+	my (%arguments) = @_;
+	%arguments = (
+		namespace => 'package_7344545d87__c',
+		flow_id => 'approveOrder_99c656599f',
+		operator => '{"_id": 1111}',
+		%arguments);
+	return 'SELECT '
+	  . function_call('feishu.execute_flow',
+		map { $_ => $arguments{$_} } sort keys %arguments);
+}
+
+# ---- assertions ----
+
+# The statement must succeed; returns its output.
+sub succeeds
+{
+	my ($session, $sql, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $result = ref $sql ? $sql : $session->ask($sql);
+	is($result->{sqlstate}, '00000', $name) or diag($result->{err});
+	return $result->{out};
+}
+
+# The statement must fail with this SQLSTATE, and its parts (message, detail,
+# hint) be like the expressions given.  $sql may be a result already.
+sub fails_with
+{
+	my ($session, $sql, $sqlstate, $name, %parts) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $result = ref $sql ? $sql : $session->ask($sql);
+	is($result->{sqlstate}, $sqlstate, $name)
+	  or diag($result->{err} || "it returned: $result->{out}");
+	foreach my $part (sort keys %parts)
+	{
+		like($result->{$part}, $parts{$part}, "$name: $part");
+	}
+	return $result;
+}
+
+# Polls until the function returns true; dies when it takes too long.  Returns
+# what the function returned.
+sub wait_until
+{
+	my ($what, $function, $seconds) = @_;
+	my $deadline = time() + ($seconds // $PATIENCE);
+	while (1)
+	{
+		my $value = $function->();
+		return $value if $value;
+		croak "timed out waiting until $what" if time() > $deadline;
+		usleep(10_000);
+	}
+	return;
+}
+
+# ---- a process seen from outside ----
+
+sub alive { return kill(0, $_[0]) ? 1 : 0; }
+
+# What the descriptors of a process lead to.
+sub descriptors
+{
+	my ($pid) = @_;
+	opendir(my $dir, "/proc/$pid/fd") or die "/proc/$pid/fd: $!";
+	return grep { defined } map { readlink("/proc/$pid/fd/$_") } readdir($dir);
+}
+
+# Descriptors but those of table files, which come and go with caches.
+sub open_files
+{
+	return scalar(grep { !m{^/.*/(?:base|global|pg_\w+)/} } descriptors(@_));
+}
+
+sub open_sockets { return scalar(grep { /^socket:/ } descriptors(@_)); }
+
+# Memory that a process has for itself.
+sub private_kilobytes
+{
+	my ($pid) = @_;
+	my $text = PostgreSQL::Test::Utils::slurp_file("/proc/$pid/smaps_rollup");
+	my $sum = 0;
+	$sum += $1 while $text =~ /^Private_(?:Clean|Dirty):\s+(\d+) kB/mg;
+	return $sum;
+}
+
+# ---- ports ----
+
+my @kept;
+
+# A port on which nothing listens, and nothing will as long as the test runs.
+sub closed_port
+{
+	my $socket =
+	  IO::Socket::INET->new(LocalAddr => '127.0.0.1', Proto => 'tcp')
+	  or die "socket: $!";
+	push @kept, $socket;
+	return $socket->sockport;
+}
+
+# A port whose queue is full: connections to it are neither made nor refused.
+sub full_port
+{
+	my $listener = IO::Socket::INET->new(
+		LocalAddr => '127.0.0.1',
+		Proto => 'tcp',
+		Listen => 1) or die "socket: $!";
+	push @kept, $listener;
+	for (1 .. 8)
+	{
+		my $client = IO::Socket::INET->new(
+			PeerAddr => '127.0.0.1',
+			PeerPort => $listener->sockport,
+			Proto => 'tcp',
+			Blocking => 0);
+		push @kept, $client if $client;
+	}
+	return $listener->sockport;
+}
+
+
+# =====================================================================
+# The mock platform, through its control API.  Counters begin at mark().
+package FeishuFlow::Mock;
+
+use strict;
+use warnings;
+
+use Carp;
+use HTTP::Tiny;
+use JSON::PP ();
+
+# Further arguments are the mock's.
+sub start
+{
+	my ($class, @arguments) = @_;
+	my ($pid, $out) = FeishuFlow::start_process('mock', 'python3',
+		$ENV{FEISHU_MOCK}, '--port', '0', '--exit-on-eof', @arguments);
+	my $port = <$out>;
+	croak "the mock $ENV{FEISHU_MOCK} did not start" if !defined $port;
+	chomp $port;
+	my $self = bless {
+		pid => $pid,
+		port => $port,
+		out => $out,
+		mark => 0,
+		http => HTTP::Tiny->new(timeout => 2 * $FeishuFlow::PATIENCE),
+		json => JSON::PP->new->utf8->allow_nonref,
+	}, $class;
+	if (grep { $_ eq '--accept-hang' } @arguments)
+	{
+		my $silent = <$out>;
+		chomp $silent;
+		$self->{silent_port} = $silent;
+	}
+	return $self;
+}
+
+sub stop { FeishuFlow::stop_process($_[0]->{pid}); return; }
+
+sub port { return $_[0]->{port}; }
+sub url { return "http://127.0.0.1:$_[0]->{port}"; }
+
+# Accepts connections, reads, and never says a word.
+sub silent_port { return $_[0]->{silent_port}; }
+
+sub request
+{
+	my ($self, $method, $path, $content) = @_;
+	my %options;
+	if (defined $content)
+	{
+		$options{content} = $self->{json}->encode($content);
+		$options{headers} = { 'Content-Type' => 'application/json' };
+	}
+	return $self->{http}->request($method, $self->url . $path, \%options);
+}
+
+sub control
+{
+	my ($self, $method, $path, $content) = @_;
+	my $answer = $self->request($method, "/_mock/$path", $content);
+	croak "mock: $method $path: $answer->{status} $answer->{content}"
+	  if !$answer->{success};
+	return $self->{json}->decode($answer->{content});
+}
+
+# Replaces all fault rules: rules([{kind => 'execute'}, {type => 'hang'}, times => 1], ...)
+sub rules
+{
+	my ($self, @rules) = @_;
+	my @list;
+	foreach my $rule (@rules)
+	{
+		my ($match, $fault, %rest) = @$rule;
+		push @list, { match => $match, fault => $fault, %rest };
+	}
+	$self->control('POST', 'rules', \@list);
+	return;
+}
+
+# Replaces them by one for all executes.
+sub fault
+{
+	my ($self, %fault) = @_;
+	$self->rules([ { kind => 'execute' }, \%fault ]);
+	return;
+}
+
+sub well { my ($self) = @_; $self->rules; $self->release; return; }
+sub release { return $_[0]->control('POST', 'release')->{released}; }
+sub stats { return $_[0]->control('GET', 'stats'); }
+sub started { return scalar @{ $_[0]->control('GET', 'started') }; }
+
+sub config
+{
+	my ($self, %changes) = @_;
+	return $self->control('POST', 'config', \%changes);
+}
+
+sub revoke
+{
+	my ($self, %how) = @_;
+	$self->control('POST', 'tokens/revoke', \%how);
+	return;
+}
+
+sub reset
+{
+	my ($self) = @_;
+	$self->control('POST', 'reset');
+	$self->{mark} = 0;
+	return;
+}
+
+# From now on log, count and wait_for see only what comes.
+sub mark
+{
+	my ($self) = @_;
+	$self->{mark} = $self->stats->{requests};
+	return;
+}
+
+sub query
+{
+	my ($self, %filters) = @_;
+	$filters{since} //= $self->{mark};
+	return 'log?' . join('&', map { "$_=$filters{$_}" } sort keys %filters);
+}
+
+# The requests since the mark that match, in order.
+sub log
+{
+	my ($self, %filters) = @_;
+	return @{ $self->control('GET', $self->query(%filters)) };
+}
+
+sub count
+{
+	my ($self, %filters) = @_;
+	return $self->control('GET', $self->query(%filters, count => 1))->{count};
+}
+
+sub executes { return $_[0]->count(kind => 'execute'); }
+
+sub token_requests
+{
+	my ($self) = @_;
+	return $self->count(kind => 'token') + $self->count(kind => 'oauth');
+}
+
+# Waits until so many requests since the mark have arrived (or another state).
+sub wait_for
+{
+	my ($self, $count, %filters) = @_;
+	return $self->control(
+		'POST', 'wait',
+		{
+			count => $count,
+			timeout => $FeishuFlow::PATIENCE,
+			since => $self->{mark},
+			%filters
+		})->{count};
+}
+
+# A token, obtained as a client would.
+sub token
+{
+	my ($self, $app_id, $secret) = @_;
+	my $answer = $self->request(
+		'POST',
+		'/open-apis/auth/v3/tenant_access_token/internal',
+		{
+			app_id => $app_id // 'cli_mock',
+			app_secret => $secret // 'mock-secret'
+		});
+	return $self->{json}->decode($answer->{content})->{tenant_access_token};
+}
+
+
+# =====================================================================
+# One psql, so one backend, that is asked one statement after the other and may
+# hang meanwhile.
+package FeishuFlow::Session;
+
+use strict;
+use warnings;
+
+use Carp;
+use IPC::Run;
+use Time::HiRes qw(time);
+
+# Options: database, user.
+sub new
+{
+	my ($class, $node, %options) = @_;
+	my $connstr = $node->connstr($options{database} // 'postgres');
+	$connstr .= " user=$options{user}" if defined $options{user};
+	my $self = bless {
+		in => '',
+		out => '',
+		err => '',
+		count => 0,
+		timer => IPC::Run::timeout(2 * $FeishuFlow::PATIENCE),
+	}, $class;
+	$self->{run} = IPC::Run::start(
+		[
+			'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $connstr
+		],
+		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
+		$self->{timer});
+	my $result = $self->ask('SELECT pg_backend_pid()');
+	croak "could not connect: $result->{err}"
+	  if $result->{out} !~ /^(\d+)$/;
+	$self->{pid} = $1;
+	return $self;
+}
+
+# Process id of the backend.
+sub pid { return $_[0]->{pid}; }
+
+# Sends SQL (or psql's commands) and does not wait.
+sub send
+{
+	my ($self, $sql) = @_;
+	croak 'the session is busy' if defined $self->{started};
+	$self->{count}++;
+	$self->{started} = time();
+	$self->{in} .= "$sql\n;\n\\echo end-$self->{count}\n\\warn end-$self->{count}\n";
+	$self->{run}->pump_nb while length $self->{in} && $self->{run}->pumpable;
+	return;
+}
+
+# Waits for the end of what was sent.  The result has out, err, sqlstate
+# (00000 when all went well), message, detail, hint, seconds and closed.
+sub result
+{
+	my ($self) = @_;
+	my $mark = "end-$self->{count}\n";
+	$self->{timer}->start;
+	eval {
+		while ($self->{run}->pumpable)
+		{
+			last
+			  if $self->{out} =~ /^\Q$mark\E/m && $self->{err} =~ /^\Q$mark\E/m;
+			$self->{run}->pump;
+		}
+		1;
+	} or do
+	{
+		# a psql that lost its server does not read the rest
+		die $@ if $@ !~ /ended|Broken pipe|process/;
+	};
+	my $closed = $self->{out} !~ /^\Q$mark\E/m;
+	my ($out, $err) = ($self->{out}, $self->{err});
+	($self->{out}, $self->{err}) = ('', '');
+	s/^\Q$mark\E//m foreach $out, $err;
+	chomp $out;
+	my %result = (
+		out => $out,
+		err => $err,
+		closed => $closed,
+		seconds => time() - delete($self->{started}),
+		sqlstate => '00000',
+		message => '',
+		detail => '',
+		hint => '');
+	my $end = qr/(?=^(?:DETAIL|HINT|CONTEXT|LOCATION|QUERY|STATEMENT|LINE \d+|ERROR|FATAL|WARNING|NOTICE):|\z)/m;
+	if ($err =~ /^(?:ERROR|FATAL|PANIC):  (\w{5}): (.*?)$end/ms)
+	{
+		@result{qw(sqlstate message)} = ($1, $2);
+		$result{detail} = $1 if $err =~ /^DETAIL:  (.*?)$end/ms;
+		$result{hint} = $1 if $err =~ /^HINT:  (.*?)$end/ms;
+		chomp @result{qw(message detail hint)};
+	}
+	elsif ($closed)
+	{
+		$result{sqlstate} = 'closed';
+	}
+	return \%result;
+}
+
+sub ask
+{
+	my ($self, $sql) = @_;
+	$self->send($sql);
+	return $self->result;
+}
+
+# The output of a statement that must not fail.
+sub value
+{
+	my ($self, $sql) = @_;
+	my $result = $self->ask($sql);
+	croak "query failed: $sql: $result->{err}" if $result->{sqlstate} ne '00000';
+	return $result->{out};
+}
+
+sub quit
+{
+	my ($self) = @_;
+	eval {
+		$self->{in} .= "\\q\n";
+		$self->{run}->finish;
+	} or eval { $self->{run}->kill_kill };
+	return;
+}
+
+1;

@@ -1,0 +1,316 @@
+
+# TLS: verified always, by the system's authorities or ca_file; HTTP/2; proxies.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use IO::Select;
+use IO::Socket::INET;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my ($nginx) = grep { -x $_ } '/usr/sbin/nginx', '/usr/local/sbin/nginx', '/usr/bin/nginx';
+die 'nginx is needed, see script/bootstrap' if !defined $nginx;
+
+my $mock = FeishuFlow::Mock->start;
+my $dir = PostgreSQL::Test::Utils::tempdir_short();
+chmod 0700, $dir;
+
+# ---- two authorities and their certificates ----
+
+sub openssl
+{
+	my @arguments = @_;
+	my ($out, $err) = ('', '');
+	IPC::Run::run([ 'openssl', @arguments ], '>', \$out, '2>', \$err)
+	  or die "openssl @arguments: $err";
+	return;
+}
+
+# openssl ca, since it alone takes any dates on all versions.
+sub authority
+{
+	my ($name) = @_;
+	my $here = "$dir/$name";
+	mkdir $here;
+	append_to_file("$here/index.txt", '');
+	append_to_file("$here/serial", "1000\n");
+	append_to_file("$here/ca.cnf", <<"CONF");
+[ca]
+default_ca = this
+[this]
+new_certs_dir = $here
+database = $here/index.txt
+serial = $here/serial
+certificate = $here/ca.crt
+private_key = $here/ca.key
+default_md = sha256
+policy = any
+copy_extensions = copy
+unique_subject = no
+[any]
+commonName = supplied
+[req]
+distinguished_name = dn
+prompt = no
+[dn]
+CN = feishu_flow test $name
+[v3_ca]
+basicConstraints = critical,CA:TRUE
+keyUsage = critical,keyCertSign,cRLSign
+subjectKeyIdentifier = hash
+CONF
+	openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '30',
+		'-config', "$here/ca.cnf", '-extensions', 'v3_ca',
+		'-keyout', "$here/ca.key", '-out', "$here/ca.crt");
+	return;
+}
+
+sub certificate
+{
+	my ($authority, $name, $names, $from, $to) = @_;
+	append_to_file("$dir/$name.cnf", <<"CONF");
+[req]
+distinguished_name = dn
+prompt = no
+req_extensions = ext
+[dn]
+CN = $name
+[ext]
+subjectAltName = $names
+CONF
+	openssl('req', '-newkey', 'rsa:2048', '-nodes', '-config', "$dir/$name.cnf",
+		'-keyout', "$dir/$name.key", '-out', "$dir/$name.csr");
+	openssl('ca', '-batch', '-notext', '-config', "$dir/$authority/ca.cnf",
+		'-startdate', $from, '-enddate', $to,
+		'-in', "$dir/$name.csr", '-out', "$dir/$name.crt");
+	return;
+}
+
+authority('good');
+authority('other');
+my ($past, $present, $future) = ('20200101000000Z', '20210101000000Z', '20990101000000Z');
+my $here = 'IP:127.0.0.1,DNS:localhost,DNS:feishu.test';
+certificate('good', 'valid', $here, $past, $future);
+certificate('good', 'expired', $here, $past, $present);
+certificate('good', 'wrong_name', 'DNS:wrong.test,IP:127.9.9.9', $past, $future);
+certificate('other', 'unknown', $here, $past, $future);
+
+# ---- nginx in front of the mock ----
+
+my %port;
+my $sites = '';
+foreach my $site (
+	[ 'valid', 'valid', ' http2' ],
+	[ 'http1', 'valid', '' ],
+	[ 'expired', 'expired', '' ],
+	[ 'wrong_name', 'wrong_name', '' ],
+	[ 'unknown', 'unknown', '' ],
+	[ 'old_tls', 'valid', '' ])
+{
+	my ($name, $certificate, $http2) = @$site;
+	$port{$name} = PostgreSQL::Test::Cluster::get_free_port();
+	my $protocols = $name eq 'old_tls' ? 'TLSv1.1' : 'TLSv1.2 TLSv1.3';
+	$sites .= <<"CONF";
+	server {
+		listen 127.0.0.1:$port{$name} ssl$http2;
+		ssl_certificate $dir/$certificate.crt;
+		ssl_certificate_key $dir/$certificate.key;
+		ssl_protocols $protocols;
+		location / { proxy_pass @{[$mock->url]}; proxy_http_version 1.1; }
+	}
+CONF
+}
+append_to_file("$dir/nginx.conf", <<"CONF");
+daemon off;
+master_process off;
+pid $dir/nginx.pid;
+error_log $dir/error.log;
+events { worker_connections 256; }
+http {
+	log_format protocol '\$server_port \$server_protocol \$connection \$request_uri';
+	access_log $dir/access.log protocol;
+	client_body_temp_path $dir/body;
+	proxy_temp_path $dir/proxy;
+	fastcgi_temp_path $dir/fastcgi;
+	uwsgi_temp_path $dir/uwsgi;
+	scgi_temp_path $dir/scgi;
+$sites
+}
+CONF
+start_process('nginx', $nginx, '-e', "$dir/error.log", '-p', $dir, '-c', "$dir/nginx.conf");
+foreach my $name (sort keys %port)
+{
+	wait_until(
+		"nginx listens",
+		sub {
+			IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port{$name});
+		});
+}
+
+# The lines that nginx has logged for a site.
+sub logged
+{
+	my ($name) = @_;
+	return grep { /^$port{$name} / } split(/\n/, slurp_file("$dir/access.log"));
+}
+
+my $node = new_cluster('main');
+my %ca = (ca_file => "$dir/good/ca.crt");
+create_server($node, $_, { base_url => "https://127.0.0.1:$port{$_}", %ca })
+  foreach sort keys %port;
+create_server($node, 'system', { base_url => "https://127.0.0.1:$port{valid}" });
+create_server($node, 'missing',
+	{ base_url => "https://127.0.0.1:$port{valid}", ca_file => "$dir/nothing.crt" });
+append_to_file("$dir/nonsense.crt", "nonsense\n");
+create_server($node, 'nonsense',
+	{ base_url => "https://127.0.0.1:$port{valid}", ca_file => "$dir/nonsense.crt" });
+my $session = FeishuFlow::Session->new($node);
+
+# ---- verified ----
+
+succeeds($session, flow(server => 'valid'), 'ca_file makes a private authority known');
+
+$mock->mark;
+my $file = qr/ca_file/;
+fails_with($session, flow(server => 'system'), 'LK503', 'an unknown authority is LK503', hint => $file);
+fails_with($session, flow(server => 'unknown'), 'LK503', 'another authority than ca_file\'s is LK503', hint => $file);
+fails_with($session, flow(server => 'wrong_name'), 'LK503', 'a certificate with the wrong name is LK503', hint => $file);
+fails_with($session, flow(server => 'expired'), 'LK503', 'an expired certificate is LK503', hint => $file);
+fails_with($session, flow(server => 'missing'), 'LK503', 'a ca_file that does not exist is LK503', hint => $file);
+fails_with($session, flow(server => 'nonsense'), 'LK503', 'a ca_file without a certificate is LK503', hint => $file);
+fails_with($session, flow(server => 'old_tls'), 'LK503', 'TLS 1.1 is LK503');
+is($mock->count, 0, 'no byte of a request went over a connection that is not verified');
+succeeds($session, flow(server => 'valid'), 'the next call of this session works');
+
+alter_server($session, 'wrong_name', 'SET', base_url => "https://localhost:$port{wrong_name}");
+fails_with($session, flow(server => 'wrong_name'), 'LK503', '... nor by another wrong name', hint => $file);
+
+# A connection of one server is no way around the verification of another.
+create_server($node, 'same_place', { base_url => "https://127.0.0.1:$port{valid}", ca_file => "$dir/other/ca.crt" });
+fails_with($session, flow(server => 'same_place'),
+	'LK503', 'a connection kept under one ca_file is not used under another', hint => $file);
+fails_with($session, flow(server => 'system'),
+	'LK503', '... nor without one', hint => $file);
+succeeds($session, flow(server => 'valid'), '... and the other way round');
+
+foreach my $option (qw(sslmode verify verify_peer ssl_verify insecure tls_verify))
+{
+	fails_with($session, "ALTER SERVER valid OPTIONS (ADD $option 'off')",
+		'HV00D', "verification cannot be turned off: there is no option $option");
+}
+is( $session->value(
+		"SELECT count(*) FROM pg_settings WHERE name LIKE 'feishu_flow.%' AND name ~ 'tls|ssl|verif|insec|cert'"),
+	'0',
+	'... nor a setting');
+
+# ---- HTTP/2 ----
+
+$mock->mark;
+succeeds($session, flow(server => 'valid'), "call $_ where HTTP/2 is offered") for 1 .. 3;
+wait_until('nginx has logged', sub { (grep { /execute/ } logged('valid')) >= 3 });
+is_deeply([ grep { !m{ HTTP/2\.0 } } logged('valid') ], [], 'HTTP/2 is used where it is offered');
+my @lines = grep { /execute/ } logged('valid');
+my %connections = map { (split)[2] => 1 } @lines[ -3 .. -1 ];
+is(scalar(keys %connections), 1, 'HTTP/2 connections are kept');
+my ($request) = $mock->log(kind => 'execute');
+like($request->{headers}{'content-type'}, qr{^application/json; charset=utf-8$},
+	'headers are the same over HTTP/2');
+is($request->{json}{operator} =~ s/\s//gr, '{"_id":1111}', 'the body is the same over HTTP/2');
+
+succeeds($session, flow(server => 'http1'), "call $_ where HTTP/2 is not offered") for 1 .. 3;
+wait_until('nginx has logged', sub { (grep { /execute/ } logged('http1')) >= 3 });
+is_deeply([ grep { !m{ HTTP/1\.1 } } logged('http1') ], [], 'HTTP/1.1 is used otherwise');
+%connections = map { (split)[2] => 1 } logged('http1');
+is(scalar(keys %connections), 1, 'TLS connections are kept');
+
+foreach my $fault (
+	[ { type => 'status', status => 502 }, 'LK500' ],
+	[ { type => 'big', bytes => 20 << 20 }, 'LK502' ],
+	[ { type => 'half_answer' }, 'LK502' ],
+	[ { type => 'hang' }, 'LK504' ])
+{
+	$mock->fault(%{ $fault->[0] });
+	fails_with($session, flow(server => 'valid', timeout => $fault->[1] eq 'LK504' ? '300ms' : '30s'),
+		$fault->[1], "$fault->[0]{type} over HTTP/2 is $fault->[1]");
+	$mock->well;
+	succeeds($session, flow(server => 'valid'), '... and the next call works');
+}
+
+# ---- proxies ----
+
+# A proxy that knows CONNECT; every host it is asked for is this machine.
+my $listener = IO::Socket::INET->new(
+	LocalAddr => '127.0.0.1',
+	Listen => 16,
+	ReuseAddr => 1) or die "socket: $!";
+my $proxy = '127.0.0.1:' . $listener->sockport;
+forked('proxy', sub {
+	while (my $client = $listener->accept)
+	{
+		next if fork();
+		my $head = '';
+		while ($head !~ /\r\n\r\n$/)
+		{
+			sysread($client, $head, 1, length $head) or return;
+		}
+		append_to_file("$dir/proxy.log", (split(/\r\n/, $head))[0] . "\n");
+		if ($head !~ /^CONNECT [^:]+:(\d+) /)
+		{
+			print $client "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n";
+			return;
+		}
+		my $server = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $1);
+		if (!$server || -e "$dir/refuse")
+		{
+			print $client "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n";
+			return;
+		}
+		syswrite($client, "HTTP/1.1 200 Connection established\r\n\r\n");
+		my $select = IO::Select->new($client, $server);
+		while (my @ready = $select->can_read)
+		{
+			foreach my $from (@ready)
+			{
+				my $to = $from == $client ? $server : $client;
+				sysread($from, my $data, 65536) or return;
+				my $done = 0;
+				$done += syswrite($to, $data, length($data) - $done, $done) // return
+				  while $done < length $data;
+			}
+		}
+	}
+});
+append_to_file("$dir/proxy.log", '');
+
+create_server($node, 'tunnel',
+	{ base_url => "https://feishu.test:$port{valid}", %ca, proxy => "http://$proxy" });
+succeeds($session, flow(server => 'tunnel'), 'a call over TLS through a proxy');
+like(slurp_file("$dir/proxy.log"), qr/^CONNECT feishu\.test:$port{valid} /m,
+	'the proxy is asked for a tunnel to the host of base_url');
+succeeds($session, flow(server => 'tunnel'), 'a second call through the proxy');
+is(scalar(() = slurp_file("$dir/proxy.log") =~ /^CONNECT/mg), 1, 'the tunnel is kept');
+alter_server($session, 'tunnel', 'SET', base_url => "https://elsewhere.test:$port{valid}");
+fails_with($session, flow(server => 'tunnel'), 'LK503', 'TLS is verified behind a proxy, too', hint => $file);
+
+# the mock takes the absolute form that proxies get for http
+create_server($node, 'forward', { base_url => 'http://feishu.test', proxy => $mock->url });
+$mock->mark;
+succeeds($session, flow(server => 'forward'), 'a call over http through a proxy');
+($request) = $mock->log(kind => 'execute');
+is($request->{headers}{host}, 'feishu.test', 'the proxy is asked for the host of base_url');
+
+append_to_file("$dir/refuse", '');
+alter_server($session, 'tunnel', 'SET', base_url => "https://feishu.test:$port{http1}");
+fails_with($session, flow(server => 'tunnel'), 'LK503', 'a proxy that refuses is LK503', hint => qr/proxy/);
+alter_server($session, 'tunnel', 'SET', proxy => 'http://127.0.0.1:' . closed_port());
+fails_with($session, flow(server => 'tunnel'), 'LK503', 'a proxy that is down is LK503', hint => qr/proxy/);
+alter_server($session, 'tunnel', 'SET', proxy => 'http://127.0.0.1:' . full_port());
+fails_with($session, flow(server => 'tunnel', timeout => '300ms'), 'LK504', 'a proxy that hangs is LK504');
+succeeds($session, flow(server => 'valid'), 'after all this a call works');
+
+done_testing();

@@ -1,0 +1,144 @@
+
+# The wire is UTF-8, whatever the database is.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use JSON::PP;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = new_cluster('main');
+my %session;
+foreach my $encoding (qw(LATIN1 SQL_ASCII UTF8))
+{
+	my $database = lc $encoding;
+	$node->safe_psql('postgres',
+		"CREATE DATABASE $database ENCODING '$encoding' LOCALE 'C' TEMPLATE template0");
+	create_server($node, 'feishu', { base_url => $mock->url }, undef, $database);
+	$session{$database} = FeishuFlow::Session->new($node, database => $database);
+}
+
+foreach my $database (sort keys %session)
+{
+	my $session = $session{$database};
+	$mock->mark;
+	my $out = succeeds($session, flow(params => '{"text": "plain", "n": 1}'),
+		"an ASCII call works in $database");
+	like($out, qr/"execution_id": "18169700914/, '... and its answer is returned');
+	my ($request) = $mock->log(kind => 'execute');
+	is_deeply(decode_json($request->{json}{params}), { text => 'plain', n => 1 },
+		'... and params arrive');
+	is( succeeds(
+			$session,
+			'SELECT feishu.out_params(r) FROM ('
+			  . flow(flow_id => 'echoParams', params => '{"text": "plain"}') . ' AS r) AS s',
+			'out_params works'),
+		'{"text": "plain"}',
+		'... in ASCII');
+	fails_with($session, flow(flow_id => 'refusedFlow'), 'LK400', "a refusal in $database");
+
+	# what a refusal says in Chinese is shown as well as it can be
+	$mock->fault(type => 'code', code => 2320001, msg => "\x{53c2}\x{6570}\x{9519}\x{8bef} wrong");
+	my $result = fails_with($session, flow(), 'LK400', "Chinese in a refusal keeps its SQLSTATE in $database",
+		detail => qr/\b2320001\b.*wrong/s);
+	like($result->{detail}, qr/参数错误/, '... and is shown where it can be') if $database eq 'utf8';
+	$mock->fault(type => 'code', code => 99991672, msg => "\x{6743}\x{9650}");
+	fails_with($session, flow(), 'LK403', "a missing scope with Chinese advice in $database",
+		hint => qr{https://open\.feishu\.cn/});
+	$mock->fault(type => 'inner', code => 'k_wf_ec_200036', error_msg => "\x{6d41}\x{7a0b} lost");
+	fails_with($session, flow(), 'LK404', "Chinese in a failure inside in $database",
+		detail => qr/k_wf_ec_200036/);
+	$mock->fault(type => 'status', status => 502, body => "<html>\x{9519}\x{8bef}</html>");
+	fails_with($session, flow(), 'LK500', "Chinese HTML in $database");
+	$mock->fault(type => 'not_utf8');
+	fails_with($session, flow(), 'LK502', "an answer that is not UTF-8 in $database");
+	$mock->well;
+	fails_with($session, flow(server => 'nobody'), '42704', "no such server in $database");
+	succeeds($session, flow(), '... and the next call works');
+}
+
+# ---- LATIN1 ----
+
+my $latin1 = $session{latin1};
+$latin1->value("SET client_encoding = 'UTF8'");
+$mock->mark;
+my $out = succeeds($latin1, flow(
+		namespace => 'café', flow_id => 'echoParams',
+		params => '{"naïve": "déjà vu £"}', idempotent_key => 'clé', loop_masks => '["é"]',
+		operator => '{"email": "é@b.c"}'),
+	'a LATIN1 call with LATIN1 text');
+my ($request) = $mock->log(kind => 'execute');
+is_deeply(decode_json($request->{json}{params} =~ s/([^\x00-\x7f])/my $c = $1; utf8::encode($c); $c/ger),
+	{ "na\x{ef}ve" => "d\x{e9}j\x{e0} vu \x{a3}" }, 'LATIN1 params reach the wire as UTF-8');
+like($request->{path}, qr{/applications/caf%C3%A9/}, 'a LATIN1 namespace is percent-encoded UTF-8');
+is($request->{json}{idempotent_key}, "cl\x{e9}", 'a LATIN1 key reaches the wire as UTF-8');
+is_deeply($request->{json}{loop_masks}, ["\x{e9}"], 'LATIN1 loop_masks reach the wire as UTF-8');
+is( succeeds(
+		$latin1,
+		'SELECT feishu.out_params(r) FROM ('
+		  . flow(flow_id => 'echoParams', params => '{"naïve": "déjà vu £"}') . ' AS r) AS s',
+		'out_params in LATIN1'),
+	'{"naïve": "déjà vu £"}',
+	'... come back as they were');
+
+my %mixed = (set => { 'data.status' => "\x{7ed3}\x{675f}" });
+$mock->fault(type => 'wrong_types', %mixed);
+my $result = fails_with($latin1, flow(), 'LK502', 'Chinese in a success cannot be held by LATIN1: LK502',
+	detail => qr/\b18169700914\d+\b/);
+like($result->{message}, qr/accepted/, '... which says that the flow was accepted');
+fails_with($latin1, flow(raise_error => 'false'), 'LK502', '... with raise_error => false, too');
+$mock->fault(type => 'wrong_types', set => { 'data.status' => "fin\x{e9}" });
+like(succeeds($latin1, flow(), 'LATIN1 text in an answer'), qr/finé/, '... is returned');
+$mock->well;
+
+fails_with($latin1, flow(params => '{"a": "张三"}'), '22P05', 'Chinese cannot get into a LATIN1 database');
+
+# the secret as text of the database
+$mock->config(apps => { cli_e => "pa\x{df}wort" });
+$latin1->value("CREATE SERVER umlaut FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '@{[$mock->url]}')");
+$latin1->value("CREATE USER MAPPING FOR PUBLIC SERVER umlaut OPTIONS (app_id 'cli_e', app_secret 'paßwort')");
+succeeds($latin1, flow(server => 'umlaut'), 'a LATIN1 secret reaches the platform as UTF-8');
+
+# ---- SQL_ASCII: bytes of no known encoding ----
+
+my $ascii = $session{sql_ascii};
+foreach my $text ('déjà', "d\xe9j\xe0")
+{
+	my $shown = $text =~ /\xc3/ ? 'UTF-8' : 'LATIN1';
+	$mock->mark;
+	$result = $ascii->ask(flow(params => qq({"text": "$text"})));
+	note("$shown bytes in SQL_ASCII: $result->{sqlstate} $result->{message}");
+	($request) = $mock->log(kind => 'execute');
+	ok( $result->{sqlstate} eq '00000'
+		  ? $request && $request->{json}
+		  : $result->{sqlstate} =~ /^22/ && !$request,
+		"$shown bytes in SQL_ASCII are sent as JSON or refused, not garbled")
+	  or diag($result->{err});
+}
+$mock->fault(type => 'wrong_types', %mixed);
+$result = $ascii->ask(flow());
+ok( $result->{sqlstate} eq '00000' && $result->{out} =~ /结束/
+	  || $result->{sqlstate} eq 'LK502' && $result->{detail} =~ /18169700914/,
+	'Chinese in a success in SQL_ASCII is returned, or LK502 with the execution_id')
+  or diag($result->{err});
+note("Chinese in SQL_ASCII: $result->{sqlstate}");
+$mock->well;
+succeeds($ascii, flow(), 'the next call works');
+
+# ---- UTF8 with another client ----
+
+my $utf8 = $session{utf8};
+$utf8->value("SET client_encoding = 'LATIN1'");
+$mock->fault(type => 'code', code => 2320001, msg => "\x{53c2}\x{6570}");
+$result = $utf8->ask(flow());
+isnt($result->{sqlstate}, '00000', 'Chinese in a refusal for a client with LATIN1');
+note("client LATIN1: $result->{sqlstate}");
+$mock->well;
+succeeds($utf8, flow(), 'the next call works');
+
+done_testing();

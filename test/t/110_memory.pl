@@ -1,0 +1,171 @@
+
+# Memory and descriptors of a session stay flat, however many calls it makes and
+# however they end.
+#
+# FEISHU_TEST_CALLS: calls of each kind after the first 1,000 (default 5,000).
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use Test::More;
+
+my $calls = $ENV{FEISHU_TEST_CALLS} // 5000;
+
+# Noise of the allocators.  A leak of 64 bytes in each call would be 312 kB.
+my $tolerance = 256;
+
+my $mock = FeishuFlow::Mock->start('--log-limit', '1000');
+my $node = new_cluster('main', conf => "jit = off\n");
+create_server($node, 'feishu', { base_url => $mock->url });
+create_server($node, 'oauth', { base_url => $mock->url, token_url => $mock->url . '/oauth/v3/token' });
+create_server($node, 'refused', { base_url => 'http://127.0.0.1:' . closed_port() });
+
+my $session = FeishuFlow::Session->new($node);
+my $watch = FeishuFlow::Session->new($node);
+$session->value(<<'SQL');
+CREATE FUNCTION many(n int, statement text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+	failures bigint := 0;
+	answer jsonb;
+BEGIN
+	FOR i IN 1 .. n LOOP
+		BEGIN
+			EXECUTE statement INTO answer;
+		EXCEPTION WHEN OTHERS THEN
+			failures := failures + 1;
+		END;
+	END LOOP;
+	RETURN failures;
+END $$;
+SQL
+
+sub in_loop
+{
+	my ($n, $sql) = @_;
+	return $session->value("SELECT many($n, " . quote($sql) . ')');
+}
+
+# $run makes so many calls; memory and descriptors after the first 1,000 (or the
+# share given) must be those after all.
+sub stays_flat
+{
+	my ($what, $run, %options) = @_;
+	my $first = $options{first} // 1000;
+	my $more = $options{more} // $calls;
+	$run->($first);
+	my ($memory, $files) = (private_kilobytes($session->pid), open_files($session->pid));
+	$run->($more);
+	my ($memory_after, $files_after) = (private_kilobytes($session->pid), open_files($session->pid));
+	cmp_ok($memory_after - $memory, '<=', $tolerance,
+		"memory stays flat over $more calls: $what");
+	is($files_after, $files, "descriptors stay flat over $more calls: $what");
+	note("$what: after $first calls $memory kB, $files descriptors; "
+		  . "after $more more $memory_after kB, $files_after descriptors");
+	return;
+}
+
+my $params = '{"order": {"_id": 7}, "text": "some text to send", "list": [1, 2, 3]}';
+
+stays_flat('all in one statement', sub {
+	my ($n) = @_;
+	is( $session->value('SELECT count(r) FROM (SELECT '
+			  . function_call('feishu.execute_flow', namespace => 'a', flow_id => 'echoParams',
+				operator => \"jsonb_build_object('_id', n)", params => $params)
+			  . " AS r FROM generate_series(1, $n) n) s"),
+		$n, "$n calls in one statement");
+});
+stays_flat('statement by statement', sub {
+	my ($n) = @_;
+	my $sql = flow(params => $params);
+	$session->value(join("\n", map { "$sql \\g /dev/null" } 1 .. $n));
+}, first => 500, more => 1000);
+stays_flat('refused calls', sub {
+	my ($n) = @_;
+	is(in_loop($n, flow(flow_id => 'noScope')), $n, "$n refused calls");
+}, more => int($calls / 2));
+stays_flat('refusals that are returned', sub {
+	my ($n) = @_;
+	is(in_loop($n, flow(flow_id => 'refusedFlow', raise_error => 'false')), 0, "$n refusals");
+}, more => int($calls / 2));
+stays_flat('arguments that are refused', sub {
+	my ($n) = @_;
+	is(in_loop($n, flow(operator => '{}')), $n, "$n bad arguments");
+}, more => int($calls / 2));
+
+foreach my $fault (
+	[ 'reset connections', { type => 'reset_after' } ],
+	[ 'half answers', { type => 'half_answer' } ],
+	[ 'HTML with 502', { type => 'status', status => 502 } ],
+	[ 'gzip', { type => 'gzip' }, 0 ])
+{
+	my ($what, $how, $failures) = @$fault;
+	$mock->fault(%$how);
+	stays_flat($what, sub {
+		my ($n) = @_;
+		is(in_loop($n, flow()), $failures // $n, "$n calls");
+	}, first => 200, more => int($calls / 10));
+	$mock->well;
+}
+$mock->fault(type => 'big', bytes => 1 << 20);
+stays_flat('answers of 1 MB', sub { in_loop($_[0], flow()); }, first => 20, more => int($calls / 100));
+$mock->well;
+stays_flat('connections that are refused', sub {
+	my ($n) = @_;
+	is(in_loop($n, flow(server => 'refused')), $n, "$n calls");
+}, first => 200, more => int($calls / 5));
+
+$mock->fault(type => 'hang');
+stays_flat('timeouts', sub {
+	my ($n) = @_;
+	is(in_loop($n, flow(timeout => '1ms')), $n, "$n calls");
+}, first => 200, more => int($calls / 5));
+
+# cancelled again and again, in a loop that goes on
+$session->value(<<'SQL');
+CREATE FUNCTION cancelled(n int) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+	caught int := 0;
+BEGIN
+	WHILE caught < n LOOP
+		BEGIN
+			PERFORM feishu.execute_flow('a', 'b', '{"_id": 1}');
+		EXCEPTION WHEN query_canceled THEN
+			caught := caught + 1;
+		END;
+	END LOOP;
+	RETURN caught;
+END $$;
+SQL
+stays_flat('cancelled calls', sub {
+	my ($n) = @_;
+	$mock->mark;
+	$session->send("SELECT cancelled($n)");
+	foreach my $round (1 .. $n)
+	{
+		$mock->wait_for($round, kind => 'execute');
+		$watch->value('SELECT pg_cancel_backend(' . $session->pid . ')');
+	}
+	is($session->result->{out}, $n, "$n cancelled calls");
+}, first => 50, more => int($calls / 25));
+$mock->well;
+
+# a token for each call
+$mock->rules([ { kind => 'execute' }, { type => 'code', code => 99991663 }, every => 2 ]);
+stays_flat('tokens that are refused and replaced', sub {
+	my ($n) = @_;
+	is(in_loop($n, flow()), 0, "$n calls");
+	is(in_loop($n, flow(server => 'oauth')), 0, "$n calls with OAuth");
+}, first => 200, more => int($calls / 10));
+$mock->well;
+stays_flat('check_server', sub {
+	my ($n) = @_;
+	$session->value("SELECT count(*) FROM generate_series(1, $n) n, LATERAL feishu.check_server(CASE WHEN n > 0 THEN 'feishu' END) c");
+}, first => 200, more => int($calls / 10));
+
+is($mock->stats->{connections_open}, 1, 'in the end one connection is open');
+
+done_testing();
