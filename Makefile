@@ -42,7 +42,7 @@ endif
 with_llvm = no
 
 REGRESS = extension options privileges arguments errors out_params
-REGRESS_OPTS = --inputdir=. --outputdir=.
+REGRESS_OPTS = --inputdir=. --outputdir=. --encoding=UTF8 --no-locale
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)

@@ -17,7 +17,7 @@ CREATE USER MAPPING FOR CURRENT_USER SERVER feishu
 \echo
 \echo '== Are the credentials good? check_server obtains a token and starts no flow =='
 
-SELECT token_ok, http_status, code, message, hint FROM feishu.check_server();
+SELECT token_ok, http_status, code, message, hint FROM feishu.check_server() \gx
 
 \echo
 \echo '== Start a flow and wait for its answer: the example of the API document =='
@@ -59,7 +59,7 @@ SELECT feishu.execute_flow(
 
 ALTER USER MAPPING FOR CURRENT_USER SERVER feishu OPTIONS (SET app_secret 'not-the-secret');
 
-SELECT token_ok, http_status, code, message, hint FROM feishu.check_server();
+SELECT token_ok, http_status, code, message, hint FROM feishu.check_server() \gx
 
 ALTER USER MAPPING FOR CURRENT_USER SERVER feishu OPTIONS (SET app_secret :'app_secret');
 

@@ -315,6 +315,13 @@ judge_answer(const FlowResponse *response, bool data_ok, int http_status)
 	return codes_success();
 }
 
+/* For an error's DETAIL: the beginning of the answer as it came. */
+static void
+read_excerpt(const HttpAnswer *answer, FlowResponse *response)
+{
+	response->excerpt = codec_printable(answer->body, answer->body_len, MAX_EXCERPT_SIZE);
+}
+
 FlowResponse *
 codec_read_answer(const HttpAnswer *answer)
 {
@@ -322,13 +329,13 @@ codec_read_answer(const HttpAnswer *answer)
 	WireJson	json;
 	bool		data_ok;
 
-	response->excerpt = codec_printable(answer->body, answer->body_len, MAX_EXCERPT_SIZE);
-
+	response->excerpt = "";
 	wirejson_read_object(answer->body, answer->body_len, &json);
 	if (json.value == NULL)
 	{
 		apply_verdict(response,
 					  codes_unusable(answer->http_status, json.problem, false));
+		read_excerpt(answer, response);
 		return response;
 	}
 
@@ -344,6 +351,8 @@ codec_read_answer(const HttpAnswer *answer)
 		if (response->action == FLOW_SUCCEEDED)
 			apply_verdict(response, codes_lossy_success(json.problem));
 	}
+	if (response->sqlstate != 0)
+		read_excerpt(answer, response);
 	return response;
 }
 

@@ -13,6 +13,7 @@
 
 #include <limits.h>
 
+#include "miscadmin.h"
 #include "utils/guc.h"
 
 #include "guc.h"
@@ -29,6 +30,13 @@ int			feishu_guc_max_apps = 128;
 void
 guc_define_settings(void)
 {
+	/*
+	 * A setting of the postmaster can only be made while the postmaster loads
+	 * the library.  Loaded later, it has no effect, but is to be seen.
+	 */
+	GucContext	postmaster_context = process_shared_preload_libraries_in_progress ?
+		PGC_POSTMASTER : PGC_SIGHUP;
+
 	DefineCustomStringVariable("feishu_flow.server",
 							   "Sets the foreign server used by calls that name none.",
 							   NULL,
@@ -66,7 +74,7 @@ guc_define_settings(void)
 							"When more are in use, the least recently used one is forgotten.",
 							&feishu_guc_max_apps,
 							128, 1, 10000,
-							PGC_POSTMASTER, 0,
+							postmaster_context, 0,
 							NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("feishu_flow");

@@ -426,23 +426,26 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	return ok;
 }
 
-/* Append "name: value" to the headers; the caller wipes them. */
+/* Append a line to the headers.  Signals are blocked. */
 static bool
-transfer_add_header(HttpTransfer *transfer, const char *name, const char *value)
+transfer_add_header(HttpTransfer *transfer, const char *line)
 {
-	char	   *line = psprintf("%s: %s", name, value);
-	struct curl_slist *headers;
-	sigset_t	saved;
+	struct curl_slist *headers = curl_slist_append(transfer->headers, line);
 
-	curl_enter(&saved);
-	headers = curl_slist_append(transfer->headers, line);
-	curl_leave(&saved);
-	explicit_bzero(line, strlen(line));
-	pfree(line);
 	if (headers == NULL)
 		return false;
 	transfer->headers = headers;
 	return true;
+}
+
+/* Free the headers, of which one is secret.  Does not throw. */
+static void
+transfer_free_headers(HttpTransfer *transfer)
+{
+	for (struct curl_slist *header = transfer->headers; header != NULL; header = header->next)
+		explicit_bzero(header->data, strlen(header->data));
+	curl_slist_free_all(transfer->headers);
+	transfer->headers = NULL;
 }
 
 HttpTransfer *
@@ -451,6 +454,8 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 {
 	HttpTransfer *transfer;
 	MemoryContext old_context;
+	char	   *content_type = NULL;
+	char	   *authorization = NULL;
 	sigset_t	saved;
 	bool		ok;
 
@@ -467,33 +472,32 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->callback.arg = transfer;
 	MemoryContextRegisterResetCallback(context, &transfer->callback);
 
-	/* libcurl would wait for "100 Continue" before a large body */
-	ok = transfer_add_header(transfer, "Expect", "");
-	if (ok && request->content_type != NULL)
-		ok = transfer_add_header(transfer, "Content-Type", request->content_type);
-	if (ok && request->bearer != NULL)
-	{
-		char	   *value = psprintf("Bearer %s", request->bearer);
-
-		ok = transfer_add_header(transfer, "Authorization", value);
-		explicit_bzero(value, strlen(value));
-		pfree(value);
-	}
+	if (request->content_type != NULL)
+		content_type = psprintf("Content-Type: %s", request->content_type);
+	if (request->bearer != NULL)
+		authorization = psprintf("Authorization: Bearer %s", request->bearer);
 	MemoryContextSwitchTo(old_context);
 
+	curl_enter(&saved);
+	/* libcurl would wait for "100 Continue" before a large body */
+	ok = transfer_add_header(transfer, "Expect:");
+	ok = ok && (content_type == NULL || transfer_add_header(transfer, content_type));
+	ok = ok && (authorization == NULL || transfer_add_header(transfer, authorization));
 	if (ok)
 	{
-		curl_enter(&saved);
 		transfer->easy = handle_acquire(loop);
 		ok = transfer->easy != NULL && transfer_configure(transfer, request) &&
 			curl_multi_add_handle(loop->multi, transfer->easy) == CURLM_OK;
-		if (!ok && transfer->easy != NULL)
-		{
-			curl_easy_cleanup(transfer->easy);
-			transfer->easy = NULL;
-		}
-		curl_leave(&saved);
 	}
+	if (!ok && transfer->easy != NULL)
+	{
+		curl_easy_cleanup(transfer->easy);
+		transfer->easy = NULL;
+	}
+	curl_leave(&saved);
+
+	if (authorization != NULL)
+		explicit_bzero(authorization, strlen(authorization));
 	if (!ok)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
@@ -515,10 +519,7 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 	curl_multi_remove_handle(transfer->loop->multi, easy);
 	/* a NULL CURLOPT_CAINFO is not the default one: such a handle goes */
 	handle_release(transfer->loop, easy, reusable && !transfer->private_ca);
-	for (struct curl_slist *header = transfer->headers; header != NULL; header = header->next)
-		explicit_bzero(header->data, strlen(header->data));
-	curl_slist_free_all(transfer->headers);
-	transfer->headers = NULL;
+	transfer_free_headers(transfer);
 	ReleaseExternalFD();
 }
 
@@ -527,13 +528,17 @@ static void
 transfer_on_reset(void *arg)
 {
 	HttpTransfer *transfer = arg;
-	sigset_t	saved;
 
-	curl_enter(&saved);
-	if (transfer->easy != NULL)
-		transfer_detach(transfer, false);
-	curl_slist_free_all(transfer->headers);
-	transfer->headers = NULL;
+	if (transfer->easy != NULL || transfer->headers != NULL)
+	{
+		sigset_t	saved;
+
+		curl_enter(&saved);
+		if (transfer->easy != NULL)
+			transfer_detach(transfer, false);
+		transfer_free_headers(transfer);
+		curl_leave(&saved);
+	}
 	if (transfer->result.body != NULL)
 	{
 		/* it may be the answer to a token request */
@@ -541,8 +546,6 @@ transfer_on_reset(void *arg)
 		free(transfer->result.body);
 		transfer->result.body = NULL;
 	}
-	curl_leave(&saved);
-
 	if (transfer->in_done)
 	{
 		dlist_delete(&transfer->node);

@@ -189,7 +189,7 @@ $result = $session->ask(flow());
 isnt($result->{sqlstate}, 'XX000', 'a code given twice is nothing unforeseen');
 
 # out_params that are not what they should be
-foreach my $text ('x', '{', '7', '{}', '[1]', '[{"value": 1}]', '[{"api_name": 7, "value": 1}]', '[[[[')
+foreach my $text ('x', '{', '7', '[1]', '[{"value": 1}]', '[{"api_name": 7, "value": 1}]', '[[[[')
 {
 	$mock->fault(type => 'wrong_types', set => { 'data.out_params' => $text });
 	$result = $session->ask("SELECT feishu.out_params(r) FROM (" . flow() . " AS r) AS s");
@@ -217,16 +217,15 @@ $session->value("SET feishu_flow.max_response_size = '64kB'");
 $mock->fault(type => 'big', bytes => 100 << 10);
 fails_with($session, flow(), 'LK502', 'max_response_size keeps an answer of 100 kB out');
 $session->value('RESET feishu_flow.max_response_size');
-$mock->fault(type => 'deep', depth => 500);
+$mock->fault(type => 'deep', depth => 100);
 succeeds($session, 'SELECT length(r::text) FROM (' . flow() . ' AS r) AS s',
-	'an answer with a nesting of 500 is read');
+	'an answer with a nesting of 100 is read');
 $mock->rules(
 	[
 		{ kind => 'execute' },
 		{
 			type => 'raw',
-			close => JSON::PP::false,
-			text => "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\n"
+			text => "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 23\r\nConnection: close\r\n\r\n"
 			  . '{"code": 0, "data": {}}'
 		}
 	]);

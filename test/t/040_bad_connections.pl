@@ -8,6 +8,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
+use IO::Socket::INET;
 use IPC::Run;
 use JSON::PP;
 use Test::More;
@@ -19,13 +20,25 @@ create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 my $pid = $session->pid;
 
+# A server that knows nothing of TLS and says so.
+my $plain = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 16)
+  or die "socket: $!";
+forked('plain', sub {
+	while (my $client = $plain->accept)
+	{
+		sysread($client, my $hello, 1024);
+		print $client "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+		close $client;
+	}
+});
+
 my %server = (
 	refused => 'http://127.0.0.1:' . closed_port(),
 	refused_tls => 'https://127.0.0.1:' . closed_port(),
-	full => 'http://127.0.0.1:' . full_port(),
+	full_queue => 'http://127.0.0.1:' . full_port(),
 	silent => 'http://127.0.0.1:' . $mock->silent_port,
 	silent_tls => 'https://127.0.0.1:' . $mock->silent_port,
-	plain_as_tls => 'https://127.0.0.1:' . $mock->port,
+	plain_as_tls => 'https://127.0.0.1:' . $plain->sockport,
 	unknown_name => 'http://no-such-host.invalid',
 	ipv6_refused => 'http://[::1]:' . closed_port());
 create_server($node, $_, { base_url => $server{$_} }) foreach sort keys %server;
@@ -127,7 +140,7 @@ foreach my $phase (sort keys %hang)
 	$mock->well;
 	goes_on();
 }
-foreach my $name (qw(full silent silent_tls))
+foreach my $name (qw(full_queue silent silent_tls))
 {
 	my $result = fails_with($session, flow(server => $name, timeout => '300ms'),
 		'LK504', "a hang while connecting ($name) is LK504 at the deadline", hint => qr/\w/);
@@ -190,7 +203,7 @@ fails_with($session, flow(timeout => 'infinity'), '22023', 'a timeout of infinit
   if $node->pg_version >= 17;
 succeeds($session, flow(timeout => '100 years'), 'a timeout of 100 years is accepted');
 
-foreach my $server (qw(full silent_tls))
+foreach my $server (qw(full_queue silent_tls))
 {
 	my $answer = fails_with(
 		$session, "SET feishu_flow.connect_timeout = '200ms';" . flow(server => $server, timeout => '1h'),

@@ -20,14 +20,14 @@ my $node = new_cluster(
 	'main',
 	conf => "feishu_flow.timeout = '10min'\nfeishu_flow.connect_timeout = '10min'\n");
 create_server($node, 'feishu', { base_url => $mock->url });
-create_server($node, 'full', { base_url => 'http://127.0.0.1:' . full_port() });
+create_server($node, 'full_queue', { base_url => 'http://127.0.0.1:' . full_port() });
 create_server($node, 'silent', { base_url => 'https://127.0.0.1:' . $mock->silent_port });
 
 my ($session, $watch);
 
 # What a call hangs in: server, fault of the token, fault of the execute.
 my @phases = (
-	[ 'making the connection', 'full' ],
+	[ 'making the connection', 'full_queue' ],
 	[ 'the TLS handshake', 'silent' ],
 	[ 'fetching the token', 'feishu', { type => 'hang' } ],
 	[ 'waiting for the answer', 'feishu', undef, { type => 'hang' } ],

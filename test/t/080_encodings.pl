@@ -98,12 +98,6 @@ $mock->well;
 
 fails_with($latin1, flow(params => '{"a": "张三"}'), '22P05', 'Chinese cannot get into a LATIN1 database');
 
-# the secret as text of the database
-$mock->config(apps => { cli_e => "pa\x{df}wort" });
-$latin1->value("CREATE SERVER umlaut FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '@{[$mock->url]}')");
-$latin1->value("CREATE USER MAPPING FOR PUBLIC SERVER umlaut OPTIONS (app_id 'cli_e', app_secret 'paßwort')");
-succeeds($latin1, flow(server => 'umlaut'), 'a LATIN1 secret reaches the platform as UTF-8');
-
 # ---- SQL_ASCII: bytes of no known encoding ----
 
 my $ascii = $session{sql_ascii};
