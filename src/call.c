@@ -62,12 +62,12 @@ struct FlowCall
 	StringInfoData body;
 	CallState	state;
 	bool		refreshed;		/* a refused token was replaced already */
-	TokenLease	lease;
 	HttpTransfer *transfer;		/* with CALL_SENDING */
 	FlowOutcome outcome;
 	dlist_node	node;			/* in waiting or done */
 	bool		listed;
 	MemoryContextCallback callback;
+	TokenLease	lease;			/* must be last: see flow_call_start */
 };
 
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
@@ -414,7 +414,7 @@ call_on_reset(void *arg)
 
 	call_list(call, NULL);
 	token_cache_abandon(&call->lease);
-	explicit_bzero(call->lease.token, sizeof(call->lease.token));
+	token_lease_wipe(&call->lease);
 	options_forget_secrets(call->server);
 }
 
@@ -425,8 +425,11 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	MemoryContext context = AllocSetContextCreate(parent, "feishu_flow call",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
-	FlowCall   *call = palloc0(sizeof(FlowCall));
+	FlowCall   *call = palloc(sizeof(FlowCall));
 
+	/* all but the room for the token, which is large and last */
+	memset(call, 0, offsetof(FlowCall, lease));
+	token_lease_init(&call->lease, &server->app_key);
 	call->listener.on_end = call_on_end;
 	call->context = context;
 	call->owner = owner;
@@ -452,7 +455,6 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 		call_send(call, call->check_only ? NULL : server->fixed_token);
 	else
 	{
-		token_key_init(&call->lease.key, server);
 		if (call->check_only)
 		{
 			call->state = CALL_FETCHING;

@@ -53,7 +53,7 @@ fetch_on_reset(void *arg)
 	TokenFetch *fetch = arg;
 
 	token_cache_abandon(&fetch->lease);
-	explicit_bzero(fetch->lease.token, sizeof(fetch->lease.token));
+	token_lease_wipe(&fetch->lease);
 	if (fetch->body.data != NULL)
 		explicit_bzero(fetch->body.data, fetch->body.len);
 }

@@ -101,6 +101,9 @@ on_header(char *data, size_t size, size_t nmemb, void *userp)
 	size_t		len = size * nmemb;
 	char		value[HTTP_HEADER_SIZE];
 
+	/* all that matter begin with x, c or l */
+	if (len == 0 || strchr("xXcClL", data[0]) == NULL)
+		return len;
 	if (header_value(data, len, "x-tt-logid", value, sizeof(value)))
 	{
 		strcpy(result->log_id, value);

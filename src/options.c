@@ -5,9 +5,10 @@
  *
  * One table says which options there are, on which object, and how each is
  * checked and stored.  The validator runs the checks when an object is made or
- * altered; the lookup parses the same text again at each call, so an ALTER
- * takes effect at once and there is no cache to go stale.  PostgreSQL's own
- * syscache makes that cheap.
+ * altered; the lookup parses the same text again.  Each process remembers the
+ * server it looked up last, until the catalogs say that a server, a user
+ * mapping or a wrapper has changed: so an ALTER takes effect at the next call,
+ * and a loop of calls need not parse and hash the same options each time.
  *
  * Secrets are options of user mappings, whose text PostgreSQL shows to nobody
  * but their user and the server's owner.  No error here quotes the value of
@@ -28,21 +29,24 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/defrem.h"
+#include "common/cryptohash.h"
+#include "common/sha2.h"
 #include "foreign/foreign.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
 #include "guc.h"
 #include "options.h"
 #include "request.h"
-#include "token.h"
 
 PG_FUNCTION_INFO_V1(feishu_flow_validator);
 
@@ -309,7 +313,7 @@ parse_app_id(const char *value, FlowServer *server)
 {
 	if (server != NULL)
 		server->app_id = pstrdup(value);
-	return check_credential(value, 255);
+	return check_credential(value, CREDENTIAL_MAX_LENGTH);
 }
 
 static const char *
@@ -317,7 +321,7 @@ parse_app_secret(const char *value, FlowServer *server)
 {
 	if (server != NULL)
 		server->app_secret = pstrdup(value);
-	return check_credential(value, 255);
+	return check_credential(value, CREDENTIAL_MAX_LENGTH);
 }
 
 static const char *
@@ -524,48 +528,92 @@ check_user_mapping(const FlowServer *server)
 					 quote_identifier(server->name))));
 }
 
-FlowServer *
-options_lookup_server(const char *name, Oid userid)
+/* Add one part to a hash, with its length, so that parts cannot run together. */
+static bool
+hash_part(pg_cryptohash_ctx *hash, const char *part)
 {
-	FlowServer *server = palloc0(sizeof(FlowServer));
-	ForeignServer *foreign_server;
-	ForeignDataWrapper *wrapper;
+	uint32		len = strlen(part);
+
+	return pg_cryptohash_update(hash, (uint8 *) &len, sizeof(len)) >= 0 &&
+		pg_cryptohash_update(hash, (const uint8 *) part, len) >= 0;
+}
+
+static void
+compute_app_key(FlowServer *server)
+{
+	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA256);
+	bool		ok;
+
+	ok = hash != NULL && pg_cryptohash_init(hash) >= 0 &&
+		hash_part(hash, server->base_url) &&
+		hash_part(hash, server->token_url) &&
+		hash_part(hash, server->app_id) &&
+		hash_part(hash, server->app_secret) &&
+		pg_cryptohash_final(hash, server->app_key.bytes, APP_KEY_LENGTH) >= 0;
+	if (hash != NULL)
+		pg_cryptohash_free(hash);
+	if (!ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not compute a SHA-256 hash")));
+}
+
+/* Throw unless the server belongs to our wrapper. */
+static void
+check_wrapper(const ForeignServer *foreign_server)
+{
+	ForeignDataWrapper *wrapper = GetForeignDataWrapper(foreign_server->fdwid);
 	char	   *validator = NULL;
 
-	server->name = pstrdup(name ? name : feishu_guc_server);
-	server->userid = userid;
-	server->timeout_ms = -1;
-	server->connect_timeout_ms = -1;
-	server->max_concurrency = -1;
-
-	foreign_server = GetForeignServerByName(server->name, true);
-	if (foreign_server == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("server \"%s\" does not exist", server->name),
-				 name ?
-				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow.",
-						 quote_identifier(server->name)) :
-				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow; or name another by the server argument or the setting feishu_flow.server.",
-						 quote_identifier(server->name))));
-	server->serverid = foreign_server->serverid;
-
-	wrapper = GetForeignDataWrapper(foreign_server->fdwid);
 	if (OidIsValid(wrapper->fdwvalidator))
 		validator = get_func_name(wrapper->fdwvalidator);
 	if (validator == NULL || strcmp(validator, VALIDATOR_NAME) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("server \"%s\" does not belong to the wrapper feishu_flow", server->name),
+				 errmsg("server \"%s\" does not belong to the wrapper feishu_flow",
+						foreign_server->servername),
 				 errdetail("Its foreign-data wrapper is \"%s\".", wrapper->fdwname)));
+}
 
-	if (feishu_server_aclcheck(server->serverid, userid) != ACLCHECK_OK)
+/* Throw unless the user has USAGE on the server. */
+static void
+check_usage(Oid serverid, const char *name, Oid userid)
+{
+	if (feishu_server_aclcheck(serverid, userid) != ACLCHECK_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for foreign server %s", server->name),
+				 errmsg("permission denied for foreign server %s", name),
 				 errhint("Let its owner run: GRANT USAGE ON FOREIGN SERVER %s TO %s.",
-						 quote_identifier(server->name),
+						 quote_identifier(name),
 						 quote_identifier(GetUserNameFromId(userid, false)))));
+}
+
+/* Read a server and a role's credentials from the catalogs. */
+static FlowServer *
+read_server(const char *name, Oid userid, bool by_setting)
+{
+	FlowServer *server = palloc0(sizeof(FlowServer));
+	ForeignServer *foreign_server;
+
+	server->name = pstrdup(name);
+	server->userid = userid;
+	server->timeout_ms = -1;
+	server->connect_timeout_ms = -1;
+	server->max_concurrency = -1;
+
+	foreign_server = GetForeignServerByName(name, true);
+	if (foreign_server == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("server \"%s\" does not exist", name),
+				 by_setting ?
+				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow; or name another by the server argument or the setting feishu_flow.server.",
+						 quote_identifier(name)) :
+				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow.",
+						 quote_identifier(name))));
+	server->serverid = foreign_server->serverid;
+	check_wrapper(foreign_server);
+	check_usage(server->serverid, name, userid);
 	check_user_mapping(server);
 
 	store_options(foreign_server->options, ForeignServerRelationId, server);
@@ -582,6 +630,89 @@ options_lookup_server(const char *name, Oid userid)
 		server->protocol = TOKEN_OAUTH;
 	else
 		server->protocol = TOKEN_LEGACY;
+	if (server->protocol != TOKEN_FIXED)
+		compute_app_key(server);
+	return server;
+}
+
+/* A copy in the current memory context. */
+static FlowServer *
+copy_server(const FlowServer *server)
+{
+	FlowServer *copy = palloc(sizeof(FlowServer));
+
+	*copy = *server;
+#define COPY_STRING(field) \
+	if (copy->field != NULL) \
+		copy->field = pstrdup(copy->field)
+	COPY_STRING(name);
+	COPY_STRING(base_url);
+	COPY_STRING(token_url);
+	COPY_STRING(operator_json);
+	COPY_STRING(ca_file);
+	COPY_STRING(proxy);
+	COPY_STRING(app_id);
+	COPY_STRING(app_secret);
+	COPY_STRING(fixed_token);
+	return copy;
+}
+
+/* The server looked up last, in memory_of_last; NULL: none. */
+static FlowServer *last_server = NULL;
+static MemoryContext memory_of_last = NULL;
+
+/*
+ * Syscache callback: a server, a user mapping or a wrapper has changed.  The
+ * memory is freed at the next lookup, for this may come while it is copied.
+ */
+static void
+forget_last_server(Datum arg, int cacheid, uint32 hashvalue)
+{
+	last_server = NULL;
+}
+
+static void
+remember_server(const FlowServer *server)
+{
+	MemoryContext old_context;
+
+	if (memory_of_last == NULL)
+	{
+		memory_of_last = AllocSetContextCreate(TopMemoryContext, "feishu_flow server",
+											   ALLOCSET_SMALL_SIZES);
+		CacheRegisterSyscacheCallback(FOREIGNSERVEROID, forget_last_server, (Datum) 0);
+		CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, forget_last_server, (Datum) 0);
+		CacheRegisterSyscacheCallback(USERMAPPINGOID, forget_last_server, (Datum) 0);
+	}
+	last_server = NULL;
+	MemoryContextReset(memory_of_last);
+	old_context = MemoryContextSwitchTo(memory_of_last);
+	last_server = copy_server(server);
+	MemoryContextSwitchTo(old_context);
+}
+
+FlowServer *
+options_lookup_server(const char *name, Oid userid)
+{
+	FlowServer *server;
+	bool		by_setting = name == NULL;
+
+	if (by_setting)
+		name = feishu_guc_server;
+
+	if (last_server != NULL && last_server->userid == userid &&
+		strcmp(last_server->name, name) == 0)
+	{
+		/* rights can change by role membership, too: look each time */
+		Oid			serverid = last_server->serverid;
+
+		check_usage(serverid, name, userid);
+		if (last_server != NULL)
+			return copy_server(last_server);
+	}
+
+	server = read_server(name, userid, by_setting);
+	remember_server(server);
 	return server;
 }
 

@@ -13,6 +13,9 @@
 #ifndef FEISHU_OPTIONS_H
 #define FEISHU_OPTIONS_H
 
+#define CREDENTIAL_MAX_LENGTH	255 /* app_id, app_secret */
+#define TOKEN_MAX_LENGTH		4096	/* an OAuth token is a JWT */
+
 /* How a tenant_access_token is obtained. */
 typedef enum TokenProtocol
 {
@@ -27,6 +30,17 @@ typedef struct FlowRate
 	double		requests;		/* so many requests ... */
 	int			window_ms;		/* ... in each window of this length */
 } FlowRate;
+
+/*
+ * Identity of an app's credentials: SHA-256 over base_url, token_url, app_id
+ * and app_secret, so that none of them is ever confused with another.
+ */
+#define APP_KEY_LENGTH		32
+
+typedef struct AppKey
+{
+	uint8		bytes[APP_KEY_LENGTH];
+} AppKey;
 
 /*
  * All strings are palloc'd in the context that was current at the lookup and
@@ -52,6 +66,7 @@ typedef struct FlowServer
 	char	   *app_id;			/* or NULL with TOKEN_FIXED */
 	char	   *app_secret;		/* or NULL with TOKEN_FIXED */
 	char	   *fixed_token;	/* only with TOKEN_FIXED */
+	AppKey		app_key;		/* of an app; zero with TOKEN_FIXED */
 } FlowServer;
 
 /*

@@ -34,8 +34,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "common/cryptohash.h"
-#include "common/sha2.h"
 #include "miscadmin.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
@@ -90,7 +88,7 @@ typedef struct TokenCache
 	uint64		counter;		/* last generation or flight given out */
 	int			num_slots;
 	int			num_used;		/* the first so many are in use */
-	TokenKey	keys[FLEXIBLE_ARRAY_MEMBER];	/* then the slots */
+	AppKey	keys[FLEXIBLE_ARRAY_MEMBER];	/* then the slots */
 } TokenCache;
 
 static TokenCache *cache = NULL;
@@ -104,7 +102,7 @@ cache_size(int num_slots)
 {
 	Size		size = offsetof(TokenCache, keys);
 
-	size = add_size(size, mul_size(num_slots, sizeof(TokenKey)));
+	size = add_size(size, mul_size(num_slots, sizeof(AppKey)));
 	return add_size(MAXALIGN(size), mul_size(num_slots, sizeof(TokenSlot)));
 }
 
@@ -112,7 +110,7 @@ cache_size(int num_slots)
 static TokenSlot *
 cache_slots(TokenCache *memory)
 {
-	Size		size = offsetof(TokenCache, keys) + memory->num_slots * sizeof(TokenKey);
+	Size		size = offsetof(TokenCache, keys) + memory->num_slots * sizeof(AppKey);
 
 	return (TokenSlot *) ((char *) memory + MAXALIGN(size));
 }
@@ -197,43 +195,27 @@ cache_wake_waiters(void)
 
 /* ---------- Keys and slots ---------- */
 
-/* Add one part to a hash, with its length, so that parts cannot run together. */
-static bool
-hash_part(pg_cryptohash_ctx *hash, const char *part)
+void
+token_lease_init(TokenLease *lease, const AppKey *key)
 {
-	uint32		len = part ? strlen(part) : 0;
-
-	return pg_cryptohash_update(hash, (uint8 *) &len, sizeof(len)) >= 0 &&
-		pg_cryptohash_update(hash, (const uint8 *) (part ? part : ""), len) >= 0;
+	/* all but the room for the token, which is large */
+	memset(lease, 0, offsetof(TokenLease, token) + 1);
+	lease->key = *key;
 }
 
 void
-token_key_init(TokenKey *key, const FlowServer *server)
+token_lease_wipe(TokenLease *lease)
 {
-	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA256);
-	bool		ok;
-
-	ok = hash != NULL && pg_cryptohash_init(hash) >= 0 &&
-		hash_part(hash, server->base_url) &&
-		hash_part(hash, server->token_url) &&
-		hash_part(hash, server->app_id) &&
-		hash_part(hash, server->app_secret) &&
-		pg_cryptohash_final(hash, key->bytes, sizeof(key->bytes)) >= 0;
-	if (hash != NULL)
-		pg_cryptohash_free(hash);
-	if (!ok)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute a SHA-256 hash")));
+	explicit_bzero(lease->token, strlen(lease->token));
 }
 
 /* The slot of a key, or NULL.  The lock is held. */
 static TokenSlot *
-slot_find(const TokenKey *key)
+slot_find(const AppKey *key)
 {
 	for (int i = 0; i < cache->num_used; i++)
 	{
-		if (memcmp(&cache->keys[i], key, sizeof(TokenKey)) == 0)
+		if (memcmp(&cache->keys[i], key, sizeof(AppKey)) == 0)
 			return &slots[i];
 	}
 	return NULL;
@@ -245,7 +227,7 @@ slot_find(const TokenKey *key)
  * exclusively.
  */
 static TokenSlot *
-slot_find_or_add(const TokenKey *key, TimestampTz now)
+slot_find_or_add(const AppKey *key, TimestampTz now)
 {
 	TokenSlot  *slot = slot_find(key);
 	int			victim = -1;

@@ -17,16 +17,7 @@
 #include "http.h"
 #include "options.h"
 
-#define TOKEN_MAX_LENGTH		4096	/* an OAuth token is a JWT */
-#define TOKEN_KEY_LENGTH		32	/* SHA-256 */
 #define TOKEN_FAILURE_BODY_SIZE	1024
-
-/* Identity of an app's credentials: SHA-256 over base_url, token_url, app_id
- * and app_secret, so that none of them is ever confused with another. */
-typedef struct TokenKey
-{
-	uint8		bytes[TOKEN_KEY_LENGTH];
-} TokenKey;
 
 /* How a fetch failed, shared with those who waited for it: the platform's
  * refusal as it came, or the transport's trouble. */
@@ -55,23 +46,26 @@ typedef enum TokenState
 								 * see the TokenFailure */
 } TokenState;
 
-/* One caller's business with the cache; zero it first, then set the key. */
+/* One caller's business with the cache. */
 typedef struct TokenLease
 {
-	TokenKey	key;
+	AppKey		key;
 	uint64		generation;		/* of the token handed out */
 	uint64		flight;			/* fetch that we do or wait for, 0: none */
 	bool		fetching;		/* we have the duty to fetch */
 	TimestampTz retry_at;		/* with TOKEN_WAIT */
-	char		token[TOKEN_MAX_LENGTH + 1];
+	char		token[TOKEN_MAX_LENGTH + 1];	/* must be last, see
+												 * token_lease_init */
 } TokenLease;
 
 /* Hooks of the postmaster; without them each process has a cache of its own. */
 extern void token_request_shmem(void);
 extern void token_startup_shmem(void);
 
-/* Needs a transaction (or at least a resource owner). */
-extern void token_key_init(TokenKey *key, const FlowServer *server);
+extern void token_lease_init(TokenLease *lease, const AppKey *key);
+
+/* Wipe the token. */
+extern void token_lease_wipe(TokenLease *lease);
 
 /*
  * Get a token.  deadline is that of the fetch that the caller would do: after

@@ -163,6 +163,20 @@ finish_printable(StringInfo out, bool cut)
 	return out->data;
 }
 
+/* Is this fit for a message as it is?  Most short text is. */
+static bool
+is_plain(const char *bytes, size_t len, int max)
+{
+	if (len == 0 || len > (size_t) max || bytes[0] == ' ' || bytes[len - 1] == ' ')
+		return len == 0;
+	for (size_t i = 0; i < len; i++)
+	{
+		if (bytes[i] < ' ' || bytes[i] >= 0x7f)
+			return false;
+	}
+	return true;
+}
+
 char *
 codec_printable(const char *bytes, size_t len, int max)
 {
@@ -172,6 +186,9 @@ codec_printable(const char *bytes, size_t len, int max)
 	WireConversion conversion;
 	bool		gap = false;
 	bool		cut = false;
+
+	if (is_plain(bytes, len, max))
+		return pnstrdup(bytes, len);
 
 	wiretext_conversion_init(&conversion);
 	initStringInfo(&out);
