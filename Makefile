@@ -16,6 +16,7 @@ OBJS = \
 	src/http_transfer.o \
 	src/options.o \
 	src/request.o \
+	src/server.o \
 	src/token.o \
 	src/waitset.o \
 	src/wirejson.o \

@@ -21,21 +21,19 @@ CREATE FUNCTION pg_temp.try(command text, option text, VARIADIC vals text[])
 RETURNS TABLE (value text, sqlstate text, message text) LANGUAGE sql
 AS $$
   SELECT CASE WHEN length(v) > 60 THEN left(v, 50) || '...' ELSE v END, a.*
-  FROM unnest(vals) WITH ORDINALITY AS u(v, n), pg_temp.attempt(format(command || ' OPTIONS (%I %L)', option, v)) AS a
+  FROM unnest(vals) WITH ORDINALITY AS u(v, n), pg_temp.attempt(format(command, option, v)) AS a
   ORDER BY n
 $$;
 CREATE FUNCTION pg_temp.try_server(option text, VARIADIC vals text[])
 RETURNS TABLE (value text, sqlstate text, message text) LANGUAGE sql
-AS $$ SELECT * FROM pg_temp.try('ALTER SERVER regress_options', option, VARIADIC vals) $$;
+AS $$ SELECT * FROM pg_temp.try('ALTER SERVER regress_options OPTIONS (ADD %I %L)', option, VARIADIC vals) $$;
 CREATE FUNCTION pg_temp.try_mapping(option text, VARIADIC vals text[])
 RETURNS TABLE (value text, sqlstate text, message text) LANGUAGE sql
 AS $$
-  SELECT t.* FROM pg_temp.try('CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options', option, VARIADIC vals) AS t
+  SELECT * FROM pg_temp.try('ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (SET %I %L)', option, VARIADIC vals)
 $$;
 
---
--- base_url
---
+-- base_url: scheme, host, port and, for a gateway, a path in front of the platform's.
 SELECT * FROM pg_temp.try_server('base_url',
     'https://open.feishu.cn',
     'https://open.larksuite.com/',
@@ -146,6 +144,101 @@ SELECT * FROM pg_temp.try_server('proxy',
     '', 'proxy.example.com:3128', 'socks4://localhost', 'ftp://localhost', 'http://user:pass@proxy.example.com:3128',
     'http://proxy.example.com:3128/path', 'http://proxy.example.com:0', 'http://');
 
--- Options of user mappings. No message says what the value was.
-SELECT * FROM pg_temp.try('ALTER USER MAPPING FOR PUBLIC SERVER regress_options', 'SET app_id', 'x');
-X_MAPPING
+-- Options of user mappings. Messages never tell the value.
+SELECT * FROM pg_temp.try_mapping('app_id',
+    'cli_a1b2c3', '', ' ', 'cli a1b2c3', E'cli_a1b2c3\n', '飞书', repeat('x', 255), repeat('x', 256));
+SELECT * FROM pg_temp.try_mapping('app_secret',
+    'Ab1!"$%&/()=?\''', '', ' ', 'my secret', E'secret\r\n', 'sécret', repeat('x', 255), repeat('x', 256));
+SELECT * FROM pg_temp.try('ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_id, DROP app_secret, ADD %I %L)',
+    'tenant_access_token',
+    't-g1044qeGEDXTB6NDJOGV4JQCYDGHRBARFTGT1234', 'eyJhbGciOiJFUzI1NiJ9.e30.c2ln', '', ' ', 't-x y', E't-x\tsecret', 't-密', repeat('x', 4096), repeat('x', 4097));
+
+-- Nothing of that was kept.
+SELECT srvoptions, umoptions FROM pg_user_mappings JOIN pg_foreign_server USING (srvname) WHERE srvname = 'regress_options';
+
+-- Hints say how to write an option. (A secret has no particular form.)
+ALTER SERVER regress_options OPTIONS (ADD base_url 'open.feishu.cn');
+ALTER SERVER regress_options OPTIONS (ADD token_url 'accounts.feishu.cn');
+ALTER SERVER regress_options OPTIONS (ADD operator '1111');
+ALTER SERVER regress_options OPTIONS (ADD timeout 'long');
+ALTER SERVER regress_options OPTIONS (ADD connect_timeout 'short');
+ALTER SERVER regress_options OPTIONS (ADD max_rate 'slow');
+ALTER SERVER regress_options OPTIONS (ADD max_concurrency 'few');
+ALTER SERVER regress_options OPTIONS (ADD ca_file 'ca.pem');
+ALTER SERVER regress_options OPTIONS (ADD proxy 'proxy.example.com');
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (SET app_secret 'two words');
+
+-- An option that there is not: the one that was meant, else all of them.
+CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_uri 'https://open.feishu.cn');
+CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS (time_out '30s');
+CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS (max_rates '50');
+CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS ("Proxy" 'http://localhost');
+CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS (host 'open.feishu.cn');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_ip 'cli_x', app_secret 'x');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (user 'cli_x', password 'x');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (access_token 't-x');
+
+-- The right option on the wrong object.
+CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS (app_id 'cli_x', app_secret 'x');
+CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS (tenant_access_token 't-x');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (base_url 'https://open.feishu.cn');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_id 'cli_x', app_secret 'x', timeout '5s');
+ALTER FOREIGN DATA WRAPPER feishu_flow OPTIONS (ADD base_url 'https://open.feishu.cn');
+ALTER FOREIGN DATA WRAPPER feishu_flow OPTIONS (ADD debug 'on');
+CREATE FOREIGN TABLE regress_options_table (a int) SERVER regress_options OPTIONS (flow 'x');
+
+-- Credentials that are not complete, or contradict each other.
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options;
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_id 'cli_x');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_secret 'x');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options
+  OPTIONS (app_id 'cli_x', app_secret 'x', tenant_access_token 't-x');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_id 'cli_x', tenant_access_token 't-x');
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_secret);
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_id);
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_id, DROP app_secret);
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (ADD tenant_access_token 't-x');
+
+-- What is complete is accepted, and can be altered from one kind to the other.
+SELECT umoptions FROM pg_user_mappings WHERE srvname = 'regress_options';
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (SET app_secret 'y');
+SELECT umoptions FROM pg_user_mappings WHERE srvname = 'regress_options';
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_id, DROP app_secret, tenant_access_token 't-x');
+SELECT umoptions FROM pg_user_mappings WHERE srvname = 'regress_options';
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP tenant_access_token);
+ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP tenant_access_token, app_id 'cli_z', app_secret 'z');
+SELECT umoptions FROM pg_user_mappings WHERE srvname = 'regress_options';
+CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS (
+  base_url 'https://gateway.example.com/feishu', token_url 'https://accounts.feishu.cn/oauth/v3/token',
+  operator '{"_id": 1111}', timeout '30s', connect_timeout '5s', max_rate '1000/min', max_concurrency '10',
+  ca_file '/etc/ssl/private-ca.pem', proxy 'http://proxy.example.com:3128');
+ALTER SERVER regress_options_2 OPTIONS (SET base_url 'https://open.larksuite.com', DROP token_url, DROP proxy);
+ALTER SERVER regress_options_2 OPTIONS (SET timeout 'never');
+SELECT srvoptions FROM pg_foreign_server WHERE srvname = 'regress_options_2';
+
+-- What was made while the wrapper had no validator is checked by the call.
+CREATE FOREIGN DATA WRAPPER regress_wrapper;
+CREATE SERVER regress_unchecked FOREIGN DATA WRAPPER regress_wrapper OPTIONS (base_url 'ftp://x', extra '1');
+CREATE USER MAPPING FOR CURRENT_USER SERVER regress_unchecked OPTIONS (app_id 'cli_x', app_secret 'two words');
+SET client_min_messages = error;
+ALTER FOREIGN DATA WRAPPER regress_wrapper VALIDATOR feishu.feishu_flow_validator;
+RESET client_min_messages;
+SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_unchecked');
+ALTER SERVER regress_unchecked OPTIONS (DROP extra);
+ALTER SERVER regress_unchecked OPTIONS (DROP extra, SET base_url 'http://127.0.0.1:1');
+SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_unchecked');
+ALTER USER MAPPING FOR CURRENT_USER SERVER regress_unchecked OPTIONS (SET app_secret 'x');
+\set VERBOSITY terse
+SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_unchecked');
+\set VERBOSITY default
+ALTER FOREIGN DATA WRAPPER regress_wrapper NO VALIDATOR;
+ALTER USER MAPPING FOR CURRENT_USER SERVER regress_unchecked OPTIONS (DROP app_id);
+SET client_min_messages = error;
+ALTER FOREIGN DATA WRAPPER regress_wrapper VALIDATOR feishu.feishu_flow_validator;
+RESET client_min_messages;
+SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_unchecked');
+
+SET client_min_messages = warning;
+DROP FOREIGN DATA WRAPPER regress_wrapper CASCADE;
+DROP SERVER regress_options CASCADE;
+DROP SERVER regress_options_2 CASCADE;

@@ -128,11 +128,46 @@ call_finish(FlowCall *call)
 	call_list(call, &done);
 }
 
+/* Overwrite a secret in text of the peer. */
+static void
+mask_secret(char *text, const char *secret)
+{
+	char	   *found;
+
+	if (text == NULL || secret == NULL || secret[0] == '\0')
+		return;
+	while ((found = strstr(text, secret)) != NULL)
+		memset(found, '*', strlen(secret));
+}
+
+/*
+ * Overwrite our secrets in what an answer says for people: a gateway may echo
+ * the request it refuses.
+ */
+static void
+mask_secrets(FlowCall *call, FlowResponse *response)
+{
+	const char *secrets[] = {
+		call->lease.token, call->server->fixed_token, call->server->app_secret
+	};
+
+	for (int i = 0; i < (int) lengthof(secrets); i++)
+	{
+		mask_secret(response->excerpt, secrets[i]);
+		mask_secret(response->message, secrets[i]);
+		mask_secret(response->inner_message, secrets[i]);
+		mask_secret(response->helps, secrets[i]);
+	}
+}
+
 /* The outcome of an answer. */
 static void
 outcome_of_response(FlowCall *call, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
+
+	if (response->sqlstate != 0)
+		mask_secrets(call, response);
 
 	outcome->response = response;
 	outcome->action = response->action;
@@ -294,7 +329,8 @@ call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
 	else
 	{
 		call->lease.generation = lease->generation;
-		call_send(call, lease->token);
+		strcpy(call->lease.token, lease->token);
+		call_send(call, call->lease.token);
 	}
 	MemoryContextSwitchTo(old_context);
 }
@@ -415,7 +451,7 @@ call_on_reset(void *arg)
 	call_list(call, NULL);
 	token_cache_abandon(&call->lease);
 	token_lease_wipe(&call->lease);
-	options_forget_secrets(call->server);
+	server_forget_secrets(call->server);
 }
 
 FlowCall *

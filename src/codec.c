@@ -446,6 +446,7 @@ codec_read_token_answer(bool oauth, const HttpAnswer *answer)
 		apply_verdict(refusal,
 					  judge_token_answer(oauth, root, ANSWER_IS_LOSSY(json.problem),
 										 answer->http_status, token));
+		explicit_bzero(json.value, VARSIZE(json.value));
 		pfree(json.value);
 	}
 

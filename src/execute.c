@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
+#include "utils/json.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -150,9 +151,41 @@ outcome_detail(const FlowOutcome *outcome)
 		appendStringInfo(&detail, _(", execution id %s"), response->execution_id);
 	if (response->excerpt[0] != '\0')
 		appendStringInfo(&detail, _(", answer: %s"), response->excerpt);
+	else if (response->message != NULL)
+		appendStringInfo(&detail, _(", message: %s"), response->message);
 	else
-		appendStringInfoString(&detail, ".");
+		appendStringInfoChar(&detail, '.');
 	return detail.data;
+}
+
+/*
+ * The answer as jsonb in the current memory context, or NULL.  Of a token
+ * request's answer, which may hold more than is good to show, only code and
+ * message.
+ */
+static Jsonb *
+outcome_answer(const FlowOutcome *outcome)
+{
+	const FlowResponse *response = outcome->response;
+	Jsonb	   *answer;
+
+	if (response == NULL)
+		return NULL;
+	if (outcome->for_token && response->has_code)
+	{
+		StringInfoData json;
+
+		initStringInfo(&json);
+		appendStringInfo(&json, "{\"code\": " INT64_FORMAT ", \"msg\": ", response->code);
+		escape_json(&json, response->message ? response->message : "");
+		appendStringInfoChar(&json, '}');
+		return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data)));
+	}
+	if (response->body == NULL)
+		return NULL;
+	answer = palloc(VARSIZE(response->body));
+	memcpy(answer, response->body, VARSIZE(response->body));
+	return answer;
 }
 
 /* HINT: what to do, and where the platform says more; or NULL. */
@@ -191,7 +224,7 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 
 	if (!PG_ARGISNULL(ARG_TIMEOUT))
 		timeout_ms = interval_to_ms(PG_GETARG_INTERVAL_P(ARG_TIMEOUT));
-	server = options_lookup_server(PG_ARGISNULL(ARG_SERVER) ? NULL :
+	server = server_lookup(PG_ARGISNULL(ARG_SERVER) ? NULL :
 								   NameStr(*PG_GETARG_NAME(ARG_SERVER)),
 								   GetUserId());
 	request = request_from_arguments(fcinfo, server->operator_json);
@@ -199,21 +232,18 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 
 	outcome = flow_call_outcome(call_run(context, server, request, &limits));
 
-	if (outcome->sqlstate != 0 &&
-		(raise_error || outcome->response == NULL || outcome->response->body == NULL))
+	MemoryContextSwitchTo(caller);
+	answer = outcome_answer(outcome);
+	if (outcome->sqlstate != 0 && (raise_error || answer == NULL))
 	{
-		char	   *message;
-		char	   *detail;
-		char	   *hint;
 		int			sqlstate = outcome->sqlstate;
+		char	   *message = psprintf(_("could not execute flow \"%s/%s\": %s"),
+									   request->namespace_name, request->flow_id,
+									   outcome_message(outcome, limits.timeout_ms));
+		char	   *detail = outcome_detail(outcome);
+		char	   *hint = outcome_hint(outcome);
 
 		/* free all that the call holds before the error is on its way */
-		MemoryContextSwitchTo(caller);
-		message = psprintf(_("could not execute flow \"%s/%s\": %s"),
-						   request->namespace_name, request->flow_id,
-						   outcome_message(outcome, limits.timeout_ms));
-		detail = outcome_detail(outcome);
-		hint = outcome_hint(outcome);
 		MemoryContextDelete(context);
 		ereport(ERROR,
 				(errcode(sqlstate),
@@ -221,10 +251,6 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 				 errdetail_internal("%s", detail),
 				 hint ? errhint("%s", hint) : 0));
 	}
-
-	MemoryContextSwitchTo(caller);
-	answer = palloc(VARSIZE(outcome->response->body));
-	memcpy(answer, outcome->response->body, VARSIZE(outcome->response->body));
 	MemoryContextDelete(context);
 	PG_RETURN_JSONB_P(answer);
 }
@@ -254,7 +280,7 @@ feishu_check_server(PG_FUNCTION_ARGS)
 	context = AllocSetContextCreate(caller, "feishu_flow check_server",
 									ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
-	server = options_lookup_server(PG_ARGISNULL(0) ? NULL : NameStr(*PG_GETARG_NAME(0)),
+	server = server_lookup(PG_ARGISNULL(0) ? NULL : NameStr(*PG_GETARG_NAME(0)),
 								   GetUserId());
 	limits = call_limits(server, -1);
 	outcome = flow_call_outcome(call_run(context, server, NULL, &limits));

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * options.h
- *	  SQL/MED options: the validator, and FlowServer, which is a foreign
- *	  server together with the credentials of one role.
+ *	  FlowServer: a foreign server together with the credentials of one role,
+ *	  as its SQL/MED options describe it.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -12,6 +12,8 @@
  */
 #ifndef FEISHU_OPTIONS_H
 #define FEISHU_OPTIONS_H
+
+#include "nodes/pg_list.h"
 
 #define CREDENTIAL_MAX_LENGTH	255 /* app_id, app_secret */
 #define TOKEN_MAX_LENGTH		4096	/* an OAuth token is a JWT */
@@ -70,7 +72,13 @@ typedef struct FlowServer
 } FlowServer;
 
 /*
- * Look up the server "name" (NULL: the setting feishu_flow.server) and the
+ * options.c: parse the options (a list of DefElem) of a server or user mapping
+ * into a FlowServer.  Throws class HV on one that the validator would refuse.
+ */
+extern void options_store(List *options, Oid catalog, FlowServer *server);
+
+/*
+ * server.c: look up the server "name" (NULL: the setting feishu_flow.server) and the
  * credentials of userid, in the catalogs, now.
  *
  * Throws 42704 when there is no such server, 42809 when it belongs to another
@@ -78,9 +86,9 @@ typedef struct FlowServer
  * mapping lacks app_id, app_secret and tenant_access_token; each with a HINT
  * that says what to type.
  */
-extern FlowServer *options_lookup_server(const char *name, Oid userid);
+extern FlowServer *server_lookup(const char *name, Oid userid);
 
 /* Wipe the secrets of a FlowServer.  It cannot be used afterwards. */
-extern void options_forget_secrets(FlowServer *server);
+extern void server_forget_secrets(FlowServer *server);
 
 #endif							/* FEISHU_OPTIONS_H */

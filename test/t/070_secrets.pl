@@ -159,7 +159,7 @@ foreach my $kind (sort keys %echo)
 			$mock->revoke;
 			$mock->rules([ { kind => $kind },
 					{ type => 'status', status => $status, body => $body,
-						headers => { 'X-Tt-Logid' => "id-$secret", Location => "http://x/$secret" } } ]);
+						headers => { Location => "http://x/$secret" } } ]);
 			my $server = $kind eq 'oauth' ? 'oauth' : 'feishu';
 			show(flow(server => $server));
 			show("SELECT * FROM feishu.check_server('$server')");
@@ -173,7 +173,7 @@ foreach my $status (200, 400, 401, 502)
 	show(flow(server => 'fixed'));
 	$mock->fault(type => 'status', status => $status,
 		body => { code => 2320001, msg => "token $fixed_token", data => { error_msg => $fixed_token },
-			error => { log_id => $fixed_token, helps => [ { url => "http://x/$fixed_token" } ] } });
+			error => { message => $fixed_token } });
 	show(flow(server => 'fixed'));
 }
 $mock->well;
