@@ -70,7 +70,6 @@ static const char *
 check_url(const char *url, const char *const *schemes, bool path_allowed)
 {
 	const char *p = NULL;
-	const char *host;
 	const char *authority_end;
 	size_t		host_len;
 
@@ -90,10 +89,8 @@ check_url(const char *url, const char *const *schemes, bool path_allowed)
 	if (strchr(url, '?') != NULL || strchr(url, '#') != NULL)
 		return gettext_noop("must not contain a query or a fragment");
 
-	host = p;
 	if (*p == '[')
 	{
-		host++;
 		p++;
 		host_len = strspn(p, "0123456789abcdefABCDEF:.");
 		p += host_len;
