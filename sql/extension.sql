@@ -45,10 +45,10 @@ SELECT oid::regproc AS function,
 FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace
 ORDER BY oid::regproc::text COLLATE "C";
 
--- Settings. (Those of context postmaster are there only when the library is preloaded.)
+-- Settings. (Context postmaster is for a preloaded library; in one loaded later it is sighup.)
 LOAD 'feishu_flow';
-SELECT name, vartype, context, boot_val, unit, min_val, max_val
-FROM pg_settings WHERE name ~ '^feishu_flow\.' AND context <> 'postmaster'
+SELECT name, vartype, CASE context WHEN 'user' THEN 'user' ELSE 'server' END AS set_by, boot_val, unit, min_val, max_val
+FROM pg_settings WHERE name ~ '^feishu_flow\.'
 ORDER BY name COLLATE "C";
 
 -- Each is described by a sentence, and each number but a count has a unit.
@@ -84,7 +84,6 @@ SET feishu_flow.app_secret = 'not here';
 -- The functions are where they are.
 ALTER EXTENSION feishu_flow SET SCHEMA public;
 \set VERBOSITY terse
-CREATE EXTENSION feishu_flow SCHEMA public;
 
 -- Servers and user mappings depend on the extension.
 CREATE SERVER regress_feishu FOREIGN DATA WRAPPER feishu_flow;

@@ -163,6 +163,14 @@ read_server(const char *name, Oid userid, bool by_setting)
 	options_store(GetUserMapping(userid, server->serverid)->options,
 				  UserMappingRelationId, server);
 
+	/* the validator saw to it, unless the wrapper was without it for a time */
+	if (server->fixed_token == NULL &&
+		(server->app_id == NULL || server->app_secret == NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("user mapping for server \"%s\" has no credentials", name),
+				 errhint("Give it app_id and app_secret, or tenant_access_token, with ALTER USER MAPPING.")));
+
 	if (server->base_url == NULL)
 		server->base_url = pstrdup(DEFAULT_BASE_URL);
 	if (server->token_url == NULL)
