@@ -3,8 +3,15 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION feishu_flow" to load this file. \quit
 
--- The schema is for everybody to look into; what its functions may do is
--- decided by USAGE on a foreign server and by user mappings.
+-- The schema is made here, not by CREATE EXTENSION, so that nobody can have
+-- made one before and own it, and so that it goes with the extension.
+CREATE SCHEMA feishu;
+
+COMMENT ON SCHEMA feishu IS
+'Start Feishu (Lark) low-code platform flows.';
+
+-- Everybody may look into it; what its functions may do is decided by USAGE on
+-- a foreign server and by user mappings.
 GRANT USAGE ON SCHEMA feishu TO PUBLIC;
 
 --
@@ -16,6 +23,8 @@ CREATE FUNCTION feishu.feishu_flow_validator(text[], oid)
 RETURNS void
 AS 'MODULE_PATHNAME', 'feishu_flow_validator'
 LANGUAGE C STRICT;
+
+REVOKE ALL ON FUNCTION feishu.feishu_flow_validator(text[], oid) FROM PUBLIC;
 
 COMMENT ON FUNCTION feishu.feishu_flow_validator(text[], oid) IS
 'Checks the options of servers and user mappings of the wrapper feishu_flow.';

@@ -81,7 +81,7 @@ static void call_try_token(FlowCall *call);
 
 /* Advice for a transfer that brought no answer. */
 static const char *
-transport_hint(const HttpResult *result)
+transport_hint(const FlowServer *server, const HttpResult *result)
 {
 	if (result->outcome == HTTP_TIMEOUT)
 		return gettext_noop("If the flow needs longer, raise the timeout argument, the server's timeout option or feishu_flow.timeout, or start it with is_async => true.");
@@ -95,7 +95,9 @@ transport_hint(const HttpResult *result)
 		case HTTP_TROUBLE_PROXY:
 			return gettext_noop("Check the server's proxy option.");
 		case HTTP_TROUBLE_CONNECT:
-			return gettext_noop("Check the server's base_url, and whether the database host may connect to it or needs the server's proxy option.");
+			if (server->proxy != NULL)
+				return gettext_noop("Check the server's proxy option, and whether the database host may connect to the proxy.");
+			return gettext_noop("Check the server's base_url and token_url, and whether the database host may connect to them or needs the server's proxy option.");
 		case HTTP_TROUBLE_CERTIFICATE:
 			return gettext_noop("Check that base_url names the host as the certificate does, and that the certificate is current; set the server's ca_file option to the PEM file of a private CA.");
 		case HTTP_TROUBLE_CA_FILE:
@@ -128,16 +130,35 @@ call_finish(FlowCall *call)
 	call_list(call, &done);
 }
 
+/* A beginning of a secret so long is hidden, too, where text was cut. */
+#define SECRET_PREFIX_LENGTH	6
+
 /* Overwrite a secret in text of the peer. */
 static void
 mask_secret(char *text, const char *secret)
 {
-	char	   *found;
+	size_t		len;
+	size_t		end;
 
 	if (text == NULL || secret == NULL || secret[0] == '\0')
 		return;
-	while ((found = strstr(text, secret)) != NULL)
-		memset(found, '*', strlen(secret));
+	len = strlen(secret);
+	for (char *p = text; (p = strstr(p, secret)) != NULL; p += len)
+		memset(p, '*', len);
+
+	/* text that was cut ends in "..." */
+	end = strlen(text);
+	if (end < 3 || strcmp(text + end - 3, "...") != 0)
+		return;
+	end -= 3;
+	for (size_t n = Min(len - 1, end); n >= SECRET_PREFIX_LENGTH; n--)
+	{
+		if (strncmp(text + end - n, secret, n) == 0)
+		{
+			memset(text + end - n, '*', n);
+			break;
+		}
+	}
 }
 
 /*
@@ -157,6 +178,8 @@ mask_secrets(FlowCall *call, FlowResponse *response)
 		mask_secret(response->message, secrets[i]);
 		mask_secret(response->inner_message, secrets[i]);
 		mask_secret(response->helps, secrets[i]);
+		mask_secret(response->inner_code, secrets[i]);
+		mask_secret(response->log_id, secrets[i]);
 	}
 }
 
@@ -185,7 +208,7 @@ outcome_of_trouble(FlowCall *call, const HttpResult *result)
 	FlowOutcome *outcome = &call->outcome;
 
 	outcome->action = FLOW_RETRY;
-	outcome->hint = transport_hint(result);
+	outcome->hint = transport_hint(call->server, result);
 	outcome->phase = result->phase;
 	if (result->error[0] != '\0')
 		outcome->error = codec_printable(result->error, strlen(result->error),

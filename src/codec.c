@@ -524,7 +524,7 @@ codec_out_params(Jsonb *response)
 	if (!JB_ROOT_IS_OBJECT(response))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("response must be a JSON object")));
+				 errmsg("argument \"%s\" must be a JSON object", "response")));
 
 	if (!find_member(&response->root, "data", &value))
 		return NULL;
@@ -550,8 +550,9 @@ codec_out_params(Jsonb *response)
 		if (json.value == NULL)
 			out_params_unreadable(gettext_noop("It is not valid JSON."));
 
+		/* an object is not documented, but what the caller wants */
 		if (JB_ROOT_IS_OBJECT(json.value))
-			return json.value;	/* not documented, but what the caller wants */
+			return JB_ROOT_COUNT(json.value) > 0 ? json.value : NULL;
 		if (!JB_ROOT_IS_SCALAR(json.value))
 			container = &json.value->root;
 		else if (JsonbExtractScalar(&json.value->root, &value) &&
@@ -561,9 +562,9 @@ codec_out_params(Jsonb *response)
 	if (container == NULL)
 		out_params_unreadable(gettext_noop("It is neither an array nor an object."));
 
-	if (JsonContainerIsObject(container))
-		return JsonbValueToJsonb(&value);	/* likewise */
 	if (JsonContainerSize(container) == 0)
 		return NULL;
+	if (JsonContainerIsObject(container))
+		return JsonbValueToJsonb(&value);	/* likewise */
 	return join_out_params(container);
 }

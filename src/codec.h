@@ -127,6 +127,9 @@ typedef struct HttpAnswer
  */
 extern const char *codec_check_segment(const char *text);
 
+/* The same for an idempotent key: empty, too long, or a control character. */
+extern const char *codec_check_key(const char *text);
+
 /*
  * base_url + /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute
  * with everything but RFC 3986's unreserved characters percent-encoded, in

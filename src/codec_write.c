@@ -21,6 +21,13 @@
 
 #include "codec.h"
 
+/*
+ * The document gives no limit for the idempotent key.  Its example is a short
+ * word and its advice a UUID; this leaves ample room and keeps indexes
+ * possible.
+ */
+#define MAX_KEY_SIZE	255
+
 #define MAX_SEGMENT_SIZE	255 /* bytes of UTF-8; names are far shorter */
 
 
@@ -47,6 +54,18 @@ append_percent_encoded(StringInfo buf, const char *utf8)
 	}
 }
 
+/* C0, DEL, and C1 (U+0080 to U+009F) in its two bytes */
+static bool
+has_control(const char *utf8)
+{
+	for (const unsigned char *p = (const unsigned char *) utf8; *p != '\0'; p++)
+	{
+		if (*p < 0x20 || *p == 0x7f || (p[0] == 0xc2 && p[1] <= 0x9f))
+			return true;
+	}
+	return false;
+}
+
 /* codec_check_segment for text that is UTF-8 already. */
 static const char *
 check_segment(const char *utf8)
@@ -58,13 +77,25 @@ check_segment(const char *utf8)
 	if (strlen(utf8) > MAX_SEGMENT_SIZE)
 		return gettext_noop("must not be longer than 255 bytes");
 
-	for (const unsigned char *p = (const unsigned char *) utf8; *p != '\0'; p++)
-	{
-		/* C0, DEL, and C1 (U+0080 to U+009F) in its two bytes */
-		if (*p < 0x20 || *p == 0x7f || (p[0] == 0xc2 && p[1] <= 0x9f))
-			return gettext_noop("must not contain control characters");
-	}
+	if (has_control(utf8))
+		return gettext_noop("must not contain control characters");
 	return NULL;
+}
+
+const char *
+codec_check_key(const char *text)
+{
+	char	   *utf8 = codec_to_utf8(text);
+	const char *result = NULL;
+
+	if (utf8[0] == '\0')
+		result = gettext_noop("must not be empty");
+	else if (strlen(utf8) > MAX_KEY_SIZE)
+		result = gettext_noop("must not be longer than 255 bytes");
+	else if (has_control(utf8))
+		result = gettext_noop("must not contain control characters");
+	pfree(utf8);
+	return result;
 }
 
 const char *

@@ -63,7 +63,8 @@ interval_to_ms(const Interval *interval)
 	if (!(ms >= 1))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"timeout\" must be at least one millisecond")));
+				 errmsg("argument \"timeout\" must be at least one millisecond"),
+				 errhint("Write it like interval '30 s'.")));
 	return (int) Min(ms, INT_MAX);
 }
 

@@ -81,7 +81,8 @@ check_url(const char *url, const char *const *schemes, bool path_allowed)
 			p = url + len + 3;
 	}
 	if (p == NULL)
-		return gettext_noop("must begin with a supported scheme");
+		return path_allowed ? gettext_noop("must begin with \"http://\" or \"https://\"") :
+			gettext_noop("must begin with a supported scheme");
 
 	authority_end = p + strcspn(p, "/?#");
 	if (memchr(p, '@', authority_end - p) != NULL)
@@ -94,7 +95,7 @@ check_url(const char *url, const char *const *schemes, bool path_allowed)
 		p++;
 		host_len = strspn(p, "0123456789abcdefABCDEF:.");
 		p += host_len;
-		if (*p++ != ']')
+		if (host_len == 0 || *p++ != ']')
 			return gettext_noop("has a malformed IPv6 address");
 	}
 	else
@@ -102,14 +103,17 @@ check_url(const char *url, const char *const *schemes, bool path_allowed)
 		host_len = strspn(p, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._");
 		p += host_len;
 	}
-	if (host_len == 0 || host_len > 253)
+	if (host_len == 0 &&
+		(p == authority_end || (*p == ':' && memchr(p + 1, ':', authority_end - p - 1) == NULL)))
 		return gettext_noop("must name a host");
-	if (*p == ':')
+	if (host_len > 253)
+		return gettext_noop("has a host name that is too long");
+	if (host_len > 0 && *p == ':' && memchr(p + 1, ':', authority_end - p - 1) == NULL)
 	{
 		size_t		digits = strspn(p + 1, "0123456789");
 		int			port = digits >= 1 && digits <= 5 ? atoi(p + 1) : 0;
 
-		if (port < 1 || port > 65535)
+		if (port < 1 || port > 65535 || p + 1 + digits != authority_end)
 			return gettext_noop("has a malformed port");
 		p += 1 + digits;
 	}
@@ -128,19 +132,24 @@ check_url(const char *url, const char *const *schemes, bool path_allowed)
 static const char *const http_schemes[] = {"http", "https", NULL};
 static const char *const proxy_schemes[] = {"http", "https", "socks5", "socks5h", NULL};
 
+/* A copy of a URL without slashes at its end. */
+static char *
+without_slashes(const char *url)
+{
+	size_t		len = strlen(url);
+
+	while (len > 0 && url[len - 1] == '/')
+		len--;
+	return pnstrdup(url, len);
+}
+
 static const char *
 parse_base_url(const char *value, FlowServer *server)
 {
 	const char *problem = check_url(value, http_schemes, true);
 
 	if (problem == NULL && server != NULL)
-	{
-		size_t		len = strlen(value);
-
-		while (len > 0 && value[len - 1] == '/')
-			len--;
-		server->base_url = pnstrdup(value, len);
-	}
+		server->base_url = without_slashes(value);
 	return problem;
 }
 
@@ -150,7 +159,7 @@ parse_token_url(const char *value, FlowServer *server)
 	const char *problem = check_url(value, http_schemes, true);
 
 	if (problem == NULL && server != NULL)
-		server->token_url = pstrdup(value);
+		server->token_url = without_slashes(value);
 	return problem;
 }
 
@@ -185,7 +194,14 @@ parse_duration(const char *value, int *ms)
 {
 	int			result;
 
-	if (!parse_int(value, &result, GUC_UNIT_MS, NULL) || result < 1)
+	const char *range_hint = NULL;
+
+	/* parse_int gives a hint if the value is a number beyond int */
+	if (!parse_int(value, &result, GUC_UNIT_MS, &range_hint))
+		return range_hint && strstr(range_hint, "integer range") ?
+			gettext_noop("is out of range") :
+			gettext_noop("is not a positive length of time");
+	if (result < 1)
 		return gettext_noop("is not a positive length of time");
 	if (ms != NULL)
 		*ms = result;
@@ -222,11 +238,18 @@ parse_max_rate(const char *value, FlowServer *server)
 	};
 	const char *problem = gettext_noop("is not a rate");
 	double		requests;
+	size_t		len;
 	char	   *end;
 
-	if (!(value[0] >= '0' && value[0] <= '9'))
+	/* digits with at most one point, of all that strtod would take */
+	len = strspn(value, "0123456789");
+	if (len == 0)
 		return problem;
+	if (value[len] == '.')
+		len += 1 + strspn(value + len + 1, "0123456789");
 	requests = strtod(value, &end);
+	if (end != value + len)
+		return problem;
 	for (int i = 0; i < (int) lengthof(units); i++)
 	{
 		if (strcmp(end, units[i].unit) != 0)
@@ -249,7 +272,8 @@ parse_max_concurrency(const char *value, FlowServer *server)
 {
 	int			result;
 
-	if (!parse_int(value, &result, 0, NULL) || result < 1)
+	if (value[strspn(value, "0123456789")] != '\0' ||
+		!parse_int(value, &result, 0, NULL) || result < 1)
 		return gettext_noop("is not a positive integer");
 	if (server != NULL)
 		server->max_concurrency = result;
@@ -407,14 +431,14 @@ check_credentials_complete(List *options)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 				 errmsg("a user mapping cannot have tenant_access_token together with app_id or app_secret"),
-				 errhint("Give app_id and app_secret, from which tokens are obtained, or a fixed tenant_access_token.")));
+				 errhint("Give app_id and app_secret, from which tokens are obtained, or a fixed tenant_access_token. To change from one to the other, DROP the old options in the same ALTER USER MAPPING.")));
 	if (!has_token && !(has_id && has_secret))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 has_id ? errmsg("option \"app_secret\" is missing") :
 				 has_secret ? errmsg("option \"app_id\" is missing") :
 				 errmsg("options \"app_id\" and \"app_secret\" are missing"),
-				 errhint("Write OPTIONS (app_id 'cli_...', app_secret '...').")));
+				 errhint("Write OPTIONS (app_id 'cli_...', app_secret '...') or OPTIONS (tenant_access_token '...').")));
 }
 
 /*
@@ -458,14 +482,20 @@ options_store(List *options, Oid catalog, FlowServer *server)
 	{
 		DefElem    *def = lfirst_node(DefElem, cell);
 		const FlowOption *option = find_option(def->defname, catalog);
+		const char *problem;
 
 		/* unchecked options can come from a wrapper without its validator */
 		if (option == NULL)
 			report_unknown_option(def->defname, catalog);
-		if (option->parse(defGetString(def), server) != NULL)
+		problem = option->parse(defGetString(def), server);
+		if (problem != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-					 errmsg("option \"%s\" of server \"%s\" is invalid",
-							def->defname, server->name)));
+					 catalog == UserMappingRelationId ?
+					 errmsg("option \"%s\" of the user mapping for server \"%s\" %s",
+							def->defname, server->name, _(problem)) :
+					 errmsg("option \"%s\" of server \"%s\" %s",
+							def->defname, server->name, _(problem)),
+					 option->hint ? errhint("%s", _(option->hint)) : 0));
 	}
 }

@@ -32,12 +32,6 @@
 /* The document allows 0 to 20. */
 #define MAX_LOOP_MASKS		20
 
-/*
- * The document gives no limit for the key.  Its example is a short word and
- * its advice a UUID; this leaves ample room and keeps indexes possible.
- */
-#define MAX_KEY_LENGTH		255
-
 /* The member of an object, or NULL; the object is known to be one. */
 static JsonbValue *
 object_member(Jsonb *object, const char *name, JsonbValue *value)
@@ -111,38 +105,22 @@ check_segment(const char *argument, const char *text, const char *hint)
 }
 
 static void
-check_key(const char *key)
-{
-	size_t		len = strlen(key);
-
-	if (len == 0)
-		report_argument("idempotent_key", gettext_noop("must not be empty"),
-						gettext_noop("Leave it null, or give each start of a flow a value of its own, such as a UUID."));
-	if (len > MAX_KEY_LENGTH)
-		report_argument("idempotent_key", gettext_noop("is longer than 255 bytes"), NULL);
-	for (const char *p = key; *p != '\0'; p++)
-	{
-		if ((unsigned char) *p < ' ' || *p == 0x7f)
-			report_argument("idempotent_key", gettext_noop("contains a control character"), NULL);
-	}
-}
-
-static void
 check_loop_masks(Jsonb *loop_masks)
 {
+	const char *hint = gettext_noop("Write it like '[\"mask_1\", \"mask_2\"]'.");
 	JsonbIterator *iterator;
 	JsonbIteratorToken token;
 	JsonbValue	value;
 
 	if (!JB_ROOT_IS_ARRAY(loop_masks) || JB_ROOT_IS_SCALAR(loop_masks))
-		report_argument("loop_masks", gettext_noop("must be a JSON array"), NULL);
+		report_argument("loop_masks", gettext_noop("must be a JSON array"), hint);
 	if (JB_ROOT_COUNT(loop_masks) > MAX_LOOP_MASKS)
-		report_argument("loop_masks", gettext_noop("must not have more than 20 elements"), NULL);
+		report_argument("loop_masks", gettext_noop("must not have more than 20 elements"), hint);
 	iterator = JsonbIteratorInit(&loop_masks->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
 		if (token == WJB_ELEM && value.type != jbvString)
-			report_argument("loop_masks", gettext_noop("must have only strings as elements"), NULL);
+			report_argument("loop_masks", gettext_noop("must have only strings as elements"), hint);
 	}
 }
 
@@ -168,7 +146,12 @@ request_check(const FlowRequest *request)
 		report_argument("params", gettext_noop("must be a JSON object"),
 						gettext_noop("Its members are the flow's input parameters by API name; leave it null when the flow has none."));
 	if (request->idempotent_key != NULL)
-		check_key(request->idempotent_key);
+	{
+		problem = codec_check_key(request->idempotent_key);
+		if (problem != NULL)
+			report_argument("idempotent_key", problem,
+							gettext_noop("Leave it null, or give each start of a flow a value of its own, such as a UUID."));
+	}
 	if (request->loop_masks != NULL)
 		check_loop_masks(request->loop_masks);
 }

@@ -226,15 +226,27 @@ forget_last_server(Datum arg, int cacheid, uint32 hashvalue)
 	catalog_changes++;
 }
 
+/* Reset callback of memory_of_last. */
+static void
+wipe_server(void *arg)
+{
+	server_forget_secrets(arg);
+}
+
 static void
 remember_server(const FlowServer *server)
 {
 	MemoryContext old_context;
+	MemoryContextCallback *wipe;
 
 	last_server = NULL;
 	MemoryContextReset(memory_of_last);
 	old_context = MemoryContextSwitchTo(memory_of_last);
+	wipe = palloc0(sizeof(MemoryContextCallback));
 	last_server = copy_server(server);
+	wipe->func = wipe_server;
+	wipe->arg = last_server;
+	MemoryContextRegisterResetCallback(memory_of_last, wipe);
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -256,6 +268,11 @@ server_lookup(const char *name, Oid userid)
 
 	if (by_setting)
 		name = feishu_guc_server;
+	if (name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("no server was named"),
+				 errhint("Name one by the server argument or the setting feishu_flow.server.")));
 
 	if (last_server != NULL && last_server->userid == userid &&
 		strcmp(last_server->name, name) == 0)

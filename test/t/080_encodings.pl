@@ -129,9 +129,10 @@ succeeds($ascii, flow(), 'the next call works');
 my $utf8 = $session{utf8};
 $utf8->value("SET client_encoding = 'LATIN1'");
 $mock->fault(type => 'code', code => 2320001, msg => "\x{53c2}\x{6570}");
-$result = $utf8->ask(flow());
-isnt($result->{sqlstate}, '00000', 'Chinese in a refusal for a client with LATIN1');
-note("client LATIN1: $result->{sqlstate}");
+fails_with($utf8, flow(), 'LK400', 'Chinese in a refusal keeps its SQLSTATE for a client with LATIN1');
+$mock->fault(type => 'code', code => 99991672);
+fails_with($utf8, flow(), 'LK403', '... so does the Chinese that the platform adds to every refusal',
+	hint => qr{https://open\.feishu\.cn/});
 $mock->well;
 succeeds($utf8, flow(), 'the next call works');
 
