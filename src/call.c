@@ -81,12 +81,19 @@ static void call_try_token(FlowCall *call);
 
 /* Advice for a transfer that brought no answer. */
 static const char *
-transport_hint(const FlowServer *server, const HttpResult *result)
+transport_hint(const FlowServer *server, const HttpResult *result,
+			   bool may_have_started)
 {
+	if (result->connect_expired)
+		return gettext_noop("Check the server's base_url, token_url and proxy, or raise its connect_timeout option or feishu_flow.connect_timeout.");
 	if (result->outcome == HTTP_TIMEOUT)
-		return gettext_noop("If the flow needs longer, raise the timeout argument, the server's timeout option or feishu_flow.timeout, or start it with is_async => true.");
+		return may_have_started ?
+			gettext_noop("The flow may have started: try again only with the same idempotent_key. If it needs longer, raise the timeout argument, the server's timeout option or feishu_flow.timeout, or start it with is_async => true.") :
+			gettext_noop("Raise the timeout argument, the server's timeout option or feishu_flow.timeout.");
 	if (result->outcome == HTTP_TOO_LARGE)
-		return gettext_noop("Raise feishu_flow.max_response_size, or let the flow return less.");
+		return may_have_started ?
+			gettext_noop("The flow may have started: try again only with the same idempotent_key. Raise feishu_flow.max_response_size, or let the flow return less.") :
+			gettext_noop("Check the server's token_url.");
 
 	switch (result->trouble)
 	{
@@ -107,7 +114,9 @@ transport_hint(const FlowServer *server, const HttpResult *result)
 		case HTTP_TROUBLE_LOCAL:
 			return gettext_noop("The database host ran short of memory or file descriptors.");
 		default:
-			return NULL;
+			return may_have_started ?
+				gettext_noop("The flow may have started: try again only with the same idempotent_key.") :
+				gettext_noop("Try again later; if it goes on, check the server's base_url, token_url and proxy.");
 	}
 }
 
@@ -208,7 +217,8 @@ outcome_of_trouble(FlowCall *call, const HttpResult *result)
 	FlowOutcome *outcome = &call->outcome;
 
 	outcome->action = FLOW_RETRY;
-	outcome->hint = transport_hint(call->server, result);
+	outcome->hint = transport_hint(call->server, result,
+								   outcome->request_sent && !outcome->for_token);
 	outcome->phase = result->phase;
 	if (result->error[0] != '\0')
 		outcome->error = codec_printable(result->error, strlen(result->error),
@@ -217,7 +227,11 @@ outcome_of_trouble(FlowCall *call, const HttpResult *result)
 	{
 		case HTTP_TIMEOUT:
 			outcome->sqlstate = ERRCODE_FEISHU_TIMEOUT;
-			outcome->reason = gettext_noop("no answer in time");
+			outcome->timeout_ms = result->connect_expired ?
+				call->limits.connect_timeout_ms : call->limits.timeout_ms;
+			outcome->reason = result->connect_expired ?
+				gettext_noop("no connection within %d ms") :
+				gettext_noop("no answer within %d ms");
 			break;
 		case HTTP_TOO_LARGE:
 			outcome->sqlstate = ERRCODE_FEISHU_BAD_ANSWER;
@@ -247,6 +261,9 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 	outcome->url = for_token ? call->server->token_url : call->server->base_url;
 	outcome->http_status = result->http_status;
 	outcome->reset_seconds = result->reset_seconds;
+	if (result->location[0] != '\0')
+		outcome->location = codec_printable(result->location, strlen(result->location),
+											HTTP_HEADER_SIZE);
 	outcome->duration_us = result->duration_us;
 	if (result->log_id[0] != '\0')
 		outcome->log_id = codec_printable(result->log_id, strlen(result->log_id),

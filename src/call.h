@@ -36,6 +36,9 @@ typedef struct FlowOutcome
 	char	   *log_id;			/* or NULL */
 	char	   *error;			/* the transport's words, or NULL */
 	const char *phase;			/* what it was doing, or NULL */
+	char	   *location;		/* where a redirect leads, or NULL */
+	int			timeout_ms;		/* the limit that was reached, with LK504 and
+								 * no answer */
 	const char *url;			/* base_url or token_url */
 	int64		duration_us;	/* of the last transfer */
 } FlowOutcome;

@@ -105,12 +105,12 @@ call_run(MemoryContext context, FlowServer *server, const FlowRequest *request,
 
 /* Second half of the primary message, in the user's language. */
 static char *
-outcome_message(const FlowOutcome *outcome, int timeout_ms)
+outcome_message(const FlowOutcome *outcome)
 {
 	const char *reason = _(outcome->reason);
 
-	if (outcome->response == NULL && outcome->sqlstate == ERRCODE_FEISHU_TIMEOUT)
-		reason = psprintf(_("no answer within %d ms"), timeout_ms);
+	if (outcome->timeout_ms > 0)
+		reason = psprintf(reason, outcome->timeout_ms);
 	if (outcome->for_token)
 		return psprintf(_("could not obtain an access token: %s"), reason);
 	return pstrdup(reason);
@@ -150,6 +150,10 @@ outcome_detail(const FlowOutcome *outcome)
 		appendStringInfo(&detail, _(", log id %s"), outcome->log_id);
 	if (response->execution_id != NULL)
 		appendStringInfo(&detail, _(", execution id %s"), response->execution_id);
+	if (outcome->reset_seconds >= 0)
+		appendStringInfo(&detail, _(", to be tried again after %g s"), outcome->reset_seconds);
+	if (outcome->location != NULL)
+		appendStringInfo(&detail, _(", location %s"), outcome->location);
 	if (response->excerpt[0] != '\0')
 		appendStringInfo(&detail, _(", answer: %s"), response->excerpt);
 	else if (response->message != NULL)
@@ -240,7 +244,7 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 		int			sqlstate = outcome->sqlstate;
 		char	   *message = psprintf(_("could not execute flow \"%s/%s\": %s"),
 									   request->namespace_name, request->flow_id,
-									   outcome_message(outcome, limits.timeout_ms));
+									   outcome_message(outcome));
 		char	   *detail = outcome_detail(outcome);
 		char	   *hint = outcome_hint(outcome);
 
@@ -303,7 +307,7 @@ feishu_check_server(PG_FUNCTION_ARGS)
 	values[3] = IntervalPGetDatum(latency);
 	if (outcome->sqlstate != 0)
 		values[4] = CStringGetTextDatum(psprintf("%s. %s",
-												 outcome_message(outcome, limits.timeout_ms),
+												 outcome_message(outcome),
 												 outcome_detail(outcome)));
 	else if (server->protocol == TOKEN_FIXED)
 		values[4] = CStringGetTextDatum(_("The platform answers. The user mapping's tenant_access_token is used as it is; only a call can tell whether the platform accepts it."));

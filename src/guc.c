@@ -24,8 +24,8 @@ int			feishu_guc_connect_timeout = 5 * 1000;
 int			feishu_guc_max_response_size = 16 * 1024;
 int			feishu_guc_max_apps = 128;
 
-/* jsonb cannot hold an object of 256 MB or more (JENTRY_OFFLENMASK). */
-#define MAX_RESPONSE_SIZE_LIMIT	(256 * 1024 - 1)
+/* What the codec reads at most (wirejson.c), well below jsonb's own limit. */
+#define MAX_RESPONSE_SIZE_LIMIT	(128 * 1024)
 
 void
 guc_define_settings(void)

@@ -74,6 +74,7 @@ typedef struct HttpResult
 {
 	HttpOutcome outcome;
 	bool		request_sent;	/* the peer may have received all of it */
+	bool		connect_expired;	/* HTTP_TIMEOUT, of connect_timeout_ms */
 	long		http_status;	/* 0 when there was none */
 	char	   *body;
 	size_t		body_len;

@@ -54,6 +54,7 @@ struct HttpTransfer
 	bool		have_tt_logid;
 	bool		have_ogw_reset;
 	TimestampTz started;
+	TimestampTz deadline;
 	HttpResult	result;
 	char		error_buffer[CURL_ERROR_SIZE];
 	MemoryContextCallback callback;

@@ -242,10 +242,15 @@ transfer_phase(CURL *easy)
 	{
 		{CURLINFO_NAMELOOKUP_TIME, gettext_noop("resolving the host name")},
 		{CURLINFO_CONNECT_TIME, gettext_noop("connecting")},
-		{CURLINFO_PRETRANSFER_TIME, gettext_noop("establishing the connection")},
-		{CURLINFO_STARTTRANSFER_TIME, gettext_noop("waiting for the answer")}
+		{CURLINFO_PRETRANSFER_TIME, gettext_noop("establishing the connection")}
 	};
+	long		number = 0;
 
+	/* the times of a reused connection are 0: look at what came first */
+	if (curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &number) == CURLE_OK && number > 0)
+		return gettext_noop("receiving the answer");
+	if (curl_easy_getinfo(easy, CURLINFO_REQUEST_SIZE, &number) == CURLE_OK && number > 0)
+		return gettext_noop("waiting for the answer");
 	for (int i = 0; i < (int) lengthof(phases); i++)
 	{
 		double		seconds = 0;
@@ -253,7 +258,7 @@ transfer_phase(CURL *easy)
 		if (curl_easy_getinfo(easy, phases[i].info, &seconds) == CURLE_OK && seconds <= 0)
 			return phases[i].phase;
 	}
-	return gettext_noop("receiving the answer");
+	return gettext_noop("sending the request");
 }
 
 /* libcurl's result code in terms of the caller. */
@@ -363,6 +368,8 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 	}
 
 	classify(transfer, code, first_byte > 0);
+	result->connect_expired = code == CURLE_OPERATION_TIMEDOUT && !result->request_sent &&
+		GetCurrentTimestamp() < transfer->deadline;
 
 	if (code != CURLE_OK)
 	{
@@ -400,6 +407,7 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	SET(CURLOPT_PRIVATE, (char *) transfer);
 	SET(CURLOPT_URL, request->url);
 	SET(CURLOPT_PROXY, request->proxy ? request->proxy : "");
+	SET(CURLOPT_NOPROXY, "");	/* not the environment's either */
 	SET(CURLOPT_TIMEOUT_MS, timeout_ms);
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Max(request->connect_timeout_ms, 1));
 	SET(CURLOPT_WRITEDATA, transfer);
@@ -469,6 +477,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->resend_ok = request->resend_ok;
 	transfer->private_ca = request->ca_file != NULL;
 	transfer->max_response = request->max_response;
+	transfer->deadline = request->deadline;
 	transfer->started = GetCurrentTimestamp();
 	transfer->result.reset_seconds = -1;
 	transfer->callback.func = transfer_on_reset;

@@ -269,7 +269,14 @@ sub wait_until
 
 # ---- a process seen from outside ----
 
-sub alive { return kill(0, $_[0]) ? 1 : 0; }
+# Is it there, and not only waiting for its parent to take note of its end?
+sub alive
+{
+	my ($pid) = @_;
+	open(my $file, '<', "/proc/$pid/stat") or return 0;
+	my $stat = <$file> // return 0;
+	return $stat =~ /^\d+ \(.*\) [ZX]/s ? 0 : 1;
+}
 
 # What the descriptors of a process lead to.
 sub descriptors

@@ -187,7 +187,7 @@ foreach my $kind ('token', 'execute')
 	$mock->mark;
 	$mock->rules([ { kind => $kind }, { type => 'hang' }, times => 1 ]);
 	$session->send(flow());
-	$mock->wait_for(1, kind => $kind, state => 'arrived', fault => 'hang');
+	$mock->wait_for(1, kind => $kind);
 	$activity .= $watch->value('SELECT a FROM pg_stat_activity a') . "\n";
 	$activity .= slurp_file('/proc/' . $session->pid . '/cmdline') . "\n";
 	$watch->value('SELECT pg_log_backend_memory_contexts(' . $session->pid . ')');

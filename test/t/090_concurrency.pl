@@ -97,11 +97,18 @@ $bench = IPC::Run::start(
 		'-h', $node->host, '-p', $node->port, 'postgres'
 	],
 	'>', \$out, '2>', \$err, IPC::Run::timeout(120));
+$mock->mark;
 for my $round (1 .. 25)
 {
 	my @waiting = grep { !defined $_->{started} } @victims;
 	$_->send(flow()) foreach @waiting;
-	$mock->revoke if $round % 3 == 0;
+	if ($round % 6 == 0)
+	{
+		# a call that meets two revocations is refused with reason
+		$mock->wait_for(50, kind => 'execute', state => 'done');
+		$mock->revoke;
+		$mock->mark;
+	}
 	my $victim = shift @victims;
 	$watch->value("SELECT pg_cancel_backend(" . $victim->pid . ')');
 	my $result = $victim->result;
