@@ -39,9 +39,6 @@
 #include "fetch.h"
 #include "token.h"
 
-/* Time for a token request that nobody waits for. */
-#define BACKGROUND_FETCH_MS		(10 * 1000)
-
 typedef enum CallState
 {
 	CALL_WAITING,				/* for another one's token request; in waiting */
@@ -170,26 +167,13 @@ mask_secret(char *text, const char *secret)
 	}
 }
 
-/*
- * Overwrite our secrets in what an answer says for people: a gateway may echo
- * the request it refuses.
- */
+/* Overwrite our secrets in text of the peer: it may echo what it was sent. */
 static void
-mask_secrets(FlowCall *call, FlowResponse *response)
+mask_secrets(FlowCall *call, char *text)
 {
-	const char *secrets[] = {
-		call->lease.token, call->server->fixed_token, call->server->app_secret
-	};
-
-	for (int i = 0; i < (int) lengthof(secrets); i++)
-	{
-		mask_secret(response->excerpt, secrets[i]);
-		mask_secret(response->message, secrets[i]);
-		mask_secret(response->inner_message, secrets[i]);
-		mask_secret(response->helps, secrets[i]);
-		mask_secret(response->inner_code, secrets[i]);
-		mask_secret(response->log_id, secrets[i]);
-	}
+	mask_secret(text, call->lease.token);
+	mask_secret(text, call->server->fixed_token);
+	mask_secret(text, call->server->app_secret);
 }
 
 /* The outcome of an answer. */
@@ -199,7 +183,14 @@ outcome_of_response(FlowCall *call, FlowResponse *response)
 	FlowOutcome *outcome = &call->outcome;
 
 	if (response->sqlstate != 0)
-		mask_secrets(call, response);
+	{
+		mask_secrets(call, response->excerpt);
+		mask_secrets(call, response->message);
+		mask_secrets(call, response->inner_message);
+		mask_secrets(call, response->inner_code);
+		mask_secrets(call, response->helps);
+		mask_secrets(call, response->log_id);
+	}
 
 	outcome->response = response;
 	outcome->action = response->action;
@@ -268,10 +259,13 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 	if (result->log_id[0] != '\0')
 		outcome->log_id = codec_printable(result->log_id, strlen(result->log_id),
 										  HTTP_HEADER_SIZE);
+	mask_secrets(call, outcome->location);
+	mask_secrets(call, outcome->log_id);
 	if (response != NULL)
 		outcome_of_response(call, response);
 	else
 		outcome_of_trouble(call, result);
+	mask_secrets(call, outcome->error);
 	call_finish(call);
 }
 
@@ -435,7 +429,7 @@ call_try_token(FlowCall *call)
 	if (state == TOKEN_READY_REFRESH)
 		token_fetch_start(TopMemoryContext, call->server, &call->lease,
 						  TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													  BACKGROUND_FETCH_MS),
+													  TOKEN_REFRESH_MS),
 						  call->limits.connect_timeout_ms, NULL, NULL);
 	switch (state)
 	{

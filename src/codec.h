@@ -175,6 +175,13 @@ extern Jsonb *codec_out_params(Jsonb *response);
  */
 extern char *codec_printable(const char *bytes, size_t len, int max);
 
+/*
+ * Text in the database encoding, with "?" for what the client's encoding
+ * cannot represent: an error's text that cannot be sent would replace the error
+ * by another one.  Needs a transaction.
+ */
+extern char *codec_for_client(char *text);
+
 /* UTF-8 copy of text in the database encoding. */
 extern char *codec_to_utf8(const char *text);
 

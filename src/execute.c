@@ -38,6 +38,9 @@ PG_FUNCTION_INFO_V1(feishu_out_params);
 #define ARG_TIMEOUT			8
 #define ARG_RAISE_ERROR		9
 
+/* A call ends itself at its deadline; look so often if it is late. */
+#define LATE_LOOK_MS		10
+
 /* Shown in pg_stat_activity while a call is under way, on 17 and later. */
 static uint32
 call_wait_event(void)
@@ -93,12 +96,15 @@ call_run(MemoryContext context, FlowServer *server, const FlowRequest *request,
 {
 	FlowCall   *call = flow_call_start(context, server, request, limits, NULL);
 	FlowCall   *ended;
+	TimestampTz until = limits->deadline;
 
 	while ((ended = flow_calls_next_done()) != call)
 	{
 		/* a call of an outer level of this backend cannot be under way */
 		Assert(ended == NULL);
-		flow_calls_turn(DT_NOEND, call_wait_event());
+		flow_calls_turn(until, call_wait_event());
+		if (GetCurrentTimestamp() >= until)
+			until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LATE_LOOK_MS);
 	}
 	return call;
 }
@@ -252,9 +258,9 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 		MemoryContextDelete(context);
 		ereport(ERROR,
 				(errcode(sqlstate),
-				 errmsg_internal("%s", message),
-				 errdetail_internal("%s", detail),
-				 hint ? errhint("%s", hint) : 0));
+				 errmsg_internal("%s", codec_for_client(message)),
+				 errdetail_internal("%s", codec_for_client(detail)),
+				 hint ? errhint("%s", codec_for_client(hint)) : 0));
 	}
 	MemoryContextDelete(context);
 	PG_RETURN_JSONB_P(answer);

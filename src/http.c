@@ -132,6 +132,7 @@ http_loop_get(void)
 	loop = MemoryContextAllocZero(TopMemoryContext, sizeof(HttpLoop));
 	loop->sockets = waitset_create();
 	loop->timer = DT_NOEND;
+	dlist_init(&loop->active);
 	dlist_init(&loop->done);
 
 	curl_enter(&saved);
@@ -200,6 +201,31 @@ loop_collect(HttpLoop *loop)
 	}
 }
 
+/*
+ * End transfers that are past their deadline.  libcurl does so itself, but can
+ * lose the timer of a connection that is being made, and then be late by some
+ * 200 ms.
+ */
+static void
+loop_expire(HttpLoop *loop)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	dlist_mutable_iter iter;
+	sigset_t	saved;
+
+	dlist_foreach_modify(iter, &loop->active)
+	{
+		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
+
+		if (transfer->deadline <= now)
+		{
+			curl_enter(&saved);
+			http_transfer_finish(transfer, CURLE_OPERATION_TIMEDOUT);
+			curl_leave(&saved);
+		}
+	}
+}
+
 void
 http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 {
@@ -236,9 +262,13 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		}
 
 		CHECK_FOR_INTERRUPTS();
-		if (latch_set || !dlist_is_empty(&loop->done) ||
-			(!TIMESTAMP_IS_NOEND(until) && GetCurrentTimestamp() >= until))
+		if (latch_set || !dlist_is_empty(&loop->done))
 			return;
+		if (!TIMESTAMP_IS_NOEND(until) && GetCurrentTimestamp() >= until)
+		{
+			loop_expire(loop);
+			return;
+		}
 	}
 }
 
@@ -250,7 +280,7 @@ http_loop_next_done(HttpLoop *loop)
 	if (dlist_is_empty(&loop->done))
 		return NULL;
 	transfer = dlist_container(HttpTransfer, node, dlist_pop_head_node(&loop->done));
-	transfer->in_done = false;
+	transfer->listed = false;
 	return transfer;
 }
 

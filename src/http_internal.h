@@ -33,6 +33,7 @@ struct HttpLoop
 								 * not at all */
 	CURL	   *idle[HTTP_MAX_IDLE_HANDLES];
 	int			num_idle;
+	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */
 };
 
@@ -42,8 +43,8 @@ struct HttpTransfer
 	CURL	   *easy;			/* NULL once freed or ended */
 	struct curl_slist *headers;
 	void	   *owner;
-	dlist_node	node;			/* in loop->done */
-	bool		in_done;
+	dlist_node	node;			/* in loop->active or loop->done */
+	bool		listed;
 	bool		resend_ok;
 	bool		resent;			/* refused to send it a second time */
 	bool		private_ca;

@@ -319,6 +319,9 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 			result->trouble = HTTP_TROUBLE_TLS;
 			break;
 		case CURLE_OUT_OF_MEMORY:
+			/* libcurl says so, too, when a header is beyond all measure */
+			result->trouble = answer_began ? HTTP_TROUBLE_RESET : HTTP_TROUBLE_LOCAL;
+			break;
 		case CURLE_FAILED_INIT:
 			result->trouble = HTTP_TROUBLE_LOCAL;
 			break;
@@ -348,13 +351,13 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 {
 	HttpResult *result = &transfer->result;
 	long		sent = 0;
-	double		first_byte = 0;
+	long		header_size = 0;
 	const char *text = transfer->error_buffer;
 	size_t		len;
 
 	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
 	curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent);
-	curl_easy_getinfo(transfer->easy, CURLINFO_STARTTRANSFER_TIME, &first_byte);
+	curl_easy_getinfo(transfer->easy, CURLINFO_HEADER_SIZE, &header_size);
 	result->request_sent = sent > 0;
 	result->duration_us = GetCurrentTimestamp() - transfer->started;
 
@@ -367,7 +370,7 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 			result->reset_seconds = Min(seconds, 86400);
 	}
 
-	classify(transfer, code, first_byte > 0);
+	classify(transfer, code, result->http_status > 0 || header_size > 0);
 	result->connect_expired = code == CURLE_OPERATION_TIMEDOUT && !result->request_sent &&
 		GetCurrentTimestamp() < transfer->deadline;
 
@@ -384,8 +387,8 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 			result->error[--len] = '\0';
 	}
 	transfer_detach(transfer, code == CURLE_OK);
+	dlist_delete(&transfer->node);
 	dlist_push_tail(&transfer->loop->done, &transfer->node);
-	transfer->in_done = true;
 }
 
 
@@ -516,6 +519,9 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 				 errmsg("out of memory"),
 				 errdetail("Could not set up an HTTP request.")));
 
+	dlist_push_tail(&loop->active, &transfer->node);
+	transfer->listed = true;
+
 	/* tell fd.c of the socket, so that it keeps its own files within limits */
 	ReserveExternalFD();
 	return transfer;
@@ -558,10 +564,10 @@ transfer_on_reset(void *arg)
 		free(transfer->result.body);
 		transfer->result.body = NULL;
 	}
-	if (transfer->in_done)
+	if (transfer->listed)
 	{
 		dlist_delete(&transfer->node);
-		transfer->in_done = false;
+		transfer->listed = false;
 	}
 }
 

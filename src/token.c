@@ -75,6 +75,7 @@ typedef struct TokenSlot
 	/* the fetch under way */
 	uint64		flight;			/* its number, 0: none */
 	TimestampTz flight_deadline;
+	bool		flight_is_refresh;	/* nobody drives it on purpose */
 	/* the last fetch that failed */
 	uint64		failed_flight;
 	TokenFailure failure;
@@ -272,10 +273,11 @@ slot_has_token(const TokenSlot *slot, TimestampTz now)
 
 /* Give the duty to fetch to a caller.  The lock is held exclusively. */
 static void
-slot_start_flight(TokenSlot *slot, TokenLease *lease, TimestampTz deadline)
+slot_start_flight(TokenSlot *slot, TokenLease *lease, TimestampTz deadline, bool is_refresh)
 {
 	slot->flight = ++cache->counter;
 	slot->flight_deadline = deadline;
+	slot->flight_is_refresh = is_refresh;
 	lease->flight = slot->flight;
 	lease->fetching = true;
 }
@@ -331,7 +333,8 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 			state = TOKEN_READY;
 			if (slot->refresh_at <= now && !in_flight)
 			{
-				slot_start_flight(slot, lease, deadline);
+				slot_start_flight(slot, lease,
+								  TimestampTzPlusMilliseconds(now, TOKEN_REFRESH_MS), true);
 				state = TOKEN_READY_REFRESH;
 			}
 		}
@@ -341,7 +344,7 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 			lease->flight = 0;
 			state = TOKEN_FAILED;
 		}
-		else if (in_flight)
+		else if (in_flight && !slot->flight_is_refresh)
 		{
 			lease->flight = slot->flight;
 			lease->retry_at = slot->flight_deadline;
@@ -349,7 +352,11 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 		}
 		else
 		{
-			slot_start_flight(slot, lease, deadline);
+			/*
+			 * A refresh is moved forward only while its session makes calls:
+			 * whoever needs the token now does not wait for it.
+			 */
+			slot_start_flight(slot, lease, deadline, false);
 			state = TOKEN_FETCH;
 		}
 	}

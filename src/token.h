@@ -19,6 +19,9 @@
 
 #define TOKEN_FAILURE_BODY_SIZE	1024
 
+/* Time for a token request that nobody waits for. */
+#define TOKEN_REFRESH_MS		(10 * 1000)
+
 /* How a fetch failed, shared with those who waited for it: the platform's
  * refusal as it came, or the transport's trouble. */
 typedef struct TokenFailure

@@ -111,6 +111,40 @@ wiretext_from_utf8(const char *src, size_t len, size_t *result_len, bool *lossy)
 }
 
 char *
+codec_for_client(char *text)
+{
+	int			server = GetDatabaseEncoding();
+	int			client = pg_get_client_encoding();
+	Oid			conversion;
+	char	   *dst = text;
+
+	if (server == client || server == PG_SQL_ASCII || client == PG_SQL_ASCII)
+		return text;
+	conversion = FindDefaultConversionProc(server, client);
+	if (!OidIsValid(conversion))
+		return text;
+
+	for (char *src = text; *src != '\0';)
+	{
+		int			len = pg_mblen(src);
+		unsigned char piece[MAX_MULTIBYTE_CHAR_LEN * MAX_CONVERSION_GROWTH + 1];
+
+		if (IS_HIGHBIT_SET(*src) &&
+			pg_do_encoding_conversion_buf(conversion, server, client, (unsigned char *) src,
+										  len, piece, sizeof(piece), true) < len)
+			*dst++ = '?';
+		else
+		{
+			memmove(dst, src, len);
+			dst += len;
+		}
+		src += len;
+	}
+	*dst = '\0';
+	return text;
+}
+
+char *
 codec_to_utf8(const char *text)
 {
 	char	   *result;
