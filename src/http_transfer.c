@@ -351,14 +351,15 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 {
 	HttpResult *result = &transfer->result;
 	long		sent = 0;
-	long		header_size = 0;
+	long		tunnel_status = 0;
 	const char *text = transfer->error_buffer;
 	size_t		len;
 
 	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
 	curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent);
-	curl_easy_getinfo(transfer->easy, CURLINFO_HEADER_SIZE, &header_size);
-	result->request_sent = sent > 0;
+	curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
+	/* a request to the proxy for a tunnel counts, too: ours follows a 2xx */
+	result->request_sent = sent > 0 && (tunnel_status == 0 || tunnel_status / 100 == 2);
 	result->duration_us = GetCurrentTimestamp() - transfer->started;
 
 	if (code == CURLE_OK && !transfer->have_ogw_reset)
@@ -370,7 +371,7 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 			result->reset_seconds = Min(seconds, 86400);
 	}
 
-	classify(transfer, code, result->http_status > 0 || header_size > 0);
+	classify(transfer, code, result->http_status > 0);
 	result->connect_expired = code == CURLE_OPERATION_TIMEDOUT && !result->request_sent &&
 		GetCurrentTimestamp() < transfer->deadline;
 
