@@ -40,7 +40,7 @@ endif
 
 # No bitcode: nothing here is worth inlining into a query, and building it
 # needs the very clang that PostgreSQL was built with.
-with_llvm = no
+override with_llvm = no
 
 REGRESS = extension options privileges arguments errors out_params
 REGRESS_OPTS = --inputdir=. --outputdir=. --encoding=UTF8 --no-locale
