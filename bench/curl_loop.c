@@ -124,7 +124,8 @@ main(int argc, char **argv)
 	curl_global_init(CURL_GLOBAL_DEFAULT);
 	headers = curl_slist_append(headers, "Authorization: Bearer t-g1044ghJRUIJJ5ELPM3ZNMMDKDGSSNCFAHQBL7YZ");
 	headers = curl_slist_append(headers, "Content-Type: application/json; charset=utf-8");
-	headers = curl_slist_append(headers, "User-Agent: feishu_flow/1.0 PostgreSQL/15.0");
+	headers = curl_slist_append(headers, "User-Agent: feishu_flow/1.0 PostgreSQL/15.20");
+	headers = curl_slist_append(headers, "Accept-Encoding: gzip");
 	curl = request_create(argv[1], headers, &answer);
 
 	request_perform(curl, &answer);

@@ -125,17 +125,20 @@ static char *
 find_text(JsonbContainer *object, const char *key, int max)
 {
 	JsonbValue	value;
-	char	   *text;
 	char	   *result;
 
 	if (!find_member(object, key, &value))
 		return NULL;
-	text = value_text(&value);
-	if (text == NULL)
-		return NULL;
+	if (value.type == jbvString)
+		result = wiretext_fit(value.val.string.val, value.val.string.len, max);
+	else if (value.type == jbvNumeric)
+	{
+		char	   *text = numeric_text(value.val.numeric);
 
-	result = wiretext_fit(text, (int) strlen(text), max);
-	pfree(text);
+		result = wiretext_fit(text, (int) strlen(text), max);
+	}
+	else
+		return NULL;
 	return result[0] != '\0' ? result : NULL;
 }
 

@@ -36,22 +36,24 @@ static void
 append_percent_encoded(StringInfo buf, const char *utf8)
 {
 	static const char hex[] = "0123456789ABCDEF";
+	const char *run = utf8;		/* not appended yet */
+	const char *p;
 
-	for (const char *p = utf8; *p != '\0'; p++)
+	for (p = utf8; *p != '\0'; p++)
 	{
 		unsigned char c = (unsigned char) *p;
 
 		if ((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
 			(c >= '0' && c <= '9') ||
 			c == '-' || c == '.' || c == '_' || c == '~')
-			appendStringInfoChar(buf, c);
-		else
-		{
-			appendStringInfoChar(buf, '%');
-			appendStringInfoChar(buf, hex[c >> 4]);
-			appendStringInfoChar(buf, hex[c & 0x0f]);
-		}
+			continue;
+		appendBinaryStringInfo(buf, run, (int) (p - run));
+		appendStringInfoChar(buf, '%');
+		appendStringInfoChar(buf, hex[c >> 4]);
+		appendStringInfoChar(buf, hex[c & 0x0f]);
+		run = p + 1;
 	}
+	appendBinaryStringInfo(buf, run, (int) (p - run));
 }
 
 /* C0, DEL, and C1 (U+0080 to U+009F) in its two bytes */
@@ -140,13 +142,28 @@ codec_execute_url(const char *base_url, const FlowRequest *request)
 	return url.data;
 }
 
-/* Append JSON as a JSON string, which is how the platform wants it. */
+/*
+ * Append JSON as a JSON string, which is how the platform wants it.  JSON text
+ * has no control characters, so only quotes and backslashes are escaped.
+ */
 static void
 append_json_string(StringInfo buf, Jsonb *value)
 {
 	char	   *text = JsonbToCString(NULL, &value->root, VARSIZE(value));
+	char	   *run = text;		/* not appended yet */
+	char	   *p;
 
-	escape_json(buf, text);
+	appendStringInfoChar(buf, '"');
+	for (p = text; *p != '\0'; p++)
+	{
+		if (*p != '"' && *p != '\\')
+			continue;
+		appendBinaryStringInfo(buf, run, (int) (p - run));
+		appendStringInfoChar(buf, '\\');
+		run = p;
+	}
+	appendBinaryStringInfo(buf, run, (int) (p - run));
+	appendStringInfoChar(buf, '"');
 	pfree(text);
 }
 

@@ -226,6 +226,17 @@ loop_expire(HttpLoop *loop)
 	}
 }
 
+/*
+ * Let libcurl do what it would do by itself now: begin what is new, end what
+ * is late.  Runs with signals blocked, and does not throw.
+ */
+void
+http_loop_run_due(HttpLoop *loop)
+{
+	loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
+	loop_collect(loop);
+}
+
 void
 http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 {
@@ -241,8 +252,7 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		if (loop->timer <= GetCurrentTimestamp())
 		{
 			curl_enter(&saved);
-			loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
-			loop_collect(loop);
+			http_loop_run_due(loop);
 			curl_leave(&saved);
 		}
 		if (!dlist_is_empty(&loop->done))

@@ -25,13 +25,21 @@
 /* Idle easy handles kept for reuse: one makes a call about 10 us cheaper. */
 #define HTTP_MAX_IDLE_HANDLES	64
 
+/* A configured easy handle and its URL, parsed.  malloc'ed. */
+typedef struct HttpHandle
+{
+	CURL	   *easy;
+	CURLU	   *url;
+	char	   *url_text;		/* what url was parsed from; NULL: nothing */
+} HttpHandle;
+
 struct HttpLoop
 {
 	CURLM	   *multi;
 	SocketWaitSet *sockets;
 	TimestampTz timer;			/* when libcurl wants to be called; DT_NOEND:
 								 * not at all */
-	CURL	   *idle[HTTP_MAX_IDLE_HANDLES];
+	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
 	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */
@@ -40,7 +48,7 @@ struct HttpLoop
 struct HttpTransfer
 {
 	HttpLoop   *loop;
-	CURL	   *easy;			/* NULL once freed or ended */
+	HttpHandle *handle;			/* NULL once freed or ended */
 	struct curl_slist *headers;
 	void	   *owner;
 	dlist_node	node;			/* in loop->active or loop->done */
@@ -78,6 +86,9 @@ curl_leave(const sigset_t *saved)
 extern curl_socket_t http_open_socket(void *userp, curlsocktype purpose,
 									  struct curl_sockaddr *address);
 extern int	http_close_socket(void *userp, curl_socket_t fd);
+
+/* http.c: start what is to be started; signals are blocked */
+extern void http_loop_run_due(HttpLoop *loop);
 
 /* http_transfer.c: note the end of a transfer; signals are blocked */
 extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);

@@ -30,6 +30,12 @@
 /* First size of a response buffer; the usual answer is far shorter. */
 #define HTTP_INITIAL_BODY		1024
 
+/*
+ * libcurl would wait for "100 Continue" before a body of more than 1 MB, and
+ * has to be told not to.  Said well below that.
+ */
+#define HTTP_LARGE_BODY			(64 * 1024)
+
 static void transfer_detach(HttpTransfer *transfer, bool reusable);
 static void transfer_on_reset(void *arg);
 
@@ -147,7 +153,7 @@ on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int lo
 
 	if (transfer->resend_ok)
 		return CURL_PREREQFUNC_OK;
-	if (curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent) == CURLE_OK &&
+	if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_REQUEST_SIZE, &sent) == CURLE_OK &&
 		sent > 0)
 	{
 		transfer->resent = true;
@@ -165,7 +171,12 @@ on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int lo
 static bool
 handle_configure(HttpLoop *loop, CURL *easy)
 {
+	char		user_agent[64];
 	bool		ok = true;
+
+	/* without the packager's name, which follows a blank */
+	snprintf(user_agent, sizeof(user_agent), "feishu_flow/%s PostgreSQL/%.*s",
+			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
 
 #define SET(option, value) ok = ok && curl_easy_setopt(easy, option, value) == CURLE_OK
 	SET(CURLOPT_NOSIGNAL, 1L);
@@ -174,8 +185,9 @@ handle_configure(HttpLoop *loop, CURL *easy)
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
 	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-	SET(CURLOPT_USERAGENT, "feishu_flow/" FEISHU_FLOW_VERSION " PostgreSQL/" PG_VERSION);
+	SET(CURLOPT_USERAGENT, user_agent);
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+	SET(CURLOPT_NOPROXY, "");	/* the server's proxy option alone decides */
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
 	SET(CURLOPT_OPENSOCKETFUNCTION, http_open_socket);
 	SET(CURLOPT_OPENSOCKETDATA, loop);
@@ -196,21 +208,95 @@ handle_configure(HttpLoop *loop, CURL *easy)
 	return ok;
 }
 
-/* A configured handle, or NULL. */
-static CURL *
-handle_acquire(HttpLoop *loop)
+static void
+handle_free(HttpHandle *handle)
 {
-	CURL	   *easy;
+	/* the easy handle first: it refers to the URL */
+	curl_easy_cleanup(handle->easy);
+	curl_url_cleanup(handle->url);
+	free(handle->url_text);
+	free(handle);
+}
+
+/* A configured handle without a URL, or NULL. */
+static HttpHandle *
+handle_create(HttpLoop *loop)
+{
+	HttpHandle *handle = calloc(1, sizeof(HttpHandle));
+
+	if (handle == NULL)
+		return NULL;
+	handle->easy = curl_easy_init();
+	handle->url = curl_url();
+	if (handle->easy == NULL || handle->url == NULL ||
+		!handle_configure(loop, handle->easy))
+	{
+		handle_free(handle);
+		return NULL;
+	}
+	return handle;
+}
+
+/*
+ * Set the URL.  libcurl parses what comes by CURLOPT_URL for each transfer
+ * anew, which makes up a fifth of its work; so it gets the URL parsed.  One
+ * that cannot be parsed is for libcurl to complain of when it is used.
+ */
+static bool
+handle_set_url(HttpHandle *handle, const char *url)
+{
+	CURL	   *easy = handle->easy;
+	bool		ok = true;
+
+	free(handle->url_text);
+	handle->url_text = NULL;
+	if (curl_url_set(handle->url, CURLUPART_URL, url, 0) == CURLUE_OK)
+	{
+		handle->url_text = strdup(url);
+		/* forget the text that libcurl made of the former one */
+		SET(CURLOPT_URL, NULL);
+		SET(CURLOPT_CURLU, handle->url);
+		ok = ok && handle->url_text != NULL;
+	}
+	else
+	{
+		SET(CURLOPT_CURLU, NULL);
+		SET(CURLOPT_URL, url);
+	}
+	return ok;
+}
+
+/*
+ * A handle set up for a URL, or NULL: one that was used for it before, or any
+ * other idle one, or a new one.
+ */
+static HttpHandle *
+handle_acquire(HttpLoop *loop, const char *url)
+{
+	HttpHandle *handle;
+
+	for (int i = loop->num_idle - 1; i >= 0; i--)
+	{
+		handle = loop->idle[i];
+		if (handle->url_text != NULL && strcmp(handle->url_text, url) == 0)
+		{
+			loop->num_idle--;
+			memmove(&loop->idle[i], &loop->idle[i + 1],
+					(loop->num_idle - i) * sizeof(HttpHandle *));
+			return handle;
+		}
+	}
 
 	if (loop->num_idle > 0)
-		return loop->idle[--loop->num_idle];
-	easy = curl_easy_init();
-	if (easy != NULL && !handle_configure(loop, easy))
+		handle = loop->idle[--loop->num_idle];
+	else
+		handle = handle_create(loop);
+	if (handle != NULL && !handle_set_url(handle, url))
 	{
-		curl_easy_cleanup(easy);
-		easy = NULL;
+		handle_free(handle);
+		handle = NULL;
 	}
-	return easy;
+	return handle;
 }
 
 /*
@@ -219,12 +305,12 @@ handle_acquire(HttpLoop *loop)
  * through curl_easy_reset (curl issue 18206).
  */
 static void
-handle_release(HttpLoop *loop, CURL *easy, bool reusable)
+handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable)
 {
 	if (reusable && loop->num_idle < HTTP_MAX_IDLE_HANDLES)
-		loop->idle[loop->num_idle++] = easy;
+		loop->idle[loop->num_idle++] = handle;
 	else
-		curl_easy_cleanup(easy);
+		handle_free(handle);
 }
 
 
@@ -267,7 +353,13 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 {
 	HttpResult *result = &transfer->result;
 
-	result->phase = transfer_phase(transfer->easy);
+	if (code == CURLE_OK)
+	{
+		result->outcome = HTTP_ANSWERED;
+		return;
+	}
+
+	result->phase = transfer_phase(transfer->handle->easy);
 	if (transfer->too_large)
 	{
 		result->outcome = HTTP_TOO_LARGE;
@@ -276,9 +368,6 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 
 	switch (code)
 	{
-		case CURLE_OK:
-			result->outcome = HTTP_ANSWERED;
-			return;
 		case CURLE_OPERATION_TIMEDOUT:
 			result->outcome = HTTP_TIMEOUT;
 			return;
@@ -355,9 +444,9 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 	const char *text = transfer->error_buffer;
 	size_t		len;
 
-	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
-	curl_easy_getinfo(transfer->easy, CURLINFO_REQUEST_SIZE, &sent);
-	curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
+	curl_easy_getinfo(transfer->handle->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
+	curl_easy_getinfo(transfer->handle->easy, CURLINFO_REQUEST_SIZE, &sent);
+	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
 	/* a request to the proxy for a tunnel counts, too: ours follows a 2xx */
 	result->request_sent = sent > 0 && (tunnel_status == 0 || tunnel_status / 100 == 2);
 	result->duration_us = GetCurrentTimestamp() - transfer->started;
@@ -366,7 +455,7 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 	{
 		curl_off_t	seconds = 0;
 
-		if (curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &seconds) == CURLE_OK &&
+		if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_RETRY_AFTER, &seconds) == CURLE_OK &&
 			seconds > 0)
 			result->reset_seconds = Min(seconds, 86400);
 	}
@@ -399,7 +488,7 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 static bool
 transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 {
-	CURL	   *easy = transfer->easy;
+	CURL	   *easy = transfer->handle->easy;
 	TimestampTz now = transfer->started;
 	long		timeout_ms;
 	bool		ok = true;
@@ -409,9 +498,7 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	timeout_ms = Max(timeout_ms, 1);
 
 	SET(CURLOPT_PRIVATE, (char *) transfer);
-	SET(CURLOPT_URL, request->url);
 	SET(CURLOPT_PROXY, request->proxy ? request->proxy : "");
-	SET(CURLOPT_NOPROXY, "");	/* not the environment's either */
 	SET(CURLOPT_TIMEOUT_MS, timeout_ms);
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Max(request->connect_timeout_ms, 1));
 	SET(CURLOPT_WRITEDATA, transfer);
@@ -494,21 +581,33 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 		authorization = psprintf("Authorization: Bearer %s", request->bearer);
 	MemoryContextSwitchTo(old_context);
 
+	/* tell fd.c of the socket, so that it keeps its own files within limits */
+	ReserveExternalFD();
+
 	curl_enter(&saved);
-	/* libcurl would wait for "100 Continue" before a large body */
-	ok = transfer_add_header(transfer, "Expect:");
+	ok = request->body_len < HTTP_LARGE_BODY || transfer_add_header(transfer, "Expect:");
 	ok = ok && (content_type == NULL || transfer_add_header(transfer, content_type));
 	ok = ok && (authorization == NULL || transfer_add_header(transfer, authorization));
 	if (ok)
 	{
-		transfer->easy = handle_acquire(loop);
-		ok = transfer->easy != NULL && transfer_configure(transfer, request) &&
-			curl_multi_add_handle(loop->multi, transfer->easy) == CURLM_OK;
+		transfer->handle = handle_acquire(loop, request->url);
+		ok = transfer->handle != NULL && transfer_configure(transfer, request) &&
+			curl_multi_add_handle(loop->multi, transfer->handle->easy) == CURLM_OK;
 	}
-	if (!ok && transfer->easy != NULL)
+	if (ok)
 	{
-		curl_easy_cleanup(transfer->easy);
-		transfer->easy = NULL;
+		dlist_push_tail(&loop->active, &transfer->node);
+		transfer->listed = true;
+		/* which sends the request, if there is a connection */
+		/* which sends the request, if there is a connection */
+		http_loop_run_due(loop);
+	}
+	else
+	{
+		if (transfer->handle != NULL)
+			handle_free(transfer->handle);
+		transfer->handle = NULL;
+		ReleaseExternalFD();
 	}
 	curl_leave(&saved);
 
@@ -519,12 +618,6 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory"),
 				 errdetail("Could not set up an HTTP request.")));
-
-	dlist_push_tail(&loop->active, &transfer->node);
-	transfer->listed = true;
-
-	/* tell fd.c of the socket, so that it keeps its own files within limits */
-	ReserveExternalFD();
 	return transfer;
 }
 
@@ -532,12 +625,12 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 static void
 transfer_detach(HttpTransfer *transfer, bool reusable)
 {
-	CURL	   *easy = transfer->easy;
+	HttpHandle *handle = transfer->handle;
 
-	transfer->easy = NULL;
-	curl_multi_remove_handle(transfer->loop->multi, easy);
+	transfer->handle = NULL;
+	curl_multi_remove_handle(transfer->loop->multi, handle->easy);
 	/* a NULL CURLOPT_CAINFO is not the default one: such a handle goes */
-	handle_release(transfer->loop, easy, reusable && !transfer->private_ca);
+	handle_release(transfer->loop, handle, reusable && !transfer->private_ca);
 	transfer_free_headers(transfer);
 	ReleaseExternalFD();
 }
@@ -548,12 +641,12 @@ transfer_on_reset(void *arg)
 {
 	HttpTransfer *transfer = arg;
 
-	if (transfer->easy != NULL || transfer->headers != NULL)
+	if (transfer->handle != NULL || transfer->headers != NULL)
 	{
 		sigset_t	saved;
 
 		curl_enter(&saved);
-		if (transfer->easy != NULL)
+		if (transfer->handle != NULL)
 			transfer_detach(transfer, false);
 		transfer_free_headers(transfer);
 		curl_leave(&saved);

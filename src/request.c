@@ -43,11 +43,19 @@ object_member(Jsonb *object, const char *name, JsonbValue *value)
 static bool
 is_int64(Numeric number)
 {
-	Datum		truncated = DirectFunctionCall2(numeric_trunc,
-												NumericGetDatum(number), Int32GetDatum(0));
-	Datum		low = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MIN));
-	Datum		high = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MAX));
+	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
+	size_t		len = strlen(text);
+	Datum		truncated;
+	Datum		low;
+	Datum		high;
 
+	/* nearly always: so few digits that it must be one */
+	if (len <= 18 && strspn(text, "0123456789") == len)
+		return true;
+
+	truncated = DirectFunctionCall2(numeric_trunc, NumericGetDatum(number), Int32GetDatum(0));
+	low = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MIN));
+	high = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MAX));
 	return DatumGetBool(DirectFunctionCall2(numeric_eq, NumericGetDatum(number), truncated)) &&
 		DatumGetBool(DirectFunctionCall2(numeric_ge, NumericGetDatum(number), low)) &&
 		DatumGetBool(DirectFunctionCall2(numeric_le, NumericGetDatum(number), high));

@@ -179,9 +179,13 @@ json_scan(const char *text, size_t len, JsonScan *scan)
 
 		if (in_string)
 		{
+			while (p < end && *p != '"' && *p != '\\')
+				p++;
+			if (p == end)
+				break;
 			if (*p == '"')
 				in_string = false;
-			else if (*p == '\\' && end - p >= 2)
+			else if (end - p >= 2)
 			{
 				step = 2;
 				if (p[1] == 'u')

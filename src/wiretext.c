@@ -68,12 +68,13 @@ wiretext_convert(WireConversion *conversion, const char *src, size_t len, char *
 		return DatumGetInt32(result);
 	}
 
-	for (done = 0; done < len; done++)
+	done = len;
+	if (conversion->kind == CONVERT_ASCII_ONLY)
 	{
-		if (conversion->kind == CONVERT_ASCII_ONLY && IS_HIGHBIT_SET(src[done]))
-			break;
-		dst[done] = src[done];
+		for (done = 0; done < len && !IS_HIGHBIT_SET(src[done]); done++)
+			;
 	}
+	memcpy(dst, src, done);
 	dst[done] = '\0';
 	return done;
 }
