@@ -28,6 +28,7 @@
 #include "storage/latch.h"
 #include "utils/jsonb.h"
 #include "utils/resowner.h"
+#include "utils/timestamp.h"
 
 #if PG_VERSION_NUM >= 180000
 #include "storage/waiteventset.h"
@@ -78,6 +79,11 @@ typedef struct JsonbInState
 
 #define feishu_jsonb_push(state, token, value) \
 	((void) ((state)->result = pushJsonbValue(&(state)->parseState, (token), (value))))
+#endif
+
+/* Intervals can be infinite since 17. */
+#ifndef INTERVAL_NOT_FINITE
+#define INTERVAL_NOT_FINITE(interval) (false)
 #endif
 
 /*

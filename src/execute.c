@@ -61,6 +61,11 @@ interval_to_ms(const Interval *interval)
 {
 	double		ms;
 
+	if (INTERVAL_NOT_FINITE(interval))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"timeout\" must be finite"),
+				 errhint("Write it like interval '30 s'.")));
 	ms = interval->time / 1000.0 +
 		(interval->day + interval->month * (double) DAYS_PER_MONTH) * (SECS_PER_DAY * 1000.0);
 	if (!(ms >= 1))
