@@ -203,7 +203,6 @@ handle_configure(HttpLoop *loop, CURL *easy)
 #endif
 	/* Optional features of a libcurl build: no harm if they are missing. */
 	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
-	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
 	return ok;
 }
@@ -499,6 +498,10 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 
 	SET(CURLOPT_PRIVATE, (char *) transfer);
 	SET(CURLOPT_PROXY, request->proxy ? request->proxy : "");
+	/* over TLS, see if the connection that is being made can be shared; without
+	 * it can never, but libcurl would find that out by the first answer only */
+	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT,
+							pg_strncasecmp(request->url, "https:", 6) == 0 ? 1L : 0L);
 	SET(CURLOPT_TIMEOUT_MS, timeout_ms);
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Max(request->connect_timeout_ms, 1));
 	SET(CURLOPT_WRITEDATA, transfer);
