@@ -47,3 +47,6 @@ REGRESS_OPTS = --inputdir=. --outputdir=. --encoding=UTF8 --no-locale
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
+
+# A header is everybody's: no object is older than any of them.
+$(OBJS): $(wildcard src/*.h) Makefile

@@ -53,7 +53,7 @@ CREATE FUNCTION feishu.execute_flow(
     raise_error boolean DEFAULT true)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'feishu_execute_flow'
-LANGUAGE C VOLATILE PARALLEL UNSAFE;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
 
 COMMENT ON FUNCTION feishu.execute_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, interval, boolean) IS
 'Starts a flow now and returns the platform''s whole answer. Raises an error of class LK when the flow was refused or failed.';
@@ -76,7 +76,7 @@ CREATE FUNCTION feishu.check_server(
     OUT hint text)
 RETURNS record
 AS 'MODULE_PATHNAME', 'feishu_check_server'
-LANGUAGE C VOLATILE PARALLEL UNSAFE;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
 
 COMMENT ON FUNCTION feishu.check_server(name) IS
 'Obtains an access token from the platform, past the cache, and says what is wrong; starts no flow.';

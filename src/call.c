@@ -139,31 +139,48 @@ call_finish(FlowCall *call)
 /* A beginning of a secret so long is hidden, too, where text was cut. */
 #define SECRET_PREFIX_LENGTH	6
 
+/*
+ * How many bytes at text spell the secret, as it is, JSON-escaped or
+ * percent-encoded; 0: they do not.  Text that ends within the secret counts
+ * when enough of it is there.
+ */
+static size_t
+match_secret(const char *text, const char *secret)
+{
+	const char *t = text;
+	const char *s = secret;
+
+	for (; *s != '\0'; s++)
+	{
+		unsigned int c;
+
+		if (*t == '\0' || strcmp(t, "...") == 0)
+			return s - secret >= SECRET_PREFIX_LENGTH ? t - text : 0;
+		if (*t == *s && !(t[0] == '\\' && t[1] == '\\'))
+			t++;
+		else if (t[0] == '\\' && t[1] == *s)
+			t += 2;
+		else if (t[0] == '%' && sscanf(t + 1, "%2x", &c) == 1 && c == (unsigned char) *s)
+			t += 3;
+		else
+			return 0;
+	}
+	return t - text;
+}
+
 /* Overwrite a secret in text of the peer. */
 static void
 mask_secret(char *text, const char *secret)
 {
-	size_t		len;
-	size_t		end;
-
 	if (text == NULL || secret == NULL || secret[0] == '\0')
 		return;
-	len = strlen(secret);
-	for (char *p = text; (p = strstr(p, secret)) != NULL; p += len)
-		memset(p, '*', len);
-
-	/* text that was cut ends in "..." */
-	end = strlen(text);
-	if (end < 3 || strcmp(text + end - 3, "...") != 0)
-		return;
-	end -= 3;
-	for (size_t n = Min(len - 1, end); n >= SECRET_PREFIX_LENGTH; n--)
+	while (*text != '\0')
 	{
-		if (strncmp(text + end - n, secret, n) == 0)
-		{
-			memset(text + end - n, '*', n);
-			break;
-		}
+		size_t		len = match_secret(text, secret);
+
+		if (len > 0)
+			memset(text, '*', len);
+		text += Max(len, 1);
 	}
 }
 

@@ -259,13 +259,17 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 		char	   *detail = outcome_detail(outcome);
 		char	   *hint = outcome_hint(outcome);
 
+		message = codec_for_client(message);
+		detail = codec_for_client(detail);
+		hint = hint ? codec_for_client(hint) : NULL;
+
 		/* free all that the call holds before the error is on its way */
 		MemoryContextDelete(context);
 		ereport(ERROR,
 				(errcode(sqlstate),
-				 errmsg_internal("%s", codec_for_client(message)),
-				 errdetail_internal("%s", codec_for_client(detail)),
-				 hint ? errhint("%s", codec_for_client(hint)) : 0));
+				 errmsg_internal("%s", message),
+				 errdetail_internal("%s", detail),
+				 hint ? errhint("%s", hint) : 0));
 	}
 	MemoryContextDelete(context);
 	PG_RETURN_JSONB_P(answer);

@@ -15,10 +15,11 @@
  *	 that can.  It writes to memory that is already there or comes from
  *	 malloc, and reports trouble by a flag or its return value.
  *
- * - Signals are blocked around each libcurl call (curl_enter, curl_leave):
- *	 a SIGQUIT handler must not run inside libcurl's malloc, and the threads
- *	 that libcurl starts to resolve names inherit the mask, so that a signal
- *	 meant for the backend is never delivered to one of them.
+ * - Signals are blocked around each libcurl call (curl_enter, curl_leave), but
+ *	 for SIGQUIT, by which a backend dies at once: no handler runs inside
+ *	 libcurl, and the threads that libcurl starts to resolve names inherit the
+ *	 mask, so that a signal meant for the backend is never delivered to one of
+ *	 them.
  *
  * - libcurl never waits.  http_loop_turn does, by waitset.c, on {latch,
  *	 postmaster death, libcurl's sockets}, and then lets CHECK_FOR_INTERRUPTS

@@ -60,6 +60,7 @@ struct HttpTransfer
 	bool		out_of_memory;
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
+	size_t		header_size;	/* of all headers so far */
 	bool		have_tt_logid;
 	bool		have_ogw_reset;
 	TimestampTz started;

@@ -27,6 +27,9 @@
 #include "http_internal.h"
 #include "version.h"
 
+/* libcurl limits the headers of an answer, but not the trailers behind it. */
+#define HTTP_MAX_HEADERS		(512 * 1024)
+
 /* First size of a response buffer; the usual answer is far shorter. */
 #define HTTP_INITIAL_BODY		1024
 
@@ -106,6 +109,13 @@ on_header(char *data, size_t size, size_t nmemb, void *userp)
 	HttpResult *result = &transfer->result;
 	size_t		len = size * nmemb;
 	char		value[HTTP_HEADER_SIZE];
+
+	transfer->header_size += len;
+	if (transfer->header_size > HTTP_MAX_HEADERS)
+	{
+		transfer->too_large = true;
+		return 0;
+	}
 
 	/* all that matter begin with x, c or l */
 	if (len == 0 || strchr("xXcClL", data[0]) == NULL)
@@ -601,7 +611,6 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	{
 		dlist_push_tail(&loop->active, &transfer->node);
 		transfer->listed = true;
-		/* which sends the request, if there is a connection */
 		/* which sends the request, if there is a connection */
 		http_loop_run_due(loop);
 	}

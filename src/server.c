@@ -16,6 +16,8 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
+
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "common/cryptohash.h"
@@ -131,6 +133,24 @@ check_usage(Oid serverid, const char *name, Oid userid)
 						 quote_identifier(GetUserNameFromId(userid, false)))));
 }
 
+/*
+ * libcurl opens the file itself, with signals blocked: it must not be one that
+ * can make it wait.  Whether it can be read is seen, and told, then.
+ */
+static void
+check_ca_file(const FlowServer *server)
+{
+	struct stat st;
+
+	if (server->ca_file == NULL || stat(server->ca_file, &st) != 0 || S_ISREG(st.st_mode))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("option \"%s\" of server \"%s\" does not name a regular file",
+					"ca_file", server->name),
+			 errhint("Set it to the PEM file of a CA.")));
+}
+
 /* Read a server and a role's credentials from the catalogs. */
 static FlowServer *
 read_server(const char *name, Oid userid, bool by_setting)
@@ -162,6 +182,8 @@ read_server(const char *name, Oid userid, bool by_setting)
 	options_store(foreign_server->options, ForeignServerRelationId, server);
 	options_store(GetUserMapping(userid, server->serverid)->options,
 				  UserMappingRelationId, server);
+
+	check_ca_file(server);
 
 	/* the validator saw to it, unless the wrapper was without it for a time */
 	if (server->fixed_token == NULL &&
@@ -265,6 +287,10 @@ server_lookup(const char *name, Oid userid)
 		CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, forget_last_server, (Datum) 0);
 		CacheRegisterSyscacheCallback(USERMAPPINGOID, forget_last_server, (Datum) 0);
 	}
+
+	/* one statement may make many calls: hear of an ALTER or a REVOKE between
+	 * them */
+	AcceptInvalidationMessages();
 
 	if (by_setting)
 		name = feishu_guc_server;

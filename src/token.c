@@ -15,8 +15,8 @@
  * first.
  *
  * A flight ends by a token, by a failure that those who waited share, or by
- * being given up.  It also ends at its deadline: should its process be stuck,
- * the next caller takes over.  The end wakes all who wait, by one condition
+ * being given up.  After a few seconds, should its request hang or its process
+ * be stuck, the next caller may take over.  The end wakes all who wait, by one condition
  * variable for the whole cache: fetches are rare.
  *
  * The lock protects everything in TokenCache and is held only to copy.  All
@@ -356,7 +356,9 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 			 * A refresh is moved forward only while its session makes calls:
 			 * whoever needs the token now does not wait for it.
 			 */
-			slot_start_flight(slot, lease, deadline, false);
+			slot_start_flight(slot, lease,
+							  Min(deadline, TimestampTzPlusMilliseconds(now, TOKEN_TAKEOVER_MS)),
+							  false);
 			state = TOKEN_FETCH;
 		}
 	}
@@ -377,10 +379,14 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 	strcpy(lease->token, token);
 
 	cache_lock(LW_EXCLUSIVE);
-	slot = lease->flight != 0 ? slot_of_flight(lease) : NULL;
+	/* one that comes after another took over is welcome if there is none */
+	slot = lease->flight != 0 ? slot_find(&lease->key) : NULL;
+	if (slot != NULL && slot->flight != lease->flight && slot_has_token(slot, requested_at))
+		slot = NULL;
 	if (slot != NULL)
 	{
-		slot->flight = 0;
+		if (slot->flight == lease->flight)
+			slot->flight = 0;
 		slot->generation = ++cache->counter;
 		lease->generation = slot->generation;
 		slot->length = length;

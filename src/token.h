@@ -22,6 +22,9 @@
 /* Time for a token request that nobody waits for. */
 #define TOKEN_REFRESH_MS		(10 * 1000)
 
+/* A token request takes well below a second: after this, another may try. */
+#define TOKEN_TAKEOVER_MS		3000
+
 /* How a fetch failed, shared with those who waited for it: the platform's
  * refusal as it came, or the transport's trouble. */
 typedef struct TokenFailure

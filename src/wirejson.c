@@ -49,10 +49,11 @@
 /*
  * Longest answer, and most values in one, that are read.  Within these, no
  * limit of jsonb (256 MB in all) and of palloc (1 GB, reached by the parser's
- * arrays) can be hit.
+ * arrays) can be hit, and the parser, which no cancel interrupts, takes some
+ * 0.1 s at most.
  */
 #define MAX_ANSWER_SIZE	(128 * 1024 * 1024)
-#define MAX_ANSWER_VALUES (4 * 1024 * 1024)
+#define MAX_ANSWER_VALUES (256 * 1024)
 
 /*
  * Numbers with more digits, or with an exponent of more digits, are suspected
