@@ -379,6 +379,20 @@ succeeds($session, flow(), 'an answer that ends with the connection is read');
 succeeds($session, flow(), 'a call after the peer has closed the connection');
 $mock->well;
 
+# ---- one statement, many calls ----
+
+# Each call of a statement looks anew: the second one is held until the mapping has changed.
+my $owner = FeishuFlow::Session->new($node);
+$mock->mark;
+$mock->rules([ { kind => 'execute', flow_id => 'many_2' }, { type => 'hold' } ]);
+$session->send("SELECT count(feishu.execute_flow('app', 'many_' || i, '{\"_id\": 1}')) FROM generate_series(1, 4) i");
+$mock->wait_for(2, kind => 'execute');
+$owner->value("ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_secret 'not-the-secret')");
+$mock->well;
+is($session->result->{sqlstate}, 'LK401', 'an ALTER takes effect within a statement that makes many calls');
+is($mock->executes, 2, '... and no call is made after it');
+$owner->value("ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_secret 'two-secret')");
+
 # ---- check_server ----
 
 $mock->mark;

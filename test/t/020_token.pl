@@ -444,4 +444,17 @@ $sessions[0]->value('SELECT pg_cancel_backend(' . $sessions[2]->pid . ')');
 is($sessions[2]->result->{sqlstate}, '57014', 'a fetch without the shared cache is cancelled');
 succeeds($sessions[2], flow(), '... and the next call fetches again');
 
+# ---- a token request that hangs ----
+
+# The first session has all the time in the world; the others do not wait for it.
+forget_tokens();
+$mock->rules([ \%token, { type => 'hang' }, times => 1 ]);
+$session->send(flow(timeout => '10min'));
+$mock->wait_for(1, %token);
+succeeds($second, flow(timeout => '20s'), 'another session takes over from a token request that hangs');
+is($mock->token_requests, 2, '... by a request of its own');
+$watch->value('SELECT pg_cancel_backend(' . $session->pid . ')');
+$session->result;
+$mock->well;
+
 done_testing();

@@ -11,6 +11,7 @@ use FeishuFlow;
 use IO::Select;
 use IO::Socket::INET;
 use PostgreSQL::Test::Utils;
+use POSIX ();
 use Test::More;
 
 my ($nginx) = grep { -x $_ } '/usr/sbin/nginx', '/usr/local/sbin/nginx', '/usr/bin/nginx';
@@ -311,6 +312,12 @@ alter_server($session, 'tunnel', 'SET', proxy => 'http://127.0.0.1:' . closed_po
 fails_with($session, flow(server => 'tunnel'), 'LK503', 'a proxy that is down is LK503', hint => qr/proxy/);
 alter_server($session, 'tunnel', 'SET', proxy => 'http://127.0.0.1:' . full_port());
 fails_with($session, flow(server => 'tunnel', timeout => '300ms'), 'LK504', 'a proxy that hangs is LK504');
+# libcurl would wait for a writer, with signals blocked
+POSIX::mkfifo("$dir/fifo", 0600) or die "mkfifo: $!";
+alter_server($session, 'valid', 'SET', ca_file => "$dir/fifo");
+fails_with($session, flow(server => 'valid', timeout => '1s'), '42809',
+	'a ca_file that is no regular file is refused', hint => qr/PEM/);
+alter_server($session, 'valid', 'SET', %ca);
 succeeds($session, flow(server => 'valid'), 'after all this a call works');
 
 done_testing();
