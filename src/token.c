@@ -16,7 +16,8 @@
  *
  * A flight ends by a token, by a failure that those who waited share, or by
  * being given up.  After a few seconds, should its request hang or its process
- * be stuck, the next caller may take over.  The end wakes all who wait, by one condition
+ * be stuck, the next caller may take over.  The end wakes all who wait, by one
+ * condition
  * variable for the whole cache: fetches are rare.
  *
  * The lock protects everything in TokenCache and is held only to copy.  All
