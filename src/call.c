@@ -7,21 +7,25 @@
  *				 v					|
  *	  start -> try_token ---------->+-> CALL_FETCHING   we do
  *				 | ^								|
- *	  have token | | token refused, for the		    | fetched
- *				 v | first time					    v
- *			   CALL_SENDING <-----------------------+
+ *	  have token | |						        | fetched
+ *				 v |								|
+ *			 try_place <----------------------------+
+ *				 | ^
+ *				 | +--> CALL_LIMITED   no place among the app's calls
+ *				 v
+ *			   CALL_SENDING -> once more, if the token was refused
  *				 |
  *				 v
  *			   CALL_DONE
  *
  * Nothing here waits: a token request and the call itself are transfers on
- * one loop, and a call that waits for another process's token request is
- * looked at again each time the latch is set.  So one process can drive one
- * call or hundreds.
+ * one loop, and a call that waits for another process's token request or for
+ * a place is looked at again each time the latch is set.  So one process can
+ * drive one call or hundreds.
  *
  * A call's memory context owns all that it has under way.  Resetting it at any
- * moment gives the transfers up, hands the duty to fetch a token on, and wipes
- * the secrets.
+ * moment gives the transfers up, hands the duty to fetch a token on, gives the
+ * place back, and wipes the secrets.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -31,18 +35,23 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "lib/ilist.h"
+#include "mb/pg_wchar.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "call.h"
 #include "fetch.h"
+#include "outcome.h"
 #include "token.h"
+#include "wakeup.h"
 
 typedef enum CallState
 {
 	CALL_WAITING,				/* for another one's token request; in waiting */
 	CALL_FETCHING,				/* a token */
+	CALL_LIMITED,				/* waits for a place; in waiting */
 	CALL_SENDING,				/* the execute request */
 	CALL_DONE					/* in done, until handed out */
 } CallState;
@@ -59,6 +68,9 @@ struct FlowCall
 	StringInfoData body;
 	CallState	state;
 	bool		refreshed;		/* a refused token was replaced already */
+	TimestampTz retry_at;		/* with CALL_WAITING and CALL_LIMITED */
+	LimiterPause held_by;		/* with CALL_LIMITED */
+	LimiterPlace place;
 	HttpTransfer *transfer;		/* with CALL_SENDING */
 	FlowOutcome outcome;
 	dlist_node	node;			/* in waiting or done */
@@ -72,50 +84,10 @@ static dlist_head done = DLIST_STATIC_INIT(done);
 
 static void call_on_end(TransferListener *listener, HttpTransfer *transfer);
 static void call_try_token(FlowCall *call);
+static void call_try_place(FlowCall *call);
 
 
 /* ---------- Ends ---------- */
-
-/* Advice for a transfer that brought no answer. */
-static const char *
-transport_hint(const FlowServer *server, const HttpResult *result,
-			   bool may_have_started)
-{
-	if (result->connect_expired)
-		return gettext_noop("Check the server's base_url, token_url and proxy, or raise its connect_timeout option or feishu_flow.connect_timeout.");
-	if (result->outcome == HTTP_TIMEOUT)
-		return may_have_started ?
-			gettext_noop("The flow may have started: try again only with the same idempotent_key. If it needs longer, raise the timeout argument, the server's timeout option or feishu_flow.timeout, or start it with is_async => true.") :
-			gettext_noop("Raise the timeout argument, the server's timeout option or feishu_flow.timeout.");
-	if (result->outcome == HTTP_TOO_LARGE)
-		return may_have_started ?
-			gettext_noop("The flow may have started: try again only with the same idempotent_key. Raise feishu_flow.max_response_size, or let the flow return less.") :
-			gettext_noop("Check the server's token_url.");
-
-	switch (result->trouble)
-	{
-		case HTTP_TROUBLE_DNS:
-			return gettext_noop("Check the host name in the server's base_url and token_url, and the name service of the database host.");
-		case HTTP_TROUBLE_PROXY:
-			return gettext_noop("Check the server's proxy option.");
-		case HTTP_TROUBLE_CONNECT:
-			if (server->proxy != NULL)
-				return gettext_noop("Check the server's proxy option, and whether the database host may connect to the proxy.");
-			return gettext_noop("Check the server's base_url and token_url, and whether the database host may connect to them or needs the server's proxy option.");
-		case HTTP_TROUBLE_CERTIFICATE:
-			return gettext_noop("Check that base_url names the host as the certificate does, and that the certificate is current; set the server's ca_file option to the PEM file of a private CA.");
-		case HTTP_TROUBLE_CA_FILE:
-			return gettext_noop("Check that the server's ca_file option names a PEM file that the database server's operating-system user can read.");
-		case HTTP_TROUBLE_TLS:
-			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
-		case HTTP_TROUBLE_LOCAL:
-			return gettext_noop("The database host ran short of memory or file descriptors.");
-		default:
-			return may_have_started ?
-				gettext_noop("The flow may have started: try again only with the same idempotent_key.") :
-				gettext_noop("Try again later; if it goes on, check the server's base_url, token_url and proxy.");
-	}
-}
 
 /* Put the call on a list, or on none. */
 static void
@@ -130,8 +102,12 @@ call_list(FlowCall *call, dlist_head *list)
 
 /* The call has ended; its outcome is complete. */
 static void
-call_finish(FlowCall *call)
+call_finish(FlowCall *call, LimiterReport report)
 {
+	const FlowOutcome *outcome = &call->outcome;
+
+	limiter_release(call->server, &call->place, report, outcome->reset_seconds,
+					outcome->timeout_ms == 0 ? outcome->reason : "no answer in time");
 	call->state = CALL_DONE;
 	call_list(call, &done);
 }
@@ -218,55 +194,20 @@ outcome_of_response(FlowCall *call, FlowResponse *response)
 		outcome->log_id = response->log_id;
 }
 
-/* The outcome of a transfer that brought no usable HTTP response. */
-static void
-outcome_of_trouble(FlowCall *call, const HttpResult *result)
-{
-	FlowOutcome *outcome = &call->outcome;
-
-	outcome->action = FLOW_RETRY;
-	outcome->hint = transport_hint(call->server, result,
-								   outcome->request_sent && !outcome->for_token);
-	outcome->phase = result->phase;
-	if (result->error[0] != '\0')
-		outcome->error = codec_printable(result->error, strlen(result->error),
-										 HTTP_ERROR_SIZE);
-	switch (result->outcome)
-	{
-		case HTTP_TIMEOUT:
-			outcome->sqlstate = ERRCODE_FEISHU_TIMEOUT;
-			outcome->timeout_ms = result->connect_expired ?
-				call->limits.connect_timeout_ms : call->limits.timeout_ms;
-			outcome->reason = result->connect_expired ?
-				gettext_noop("no connection within %d ms") :
-				gettext_noop("no answer within %d ms");
-			break;
-		case HTTP_TOO_LARGE:
-			outcome->sqlstate = ERRCODE_FEISHU_BAD_ANSWER;
-			outcome->reason = gettext_noop("the answer is too large");
-			break;
-		case HTTP_BAD_ANSWER:
-			outcome->sqlstate = ERRCODE_FEISHU_BAD_ANSWER;
-			outcome->reason = gettext_noop("the answer was cut off or is not HTTP");
-			break;
-		default:
-			outcome->sqlstate = ERRCODE_FEISHU_NO_CONNECTION;
-			outcome->reason = result->trouble == HTTP_TROUBLE_RESET ?
-				gettext_noop("the connection was lost before an answer came") :
-				gettext_noop("could not connect");
-			break;
-	}
-}
-
-/* End the call by what became of a transfer. */
+/*
+ * End the call by what became of a transfer: its own, or (is_shared) another
+ * one's token request.
+ */
 static void
 call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
-					 FlowResponse *response)
+					 bool is_shared, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
+	LimiterReport report;
 
 	outcome->for_token = for_token;
 	outcome->url = for_token ? call->server->token_url : call->server->base_url;
+	outcome->too_large = result->outcome == HTTP_TOO_LARGE;
 	outcome->http_status = result->http_status;
 	outcome->reset_seconds = result->reset_seconds;
 	if (result->location[0] != '\0')
@@ -281,9 +222,18 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 	if (response != NULL)
 		outcome_of_response(call, response);
 	else
-		outcome_of_trouble(call, result);
+		outcome_of_trouble(outcome, call->server, &call->limits, result);
 	mask_secrets(call, outcome->error);
-	call_finish(call);
+
+	if (call->check_only)
+		report = LIMITER_REPORT_NOTHING;
+	else
+		report = outcome_report(outcome, call->server->protocol);
+
+	/* whose trouble it was has reported it, but a probe has to tell its own */
+	if (is_shared && report == LIMITER_REPORT_TROUBLE && !call->place.is_probe)
+		report = LIMITER_REPORT_NOTHING;
+	call_finish(call, report);
 }
 
 /* End the call because another one's token request failed. */
@@ -300,7 +250,15 @@ call_finish_shared_failure(FlowCall *call, const TokenFailure *failure)
 	strlcpy(result.error, failure->error, sizeof(result.error));
 	if (failure->outcome == HTTP_ANSWERED)
 		response = token_failure_response(call->server, failure);
-	call_finish_transfer(call, &result, true, response);
+	call_finish_transfer(call, &result, true, true, response);
+}
+
+/* End the call because the limiter has no place for it in time. */
+static void
+call_finish_held_back(FlowCall *call)
+{
+	outcome_hold_back(&call->outcome, call->held_by, call->retry_at);
+	call_finish(call, LIMITER_REPORT_NOTHING);
 }
 
 /* End the call because its time is up while another one fetches the token. */
@@ -312,11 +270,21 @@ call_finish_late(FlowCall *call)
 	result.outcome = HTTP_TIMEOUT;
 	result.phase = gettext_noop("waiting for the token request of another session");
 	result.reset_seconds = -1;
-	call_finish_transfer(call, &result, true, NULL);
+	call_finish_transfer(call, &result, true, true, NULL);
 }
 
 
 /* ---------- Steps ---------- */
+
+/* Wait until somebody else has done something, or call->retry_at. */
+static void
+call_wait(FlowCall *call, CallState state)
+{
+	call->state = state;
+	/* keep the place of one that waits already: see flow_calls_turn */
+	if (!call->listed)
+		call_list(call, &waiting);
+}
 
 /* Send the execute request (or, to check a fixed token's server, a GET). */
 static void
@@ -324,6 +292,7 @@ call_send(FlowCall *call, const char *token)
 {
 	HttpRequest request = {0};
 
+	call->place.used = true;
 	request.url = call->url;
 	request.bearer = token;
 	if (!call->check_only)
@@ -342,6 +311,35 @@ call_send(FlowCall *call, const char *token)
 	call->state = CALL_SENDING;
 }
 
+/* Take a place among the app's calls, and send when there is one. */
+static void
+call_try_place(FlowCall *call)
+{
+	if (!call->place.taken)
+	{
+		TimestampTz try_at = call->state == CALL_LIMITED &&
+			call->held_by == LIMITER_QUOTA ? call->retry_at : DT_NOEND;
+
+		if (limiter_acquire(call->server, false, &call->place,
+							&call->retry_at, &call->held_by) == LIMITER_WAIT)
+		{
+			/*
+			 * No room in time; or the quota is still used up, as somebody
+			 * else found out while we waited to try it.
+			 */
+			if ((call->retry_at > call->limits.deadline && !TIMESTAMP_IS_NOEND(call->retry_at)) ||
+				(call->held_by == LIMITER_QUOTA && call->retry_at > try_at))
+				call_finish_held_back(call);
+			else
+				call_wait(call, CALL_LIMITED);
+			return;
+		}
+	}
+	call_list(call, NULL);
+	call_send(call, call->server->protocol == TOKEN_FIXED ?
+			  call->server->fixed_token : call->lease.token);
+}
+
 /* End a check that went well. */
 static void
 call_finish_check(FlowCall *call, const HttpResult *result)
@@ -349,7 +347,8 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	call->outcome.action = FLOW_SUCCEEDED;
 	call->outcome.http_status = result->http_status;
 	call->outcome.duration_us = result->duration_us;
-	call_finish(call);
+	call_finish(call, call->server->protocol == TOKEN_FIXED ?
+				LIMITER_REPORT_NOTHING : LIMITER_REPORT_TOKEN);
 }
 
 /*
@@ -373,7 +372,7 @@ call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
 			response = &codec_read_token_answer(call->server->protocol == TOKEN_OAUTH,
 												&answer)->refusal;
 		}
-		call_finish_transfer(call, result, true, response);
+		call_finish_transfer(call, result, true, false, response);
 	}
 	else if (call->check_only)
 		call_finish_check(call, result);
@@ -381,7 +380,7 @@ call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
 	{
 		call->lease.generation = lease->generation;
 		strcpy(call->lease.token, lease->token);
-		call_send(call, call->lease.token);
+		call_try_place(call);
 	}
 	MemoryContextSwitchTo(old_context);
 }
@@ -428,7 +427,7 @@ call_on_end(TransferListener *listener, HttpTransfer *transfer)
 		else
 		{
 			call->outcome.request_sent = result->request_sent;
-			call_finish_transfer(call, result, false, response);
+			call_finish_transfer(call, result, false, false, response);
 		}
 	}
 	http_transfer_free(transfer);
@@ -452,8 +451,7 @@ call_try_token(FlowCall *call)
 	{
 		case TOKEN_READY:
 		case TOKEN_READY_REFRESH:
-			call_list(call, NULL);
-			call_send(call, call->lease.token);
+			call_try_place(call);
 			break;
 		case TOKEN_FETCH:
 			call_list(call, NULL);
@@ -463,10 +461,8 @@ call_try_token(FlowCall *call)
 							  call_on_token, call);
 			break;
 		case TOKEN_WAIT:
-			call->state = CALL_WAITING;
-			/* keep the place of one that waits already: see flow_calls_turn */
-			if (!call->listed)
-				call_list(call, &waiting);
+			call->retry_at = call->lease.retry_at;
+			call_wait(call, CALL_WAITING);
 			break;
 		case TOKEN_FAILED:
 			call_finish_shared_failure(call, &failure);
@@ -474,19 +470,33 @@ call_try_token(FlowCall *call)
 	}
 }
 
-/* Look again at a call that waits for another one's token request. */
+/* From the beginning: token, place, request. */
 static void
-call_wait_again(FlowCall *call)
+call_start_steps(FlowCall *call)
+{
+	if (call->server->protocol == TOKEN_FIXED)
+		call_try_place(call);
+	else
+		call_try_token(call);
+}
+
+/*
+ * Look again at a call that waits for another one's token request or for a
+ * place.  In the latter case its token may have been replaced meanwhile.
+ */
+static void
+call_look_again(FlowCall *call)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(call->context);
 
-	if (GetCurrentTimestamp() >= call->limits.deadline)
-		call_finish_late(call);
+	if (GetCurrentTimestamp() < call->limits.deadline)
+		call_start_steps(call);
+	else if (call->state == CALL_LIMITED)
+		call_finish_held_back(call);
 	else
-		call_try_token(call);
+		call_finish_late(call);
 	MemoryContextSwitchTo(old_context);
 }
-
 
 /* ---------- Calls ---------- */
 
@@ -500,6 +510,7 @@ call_on_reset(void *arg)
 	FlowCall   *call = arg;
 
 	call_list(call, NULL);
+	limiter_abandon(&call->place);
 	token_cache_abandon(&call->lease);
 	token_lease_wipe(&call->lease);
 	server_forget_secrets(call->server);
@@ -507,7 +518,8 @@ call_on_reset(void *arg)
 
 FlowCall *
 flow_call_start(MemoryContext parent, FlowServer *server,
-				const FlowRequest *request, const FlowLimits *limits, void *owner)
+				const FlowRequest *request, const FlowLimits *limits,
+				LimiterPlace *place, void *owner)
 {
 	MemoryContext context = AllocSetContextCreate(parent, "feishu_flow call",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -527,6 +539,11 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	call->outcome.url = server->base_url;
 	call->callback.func = call_on_reset;
 	call->callback.arg = call;
+	if (place != NULL)
+	{
+		call->place = *place;
+		memset(place, 0, sizeof(LimiterPlace));
+	}
 	MemoryContextRegisterResetCallback(context, &call->callback);
 
 	if (request != NULL)
@@ -538,19 +555,16 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	else
 		call->url = server->base_url;
 
-	if (server->protocol == TOKEN_FIXED)
-		call_send(call, call->check_only ? NULL : server->fixed_token);
+	if (!call->check_only)
+		call_start_steps(call);
+	else if (server->protocol == TOKEN_FIXED)
+		call_send(call, NULL);
 	else
 	{
-		if (call->check_only)
-		{
-			call->state = CALL_FETCHING;
-			call->lease.fetching = true;	/* for itself alone: flight 0 */
-			token_fetch_start(context, server, &call->lease, limits->deadline,
-							  limits->connect_timeout_ms, call_on_token, call);
-		}
-		else
-			call_try_token(call);
+		call->state = CALL_FETCHING;
+		call->lease.fetching = true;	/* for itself alone: flight 0 */
+		token_fetch_start(context, server, &call->lease, limits->deadline,
+						  limits->connect_timeout_ms, call_on_token, call);
 	}
 	MemoryContextSwitchTo(old_context);
 	return call;
@@ -574,6 +588,33 @@ flow_call_free(FlowCall *call)
 	MemoryContextDelete(call->context);
 }
 
+/*
+ * Answers are read, and converted from UTF-8, in a transaction if the
+ * database's encoding is another: conversions are looked up in the catalogs.
+ * The dispatcher has none open while it waits.
+ */
+static bool
+begin_reading(void)
+{
+	int			encoding = GetDatabaseEncoding();
+
+	if (IsTransactionState() || encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+		return false;
+	StartTransactionCommand();
+	return true;
+}
+
+static void
+end_reading(bool in_transaction)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	if (!in_transaction)
+		return;
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+}
+
 void
 flow_calls_turn(TimestampTz until, uint32 wait_event)
 {
@@ -581,33 +622,34 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 	HttpTransfer *transfer;
 	dlist_mutable_iter iter;
 
-	/*
-	 * First ask to be woken, then look: so no end of a token request is
-	 * missed.
-	 */
 	if (!dlist_is_empty(&waiting))
 	{
-		token_wait_begin();
+		wakeup_look();
 		dlist_foreach_modify(iter, &waiting)
 		{
 			FlowCall   *call = dlist_container(FlowCall, node, iter.cur);
 
-			call_wait_again(call);
-			if (call->state == CALL_WAITING)
-				until = Min(until, Min(call->limits.deadline, call->lease.retry_at));
+			call_look_again(call);
+			if (call->state == CALL_WAITING || call->state == CALL_LIMITED)
+				until = Min(until, Min(call->limits.deadline, call->retry_at));
 		}
-		if (dlist_is_empty(&waiting))
-			token_wait_end();
 	}
 	if (!dlist_is_empty(&done))
 		return;
 
+	/* nothing may come between this and the wait: see wakeup.c */
+	if (!dlist_is_empty(&waiting) || limiter_is_waiting())
+		wakeup_wait_begin();
+	else
+		wakeup_wait_end();
 	http_loop_turn(loop, until, wait_event);
 	while ((transfer = http_loop_next_done(loop)) != NULL)
 	{
 		TransferListener *listener = http_transfer_owner(transfer);
+		bool		in_transaction = begin_reading();
 
 		listener->on_end(listener, transfer);
+		end_reading(in_transaction);
 	}
 }
 

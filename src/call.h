@@ -14,6 +14,7 @@
 
 #include "codec.h"
 #include "http.h"
+#include "limiter.h"
 #include "options.h"
 
 typedef struct FlowCall FlowCall;
@@ -30,7 +31,9 @@ typedef struct FlowOutcome
 	const char *hint;			/* or NULL */
 	bool		for_token;		/* it was a token request that ended so */
 	bool		request_sent;	/* the platform may have got the execute request */
+	bool		too_large;		/* the answer was longer than max_response */
 	int			http_status;	/* 0: no answer */
+	bool		held_back;		/* by the limiter: no request was made */
 	double		reset_seconds;	/* of a rate limit, -1: not said */
 	FlowResponse *response;		/* the answer, or NULL */
 	char	   *log_id;			/* or NULL */
@@ -57,19 +60,27 @@ typedef struct FlowLimits
  * has to be given up with it.  server and request must outlive it; server's
  * secrets are wiped when it goes.  Needs a transaction.
  *
- * With a NULL request the call only obtains a token, past the cache (or, with
- * a fixed token, sees whether the platform can be reached).
+ * place is one that the caller got from limiter_acquire; it passes to the call
+ * (and is zeroed), and is given back when the call ends or goes.  With NULL the
+ * call asks for one itself and waits for it as long as its deadline
+ * allows; else it ends with LK429 and held_back.
+ *
+ * With a NULL request the call only obtains a token, past the cache and the
+ * limiter (or, with a fixed token, sees whether the platform can be reached).
  */
 extern FlowCall *flow_call_start(MemoryContext parent, FlowServer *server,
 								 const FlowRequest *request,
-								 const FlowLimits *limits, void *owner);
+								 const FlowLimits *limits, LimiterPlace *place,
+								 void *owner);
 extern const FlowOutcome *flow_call_outcome(const FlowCall *call);
 extern void *flow_call_owner(const FlowCall *call);
 extern void flow_call_free(FlowCall *call);
 
 /*
  * One turn for all calls of the process: returns when one has ended, the
- * latch was set, or at "until".  Handles interrupts.
+ * latch was set, or at "until".  Handles interrupts.  Places of the process
+ * that wait (limiter_acquire) have the latch set when to ask again is worth
+ * while.
  */
 extern void flow_calls_turn(TimestampTz until, uint32 wait_event);
 

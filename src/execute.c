@@ -18,6 +18,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/json.h"
@@ -28,6 +29,7 @@
 #include "compat.h"
 #include "guc.h"
 #include "request.h"
+#include "stats.h"
 
 PG_FUNCTION_INFO_V1(feishu_execute_flow);
 PG_FUNCTION_INFO_V1(feishu_check_server);
@@ -99,7 +101,7 @@ static FlowCall *
 call_run(MemoryContext context, FlowServer *server, const FlowRequest *request,
 		 const FlowLimits *limits)
 {
-	FlowCall   *call = flow_call_start(context, server, request, limits, NULL);
+	FlowCall   *call = flow_call_start(context, server, request, limits, NULL, NULL);
 	FlowCall   *ended;
 	TimestampTz until = limits->deadline;
 
@@ -112,6 +114,24 @@ call_run(MemoryContext context, FlowServer *server, const FlowRequest *request,
 			until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LATE_LOOK_MS);
 	}
 	return call;
+}
+
+/* Run one start of a flow to its end, and count it. */
+static const FlowOutcome *
+call_run_flow(MemoryContext context, FlowServer *server, const FlowRequest *request,
+			  const FlowLimits *limits)
+{
+	const FlowOutcome *outcome;
+	instr_time	start;
+	instr_time	duration;
+
+	INSTR_TIME_SET_CURRENT(start);
+	outcome = flow_call_outcome(call_run(context, server, request, limits));
+	INSTR_TIME_SET_CURRENT(duration);
+	INSTR_TIME_SUBTRACT(duration, start);
+	stats_count_call(server->serverid, request->namespace_name, request->flow_id,
+					 outcome, false, INSTR_TIME_GET_MICROSEC(duration));
+	return outcome;
 }
 
 /* Second half of the primary message, in the user's language. */
@@ -135,6 +155,14 @@ outcome_detail(const FlowOutcome *outcome)
 	StringInfoData detail;
 
 	initStringInfo(&detail);
+	if (outcome->held_back)
+	{
+		appendStringInfo(&detail, _("No request was sent to \"%s\"."), outcome->url);
+		if (outcome->reset_seconds >= 0)
+			appendStringInfo(&detail, _(" It could be sent after %.3f s."),
+							 outcome->reset_seconds);
+		return detail.data;
+	}
 	if (response == NULL)
 	{
 		if (outcome->phase != NULL)
@@ -246,7 +274,7 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 	request = request_from_arguments(fcinfo, server->operator_json);
 	limits = call_limits(server, timeout_ms);
 
-	outcome = flow_call_outcome(call_run(context, server, request, &limits));
+	outcome = call_run_flow(context, server, request, &limits);
 
 	MemoryContextSwitchTo(caller);
 	answer = outcome_answer(outcome);

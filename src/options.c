@@ -32,6 +32,7 @@
 
 #include "compat.h"
 #include "options.h"
+#include "outbox.h"
 #include "request.h"
 
 PG_FUNCTION_INFO_V1(feishu_flow_validator);
@@ -143,34 +144,33 @@ without_slashes(const char *url)
 	return pnstrdup(url, len);
 }
 
+/* Check a URL and, unless field is NULL, store it without slashes at its end. */
+static const char *
+parse_url(const char *value, const char *const *schemes, bool path_allowed, char **field)
+{
+	const char *problem = check_url(value, schemes, path_allowed);
+
+	if (problem == NULL && field != NULL)
+		*field = without_slashes(value);
+	return problem;
+}
+
 static const char *
 parse_base_url(const char *value, FlowServer *server)
 {
-	const char *problem = check_url(value, http_schemes, true);
-
-	if (problem == NULL && server != NULL)
-		server->base_url = without_slashes(value);
-	return problem;
+	return parse_url(value, http_schemes, true, server ? &server->base_url : NULL);
 }
 
 static const char *
 parse_token_url(const char *value, FlowServer *server)
 {
-	const char *problem = check_url(value, http_schemes, true);
-
-	if (problem == NULL && server != NULL)
-		server->token_url = without_slashes(value);
-	return problem;
+	return parse_url(value, http_schemes, true, server ? &server->token_url : NULL);
 }
 
 static const char *
 parse_proxy(const char *value, FlowServer *server)
 {
-	const char *problem = check_url(value, proxy_schemes, false);
-
-	if (problem == NULL && server != NULL)
-		server->proxy = pstrdup(value);
-	return problem;
+	return parse_url(value, proxy_schemes, false, server ? &server->proxy : NULL);
 }
 
 static const char *
@@ -469,6 +469,10 @@ feishu_flow_validator(PG_FUNCTION_ARGS)
 	}
 	if (catalog == UserMappingRelationId)
 		check_credentials_complete(options);
+
+	/* flows may wait for just this: credentials corrected, a server made */
+	if (catalog == UserMappingRelationId || catalog == ForeignServerRelationId)
+		outbox_tell_control();
 
 	PG_RETURN_VOID();
 }

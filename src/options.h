@@ -35,7 +35,8 @@ typedef struct FlowRate
 
 /*
  * Identity of an app's credentials: SHA-256 over base_url, token_url, app_id
- * and app_secret, so that none of them is ever confused with another.
+ * and app_secret, or over base_url and the fixed token, so that none of them is
+ * ever confused with another.
  */
 #define APP_KEY_LENGTH		32
 
@@ -68,7 +69,7 @@ typedef struct FlowServer
 	char	   *app_id;			/* or NULL with TOKEN_FIXED */
 	char	   *app_secret;		/* or NULL with TOKEN_FIXED */
 	char	   *fixed_token;	/* only with TOKEN_FIXED */
-	AppKey		app_key;		/* of an app; zero with TOKEN_FIXED */
+	AppKey		app_key;
 } FlowServer;
 
 /*
@@ -87,6 +88,16 @@ extern void options_store(List *options, Oid catalog, FlowServer *server);
  * that says what to type.
  */
 extern FlowServer *server_lookup(const char *name, Oid userid);
+
+/*
+ * The identity of the app in one user mapping (userid may be InvalidOid, for
+ * PUBLIC), whatever anybody's rights; false when the mapping has no credentials.
+ */
+struct ForeignServer;
+extern bool server_app_key(struct ForeignServer *foreign_server, Oid userid, AppKey *key);
+
+/* A copy in the current memory context, secrets included. */
+extern FlowServer *server_copy(const FlowServer *server);
 
 /* Wipe the secrets of a FlowServer.  It cannot be used afterwards. */
 extern void server_forget_secrets(FlowServer *server);

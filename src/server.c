@@ -91,9 +91,12 @@ compute_app_key(FlowServer *server)
 
 	ok = hash != NULL && pg_cryptohash_init(hash) >= 0 &&
 		hash_part(hash, server->base_url) &&
-		hash_part(hash, server->token_url) &&
-		hash_part(hash, server->app_id) &&
-		hash_part(hash, server->app_secret) &&
+		(server->protocol == TOKEN_FIXED ?
+		 hash_part(hash, "fixed") &&
+		 hash_part(hash, server->fixed_token) :
+		 hash_part(hash, server->token_url) &&
+		 hash_part(hash, server->app_id) &&
+		 hash_part(hash, server->app_secret)) &&
 		pg_cryptohash_final(hash, server->app_key.bytes, APP_KEY_LENGTH) >= 0;
 	if (hash != NULL)
 		pg_cryptohash_free(hash);
@@ -131,6 +134,40 @@ check_usage(Oid serverid, const char *name, Oid userid)
 				 errhint("Let its owner run: GRANT USAGE ON FOREIGN SERVER %s TO %s.",
 						 quote_identifier(name),
 						 quote_identifier(GetUserNameFromId(userid, false)))));
+}
+
+/* Fill in what follows from the options. */
+static void
+complete_server(FlowServer *server)
+{
+	if (server->base_url == NULL)
+		server->base_url = pstrdup(DEFAULT_BASE_URL);
+	if (server->token_url == NULL)
+		server->token_url = psprintf("%s" LEGACY_TOKEN_PATH, server->base_url);
+	if (server->fixed_token != NULL)
+		server->protocol = TOKEN_FIXED;
+	else if (has_suffix(server->token_url, OAUTH_TOKEN_SUFFIX))
+		server->protocol = TOKEN_OAUTH;
+	else
+		server->protocol = TOKEN_LEGACY;
+	compute_app_key(server);
+}
+
+bool
+server_app_key(ForeignServer *foreign_server, Oid userid, AppKey *key)
+{
+	FlowServer	server = {0};
+
+	server.name = foreign_server->servername;
+	options_store(foreign_server->options, ForeignServerRelationId, &server);
+	options_store(GetUserMapping(userid, foreign_server->serverid)->options,
+				  UserMappingRelationId, &server);
+	if (server.fixed_token == NULL && (server.app_id == NULL || server.app_secret == NULL))
+		return false;
+	complete_server(&server);
+	*key = server.app_key;
+	server_forget_secrets(&server);
+	return true;
 }
 
 /*
@@ -193,24 +230,12 @@ read_server(const char *name, Oid userid, bool by_setting)
 				 errmsg("user mapping for server \"%s\" has no credentials", name),
 				 errhint("Give it app_id and app_secret, or tenant_access_token, with ALTER USER MAPPING.")));
 
-	if (server->base_url == NULL)
-		server->base_url = pstrdup(DEFAULT_BASE_URL);
-	if (server->token_url == NULL)
-		server->token_url = psprintf("%s" LEGACY_TOKEN_PATH, server->base_url);
-	if (server->fixed_token != NULL)
-		server->protocol = TOKEN_FIXED;
-	else if (has_suffix(server->token_url, OAUTH_TOKEN_SUFFIX))
-		server->protocol = TOKEN_OAUTH;
-	else
-		server->protocol = TOKEN_LEGACY;
-	if (server->protocol != TOKEN_FIXED)
-		compute_app_key(server);
+	complete_server(server);
 	return server;
 }
 
-/* A copy in the current memory context. */
-static FlowServer *
-copy_server(const FlowServer *server)
+FlowServer *
+server_copy(const FlowServer *server)
 {
 	FlowServer *copy = palloc(sizeof(FlowServer));
 
@@ -242,7 +267,7 @@ static uint64 catalog_changes = 0;
  * come while it is copied.
  */
 static void
-forget_last_server(Datum arg, int cacheid, uint32 hashvalue)
+forget_last_server(Datum arg, SysCacheIdentifier cacheid, uint32 hashvalue)
 {
 	last_server = NULL;
 	catalog_changes++;
@@ -265,7 +290,7 @@ remember_server(const FlowServer *server)
 	MemoryContextReset(memory_of_last);
 	old_context = MemoryContextSwitchTo(memory_of_last);
 	wipe = palloc0(sizeof(MemoryContextCallback));
-	last_server = copy_server(server);
+	last_server = server_copy(server);
 	wipe->func = wipe_server;
 	wipe->arg = last_server;
 	MemoryContextRegisterResetCallback(memory_of_last, wipe);
@@ -307,7 +332,7 @@ server_lookup(const char *name, Oid userid)
 		check_usage(last_server->serverid, name, userid);
 		/* looking may have brought news of a change */
 		if (last_server != NULL)
-			return copy_server(last_server);
+			return server_copy(last_server);
 	}
 
 	changes = catalog_changes;

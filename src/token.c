@@ -16,9 +16,8 @@
  *
  * A flight ends by a token, by a failure that those who waited share, or by
  * being given up.  After a few seconds, should its request hang or its process
- * be stuck, the next caller may take over.  The end wakes all who wait, by one
- * condition
- * variable for the whole cache: fetches are rare.
+ * be stuck, the next caller may take over.  The end wakes all who wait
+ * (wakeup.c).
  *
  * The lock protects everything in TokenCache and is held only to copy.  All
  * of it is plain data.  A slot is found by its key each time, since it may be
@@ -36,7 +35,6 @@
 #include <unistd.h>
 
 #include "miscadmin.h"
-#include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
@@ -45,6 +43,7 @@
 
 #include "guc.h"
 #include "token.h"
+#include "wakeup.h"
 
 #define TOKEN_TRANCHE			"feishu_flow_token"
 
@@ -86,7 +85,6 @@ typedef struct TokenSlot
 typedef struct TokenCache
 {
 	LWLock	   *lock;			/* NULL: not shared */
-	ConditionVariable ended;	/* a fetch has ended */
 	uint64		counter;		/* last generation or flight given out */
 	int			num_slots;
 	int			num_used;		/* the first so many are in use */
@@ -150,7 +148,6 @@ token_startup_shmem(void)
 	{
 		memset(memory, 0, cache_size(feishu_guc_max_apps));
 		memory->lock = &GetNamedLWLockTranche(TOKEN_TRANCHE)->lock;
-		ConditionVariableInit(&memory->ended);
 		memory->num_slots = feishu_guc_max_apps;
 		cache_keep_out_of_core(memory, cache_size(feishu_guc_max_apps));
 	}
@@ -185,13 +182,6 @@ cache_unlock(void)
 {
 	if (cache->lock != NULL)
 		LWLockRelease(cache->lock);
-}
-
-static inline void
-cache_wake_waiters(void)
-{
-	if (cache->lock != NULL)
-		ConditionVariableBroadcast(&cache->ended);
 }
 
 
@@ -398,7 +388,7 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 		slot->last_used = requested_at;
 	}
 	cache_unlock();
-	cache_wake_waiters();
+	wakeup_broadcast();
 }
 
 void
@@ -420,7 +410,7 @@ token_cache_fail(TokenLease *lease, const TokenFailure *failure)
 		slot->refresh_at = TimestampTzPlusMilliseconds(now, TOKEN_REFRESH_PAUSE_MS);
 	}
 	cache_unlock();
-	cache_wake_waiters();
+	wakeup_broadcast();
 }
 
 void
@@ -437,7 +427,7 @@ token_cache_abandon(TokenLease *lease)
 	if (slot != NULL)
 		slot->flight = 0;
 	cache_unlock();
-	cache_wake_waiters();
+	wakeup_broadcast();
 }
 
 void
@@ -454,23 +444,4 @@ token_cache_evict(TokenLease *lease)
 		slot->length = 0;
 	}
 	cache_unlock();
-}
-
-void
-token_wait_begin(void)
-{
-	cache_ensure();
-	if (cache->lock != NULL)
-	{
-		/* a wake-up took us off the list: get on it again */
-		ConditionVariableCancelSleep();
-		ConditionVariablePrepareToSleep(&cache->ended);
-	}
-}
-
-void
-token_wait_end(void)
-{
-	if (cache != NULL && cache->lock != NULL)
-		ConditionVariableCancelSleep();
 }

@@ -75,7 +75,8 @@ extern void token_lease_wipe(TokenLease *lease);
 
 /*
  * Get a token.  deadline is that of the fetch that the caller would do: after
- * it, somebody else may take the duty over.  Does not wait.
+ * it, somebody else may take the duty over.  Does not wait; call wakeup_look
+ * before, to be woken when any fetch ends.
  */
 extern TokenState token_cache_acquire(TokenLease *lease, TimestampTz deadline,
 									  TokenFailure *failure);
@@ -92,12 +93,5 @@ extern void token_cache_abandon(TokenLease *lease);
 
 /* The platform refused lease->token: nobody is to use it again. */
 extern void token_cache_evict(TokenLease *lease);
-
-/*
- * Before token_cache_acquire: have the latch set when any fetch ends.  To be
- * called before each try; token_wait_end when done.
- */
-extern void token_wait_begin(void);
-extern void token_wait_end(void);
 
 #endif							/* FEISHU_TOKEN_H */

@@ -1,0 +1,90 @@
+/*-------------------------------------------------------------------------
+ *
+ * gate.h
+ *	  The state of one app that its calls have to pass, see gate.c.
+ *
+ * Only limiter.c knows of it, and calls all of this under a spinlock.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/gate.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_GATE_H
+#define FEISHU_GATE_H
+
+#include "limiter.h"
+#include "rate.h"
+
+/* State of one app.  Zeroed: nothing is known.  Plain data. */
+typedef struct AppGate
+{
+	int			in_flight;
+	uint32		turns_drawn;
+	uint32		turns_over;		/* used or given up */
+	RateHistory history;		/* of calls under a max_rate */
+
+	TimestampTz rate_until;		/* 429, 0: none */
+	TimestampTz rate_reported;	/* the last one */
+
+	LimiterPause stop;			/* CREDENTIALS, QUOTA, or RUNNING */
+	uint32		stop_epoch;		/* changes with it, see gate.c */
+	TimestampTz tried_at;		/* the last time */
+
+	bool		open;			/* the breaker */
+	uint32		open_epoch;		/* changes with it */
+	int			troubles;		/* in a row */
+	int			probe_pid;		/* who probes, 0: nobody */
+	int			backoff_ms;
+	TimestampTz probe_at;		/* not before */
+} AppGate;
+
+/* What a report changes: flags. */
+#define GATE_OPENED		0x01
+#define GATE_CLOSED		0x02
+#define GATE_PAUSED		0x04
+#define GATE_RESUMED	0x08
+#define GATE_RATE		0x10
+
+/* Calls that wait for max_rate or max_concurrency. */
+static inline uint32
+gate_turns(const AppGate *gate)
+{
+	return gate->turns_drawn - gate->turns_over;
+}
+
+/* Is nobody held back, but by the limits of a server? */
+static inline bool
+gate_is_open(const AppGate *gate)
+{
+	return gate->stop == LIMITER_RUNNING && gate->rate_until == 0 && !gate->open;
+}
+
+/* Take a place without asking. */
+extern void gate_take(AppGate *gate, LimiterPlace *place);
+
+/* Decide on a place, and take it or draw a turn; as limiter_acquire. */
+extern LimiterVerdict gate_admit(AppGate *gate, const FlowServer *server,
+								 bool dispatching, LimiterPlace *place, TimestampTz now,
+								 TimestampTz *retry_at, LimiterPause *why);
+
+/*
+ * Take a report in, before gate_give_back.  may_break: the breaker may open.
+ * Returns flags of what changed.
+ */
+extern int	gate_report(AppGate *gate, const LimiterPlace *place, LimiterReport report,
+						double reset_seconds, TimestampTz now, bool may_break);
+
+/* Give back what a place holds.  True if somebody waits for that. */
+extern bool gate_give_back(AppGate *gate, LimiterPlace *place);
+
+/* A process is gone that held so many places and turns. */
+extern void gate_forget_process(AppGate *gate, int pid, int places, int turns);
+
+extern void gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status);
+
+/* Forget all pauses. */
+extern void gate_resume(AppGate *gate);
+
+#endif							/* FEISHU_GATE_H */

@@ -1,0 +1,167 @@
+/*-------------------------------------------------------------------------
+ *
+ * outcome.c
+ *	  What the limiter learns from the outcome of a call, and the other way
+ *	  round.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/outcome.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/timestamp.h"
+
+#include "outcome.h"
+
+LimiterReport
+outcome_report(const FlowOutcome *outcome, TokenProtocol protocol)
+{
+	const FlowResponse *response = outcome->response;
+
+	switch (outcome->action)
+	{
+		case FLOW_WAIT:
+			return LIMITER_REPORT_RATE;
+
+		case FLOW_STOP_APP:
+			return outcome->sqlstate == ERRCODE_FEISHU_RATE_LIMIT ?
+				LIMITER_REPORT_QUOTA : LIMITER_REPORT_CREDENTIALS;
+
+		case FLOW_REFRESH_TOKEN:
+
+			/*
+			 * A fixed token is what it is.  If one that was got just now was
+			 * refused, too, no other call will do better, but that may pass.
+			 */
+			return protocol == TOKEN_FIXED ?
+				LIMITER_REPORT_CREDENTIALS : LIMITER_REPORT_TROUBLE;
+
+		case FLOW_RETRY:
+
+			/*
+			 * What the platform can say in its own words is the trouble of
+			 * one flow, and so is an answer of more than we read.
+			 */
+			if (outcome->http_status >= 500)
+				return LIMITER_REPORT_TROUBLE;
+			if (response != NULL)
+				return response->has_code ?
+					LIMITER_REPORT_ANSWERED : LIMITER_REPORT_TROUBLE;
+			return outcome->too_large ?
+				LIMITER_REPORT_ANSWERED : LIMITER_REPORT_TROUBLE;
+
+		default:
+			return LIMITER_REPORT_ANSWERED;
+	}
+}
+
+void
+outcome_hold_back(FlowOutcome *outcome, LimiterPause why, TimestampTz retry_at)
+{
+	outcome->action = FLOW_WAIT;
+	outcome->sqlstate = ERRCODE_FEISHU_RATE_LIMIT;
+	outcome->held_back = true;
+	outcome->reset_seconds = TIMESTAMP_IS_NOEND(retry_at) ? -1 :
+		Max(retry_at - GetCurrentTimestamp(), 0) / 1e6;
+	switch (why)
+	{
+		case LIMITER_QUOTA:
+			outcome->reason = gettext_noop("the monthly quota of API calls is used up");
+			outcome->hint = gettext_noop("Have an administrator of the tenant raise the quota, or wait for the next month; feishu.resume_server then lets queued flows go at once.");
+			break;
+		case LIMITER_MAX_RATE:
+			outcome->reason = gettext_noop("the server's max_rate leaves no room within the timeout");
+			outcome->hint = gettext_noop("Raise the timeout, or the server's max_rate option if the platform allows more, or queue the flow with feishu.enqueue_flow.");
+			break;
+		case LIMITER_MAX_CONCURRENCY:
+			outcome->reason = gettext_noop("the server's max_concurrency left no room within the timeout");
+			outcome->hint = gettext_noop("Raise the timeout or the server's max_concurrency option, or queue the flow with feishu.enqueue_flow.");
+			break;
+		default:
+			outcome->reason = gettext_noop("the platform's rate limit holds calls back for longer than the timeout");
+			outcome->hint = gettext_noop("Raise the timeout, or queue the flow with feishu.enqueue_flow; the server's max_rate option can keep calls below the platform's limit.");
+			break;
+	}
+}
+
+/* Advice for a transfer that brought no answer. */
+static const char *
+transport_hint(const FlowServer *server, const HttpResult *result,
+			   bool may_have_started)
+{
+	if (result->connect_expired)
+		return gettext_noop("Check the server's base_url, token_url and proxy, or raise its connect_timeout option or feishu_flow.connect_timeout.");
+	if (result->outcome == HTTP_TIMEOUT)
+		return may_have_started ?
+			gettext_noop("The flow may have started: try again only with the same idempotent_key. If it needs longer, raise the timeout argument, the server's timeout option or feishu_flow.timeout, or start it with is_async => true.") :
+			gettext_noop("Raise the timeout argument, the server's timeout option or feishu_flow.timeout.");
+	if (result->outcome == HTTP_TOO_LARGE)
+		return may_have_started ?
+			gettext_noop("The flow may have started: try again only with the same idempotent_key. Raise feishu_flow.max_response_size, or let the flow return less.") :
+			gettext_noop("Check the server's token_url.");
+
+	switch (result->trouble)
+	{
+		case HTTP_TROUBLE_DNS:
+			return gettext_noop("Check the host name in the server's base_url and token_url, and the name service of the database host.");
+		case HTTP_TROUBLE_PROXY:
+			return gettext_noop("Check the server's proxy option.");
+		case HTTP_TROUBLE_CONNECT:
+			if (server->proxy != NULL)
+				return gettext_noop("Check the server's proxy option, and whether the database host may connect to the proxy.");
+			return gettext_noop("Check the server's base_url and token_url, and whether the database host may connect to them or needs the server's proxy option.");
+		case HTTP_TROUBLE_CERTIFICATE:
+			return gettext_noop("Check that base_url names the host as the certificate does, and that the certificate is current; set the server's ca_file option to the PEM file of a private CA.");
+		case HTTP_TROUBLE_CA_FILE:
+			return gettext_noop("Check that the server's ca_file option names a PEM file that the database server's operating-system user can read.");
+		case HTTP_TROUBLE_TLS:
+			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
+		case HTTP_TROUBLE_LOCAL:
+			return gettext_noop("The database host ran short of memory or file descriptors.");
+		default:
+			return may_have_started ?
+				gettext_noop("The flow may have started: try again only with the same idempotent_key.") :
+				gettext_noop("Try again later; if it goes on, check the server's base_url, token_url and proxy.");
+	}
+}
+
+void
+outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
+				   const FlowLimits *limits, const HttpResult *result)
+{
+	outcome->action = FLOW_RETRY;
+	outcome->hint = transport_hint(server, result,
+								   outcome->request_sent && !outcome->for_token);
+	outcome->phase = result->phase;
+	if (result->error[0] != '\0')
+		outcome->error = codec_printable(result->error, strlen(result->error),
+										 HTTP_ERROR_SIZE);
+	switch (result->outcome)
+	{
+		case HTTP_TIMEOUT:
+			outcome->sqlstate = ERRCODE_FEISHU_TIMEOUT;
+			outcome->timeout_ms = result->connect_expired ?
+				limits->connect_timeout_ms : limits->timeout_ms;
+			outcome->reason = result->connect_expired ?
+				gettext_noop("no connection within %d ms") :
+				gettext_noop("no answer within %d ms");
+			break;
+		case HTTP_TOO_LARGE:
+			outcome->sqlstate = ERRCODE_FEISHU_BAD_ANSWER;
+			outcome->reason = gettext_noop("the answer is too large");
+			break;
+		case HTTP_BAD_ANSWER:
+			outcome->sqlstate = ERRCODE_FEISHU_BAD_ANSWER;
+			outcome->reason = gettext_noop("the answer was cut off or is not HTTP");
+			break;
+		default:
+			outcome->sqlstate = ERRCODE_FEISHU_NO_CONNECTION;
+			outcome->reason = result->trouble == HTTP_TROUBLE_RESET ?
+				gettext_noop("the connection was lost before an answer came") :
+				gettext_noop("could not connect");
+			break;
+	}
+}

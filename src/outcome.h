@@ -1,0 +1,33 @@
+/*-------------------------------------------------------------------------
+ *
+ * outcome.h
+ *	  What the limiter learns from the outcome of a call, and the other way
+ *	  round.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/outcome.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_OUTCOME_H
+#define FEISHU_OUTCOME_H
+
+#include "call.h"
+#include "limiter.h"
+
+/* What to report of a call that ended so. */
+extern LimiterReport outcome_report(const FlowOutcome *outcome, TokenProtocol protocol);
+
+/*
+ * The outcome of a call that the limiter holds back for longer than it can
+ * wait: LK429.
+ */
+extern void outcome_hold_back(FlowOutcome *outcome, LimiterPause why,
+							  TimestampTz retry_at);
+
+/* The outcome of a transfer that brought no usable HTTP response. */
+extern void outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
+							   const FlowLimits *limits, const HttpResult *result);
+
+#endif							/* FEISHU_OUTCOME_H */
