@@ -4,10 +4,10 @@
  *	  HTTP transfers over one wait loop: libcurl's multi interface driven by
  *	  a WaitEventSet.
  *
- * Together with http_transfer.c, which has the single transfer, this is the
- * only code that knows of libcurl.  A process has one HttpLoop,
- * made at the first request and kept until the process ends, so that
- * connections, the DNS cache and loaded CA certificates outlive a call.
+ * Together with http_transfer.c, which has the single transfer, and
+ * http_handle.c, this is the only code that knows of libcurl.  A process has
+ * one HttpLoop, made at the first request and kept until the process ends, so
+ * that connections, the DNS cache and loaded CA certificates outlive a call.
  *
  * Rules that everything here keeps:
  *
@@ -172,6 +172,12 @@ http_loop_set_host_connections(HttpLoop *loop, int max)
 	curl_multi_setopt(loop->multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) max);
 	curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, max + HTTP_MAX_IDLE_CONNECTIONS);
 	curl_leave(&saved);
+}
+
+void
+http_loop_defer(HttpLoop *loop)
+{
+	loop->deferred = true;
 }
 
 /* Let libcurl act on a socket, or on its timer with CURL_SOCKET_TIMEOUT. */

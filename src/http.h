@@ -101,6 +101,12 @@ extern HttpLoop *http_loop_get(void);
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
 
 /*
+ * From now on nothing is sent but by http_loop_turn, not even what a new
+ * transfer could send at once.
+ */
+extern void http_loop_defer(HttpLoop *loop);
+
+/*
  * Begin a transfer.  It belongs to context: resetting or deleting that
  * context gives the transfer up and frees all it holds, whatever its state.
  * The request's strings are copied, but for the body.  owner is handed back by

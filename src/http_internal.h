@@ -22,8 +22,9 @@
 #include "http.h"
 #include "waitset.h"
 
-/* Idle easy handles kept for reuse: one makes a call about 10 us cheaper. */
-#define HTTP_MAX_IDLE_HANDLES	64
+/* Idle easy handles kept for reuse: one makes a call about 10 us cheaper.  As
+ * many as a dispatcher has in flight by default. */
+#define HTTP_MAX_IDLE_HANDLES	256
 
 /* A configured easy handle and its URL, parsed.  malloc'ed. */
 typedef struct HttpHandle
@@ -31,6 +32,7 @@ typedef struct HttpHandle
 	CURL	   *easy;
 	CURLU	   *url;
 	char	   *url_text;		/* what url was parsed from; NULL: nothing */
+	char	   *ca_file;		/* the CA it trusts; NULL: those of the system */
 } HttpHandle;
 
 struct HttpLoop
@@ -41,6 +43,7 @@ struct HttpLoop
 								 * not at all */
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
+	bool		deferred;		/* a new transfer waits for the next turn */
 	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */
 };
@@ -55,7 +58,6 @@ struct HttpTransfer
 	bool		listed;
 	bool		resend_ok;
 	bool		resent;			/* refused to send it a second time */
-	bool		private_ca;
 	bool		too_large;
 	bool		out_of_memory;
 	size_t		max_response;
@@ -87,6 +89,24 @@ curl_leave(const sigset_t *saved)
 extern curl_socket_t http_open_socket(void *userp, curlsocktype purpose,
 									  struct curl_sockaddr *address);
 extern int	http_close_socket(void *userp, curl_socket_t fd);
+
+/* Set an option of "easy", unless one failed before ("ok"). */
+#define SET(option, value) \
+	ok = ok && curl_easy_setopt(easy, option, value) == CURLE_OK
+
+/* http_handle.c */
+extern HttpHandle *http_handle_acquire(HttpLoop *loop, const char *url,
+									   const char *ca_file);
+extern void http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable);
+extern void http_handle_free(HttpHandle *handle);
+
+/* http_transfer.c: callbacks of every easy handle */
+extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);
+extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp);
+#ifdef FEISHU_HAVE_CURL_PREREQ
+extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip,
+									 int remote_port, int local_port);
+#endif
 
 /* http.c: start what is to be started; signals are blocked */
 extern void http_loop_run_due(HttpLoop *loop);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * http_transfer.c
- *	  One HTTP transfer: its libcurl handle, the answer, and how it ended.
+ *	  One HTTP transfer: its request, the answer, and how it ended.
  *
  * An HttpTransfer lives in a memory context of the caller.  Its easy handle,
  * headers and response buffer are malloc'ed; the context's reset callback
@@ -25,7 +25,6 @@
 #include "utils/timestamp.h"
 
 #include "http_internal.h"
-#include "version.h"
 
 /* libcurl limits the headers of an answer, but not the trailers behind it. */
 #define HTTP_MAX_HEADERS		(512 * 1024)
@@ -46,8 +45,8 @@ static void transfer_on_reset(void *arg);
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
 
 /* CURLOPT_WRITEFUNCTION: a piece of the answer's body. */
-static size_t
-on_body(char *data, size_t size, size_t nmemb, void *userp)
+size_t
+http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp)
 {
 	HttpTransfer *transfer = userp;
 	HttpResult *result = &transfer->result;
@@ -102,8 +101,8 @@ header_value(const char *line, size_t len, const char *name, char *value, size_t
 }
 
 /* CURLOPT_HEADERFUNCTION: keep the few that the caller wants to know of. */
-static size_t
-on_header(char *data, size_t size, size_t nmemb, void *userp)
+size_t
+http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 {
 	HttpTransfer *transfer = userp;
 	HttpResult *result = &transfer->result;
@@ -155,8 +154,8 @@ on_header(char *data, size_t size, size_t nmemb, void *userp)
  * sends the request again on another by itself, though the peer may have
  * acted on the first one.  Whether that is all right is the caller's to say.
  */
-static int
-on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int local_port)
+int
+http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int local_port)
 {
 	HttpTransfer *transfer = userp;
 	long		sent = 0;
@@ -173,154 +172,6 @@ on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int lo
 }
 
 #endif
-
-
-/* ---------- Easy handles ---------- */
-
-/* Settings that no request changes. */
-static bool
-handle_configure(HttpLoop *loop, CURL *easy)
-{
-	char		user_agent[64];
-	bool		ok = true;
-
-	/* without the packager's name, which follows a blank */
-	snprintf(user_agent, sizeof(user_agent), "feishu_flow/%s PostgreSQL/%.*s",
-			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
-
-#define SET(option, value) ok = ok && curl_easy_setopt(easy, option, value) == CURLE_OK
-	SET(CURLOPT_NOSIGNAL, 1L);
-	SET(FEISHU_CURLOPT_PROTOCOLS, FEISHU_CURL_PROTOCOLS);
-	SET(CURLOPT_FOLLOWLOCATION, 0L);
-	SET(CURLOPT_SSL_VERIFYPEER, 1L);
-	SET(CURLOPT_SSL_VERIFYHOST, 2L);
-	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-	SET(CURLOPT_USERAGENT, user_agent);
-	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-	SET(CURLOPT_NOPROXY, "");	/* the server's proxy option alone decides */
-	SET(CURLOPT_TCP_KEEPALIVE, 1L);
-	SET(CURLOPT_OPENSOCKETFUNCTION, http_open_socket);
-	SET(CURLOPT_OPENSOCKETDATA, loop);
-	SET(CURLOPT_CLOSESOCKETFUNCTION, http_close_socket);
-	SET(CURLOPT_CLOSESOCKETDATA, loop);
-	SET(CURLOPT_WRITEFUNCTION, on_body);
-	SET(CURLOPT_HEADERFUNCTION, on_header);
-#ifdef FEISHU_HAVE_CURL_QUICK_EXIT
-	SET(CURLOPT_QUICK_EXIT, 1L);
-#endif
-#ifdef FEISHU_HAVE_CURL_PREREQ
-	SET(CURLOPT_PREREQFUNCTION, on_request);
-#endif
-	/* Optional features of a libcurl build: no harm if they are missing. */
-	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
-	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
-	return ok;
-}
-
-static void
-handle_free(HttpHandle *handle)
-{
-	/* the easy handle first: it refers to the URL */
-	curl_easy_cleanup(handle->easy);
-	curl_url_cleanup(handle->url);
-	free(handle->url_text);
-	free(handle);
-}
-
-/* A configured handle without a URL, or NULL. */
-static HttpHandle *
-handle_create(HttpLoop *loop)
-{
-	HttpHandle *handle = calloc(1, sizeof(HttpHandle));
-
-	if (handle == NULL)
-		return NULL;
-	handle->easy = curl_easy_init();
-	handle->url = curl_url();
-	if (handle->easy == NULL || handle->url == NULL ||
-		!handle_configure(loop, handle->easy))
-	{
-		handle_free(handle);
-		return NULL;
-	}
-	return handle;
-}
-
-/*
- * Set the URL.  libcurl parses what comes by CURLOPT_URL for each transfer
- * anew, which makes up a fifth of its work; so it gets the URL parsed.  One
- * that cannot be parsed is for libcurl to complain of when it is used.
- */
-static bool
-handle_set_url(HttpHandle *handle, const char *url)
-{
-	CURL	   *easy = handle->easy;
-	bool		ok = true;
-
-	free(handle->url_text);
-	handle->url_text = NULL;
-	if (curl_url_set(handle->url, CURLUPART_URL, url, 0) == CURLUE_OK)
-	{
-		handle->url_text = strdup(url);
-		/* forget the text that libcurl made of the former one */
-		SET(CURLOPT_URL, NULL);
-		SET(CURLOPT_CURLU, handle->url);
-		ok = ok && handle->url_text != NULL;
-	}
-	else
-	{
-		SET(CURLOPT_CURLU, NULL);
-		SET(CURLOPT_URL, url);
-	}
-	return ok;
-}
-
-/*
- * A handle set up for a URL, or NULL: one that was used for it before, or any
- * other idle one, or a new one.
- */
-static HttpHandle *
-handle_acquire(HttpLoop *loop, const char *url)
-{
-	HttpHandle *handle;
-
-	for (int i = loop->num_idle - 1; i >= 0; i--)
-	{
-		handle = loop->idle[i];
-		if (handle->url_text != NULL && strcmp(handle->url_text, url) == 0)
-		{
-			loop->num_idle--;
-			memmove(&loop->idle[i], &loop->idle[i + 1],
-					(loop->num_idle - i) * sizeof(HttpHandle *));
-			return handle;
-		}
-	}
-
-	if (loop->num_idle > 0)
-		handle = loop->idle[--loop->num_idle];
-	else
-		handle = handle_create(loop);
-	if (handle != NULL && !handle_set_url(handle, url))
-	{
-		handle_free(handle);
-		handle = NULL;
-	}
-	return handle;
-}
-
-/*
- * Keep a handle for the next request, or drop it.  One whose transfer failed
- * is dropped: libcurl 8 carries some failures over to the next transfer, even
- * through curl_easy_reset (curl issue 18206).
- */
-static void
-handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable)
-{
-	if (reusable && loop->num_idle < HTTP_MAX_IDLE_HANDLES)
-		loop->idle[loop->num_idle++] = handle;
-	else
-		handle_free(handle);
-}
 
 
 /* ---------- How it ended ---------- */
@@ -526,12 +377,6 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	}
 	else
 		SET(CURLOPT_HTTPGET, 1L);
-	if (request->ca_file != NULL)
-	{
-		/* this CA alone: a private server is not to be vouched for by others */
-		SET(CURLOPT_CAINFO, request->ca_file);
-		(void) curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
-	}
 #ifdef FEISHU_HAVE_CURL_PREREQ
 	SET(CURLOPT_PREREQDATA, transfer);
 #else
@@ -579,7 +424,6 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->loop = loop;
 	transfer->owner = owner;
 	transfer->resend_ok = request->resend_ok;
-	transfer->private_ca = request->ca_file != NULL;
 	transfer->max_response = request->max_response;
 	transfer->deadline = request->deadline;
 	transfer->started = GetCurrentTimestamp();
@@ -603,7 +447,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	ok = ok && (authorization == NULL || transfer_add_header(transfer, authorization));
 	if (ok)
 	{
-		transfer->handle = handle_acquire(loop, request->url);
+		transfer->handle = http_handle_acquire(loop, request->url, request->ca_file);
 		ok = transfer->handle != NULL && transfer_configure(transfer, request) &&
 			curl_multi_add_handle(loop->multi, transfer->handle->easy) == CURLM_OK;
 	}
@@ -612,12 +456,13 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 		dlist_push_tail(&loop->active, &transfer->node);
 		transfer->listed = true;
 		/* which sends the request, if there is a connection */
-		http_loop_run_due(loop);
+		if (!loop->deferred)
+			http_loop_run_due(loop);
 	}
 	else
 	{
 		if (transfer->handle != NULL)
-			handle_free(transfer->handle);
+			http_handle_free(transfer->handle);
 		transfer->handle = NULL;
 		ReleaseExternalFD();
 	}
@@ -641,8 +486,7 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 
 	transfer->handle = NULL;
 	curl_multi_remove_handle(transfer->loop->multi, handle->easy);
-	/* a NULL CURLOPT_CAINFO is not the default one: such a handle goes */
-	handle_release(transfer->loop, handle, reusable && !transfer->private_ca);
+	http_handle_release(transfer->loop, handle, reusable);
 	transfer_free_headers(transfer);
 	ReleaseExternalFD();
 }

@@ -1,0 +1,212 @@
+/*-------------------------------------------------------------------------
+ *
+ * http_handle.c
+ *	  libcurl's easy handles: set up once, used for many transfers.
+ *
+ * To set up a handle and to parse its URL costs more than a transfer that
+ * reuses them.  So handles that are not in use are kept, with what they are
+ * set to: their URL, and the CA they trust.  Nothing here throws; signals are
+ * blocked by the caller, see http.c.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/http_handle.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "http_internal.h"
+#include "version.h"
+
+/* Settings that no request changes. */
+static bool
+handle_configure(HttpLoop *loop, CURL *easy)
+{
+	char		user_agent[64];
+	bool		ok = true;
+
+	/* without the packager's name, which follows a blank */
+	snprintf(user_agent, sizeof(user_agent), "feishu_flow/%s PostgreSQL/%.*s",
+			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
+
+	SET(CURLOPT_NOSIGNAL, 1L);
+	SET(FEISHU_CURLOPT_PROTOCOLS, FEISHU_CURL_PROTOCOLS);
+	SET(CURLOPT_FOLLOWLOCATION, 0L);
+	SET(CURLOPT_SSL_VERIFYPEER, 1L);
+	SET(CURLOPT_SSL_VERIFYHOST, 2L);
+	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET(CURLOPT_USERAGENT, user_agent);
+	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+	SET(CURLOPT_NOPROXY, "");	/* the server's proxy option alone decides */
+	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	SET(CURLOPT_OPENSOCKETFUNCTION, http_open_socket);
+	SET(CURLOPT_OPENSOCKETDATA, loop);
+	SET(CURLOPT_CLOSESOCKETFUNCTION, http_close_socket);
+	SET(CURLOPT_CLOSESOCKETDATA, loop);
+	SET(CURLOPT_WRITEFUNCTION, http_transfer_on_body);
+	SET(CURLOPT_HEADERFUNCTION, http_transfer_on_header);
+#ifdef FEISHU_HAVE_CURL_QUICK_EXIT
+	SET(CURLOPT_QUICK_EXIT, 1L);
+#endif
+#ifdef FEISHU_HAVE_CURL_PREREQ
+	SET(CURLOPT_PREREQFUNCTION, http_transfer_on_request);
+#endif
+	/* Optional features of a libcurl build: no harm if they are missing. */
+	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
+	return ok;
+}
+
+void
+http_handle_free(HttpHandle *handle)
+{
+	/* the easy handle first: it refers to the URL */
+	curl_easy_cleanup(handle->easy);
+	curl_url_cleanup(handle->url);
+	free(handle->url_text);
+	free(handle->ca_file);
+	free(handle);
+}
+
+/* A configured handle without a URL, or NULL. */
+static HttpHandle *
+handle_create(HttpLoop *loop)
+{
+	HttpHandle *handle = calloc(1, sizeof(HttpHandle));
+
+	if (handle == NULL)
+		return NULL;
+	handle->easy = curl_easy_init();
+	handle->url = curl_url();
+	if (handle->easy == NULL || handle->url == NULL ||
+		!handle_configure(loop, handle->easy))
+	{
+		http_handle_free(handle);
+		return NULL;
+	}
+	return handle;
+}
+
+/*
+ * Set the URL.  libcurl parses what comes by CURLOPT_URL for each transfer
+ * anew, which makes up a fifth of its work; so it gets the URL parsed.  One
+ * that cannot be parsed is for libcurl to complain of when it is used.
+ */
+static bool
+handle_set_url(HttpHandle *handle, const char *url)
+{
+	CURL	   *easy = handle->easy;
+	bool		ok = true;
+
+	free(handle->url_text);
+	handle->url_text = NULL;
+	if (curl_url_set(handle->url, CURLUPART_URL, url, 0) == CURLUE_OK)
+	{
+		handle->url_text = strdup(url);
+		/* forget the text that libcurl made of the former one */
+		SET(CURLOPT_URL, NULL);
+		SET(CURLOPT_CURLU, handle->url);
+		ok = ok && handle->url_text != NULL;
+	}
+	else
+	{
+		SET(CURLOPT_CURLU, NULL);
+		SET(CURLOPT_URL, url);
+	}
+	return ok;
+}
+
+/*
+ * Trust this CA alone: a private server is not to be vouched for by others.
+ * It is for the life of the handle, since libcurl's default cannot be set back.
+ */
+static bool
+handle_set_ca(HttpHandle *handle, const char *ca_file)
+{
+	CURL	   *easy = handle->easy;
+	bool		ok = true;
+
+	handle->ca_file = strdup(ca_file);
+	SET(CURLOPT_CAINFO, ca_file);
+	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
+	return ok && handle->ca_file != NULL;
+}
+
+/* Does the handle trust whom it should? */
+static bool
+handle_has_ca(const HttpHandle *handle, const char *ca_file)
+{
+	if (handle->ca_file == NULL || ca_file == NULL)
+		return handle->ca_file == ca_file;
+	return strcmp(handle->ca_file, ca_file) == 0;
+}
+
+/* Take an idle handle out of the list. */
+static HttpHandle *
+handle_take(HttpLoop *loop, int i)
+{
+	HttpHandle *handle = loop->idle[i];
+
+	loop->num_idle--;
+	memmove(&loop->idle[i], &loop->idle[i + 1],
+			(loop->num_idle - i) * sizeof(HttpHandle *));
+	return handle;
+}
+
+/*
+ * A handle set up for a URL and a CA, or NULL: one that was used for them
+ * before, or another idle one of that CA, or a new one.
+ */
+HttpHandle *
+http_handle_acquire(HttpLoop *loop, const char *url, const char *ca_file)
+{
+	HttpHandle *handle;
+	int			other = -1;
+
+	for (int i = loop->num_idle - 1; i >= 0; i--)
+	{
+		handle = loop->idle[i];
+		if (!handle_has_ca(handle, ca_file))
+			continue;
+		if (handle->url_text != NULL && strcmp(handle->url_text, url) == 0)
+			return handle_take(loop, i);
+		other = i;
+	}
+
+	if (other >= 0)
+		handle = handle_take(loop, other);
+	else
+	{
+		handle = handle_create(loop);
+		if (handle != NULL && ca_file != NULL && !handle_set_ca(handle, ca_file))
+		{
+			http_handle_free(handle);
+			handle = NULL;
+		}
+	}
+	if (handle != NULL && !handle_set_url(handle, url))
+	{
+		http_handle_free(handle);
+		handle = NULL;
+	}
+	return handle;
+}
+
+/*
+ * Keep a handle for the next request, in the place of the one that was not
+ * used for longest if there is no room.  One whose transfer failed is dropped: libcurl 8 carries some failures over to the next transfer, even
+ * through curl_easy_reset (curl issue 18206).
+ */
+void
+http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable)
+{
+	if (!reusable)
+	{
+		http_handle_free(handle);
+		return;
+	}
+	if (loop->num_idle == HTTP_MAX_IDLE_HANDLES)
+		http_handle_free(handle_take(loop, 0));
+	loop->idle[loop->num_idle++] = handle;
+}
