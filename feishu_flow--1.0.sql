@@ -80,3 +80,314 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
 
 COMMENT ON FUNCTION feishu.check_server(name) IS
 'Obtains an access token from the platform, past the cache, and says what is wrong; starts no flow.';
+
+--
+-- The queue.  Nobody but the owner may touch its tables, TRIGGER included; the
+-- functions and views below show and change what the caller's roles own.
+--
+
+CREATE SEQUENCE feishu.outbox_id_seq AS bigint;
+
+COMMENT ON SEQUENCE feishu.outbox_id_seq IS
+'Ids of queued flows.';
+
+CREATE TABLE feishu.outbox (
+    id bigint PRIMARY KEY,
+    roleid oid NOT NULL,                -- in whose name, with whose credentials
+    database oid NOT NULL,              -- in which it was queued: a copy has rows of another
+    attempts integer NOT NULL DEFAULT 0,
+    max_attempts integer,               -- NULL: feishu_flow.max_attempts
+    state "char" NOT NULL DEFAULT 'q',  -- queued, succeeded, failed, unconfirmed, cancelled
+    is_async boolean NOT NULL,
+    own_key boolean NOT NULL,           -- the key was made here: nobody else has it
+    unanswered boolean NOT NULL DEFAULT false,  -- an attempt may have reached the platform
+    created_at timestamptz NOT NULL,
+    run_at timestamptz NOT NULL,
+    next_at timestamptz,                -- not to be sent before; NULL: at once
+    expires_at timestamptz NOT NULL,
+    finished_at timestamptz,
+    server text COLLATE "C" NOT NULL,
+    namespace text NOT NULL,
+    flow_id text NOT NULL,
+    operator jsonb NOT NULL,
+    params jsonb,
+    idempotent_key text NOT NULL,
+    loop_masks jsonb,
+    ordering_key text COLLATE "C",
+    code bigint,
+    execution_id text,
+    flow_status text,
+    flow_code text,
+    log_id text,
+    sqlstate text,
+    error text,
+    response jsonb
+);
+
+COMMENT ON TABLE feishu.outbox IS
+'Flows queued and finished. See the view feishu.flows.';
+
+-- what to send next, by lane (server and role); dead entries of sent rows are
+-- stepped over by starting where the last claim ended
+CREATE INDEX outbox_ready_idx ON feishu.outbox (server, roleid, id)
+    WHERE state = 'q' AND next_at IS NULL;
+CREATE INDEX outbox_delayed_idx ON feishu.outbox (server, roleid, next_at)
+    WHERE state = 'q' AND next_at IS NOT NULL;
+-- who is next of an ordering key
+CREATE INDEX outbox_ordering_idx ON feishu.outbox (server, ordering_key, id)
+    WHERE state = 'q' AND ordering_key IS NOT NULL;
+-- what to purge
+CREATE INDEX outbox_finished_idx ON feishu.outbox (finished_at)
+    WHERE finished_at IS NOT NULL;
+
+-- Flows that are being sent, in one row, and in which database: a copy of the
+-- database must not send what waits in the original.
+CREATE TABLE feishu.claim (
+    database oid NOT NULL,
+    ids bigint[] NOT NULL
+);
+
+INSERT INTO feishu.claim (database, ids)
+SELECT oid, '{}' FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database();
+
+COMMENT ON TABLE feishu.claim IS
+'Flows that the dispatcher is sending, in one row; after a crash it tells which attempts got no answer.';
+
+CREATE TABLE feishu.paused_server (
+    server text COLLATE "C" PRIMARY KEY,
+    paused_by text NOT NULL,
+    paused_at timestamptz NOT NULL
+);
+
+COMMENT ON TABLE feishu.paused_server IS
+'Servers whose dispatch was stopped by feishu.pause_server().';
+
+-- Lanes that are held back, and why; kept by the dispatcher.
+CREATE TABLE feishu.held_lane (
+    server text COLLATE "C" NOT NULL,
+    roleid oid NOT NULL,
+    reason text NOT NULL,
+    resume_at timestamptz,
+    PRIMARY KEY (server, roleid)
+);
+
+COMMENT ON TABLE feishu.held_lane IS
+'Servers and roles whose flows wait for the platform or for an administrator; see the view feishu.dispatch_status.';
+
+CREATE FUNCTION feishu.enqueue_flow(
+    namespace text,
+    flow_id text,
+    operator jsonb DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    is_async boolean DEFAULT true,
+    idempotent_key text DEFAULT NULL,
+    loop_masks jsonb DEFAULT NULL,
+    server name DEFAULT NULL,
+    run_at timestamptz DEFAULT now(),
+    ordering_key text DEFAULT NULL,
+    max_attempts integer DEFAULT NULL,
+    expires_at timestamptz DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz) IS
+'Queues a flow in the current transaction, to be started after it commits; returns its id.';
+
+CREATE FUNCTION feishu.cancel_flow(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'feishu_cancel_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.cancel_flow(bigint) IS
+'Cancels a queued flow; true when it had not been sent and now never will be.';
+
+CREATE FUNCTION feishu.retry_flow(id bigint, new_key boolean DEFAULT false)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'feishu_retry_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean) IS
+'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one; true when it did.';
+
+CREATE FUNCTION feishu.wait_flow(id bigint, timeout interval DEFAULT '30 s')
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'feishu_wait_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.wait_flow(bigint, interval) IS
+'Waits for a queued flow to end and returns the platform''s answer.';
+
+CREATE FUNCTION feishu.purge_flows(before timestamptz)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'feishu_purge_flows'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.purge_flows(timestamptz) IS
+'Deletes flows of the caller''s roles that finished before a time; returns how many.';
+
+CREATE FUNCTION feishu.pause_server(name)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_pause_server'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.pause_server(name) IS
+'Stops the dispatch of queued flows to a server until resume_server; for the server''s owner.';
+
+CREATE FUNCTION feishu.resume_server(name)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_resume_server'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.resume_server(name) IS
+'Resumes the dispatch to a server, pauses for credentials, quota or silence included; for the server''s owner.';
+
+CREATE VIEW feishu.flows WITH (security_barrier) AS
+SELECT o.id,
+    CASE o.state
+        WHEN 's' THEN 'succeeded'
+        WHEN 'f' THEN 'failed'
+        WHEN 'u' THEN 'unconfirmed'
+        WHEN 'c' THEN 'cancelled'
+        ELSE CASE
+            WHEN o.id IN (SELECT unnest(c.ids) FROM feishu.claim c) THEN 'sending'
+            WHEN o.attempts > 0 THEN 'retrying'
+            ELSE 'queued'
+        END
+    END AS state,
+    o.server::name AS server,
+    pg_get_userbyid(o.roleid) AS role,
+    o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
+    o.loop_masks, o.ordering_key, o.created_at,
+    COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
+    o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
+    o.sqlstate, o.error, o.response
+FROM feishu.outbox o
+WHERE pg_has_role(o.roleid, 'MEMBER');
+
+COMMENT ON VIEW feishu.flows IS
+'Queued and finished flows of the roles that the current user is a member of.';
+
+GRANT SELECT ON feishu.flows TO PUBLIC;
+
+CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
+SELECT COALESCE(q.server, h.server, p.server)::name AS server,
+    COALESCE(q.queued, 0) AS queued,
+    COALESCE(q.sending, 0) AS sending,
+    q.oldest_queued,
+    p.server IS NOT NULL OR h.server IS NOT NULL AS paused,
+    CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by ELSE h.reason END AS pause_reason,
+    CASE WHEN p.server IS NULL THEN h.resume_at END AS resume_at
+FROM (SELECT o.server,
+        count(*) FILTER (WHERE NOT o.sending) AS queued,
+        count(*) FILTER (WHERE o.sending) AS sending,
+        min(o.created_at) FILTER (WHERE NOT o.sending) AS oldest_queued
+      FROM (SELECT server, created_at,
+              id IN (SELECT unnest(c.ids) FROM feishu.claim c) AS sending
+            FROM feishu.outbox
+            WHERE state = 'q') o
+      GROUP BY o.server) q
+FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resume_at) AS resume_at
+      FROM feishu.held_lane
+      GROUP BY server) h ON h.server = q.server
+FULL JOIN feishu.paused_server p ON p.server = COALESCE(q.server, h.server)
+WHERE pg_has_role('pg_monitor', 'MEMBER')
+   OR EXISTS (SELECT FROM pg_foreign_server s
+              WHERE s.srvname = COALESCE(q.server, h.server, p.server)
+                AND has_server_privilege(s.oid, 'USAGE'));
+
+COMMENT ON VIEW feishu.dispatch_status IS
+'Servers with queued flows or a pause, for roles with USAGE on them and for pg_monitor.';
+
+GRANT SELECT ON feishu.dispatch_status TO PUBLIC;
+
+--
+-- The trigger.
+--
+
+CREATE FUNCTION feishu.flow_trigger()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'feishu_flow_trigger'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.flow_trigger() IS
+'Queues a flow for a changed row or statement: flow_trigger(namespace, flow_id [, operator template [, params template [, options template]]]), in an AFTER trigger.';
+
+--
+-- Statistics.  Of flows on servers that the role may use, or of all for those
+-- who may read all statistics: the function decides.
+--
+
+CREATE FUNCTION feishu.stat_flows(
+    OUT server name,
+    OUT namespace text,
+    OUT flow_id text,
+    OUT calls bigint,
+    OUT successes bigint,
+    OUT refused bigint,
+    OUT credentials bigint,
+    OUT permission bigint,
+    OUT not_found bigint,
+    OUT key_used bigint,
+    OUT rate_limited bigint,
+    OUT platform bigint,
+    OUT bad_answer bigint,
+    OUT no_connection bigint,
+    OUT timeout bigint,
+    OUT retries bigint,
+    OUT total_time double precision,
+    OUT min_time double precision,
+    OUT max_time double precision,
+    OUT mean_time double precision,
+    OUT stddev_time double precision,
+    OUT stats_since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'feishu_stat_flows'
+LANGUAGE C VOLATILE PARALLEL SAFE;
+
+COMMENT ON FUNCTION feishu.stat_flows() IS
+'Rows of the view feishu.stat_flows.';
+
+CREATE VIEW feishu.stat_flows AS
+  SELECT server, namespace, flow_id, calls, successes, refused, credentials, permission, not_found, key_used,
+         rate_limited, platform, bad_answer, no_connection, timeout, retries,
+         total_time, min_time, max_time, mean_time, stddev_time, stats_since
+  FROM feishu.stat_flows();
+
+COMMENT ON VIEW feishu.stat_flows IS
+'Attempts to start flows of this database, by server and flow, since stats_since: how they ended, and the time they took in milliseconds.';
+COMMENT ON COLUMN feishu.stat_flows.calls IS 'Attempts that have ended; the sum of the next eleven columns.';
+COMMENT ON COLUMN feishu.stat_flows.successes IS 'Accepted by the platform.';
+COMMENT ON COLUMN feishu.stat_flows.refused IS 'LK400: parameters, or the flow itself.';
+COMMENT ON COLUMN feishu.stat_flows.credentials IS 'LK401: credentials or token refused.';
+COMMENT ON COLUMN feishu.stat_flows.permission IS 'LK403: scope, permission, app disabled, IP address refused.';
+COMMENT ON COLUMN feishu.stat_flows.not_found IS 'LK404: no such flow, or a wrong base_url.';
+COMMENT ON COLUMN feishu.stat_flows.key_used IS 'LK409: idempotent key already used.';
+COMMENT ON COLUMN feishu.stat_flows.rate_limited IS 'LK429: rate limit or monthly quota.';
+COMMENT ON COLUMN feishu.stat_flows.platform IS 'LK500: failure on the platform''s side.';
+COMMENT ON COLUMN feishu.stat_flows.bad_answer IS 'LK502: an answer that cannot be used.';
+COMMENT ON COLUMN feishu.stat_flows.no_connection IS 'LK503: no connection, or lost.';
+COMMENT ON COLUMN feishu.stat_flows.timeout IS 'LK504: no answer in time.';
+COMMENT ON COLUMN feishu.stat_flows.retries IS 'Attempts of queued flows that were not their first.';
+COMMENT ON COLUMN feishu.stat_flows.stats_since IS 'Time of the first call counted here.';
+
+GRANT SELECT ON feishu.stat_flows TO PUBLIC;
+
+CREATE FUNCTION feishu.stat_evictions()
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'feishu_stat_evictions'
+LANGUAGE C VOLATILE PARALLEL SAFE;
+
+COMMENT ON FUNCTION feishu.stat_evictions() IS
+'How many flows'' statistics have made room for others since the server started, in all databases. If it grows, raise feishu_flow.track_flows.';
+
+CREATE FUNCTION feishu.stat_reset()
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_stat_reset'
+LANGUAGE C VOLATILE PARALLEL SAFE;
+
+COMMENT ON FUNCTION feishu.stat_reset() IS
+'Sets the statistics of this database''s flows back to nothing.';
+
+REVOKE ALL ON FUNCTION feishu.stat_reset() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION feishu.stat_reset() TO pg_monitor;

@@ -1,0 +1,23 @@
+/*-------------------------------------------------------------------------
+ *
+ * insert.h
+ *	  Insert one row into a table at the cost of the row.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/insert.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_INSERT_H
+#define FEISHU_INSERT_H
+
+/*
+ * Insert a row of all columns into the table and its indexes, as INSERT would.
+ * Returns false, having done nothing, when the table has something that only
+ * the executor does right (triggers, check constraints, row security, ...):
+ * then use SQL.  The caller has checked rights and NOT NULL.
+ */
+extern bool insert_row(Oid relid, Datum *values, bool *nulls);
+
+#endif							/* FEISHU_INSERT_H */

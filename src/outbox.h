@@ -1,0 +1,41 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.h
+ *	  The queue's table: rows in, and who must hear of them.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/outbox.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_OUTBOX_H
+#define FEISHU_OUTBOX_H
+
+#include "datatype/timestamp.h"
+
+#include "codec.h"
+
+/* A flow to be queued: a checked request and how to deliver it. */
+typedef struct QueuedFlow
+{
+	const char *server;			/* name, or NULL: feishu_flow.server */
+	FlowRequest request;		/* checked by request_check */
+	TimestampTz run_at;			/* DT_NOBEGIN: at once */
+	char	   *ordering_key;	/* or NULL */
+	int			max_attempts;	/* or -1: the setting's at the time */
+	TimestampTz expires_at;		/* DT_NOEND: created + feishu_flow.max_age */
+} QueuedFlow;
+
+/*
+ * Insert a row in the current transaction, as the current user, who needs
+ * USAGE on the server (42501) and credentials need not exist yet.  Returns its
+ * id.  request.operator_id may be NULL if the server has a default operator;
+ * request.idempotent_key NULL: a random UUID is made.  SPI is used inside.
+ */
+extern int64 outbox_enqueue(const QueuedFlow *flow);
+
+/* At commit, tell the dispatcher that pauses, servers or mappings changed. */
+extern void outbox_tell_control(void);
+
+#endif							/* FEISHU_OUTBOX_H */

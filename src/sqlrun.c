@@ -1,0 +1,131 @@
+/*-------------------------------------------------------------------------
+ *
+ * sqlrun.c
+ *	  SQL on the extension's own tables: saved plans, run as their owner.
+ *
+ * Plans are kept for the life of the process.  PostgreSQL plans them anew when
+ * the tables change, also when the extension was dropped and created again.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/sqlrun.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "miscadmin.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "sqlrun.h"
+
+static Oid	saved_userid;
+static int	saved_sec_context;
+
+/* Throw that the tables are not there. */
+static void
+report_not_installed(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("extension \"%s\" is not installed in this database", "feishu_flow"),
+			 errhint("CREATE EXTENSION feishu_flow.")));
+}
+
+void
+sql_find_outbox(Oid *outbox, Oid *sequence)
+{
+	Oid			namespace_id = get_namespace_oid("feishu", true);
+
+	*outbox = get_relname_relid("outbox", namespace_id);
+	*sequence = get_relname_relid("outbox_id_seq", namespace_id);
+	if (!OidIsValid(*outbox) || !OidIsValid(*sequence))
+		report_not_installed();
+}
+
+/* The owner of the tables. */
+static Oid
+find_owner(void)
+{
+	Oid			outbox;
+	Oid			sequence;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	sql_find_outbox(&outbox, &sequence);
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(outbox));
+	if (!HeapTupleIsValid(tuple))
+		report_not_installed();
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+void
+sql_begin_as_owner(void)
+{
+	Oid			owner = find_owner();
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	GetUserIdAndSecContext(&saved_userid, &saved_sec_context);
+	SetUserIdAndSecContext(owner, saved_sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+}
+
+void
+sql_end_as_owner(void)
+{
+	SetUserIdAndSecContext(saved_userid, saved_sec_context);
+	SPI_finish();
+}
+
+uint64
+sql_run(SqlStatement *statement, Datum *values, const char *nulls,
+		int expected, Snapshot snapshot)
+{
+	int			result;
+
+	if (statement->plan == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(statement->text, statement->num_arguments,
+									   statement->types);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare \"%s\": %s", statement->text,
+				 SPI_result_code_string(SPI_result));
+		statement->plan = plan;
+	}
+	if (snapshot != NULL)
+		result = SPI_execute_snapshot(statement->plan, values, nulls, snapshot,
+									  InvalidSnapshot, true, false, 0);
+	else
+		result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	if (result != expected)
+		elog(ERROR, "\"%s\" gave %s", statement->text, SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+Datum
+sql_value(uint64 row, int column, bool *is_null)
+{
+	bool		null;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+									  column, &null);
+
+	if (is_null != NULL)
+		*is_null = null;
+	else if (null)
+		elog(ERROR, "unexpected null in column %d", column);
+	return value;
+}
+
+int64
+sql_int64(uint64 row, int column)
+{
+	return DatumGetInt64(sql_value(row, column, NULL));
+}

@@ -1,0 +1,56 @@
+/*-------------------------------------------------------------------------
+ *
+ * sqlrun.h
+ *	  SQL on the extension's own tables: saved plans, run as their owner.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/sqlrun.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_SQLRUN_H
+#define FEISHU_SQLRUN_H
+
+#include "executor/spi.h"
+#include "utils/snapshot.h"
+
+#define SQL_MAX_ARGUMENTS	20
+
+/* A statement, planned at its first use and kept; to be a static variable. */
+typedef struct SqlStatement
+{
+	const char *text;			/* everything in it is qualified */
+	int			num_arguments;
+	Oid			types[SQL_MAX_ARGUMENTS];
+	SPIPlanPtr	plan;
+} SqlStatement;
+
+/* Initializer: text, number of arguments, their types (InvalidOid for none). */
+#define SQL_STATEMENT(text_, num, ...) \
+	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
+
+/* The queue's table and the sequence of its ids.  Throws 42704 without them. */
+extern void sql_find_outbox(Oid *outbox, Oid *sequence);
+
+/*
+ * Between these two, SPI is connected and the current user is the owner of the
+ * tables, in a security-restricted context.  An error in between needs no
+ * care: the transaction's abort undoes both.  They do not nest.
+ */
+extern void sql_begin_as_owner(void);
+extern void sql_end_as_owner(void);
+
+/*
+ * Run a statement; returns the number of rows.  Throws unless its result is
+ * the expected SPI_OK_*.  With a snapshot it is read-only and sees that one.
+ * nulls as for SPI_execute_plan.
+ */
+extern uint64 sql_run(SqlStatement *statement, Datum *values, const char *nulls,
+					  int expected, Snapshot snapshot);
+
+/* Column (from 1) of a row (from 0) of the last result. */
+extern Datum sql_value(uint64 row, int column, bool *is_null);
+extern int64 sql_int64(uint64 row, int column);
+
+#endif							/* FEISHU_SQLRUN_H */
