@@ -22,54 +22,57 @@
 #if PG_VERSION_NUM >= 160000
 
 bool
-feishu_jsonb_from_cstring(char *json, Jsonb **result)
+feishu_input(PGFunction function, char *text, Datum *result, ErrorData **error)
 {
 	ErrorSaveContext escontext = {.type = T_ErrorSaveContext};
-	Datum		datum;
 
-	if (!DirectInputFunctionCallSafe(jsonb_in, json, InvalidOid, -1,
-									 (Node *) &escontext, &datum))
-		return false;
-	*result = DatumGetJsonbP(datum);
-	return true;
+	escontext.details_wanted = error != NULL;
+	if (DirectInputFunctionCallSafe(function, text, InvalidOid, -1,
+									(Node *) &escontext, result))
+		return true;
+	if (error != NULL)
+		*error = escontext.error_data;
+	return false;
 }
 
 #else
 
 /*
- * 15 can only throw, so catch what says that the text is bad (class 22) or
- * beyond jsonb's limits (54000), and nothing else: not a cancel, not out of
- * memory.
+ * 15 can only throw, so catch what says that the text is bad (class 22 and
+ * syntax errors) or beyond a limit (54000), and nothing else: not a cancel,
+ * not out of memory.
  *
  * Going on after an error without a rollback to a subtransaction is safe
- * here and in few other places: jsonb_in takes no lock, buffer, pin or
- * catalog reference that error cleanup would have to release.  All it does
- * is to allocate memory, which goes with the context.
+ * here and in few other places: the input functions it is used with take no
+ * lock, buffer, pin or catalog reference that error cleanup would have to
+ * release.  All they do is to allocate memory, which goes with the context.
  */
 bool
-feishu_jsonb_from_cstring(char *json, Jsonb **result)
+feishu_input(PGFunction function, char *text, Datum *result, ErrorData **error)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool parsed = false;
 
 	PG_TRY();
 	{
-		*result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-													 CStringGetDatum(json)));
+		*result = DirectFunctionCall3(function, CStringGetDatum(text),
+									  ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
 		parsed = true;
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
-		bool		is_bad_text;
+		ErrorData  *caught;
 
 		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		is_bad_text = ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
-			error->sqlerrcode == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
-		FreeErrorData(error);
-		if (!is_bad_text)
+		caught = CopyErrorData();
+		if (ERRCODE_TO_CATEGORY(caught->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
+			caught->sqlerrcode != ERRCODE_SYNTAX_ERROR &&
+			caught->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
 			PG_RE_THROW();
+		if (error != NULL)
+			*error = caught;
+		else
+			FreeErrorData(caught);
 		FlushErrorState();
 	}
 	PG_END_TRY();
@@ -78,3 +81,14 @@ feishu_jsonb_from_cstring(char *json, Jsonb **result)
 }
 
 #endif
+
+bool
+feishu_jsonb_from_cstring(char *json, Jsonb **result)
+{
+	Datum		datum;
+
+	if (!feishu_input(jsonb_in, json, &datum, NULL))
+		return false;
+	*result = DatumGetJsonbP(datum);
+	return true;
+}

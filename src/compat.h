@@ -24,8 +24,11 @@
 #error "feishu_flow needs PostgreSQL 15 or later"
 #endif
 
+#include "fmgr.h"
+#include "catalog/pg_database.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "storage/proc.h"
 #include "utils/jsonb.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
@@ -58,10 +61,14 @@
 #endif
 
 /*
- * Parse JSON text in the database encoding without throwing because of what
- * it says; false when jsonb cannot hold it.  16 has soft errors for this.  See
- * compat.c for 15.
+ * Call a type's input function without throwing because of what the text
+ * says; false when it is no value of the type, and then *error, unless NULL,
+ * tells why.  16 has soft errors for this.  See compat.c for 15.
  */
+extern bool feishu_input(PGFunction function, char *text, Datum *result,
+						 ErrorData **error);
+
+/* Parse JSON text in the database encoding; false when jsonb cannot hold it. */
 extern bool feishu_jsonb_from_cstring(char *json, Jsonb **result);
 
 /*
@@ -87,15 +94,86 @@ typedef struct JsonbInState
 #endif
 
 /*
+ * Syscache callbacks: 19 gives them the cache as an enum with this name, not
+ * as int.
+ */
+#if PG_VERSION_NUM < 190000
+typedef int SysCacheIdentifier;
+#endif
+
+/*
+ * Expression of a virtual generated column, or NULL: 18 has them, and does
+ * not compute them for triggers.
+ */
+#if PG_VERSION_NUM >= 180000
+#include "catalog/pg_attribute.h"
+#include "rewrite/rewriteHandler.h"
+#define feishu_virtual_expression(rel, attno) \
+	(TupleDescAttr(RelationGetDescr(rel), (attno) - 1)->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL ? \
+	 (Expr *) build_generation_expression((rel), (attno)) : NULL)
+#else
+#define feishu_virtual_expression(rel, attno) ((Expr *) NULL)
+#endif
+
+/*
  * USAGE on a foreign server: 16 replaced the functions of each kind of object
  * by one.
  */
 #if PG_VERSION_NUM >= 160000
 #define feishu_server_aclcheck(serverid, userid) \
 	object_aclcheck(ForeignServerRelationId, (serverid), (userid), ACL_USAGE)
+#define feishu_server_ownercheck(serverid, userid) \
+	object_ownercheck(ForeignServerRelationId, (serverid), (userid))
 #else
 #define feishu_server_aclcheck(serverid, userid) \
 	pg_foreign_server_aclcheck((serverid), (userid), ACL_USAGE)
+#define feishu_server_ownercheck(serverid, userid) \
+	pg_foreign_server_ownercheck((serverid), (userid))
+#endif
+
+/*
+ * Set-returning functions in one go: 15.0 knows the function by its first
+ * name only, which later releases of 15 keep.
+ */
+#include "funcapi.h"
+#if PG_VERSION_NUM < 160000
+#define InitMaterializedSRF(fcinfo, flags) SetSingleFuncCall((fcinfo), (flags))
+#endif
+
+/*
+ * Ownership: 16 replaced the functions of each kind of object by one.
+ */
+#if PG_VERSION_NUM >= 160000
+#define feishu_database_ownercheck(databaseid, userid) \
+	object_ownercheck(DatabaseRelationId, (databaseid), (userid))
+#else
+#define feishu_database_ownercheck(databaseid, userid) \
+	pg_database_ownercheck((databaseid), (userid))
+#endif
+
+/*
+ * Number of a process: 17 gave it a type, and the own one a variable.
+ */
+#if PG_VERSION_NUM < 170000
+typedef int ProcNumber;
+
+#define INVALID_PROC_NUMBER		(-1)
+#define MyProcNumber			(MyProc->pgprocno)
+#endif
+
+/*
+ * 19 lets DDL statements on a database end the background workers in it that
+ * allow it.  Before, and for a quick answer after, see launcher_ddl.c.
+ */
+#if PG_VERSION_NUM < 190000
+#define BGWORKER_INTERRUPTIBLE	0
+#endif
+
+/*
+ * A database whose DROP was interrupted: known since 15.4.
+ */
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB	(-2)
 #endif
 
 /*

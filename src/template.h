@@ -1,0 +1,44 @@
+/*-------------------------------------------------------------------------
+ *
+ * template.h
+ *	  JSON in which strings that begin with "$" are jsonpaths over an event.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/template.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_TEMPLATE_H
+#define FEISHU_TEMPLATE_H
+
+#include "utils/jsonb.h"
+
+#include "event.h"
+
+typedef struct Template Template;
+
+/*
+ * Parse a template in the current memory context, where all of it stays; NULL
+ * when it is empty or JSON null.  argument, such as "params template", and
+ * trigger are for messages, and not copied.  Throws 22P02 or 42601, naming
+ * them, when it is not JSON or holds what is not a jsonpath.
+ */
+extern Template *template_parse(const char *argument, const char *trigger,
+								const char *text);
+
+/* The template itself, to look at what does not depend on an event. */
+extern Jsonb *template_json(const Template *template);
+
+/* Add what its jsonpaths look at.  The template has to live on. */
+extern void template_add_needs(const Template *template, EventNeeds *needs);
+
+/*
+ * Fill in a template from an event that has what it needs (NULL if that is
+ * nothing).  The result may be part of the template, and scratch memory is
+ * left in the current memory context.  Throws what jsonpath throws, with
+ * the jsonpath as context.
+ */
+extern Jsonb *template_render(const Template *template, Jsonb *event);
+
+#endif							/* FEISHU_TEMPLATE_H */
