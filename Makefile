@@ -4,21 +4,42 @@ MODULE_big = feishu_flow
 
 OBJS = \
 	src/call.o \
+	src/claim.o \
 	src/codec.o \
 	src/codec_write.o \
 	src/codes.o \
 	src/compat.o \
+	src/dispatcher.o \
+	src/event.o \
 	src/execute.o \
 	src/feishu_flow.o \
 	src/fetch.o \
+	src/gate.o \
 	src/guc.o \
+	src/insert.o \
+	src/lane.o \
 	src/http.o \
+	src/http_handle.o \
 	src/http_transfer.o \
+	src/launcher.o \
+	src/launcher_ddl.o \
+	src/launcher_slots.o \
+	src/limiter.o \
 	src/options.o \
+	src/outbox.o \
+	src/outcome.o \
+	src/pause.o \
+	src/rate.o \
+	src/record.o \
 	src/request.o \
 	src/server.o \
+	src/sqlrun.o \
+	src/stats.o \
+	src/template.o \
 	src/token.o \
+	src/trigger.o \
 	src/waitset.o \
+	src/wakeup.o \
 	src/wirejson.o \
 	src/wiretext.o
 DATA = feishu_flow--1.0.sql
@@ -42,7 +63,7 @@ endif
 # needs the very clang that PostgreSQL was built with.
 override with_llvm = no
 
-REGRESS = extension options privileges arguments errors out_params
+REGRESS = extension options privileges arguments errors out_params trigger
 REGRESS_OPTS = --inputdir=. --outputdir=. --encoding=UTF8 --no-locale
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)

@@ -16,7 +16,11 @@
 #include "storage/ipc.h"
 
 #include "guc.h"
+#include "launcher.h"
+#include "limiter.h"
+#include "stats.h"
 #include "token.h"
+#include "wakeup.h"
 
 PG_MODULE_MAGIC;
 
@@ -31,7 +35,11 @@ feishu_flow_shmem_request(void)
 {
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
+	wakeup_request_shmem();
 	token_request_shmem();
+	limiter_request_shmem();
+	launcher_request_shmem();
+	stats_request_shmem();
 }
 
 /* Set up or attach to shared memory. */
@@ -40,7 +48,11 @@ feishu_flow_shmem_startup(void)
 {
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
+	wakeup_startup_shmem();
 	token_startup_shmem();
+	limiter_startup_shmem();
+	launcher_startup_shmem();
+	stats_startup_shmem();
 }
 
 void
@@ -55,4 +67,5 @@ _PG_init(void)
 	shmem_request_hook = feishu_flow_shmem_request;
 	prev_shmem_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = feishu_flow_shmem_startup;
+	launcher_register();
 }

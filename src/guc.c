@@ -23,6 +23,15 @@ int			feishu_guc_timeout = 30 * 1000;
 int			feishu_guc_connect_timeout = 5 * 1000;
 int			feishu_guc_max_response_size = 16 * 1024;
 int			feishu_guc_max_apps = 128;
+int			feishu_guc_retry_base_delay = 1000;
+int			feishu_guc_retry_max_delay = 5 * 60 * 1000;
+bool		feishu_guc_dispatch = true;
+int			feishu_guc_poll_interval = 60 * 1000;
+int			feishu_guc_max_in_flight = 256;
+int			feishu_guc_max_attempts = 20;
+int			feishu_guc_max_age = 24 * 60 * 60;
+int			feishu_guc_retention = 7 * 24 * 60 * 60;
+int			feishu_guc_track_flows = 1000;
 
 /* What the codec reads at most (wirejson.c), well below jsonb's own limit. */
 #define MAX_RESPONSE_SIZE_LIMIT	(128 * 1024)
@@ -70,11 +79,83 @@ guc_define_settings(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.max_apps",
-							"Sets how many apps the shared cache of access tokens has room for.",
+							"Sets how many apps the shared cache of access tokens and the limiter have room for.",
 							"When more are in use, the least recently used one is forgotten.",
 							&feishu_guc_max_apps,
 							128, 1, 10000,
 							postmaster_context, 0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.track_flows",
+							"Sets how many flows the statistics have room for.",
+							"When more are called, those called least make room. Zero turns the statistics off.",
+							&feishu_guc_track_flows,
+							1000, 0, 100000,
+							postmaster_context, 0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.max_in_flight",
+							"Sets how many queued flows of a database may be under way at once.",
+							NULL,
+							&feishu_guc_max_in_flight,
+							256, 1, 4096,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.max_attempts",
+							"Sets how often a queued flow is tried before it fails.",
+							"A max_attempts argument of enqueue_flow overrides it.",
+							&feishu_guc_max_attempts,
+							20, 1, INT_MAX,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.max_age",
+							"Sets how long after its run_at a queued flow is tried before it fails.",
+							"An expires_at argument of enqueue_flow overrides it.",
+							&feishu_guc_max_age,
+							24 * 60 * 60, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.retention",
+							"Sets how long finished flows are kept.",
+							NULL,
+							&feishu_guc_retention,
+							7 * 24 * 60 * 60, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("feishu_flow.dispatch",
+							 "Sends queued flows.",
+							 "When off, no dispatcher runs, and flows wait in the queue.",
+							 &feishu_guc_dispatch,
+							 true,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.poll_interval",
+							"Sets the time after which launcher and dispatchers look for work that nobody told them of.",
+							NULL,
+							&feishu_guc_poll_interval,
+							60 * 1000, 100, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.retry_base_delay",
+							"Sets the delay after a first failure of the platform.",
+							"It doubles with each further failure.",
+							&feishu_guc_retry_base_delay,
+							1000, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.retry_max_delay",
+							"Sets the longest delay between two attempts.",
+							NULL,
+							&feishu_guc_retry_max_delay,
+							5 * 60 * 1000, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("feishu_flow");

@@ -16,7 +16,17 @@ extern char *feishu_guc_server;	/* server used when a call names none */
 extern int	feishu_guc_timeout; /* ms, a whole call */
 extern int	feishu_guc_connect_timeout; /* ms, name lookup + TCP + TLS */
 extern int	feishu_guc_max_response_size;	/* kB */
-extern int	feishu_guc_max_apps;	/* slots of the shared token cache */
+extern int	feishu_guc_track_flows; /* entries of the statistics */
+extern int	feishu_guc_max_apps;	/* slots of the shared token cache and limiter */
+extern int	feishu_guc_retry_base_delay;	/* ms, after the first failure */
+extern int	feishu_guc_retry_max_delay; /* ms */
+extern bool feishu_guc_dispatch;	/* are queued flows to be sent? */
+extern int	feishu_guc_poll_interval;	/* ms, between looks without a wake-up */
+
+extern int	feishu_guc_max_in_flight;	/* requests of one dispatcher at once */
+extern int	feishu_guc_max_attempts;
+extern int	feishu_guc_max_age; /* s, from run_at until a flow is given up */
+extern int	feishu_guc_retention;	/* s, that finished flows are kept */
 
 /* To be called once, from _PG_init. */
 extern void guc_define_settings(void);

@@ -1,0 +1,614 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.c
+ *	  The dispatcher's reading of the queue: lanes, and what to send next.
+ *
+ * Rows that may be sent at once are read by an index on (server, role, id),
+ * each time from where the last claim of the lane ended.  So rows that were
+ * sent, but that an old snapshot keeps in the index, are not stepped over again
+ * and again, and the cost of a claim does not grow with the queue.  A row that
+ * becomes visible below that point (its transaction committed late, or it was
+ * put back) is told by outbox.c with its id, and is claimed by id.
+ *
+ * Of an ordering key only the row with the lowest id is claimed, and only if
+ * none of the key is in flight (retry_flow may put back a lower one).  The
+ * others are passed over, and found again by record.c when that one ends.
+ *
+ * To claim is to lock the row, and to write the ids of all flights into the
+ * one row of feishu.claim, in one transaction.  After a crash that row says
+ * which attempts got no answer.  SKIP LOCKED: a row that somebody is about to
+ * cancel is left; should he not go through with it, outbox.c tells its id.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/claim.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "guc.h"
+#include "sqlrun.h"
+
+/* Rows looked at for new lanes at each news. */
+#define DISCOVER_ROWS		256
+
+/* Due rows taken into memory at once. */
+#define DUE_ROWS			256
+
+/* Larger params (as stored) are read one by one, when they are sent. */
+#define LARGE_PARAMS		"65536"
+
+/* Bytes of such params in memory at once (as text; each is held in a few
+ * forms).  One is always let through. */
+#define LARGE_BYTES			(32 * 1024 * 1024)
+
+
+/* ---------- Small things ---------- */
+
+void
+id_list_add(Dispatch *dispatch, IdList *list, int64 id)
+{
+	for (int i = 0; i < list->num; i++)
+	{
+		if (list->ids[i] == id)
+			return;
+	}
+	if (list->num == list->max)
+	{
+		list->max = Max(64, list->max * 2);
+		list->ids = list->ids ?
+			repalloc(list->ids, list->max * sizeof(int64)) :
+			MemoryContextAlloc(dispatch->context, list->max * sizeof(int64));
+	}
+	list->ids[list->num++] = id;
+}
+
+Lane *
+claim_find_lane(Dispatch *dispatch, const char *server, Oid roleid)
+{
+	MemoryContext old_context;
+	Lane	   *lane;
+
+	for (int i = 0; i < dispatch->num_lanes; i++)
+	{
+		lane = dispatch->lanes[i];
+		if (lane->roleid == roleid && strcmp(lane->server, server) == 0)
+			return lane;
+	}
+
+	old_context = MemoryContextSwitchTo(dispatch->context);
+	if (dispatch->num_lanes == dispatch->max_lanes)
+	{
+		dispatch->max_lanes = Max(16, dispatch->max_lanes * 2);
+		dispatch->lanes = dispatch->lanes ?
+			repalloc(dispatch->lanes, dispatch->max_lanes * sizeof(Lane *)) :
+			palloc(dispatch->max_lanes * sizeof(Lane *));
+	}
+	lane = palloc0(sizeof(Lane));
+	strlcpy(lane->server, server, NAMEDATALEN);
+	lane->roleid = roleid;
+	lane->more = true;
+	lane->due_floor = DT_NOBEGIN;
+	lane->next_due = 0;			/* look at once */
+	dispatch->lanes[dispatch->num_lanes++] = lane;
+	MemoryContextSwitchTo(old_context);
+	return lane;
+}
+
+/* ids as a bigint[] in the current memory context. */
+static Datum
+ids_array(const int64 *ids, int num)
+{
+	Datum	   *values = palloc(Max(num, 1) * sizeof(Datum));
+
+	for (int i = 0; i < num; i++)
+		values[i] = Int64GetDatum(ids[i]);
+	return PointerGetDatum(construct_array(values, num, INT8OID, 8, FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}
+
+/*
+ * The ids, if above min_id, of all flights, ended ones that are not recorded
+ * included.
+ */
+static int64 *
+flight_ids(Dispatch *dispatch, int64 min_id, int *num)
+{
+	dlist_head *lists[2] = {&dispatch->flights, &dispatch->ended};
+	int64	   *ids = palloc((dispatch->num_flights + dispatch->num_ended + 1) * sizeof(int64));
+	dlist_iter	iter;
+
+	*num = 0;
+	for (int i = 0; i < 2; i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+			if (flight->id > min_id)
+				ids[(*num)++] = flight->id;
+		}
+	}
+	return ids;
+}
+
+
+/* ---------- Start ---------- */
+
+/* Where the one row of feishu.claim is. */
+static ItemPointerData claim_row;
+
+/*
+ * Take over from the dispatcher before us.
+ *
+ * Rows that it had claimed: that attempt got no answer, as far as anybody
+ * knows.
+ *
+ * If the row was written in another database, then this one is a copy of it
+ * (CREATE DATABASE ... TEMPLATE), and flows that were queued in the other one
+ * are the other one's to send: here they are cancelled.
+ */
+void
+claim_recover(Dispatch *dispatch)
+{
+	static SqlStatement find = SQL_STATEMENT(
+		"SELECT ctid, database FROM feishu.claim", 0, InvalidOid);
+	static SqlStatement recover = SQL_STATEMENT(
+		"UPDATE feishu.outbox SET attempts = attempts + 1, unanswered = true"
+		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu.claim)::bigint[])",
+		0, InvalidOid);
+	static SqlStatement disown = SQL_STATEMENT(
+		"UPDATE feishu.outbox SET state = 'c', next_at = NULL, finished_at = now(),"
+		" error = 'the database was copied while this flow was waiting; the original sends it'"
+		" WHERE state = 'q' AND database <> $1",
+		1, OIDOID);
+	static SqlStatement begin = SQL_STATEMENT(
+		"UPDATE feishu.claim SET ids = '{}', database = $1 RETURNING ctid", 1, OIDOID);
+	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
+
+	if (sql_run(&find, NULL, NULL, SPI_OK_SELECT, NULL) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("table feishu.claim does not have one row")));
+	if (DatumGetObjectId(sql_value(0, 2, NULL)) == MyDatabaseId)
+		sql_run(&recover, NULL, NULL, SPI_OK_UPDATE, NULL);
+	else
+		sql_run(&disown, values, NULL, SPI_OK_UPDATE, NULL);
+	sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL);
+	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
+}
+
+/*
+ * Write which rows are in flight.  The row is found by where it is: an old
+ * snapshot may keep thousands of its former versions.
+ */
+void
+claim_write_ids(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"UPDATE feishu.claim SET ids = $1 WHERE ctid = $2 RETURNING ctid",
+		2, INT8ARRAYOID, TIDOID);
+	/* VACUUM FULL may have moved it */
+	static SqlStatement anywhere = SQL_STATEMENT(
+		"UPDATE feishu.claim SET ids = $1 RETURNING ctid",
+		1, INT8ARRAYOID);
+	int			num;
+	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num);
+	Datum		values[2] = {ids_array(ids, num), PointerGetDatum(&claim_row)};
+
+	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1 &&
+		sql_run(&anywhere, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("table feishu.claim does not have one row")));
+	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
+}
+
+
+/* ---------- Lanes ---------- */
+
+/*
+ * Find every lane that has rows, and have all of them looked at from the
+ * beginning.
+ */
+void
+claim_discover_all(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH RECURSIVE ready AS ("
+		" (SELECT server, roleid FROM feishu.outbox"
+		"  WHERE state = 'q' AND next_at IS NULL ORDER BY server, roleid LIMIT 1)"
+		" UNION ALL"
+		" SELECT n.server, n.roleid FROM ready l, LATERAL"
+		" (SELECT o.server, o.roleid FROM feishu.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL"
+		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
+		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
+		" delayed AS ("
+		" (SELECT server, roleid FROM feishu.outbox"
+		"  WHERE state = 'q' AND next_at IS NOT NULL ORDER BY server, roleid LIMIT 1)"
+		" UNION ALL"
+		" SELECT n.server, n.roleid FROM delayed l, LATERAL"
+		" (SELECT o.server, o.roleid FROM feishu.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
+		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
+		"  ORDER BY o.server, o.roleid LIMIT 1) n)"
+		" SELECT server, roleid FROM ready UNION SELECT server, roleid FROM delayed",
+		0, InvalidOid);
+	uint64		num;
+
+	for (int i = 0; i < dispatch->num_lanes; i++)
+	{
+		Lane	   *lane = dispatch->lanes[i];
+
+		lane->cursor = 0;
+		lane->more = true;
+		lane->due_floor = DT_NOBEGIN;
+		lane->next_due = 0;
+	}
+	num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+	for (uint64 i = 0; i < num; i++)
+		(void) claim_find_lane(dispatch, TextDatumGetCString(sql_value(i, 1, NULL)),
+							   DatumGetObjectId(sql_value(i, 2, NULL)));
+}
+
+/*
+ * Look at rows from min_id on, of which somebody told us: find new lanes, and
+ * rows that the cursors have passed already.  Returns true if there were too
+ * many to see all, so that claim_discover_all is needed.
+ */
+bool
+claim_discover_from(Dispatch *dispatch, int64 min_id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT id, server, roleid, next_at FROM feishu.outbox"
+		" WHERE id >= $1 AND state = 'q' ORDER BY id LIMIT $2",
+		2, INT8OID, INT4OID);
+	int64		max_cursor = 0;
+	uint64		num;
+
+	for (int i = 0; i < dispatch->num_lanes; i++)
+		max_cursor = Max(max_cursor, dispatch->lanes[i]->cursor);
+
+	for (;;)
+	{
+		Datum		values[2] = {Int64GetDatum(min_id), Int32GetDatum(DISCOVER_ROWS)};
+		int64		id = min_id;
+
+		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+		for (uint64 i = 0; i < num; i++)
+		{
+			bool		is_null;
+			Datum		next_at = sql_value(i, 4, &is_null);
+			Lane	   *lane = claim_find_lane(dispatch,
+											   TextDatumGetCString(sql_value(i, 2, NULL)),
+											   DatumGetObjectId(sql_value(i, 3, NULL)));
+
+			id = sql_int64(i, 1);
+			if (!is_null)
+			{
+				lane->due_floor = Min(lane->due_floor, DatumGetTimestampTz(next_at) - 1);
+				lane->next_due = Min(lane->next_due, DatumGetTimestampTz(next_at));
+			}
+			else if (id <= lane->cursor)
+				id_list_add(dispatch, &lane->ready, id);
+			else
+				lane->more = true;
+		}
+		if (num < DISCOVER_ROWS)
+			return false;
+		if (id >= max_cursor)
+			return true;
+		min_id = id + 1;
+	}
+}
+
+/* Read which servers pause_server has stopped. */
+void
+claim_read_pauses(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT server FROM feishu.paused_server",
+		0, InvalidOid);
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+
+	for (int i = 0; i < dispatch->num_lanes; i++)
+		dispatch->lanes[i]->paused = false;
+	for (uint64 row = 0; row < num; row++)
+	{
+		char	   *server = TextDatumGetCString(sql_value(row, 1, NULL));
+
+		for (int i = 0; i < dispatch->num_lanes; i++)
+		{
+			if (strcmp(dispatch->lanes[i]->server, server) == 0)
+				dispatch->lanes[i]->paused = true;
+		}
+	}
+}
+
+/* Take delayed rows of a lane that are due into its list. */
+void
+claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
+{
+	static SqlStatement due = SQL_STATEMENT(
+		"SELECT id, next_at FROM feishu.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
+		" AND next_at > $3 AND next_at <= $4 AND id <> ALL ($5)"
+		" ORDER BY next_at LIMIT $6",
+		6, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID);
+	static SqlStatement later = SQL_STATEMENT(
+		"SELECT next_at FROM feishu.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
+		" AND next_at > $3 ORDER BY next_at LIMIT 1",
+		3, TEXTOID, OIDOID, TIMESTAMPTZOID);
+	int			num_flights;
+	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
+	Datum		values[6] = {
+		CStringGetTextDatum(lane->server),
+		ObjectIdGetDatum(lane->roleid),
+		TimestampTzGetDatum(lane->due_floor),
+		TimestampTzGetDatum(now),
+		ids_array(ids, num_flights),
+		Int32GetDatum(DUE_ROWS)
+	};
+	uint64		num;
+
+	num = sql_run(&due, values, NULL, SPI_OK_SELECT, NULL);
+	for (uint64 i = 0; i < num; i++)
+	{
+		id_list_add(dispatch, &lane->ready, sql_int64(i, 1));
+		/* rows may share a time: stop just before the last one's */
+		lane->due_floor = DatumGetTimestampTz(sql_value(i, 2, NULL)) - 1;
+	}
+	if (num == DUE_ROWS)
+	{
+		lane->next_due = now;
+		return;
+	}
+	lane->due_floor = now;
+	values[2] = TimestampTzGetDatum(now);
+	lane->next_due = DT_NOEND;
+	if (sql_run(&later, values, NULL, SPI_OK_SELECT, NULL) > 0)
+		lane->next_due = DatumGetTimestampTz(sql_value(0, 1, NULL));
+}
+
+
+/* ---------- Rows ---------- */
+
+#define CLAIM_COLUMNS \
+	"SELECT id, namespace, flow_id, operator," \
+	" CASE WHEN pg_column_size(params) < " LARGE_PARAMS " THEN params END," \
+	" CASE WHEN pg_column_size(params) >= " LARGE_PARAMS \
+	" THEN octet_length(params::text) END," \
+	" is_async, idempotent_key, loop_masks, ordering_key, attempts, max_attempts," \
+	" expires_at, own_key, unanswered FROM feishu.outbox o"
+
+#define CLAIM_FIRST_OF_KEY \
+	" AND (ordering_key IS NULL OR NOT EXISTS (SELECT FROM feishu.outbox p" \
+	" WHERE p.server = o.server AND p.ordering_key = o.ordering_key" \
+	" AND p.state = 'q' AND p.id < o.id))"
+
+#define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
+
+/* A text column as a string in the current context, or NULL. */
+static char *
+row_text(uint64 row, int column)
+{
+	bool		is_null;
+	Datum		value = sql_value(row, column, &is_null);
+
+	return is_null ? NULL : TextDatumGetCString(value);
+}
+
+/* A jsonb column, copied to the current context, or NULL. */
+static Jsonb *
+row_jsonb(uint64 row, int column)
+{
+	bool		is_null;
+	Datum		value = sql_value(row, column, &is_null);
+
+	return is_null ? NULL : DatumGetJsonbPCopy(value);
+}
+
+/* Params that were too large to be read with the others. */
+static Jsonb *
+read_large_params(int64 id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT params FROM feishu.outbox WHERE id = $1",
+		1, INT8OID);
+	Datum		values[1] = {Int64GetDatum(id)};
+
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) != 1)
+		elog(ERROR, "claimed row " INT64_FORMAT " is gone", id);
+	return row_jsonb(0, 1);
+}
+
+/* Make a flight of a row of the last result. */
+static Flight *
+make_flight(Dispatch *dispatch, Lane *lane, uint64 row)
+{
+	MemoryContext context = AllocSetContextCreate(dispatch->context, "feishu_flow flight",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	Flight	   *flight = palloc0(sizeof(Flight));
+	bool		is_null;
+	Datum		value;
+
+	flight->lane = lane;
+	flight->context = context;
+	flight->id = sql_int64(row, 1);
+	flight->request.namespace_name = row_text(row, 2);
+	flight->request.flow_id = row_text(row, 3);
+	flight->request.operator_id = row_jsonb(row, 4);
+	flight->request.params = row_jsonb(row, 5);
+	value = sql_value(row, 6, &is_null);
+	flight->large_bytes = is_null ? 0 : DatumGetInt32(value);
+	flight->request.is_async = DatumGetBool(sql_value(row, 7, NULL));
+	flight->request.idempotent_key = row_text(row, 8);
+	flight->request.loop_masks = row_jsonb(row, 9);
+	flight->ordering_key = row_text(row, 10);
+	flight->attempts = DatumGetInt32(sql_value(row, 11, NULL));
+	value = sql_value(row, 12, &is_null);
+	flight->max_attempts = is_null ? feishu_guc_max_attempts : DatumGetInt32(value);
+	flight->expires_at = DatumGetTimestampTz(sql_value(row, 13, NULL));
+	flight->own_key = DatumGetBool(sql_value(row, 14, NULL));
+	flight->unanswered = DatumGetBool(sql_value(row, 15, NULL));
+	MemoryContextSwitchTo(old_context);
+	return flight;
+}
+
+/* Is another flow of the same ordering key in flight? */
+static bool
+is_behind_another(Dispatch *dispatch, const Flight *flight)
+{
+	dlist_iter	iter;
+
+	if (flight->ordering_key == NULL)
+		return false;
+	dlist_foreach(iter, &dispatch->flights)
+	{
+		Flight	   *other = dlist_container(Flight, node, iter.cur);
+
+		if (other->ordering_key != NULL &&
+			strcmp(other->ordering_key, flight->ordering_key) == 0 &&
+			strcmp(other->lane->server, flight->lane->server) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Make flights of all rows of the last result; returns the highest id.  What
+ * is large and finds no room in memory goes back to wait for its turn.
+ */
+static int64
+make_flights(Dispatch *dispatch, Lane *lane, uint64 num)
+{
+	Flight	  **large = palloc(Max(num, 1) * sizeof(Flight *));
+	int			num_large = 0;
+	int64		last = 0;
+
+	for (uint64 row = 0; row < num; row++)
+	{
+		Flight	   *flight = make_flight(dispatch, lane, row);
+
+		/* one with a higher id was sent while this one was not in the queue */
+		if (is_behind_another(dispatch, flight))
+		{
+			flight->is_behind = true;
+			flight->silent = true;
+			flight->state = 'q';
+			flight->large_bytes = 0;
+		}
+		if (flight->large_bytes > 0)
+			large[num_large++] = flight;
+		dlist_push_tail(&dispatch->flights, &flight->node);
+		dispatch->num_flights++;
+		lane->in_flight++;
+		last = flight->id;
+	}
+
+	/* now that the result is not needed any more */
+	for (int i = 0; i < num_large; i++)
+	{
+		Flight	   *flight = large[i];
+		MemoryContext old_context;
+
+		if (dispatch->large_bytes > 0 &&
+			dispatch->large_bytes + flight->large_bytes > LARGE_BYTES)
+		{
+			flight->large_bytes = 0;
+			flight->state = 'q';
+			flight->silent = true;
+			continue;
+		}
+		dispatch->large_bytes += flight->large_bytes;
+		old_context = MemoryContextSwitchTo(flight->context);
+		flight->request.params = read_large_params(flight->id);
+		MemoryContextSwitchTo(old_context);
+	}
+	return last;
+}
+
+/*
+ * Claim up to limit rows of a lane: they become flights, without a call yet.
+ * Returns how many.
+ */
+int
+claim_rows(Dispatch *dispatch, Lane *lane, int limit)
+{
+	static SqlStatement by_id = SQL_STATEMENT(
+		CLAIM_COLUMNS " WHERE server = $1 AND roleid = $2 AND state = 'q'"
+		" AND id = ANY ($3) AND id <> ALL ($4)"
+		CLAIM_FIRST_OF_KEY " ORDER BY id LIMIT $5" CLAIM_LOCK,
+		5, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID);
+	static SqlStatement by_cursor = SQL_STATEMENT(
+		CLAIM_COLUMNS " WHERE server = $1 AND roleid = $2 AND state = 'q'"
+		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4)"
+		CLAIM_FIRST_OF_KEY " ORDER BY id LIMIT $5" CLAIM_LOCK,
+		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+	static SqlStatement last_id = SQL_STATEMENT(
+		"SELECT last_value FROM feishu.outbox_id_seq",
+		0, InvalidOid);
+	int			num_flights;
+	int64	   *ids;
+	Datum		values[5] = {
+		CStringGetTextDatum(lane->server),
+		ObjectIdGetDatum(lane->roleid)
+	};
+	int			claimed = 0;
+	uint64		num;
+
+	if (lane->ready.num > 0)
+	{
+		int			take = Min(lane->ready.num, limit);
+
+		ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
+		values[3] = ids_array(ids, num_flights);
+		values[2] = ids_array(lane->ready.ids, take);
+		values[4] = Int32GetDatum(take);
+		num = sql_run(&by_id, values, NULL, SPI_OK_SELECT, NULL);
+		(void) make_flights(dispatch, lane, num);
+		claimed += num;
+		lane->ready.num -= take;
+		memmove(lane->ready.ids, lane->ready.ids + take, lane->ready.num * sizeof(int64));
+	}
+
+	if (claimed < limit && lane->more)
+	{
+		int64		last_value;
+		int64		last;
+
+		/* a row with a lower id that commits later is told by its id */
+		sql_run(&last_id, NULL, NULL, SPI_OK_SELECT, NULL);
+		last_value = sql_int64(0, 1);
+
+		values[2] = Int64GetDatum(lane->cursor);
+		ids = flight_ids(dispatch, lane->cursor, &num_flights);
+		values[3] = ids_array(ids, num_flights);
+		values[4] = Int32GetDatum(limit - claimed);
+		num = sql_run(&by_cursor, values, NULL, SPI_OK_SELECT, NULL);
+		last = make_flights(dispatch, lane, num);
+		claimed += num;
+		if ((int) num < DatumGetInt32(values[4]))
+		{
+			/* seen all there is, rows behind others of their key included */
+			lane->more = false;
+			lane->cursor = Max(lane->cursor, last_value);
+		}
+		else
+			lane->cursor = last;
+	}
+	return claimed;
+}

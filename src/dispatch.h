@@ -1,0 +1,136 @@
+/*-------------------------------------------------------------------------
+ *
+ * dispatch.h
+ *	  What dispatcher.c, lane.c, claim.c and record.c share; for no other file.
+ *
+ * Vocabulary: a "lane" is the flows of one server and one role, which share
+ * credentials and so an app.  A "flight" is a flow that is claimed: from the
+ * transaction that claimed it to the one that recorded what became of it.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/dispatch.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_DISPATCH_H
+#define FEISHU_DISPATCH_H
+
+#include "datatype/timestamp.h"
+#include "lib/ilist.h"
+
+#include "call.h"
+#include "codec.h"
+#include "limiter.h"
+#include "options.h"
+
+/* A list of row ids in memory; ids is palloc'd or NULL. */
+typedef struct IdList
+{
+	int64	   *ids;
+	int			num;
+	int			max;
+} IdList;
+
+typedef struct Lane
+{
+	char		server[NAMEDATALEN];	/* key, with roleid */
+	Oid			roleid;
+	int64		cursor;			/* rows at once with an id up to this were seen */
+	bool		more;			/* there may be others above the cursor */
+	TimestampTz due_floor;		/* delayed rows before this were seen */
+	TimestampTz next_due;		/* when to look at delayed rows; DT_NOEND */
+	IdList		ready;			/* rows to claim by id: due ones, successors in
+								 * an ordering key, those given back */
+	int			in_flight;
+	LimiterPlace place;			/* its turn, while the app has no place */
+	bool		paused;			/* by pause_server */
+	TimestampTz hold_until;		/* 0: not held */
+	char		reason[256];	/* why held, "" when not worth telling */
+	char		told[256];		/* reason that feishu.held_lane has */
+	TimestampTz told_until;
+} Lane;
+
+typedef struct Flight
+{
+	dlist_node	node;			/* in flights, or ended */
+	Lane	   *lane;
+	MemoryContext context;		/* of all below, the call included */
+	int64		id;
+	FlowRequest request;
+	int			large_bytes;	/* of params that are not small */
+	Oid			serverid;
+	FlowCall   *call;			/* NULL: ended before it was called */
+	char	   *ordering_key;
+	int			attempts;
+	int			max_attempts;
+	TimestampTz expires_at;
+	bool		own_key;
+	bool		unanswered;
+	TimestampTz started;
+	/* the end */
+	char		state;			/* 'q': back to the queue */
+	bool		silent;			/* nothing to write: as if it was not tried */
+	bool		is_behind;		/* another one of its ordering key is in flight,
+								 * whose end will find it */
+	TimestampTz next_at;		/* with 'q'; 0: at once */
+	int			sqlstate;
+	char	   *error;
+	FlowResponse *response;
+	char	   *log_id;
+} Flight;
+
+/* Of this process: its lanes and flights. */
+typedef struct Dispatch
+{
+	MemoryContext context;		/* for as long as the process */
+	MemoryContext scratch;		/* reset each turn */
+	Lane	  **lanes;
+	int			num_lanes;
+	int			max_lanes;
+	dlist_head	flights;		/* under way */
+	int			num_flights;
+	int64		large_bytes;	/* of their params that are not small */
+	bool		claim_durably;	/* the next commit has to wait for the disk */
+	dlist_head	ended;			/* to be recorded */
+	int			num_ended;
+	TimestampTz ended_since;	/* the first of them */
+} Dispatch;
+
+extern void id_list_add(Dispatch *dispatch, IdList *list, int64 id);
+
+/* claim.c; all need a transaction and sql_begin_as_owner */
+extern Lane *claim_find_lane(Dispatch *dispatch, const char *server, Oid roleid);
+extern void claim_recover(Dispatch *dispatch);
+extern void claim_discover_all(Dispatch *dispatch);
+extern bool claim_discover_from(Dispatch *dispatch, int64 min_id);
+extern void claim_read_pauses(Dispatch *dispatch);
+extern void claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now);
+extern int	claim_rows(Dispatch *dispatch, Lane *lane, int limit);
+extern void claim_write_ids(Dispatch *dispatch);
+
+/* lane.c: calls that have ended become ended flights, to be recorded */
+extern void lane_take_ended(Dispatch *dispatch);
+
+/* lane.c: forget the flights whose ends are recorded */
+extern void lane_forget_ended(Dispatch *dispatch);
+
+/* lane.c: how many more flights may a lane have? */
+extern int	lane_room(const Dispatch *dispatch, const Lane *lane);
+
+/* lane.c: claim rows of all lanes and make calls of them; as claim.c */
+extern void lane_claim_all(Dispatch *dispatch, TimestampTz now);
+
+/* record.c; likewise */
+extern void record_ended(Dispatch *dispatch);
+extern void record_holds(Dispatch *dispatch);
+extern bool record_purge(void);
+extern void record_expire_held(Dispatch *dispatch);
+extern void record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate,
+							 const char *error);
+
+/* record.c: decide what becomes of a flight; no transaction needed */
+extern void record_decide(Flight *flight, const FlowOutcome *outcome);
+extern void record_decide_error(Flight *flight, int sqlstate, const char *message);
+
+#endif							/* FEISHU_DISPATCH_H */

@@ -1,0 +1,445 @@
+/*-------------------------------------------------------------------------
+ *
+ * dispatcher.c
+ *	  The background worker that sends the queued flows of one database.
+ *
+ * A continuous pipeline, one turn of it being:
+ *
+ *	  transaction:  write the ends of flights (record.c)
+ *					claim rows for the places that are free (lane.c, claim.c)
+ *					and make a call of each
+ *	  no transaction:  move all calls forward and wait (call.c), until some
+ *					have ended, there is news, or something is due
+ *
+ * The calls are made inside the transaction, where their server can be looked
+ * up and text converted, but nothing is sent before it has committed: a flow
+ * on the wire is always one that feishu.claim names.
+ *
+ * There is one dispatcher in a database; a session lock proves it.
+ *
+ * What it hears of: news by its latch (outbox.c tells after a commit), the end
+ * of a pause or of a lane's delay by its own clock, and COMMIT PREPARED by a
+ * slow poll.  An error ends the process; the launcher starts another, which
+ * takes over the claimed rows.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/dispatcher.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_extension.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "dispatch.h"
+#include "guc.h"
+#include "http.h"
+#include "launcher.h"
+#include "limiter.h"
+#include "sqlrun.h"
+#include "wakeup.h"
+
+PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
+
+/*
+ * Ends are written when there are so many, or the first has waited so long, or
+ * nothing else is under way.  Rows are claimed when there is room for so many
+ * (or for as many as are under way), or the last claim was so long ago.
+ */
+#define BATCH_ROWS			128
+#define BATCH_DELAY_MS		10
+
+/* After so many rows found new at once, all lanes are looked for, but not more
+ * often than this. */
+#define DISCOVER_DELAY_MS	1000
+
+static Dispatch dispatch;
+
+/* Where the last commit ends that did not wait for the disk. */
+static XLogRecPtr unflushed = InvalidXLogRecPtr;
+
+
+/* ---------- Transactions ---------- */
+
+static void
+begin_work(void)
+{
+	Oid			extension;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+
+	/*
+	 * Dropped?  Then there is nothing to do, and nothing to complain of.  DROP
+	 * EXTENSION locks the extension before it locks the tables: so do we, or
+	 * we would wait for each other.
+	 */
+	extension = launcher_find_extension();
+	if (!OidIsValid(extension))
+		proc_exit(0);
+	LockDatabaseObject(ExtensionRelationId, extension, 0, AccessShareLock);
+	if (launcher_find_extension() != extension)
+		proc_exit(0);
+	sql_begin_as_owner();
+}
+
+/*
+ * Ends are recorded durably: the commit waits for the disk.  A claim alone does
+ * not, for its requests are to go out at once; flush_claims sees to it when they
+ * are under way.  But a claim of a key that is not ours waits: should it be lost
+ * in a crash, nothing else tells that the platform's refusal of a used key may
+ * be due to us.
+ */
+static void
+end_work(bool durable)
+{
+	sql_end_as_owner();
+	PopActiveSnapshot();
+	if (!durable)
+		(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	CommitTransactionCommand();
+	if (!durable)
+		unflushed = XactLastCommitEnd;
+	pgstat_report_stat(false);
+	MemoryContextReset(dispatch.scratch);
+	MemoryContextSwitchTo(dispatch.scratch);
+}
+
+/* Write claims to disk whose requests have been sent. */
+static void
+flush_claims(uint32 wait_event)
+{
+	if (unflushed == InvalidXLogRecPtr)
+		return;
+	flow_calls_turn(GetCurrentTimestamp(), wait_event);
+	XLogFlush(unflushed);
+	unflushed = InvalidXLogRecPtr;
+}
+
+/* Prove that we are the only dispatcher of this database, for our lifetime. */
+static bool
+lock_database(void)
+{
+	LOCKTAG		tag;
+
+	/* SQL's advisory locks have 1 or 2 as the last field: nobody can take it */
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0x66656973, 0x68752e66, 3);
+	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+
+/* ---------- The loop ---------- */
+
+/* What there is to do at the next transaction. */
+typedef struct Work
+{
+	bool		control;		/* pauses or servers may have changed */
+	bool		discover_all;
+	TimestampTz discover_at;	/* ... then; DT_NOEND: not */
+	int64		min_id;			/* rows from here on may be new */
+	TimestampTz poll_at;		/* the slow poll */
+	bool		purge_more;
+	TimestampTz claimed_at;		/* when rows were claimed last */
+} Work;
+
+/* Take news from shared memory into our own. */
+static void
+take_news(Work *work)
+{
+	DispatchNews news;
+
+	if (!launcher_take_news(&news))
+		proc_exit(0);
+	work->min_id = Min(work->min_id, news.min_id);
+	work->control |= news.control;
+}
+
+/*
+ * When to claim rows of a lane: in batches when much is under way; DT_NOEND if
+ * something has to happen first.
+ */
+static TimestampTz
+lane_claim_at(const Work *work, const Lane *lane)
+{
+	TimestampTz at = lane->more || lane->ready.num > 0 ? 0 : lane->next_due;
+	int			room = lane_room(&dispatch, lane);
+
+	if (lane->paused || room == 0)
+		return DT_NOEND;
+	at = Max(at, lane->hold_until);
+	if (room < Min(BATCH_ROWS, lane->in_flight))
+		at = Max(at, TimestampTzPlusMilliseconds(work->claimed_at, BATCH_DELAY_MS));
+	return at;
+}
+
+/* Is a transaction worth while now? */
+static bool
+has_work(const Work *work, TimestampTz now)
+{
+	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
+		work->poll_at <= now || work->discover_at <= now)
+		return true;
+	if (dispatch.num_ended >= BATCH_ROWS ||
+		(dispatch.num_ended > 0 &&
+		 (dispatch.num_flights == 0 ||
+		  now >= TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS))))
+		return true;
+	for (int i = 0; i < dispatch.num_lanes; i++)
+	{
+		if (lane_claim_at(work, dispatch.lanes[i]) <= now)
+			return true;
+	}
+	return false;
+}
+
+/* When has_work may become true without anything happening. */
+static TimestampTz
+next_work(const Work *work)
+{
+	TimestampTz at = Min(work->poll_at, work->discover_at);
+
+	if (dispatch.num_ended > 0)
+		at = Min(at, TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS));
+	for (int i = 0; i < dispatch.num_lanes; i++)
+		at = Min(at, lane_claim_at(work, dispatch.lanes[i]));
+	return at;
+}
+
+/* Once a minute: what nobody tells of, what is too old. */
+static void
+slow_poll(Work *work, TimestampTz now)
+{
+	work->discover_all = true;	/* COMMIT PREPARED */
+	work->control = true;
+	record_expire_held(&dispatch);
+	work->purge_more = record_purge();
+	work->poll_at = TimestampTzPlusMilliseconds(now, work->purge_more ? 100 :
+												feishu_guc_poll_interval);
+}
+
+/* Pauses, servers or mappings may have changed: look at all lanes again. */
+static void
+reopen_lanes(void)
+{
+	claim_read_pauses(&dispatch);
+	for (int i = 0; i < dispatch.num_lanes; i++)
+	{
+		/* the limiter, or the lookup, will say if it is still so */
+		if (dispatch.lanes[i]->hold_until != 0)
+			dispatch.lanes[i]->hold_until = GetCurrentTimestamp();
+	}
+}
+
+/* One transaction. */
+static void
+do_work(Work *work, TimestampTz now)
+{
+	int			num_ended = dispatch.num_ended;
+	int			before = dispatch.num_flights;
+
+	begin_work();
+	if (work->poll_at <= now)
+		slow_poll(work, now);
+	if (num_ended > 0)
+		record_ended(&dispatch);
+	if (work->discover_all || work->discover_at <= now)
+	{
+		claim_discover_all(&dispatch);
+		work->discover_all = false;
+		work->discover_at = DT_NOEND;
+		work->control = true;	/* new lanes may be paused */
+	}
+	if (work->min_id != PG_INT64_MAX)
+	{
+		int			num_lanes = dispatch.num_lanes;
+
+		if (claim_discover_from(&dispatch, work->min_id))
+			work->discover_at = Min(work->discover_at,
+									TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
+		work->min_id = PG_INT64_MAX;
+		work->control |= dispatch.num_lanes > num_lanes;
+	}
+	if (work->control)
+		reopen_lanes();
+	work->control = false;
+
+	/* the ended ones are recorded: their room is free, their ids are not in
+	 * flight any more */
+	lane_forget_ended(&dispatch);
+	work->claimed_at = GetCurrentTimestamp();
+	lane_claim_all(&dispatch, work->claimed_at);
+	record_holds(&dispatch);
+	if (num_ended > 0 || dispatch.num_flights != before || dispatch.num_ended > 0)
+		claim_write_ids(&dispatch);
+	end_work(num_ended > 0 || dispatch.claim_durably);
+	dispatch.claim_durably = false;
+	if (num_ended > 0)
+		wakeup_broadcast();
+}
+
+/*
+ * After a turn: lanes that wait for a place among their app's calls ask again,
+ * since the end of another call, here or in another process, wakes us; all
+ * that are held do when an app's pause was ended, by a call that went well or by
+ * resume_server.
+ */
+static void
+ask_again(void)
+{
+	bool		pause_ended;
+
+	if (!limiter_is_waiting())
+		return;
+	pause_ended = limiter_pause_ended();
+	for (int i = 0; i < dispatch.num_lanes; i++)
+	{
+		Lane	   *lane = dispatch.lanes[i];
+
+		if (lane->place.waiting && (pause_ended || TIMESTAMP_IS_NOEND(lane->hold_until)))
+			lane->hold_until = GetCurrentTimestamp();
+	}
+}
+
+/* Told to end: record what has ended, so that no answer is lost. */
+static void
+finish_and_exit(void)
+{
+	HOLD_INTERRUPTS();
+	lane_take_ended(&dispatch);
+	if (dispatch.num_ended > 0)
+	{
+		begin_work();
+		record_ended(&dispatch);
+		lane_forget_ended(&dispatch);
+		claim_write_ids(&dispatch);
+		end_work(true);
+	}
+	proc_exit(0);
+}
+
+/* What pg_stat_activity shows. */
+static void
+report_activity(void)
+{
+	static int	shown = -1;
+	char		text[64];
+
+	if (dispatch.num_flights == shown)
+		return;
+	/* not at each flow */
+	if (shown > 0 && dispatch.num_flights > 0 &&
+		abs(dispatch.num_flights - shown) < feishu_guc_max_in_flight / 16)
+		return;
+	shown = dispatch.num_flights;
+	if (shown == 0)
+		pgstat_report_activity(STATE_IDLE, "idle");
+	else
+	{
+		snprintf(text, sizeof(text), "sending %d flows", shown);
+		pgstat_report_activity(STATE_RUNNING, text);
+	}
+}
+
+void
+feishu_dispatcher_main(Datum main_arg)
+{
+	Work		work = {.min_id = PG_INT64_MAX, .discover_at = DT_NOEND};
+	uint32		wait_event;
+	Oid			database;
+
+	database = launcher_attach_dispatcher(DatumGetInt32(main_arg));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+	pgstat_report_activity(STATE_IDLE, "idle");
+
+	/* nothing in our SQL is anybody else's */
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	/* a plan made while the table was small must do when it is large */
+	SetConfigOption("enable_seqscan", "off", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("enable_hashjoin", "off", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("enable_mergejoin", "off", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("jit", "off", PGC_USERSET, PGC_S_OVERRIDE);
+	/* somebody's default must not make us read-only or wait for ever */
+	SetConfigOption("default_transaction_read_only", "off", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+
+	dispatch.context = AllocSetContextCreate(TopMemoryContext, "feishu_flow dispatcher",
+											 ALLOCSET_DEFAULT_SIZES);
+	dispatch.scratch = AllocSetContextCreate(TopMemoryContext, "feishu_flow dispatcher turn",
+											 ALLOCSET_DEFAULT_SIZES);
+	dlist_init(&dispatch.flights);
+	dlist_init(&dispatch.ended);
+	MemoryContextSwitchTo(dispatch.scratch);
+
+	if (!lock_database())
+		ereport(FATAL,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("another feishu_flow dispatcher works in this database")));
+
+	begin_work();
+	claim_recover(&dispatch);
+	end_work(true);
+	work.discover_all = true;
+	work.control = true;
+	work.poll_at = GetCurrentTimestamp();
+
+	http_loop_set_host_connections(http_loop_get(), feishu_guc_max_in_flight);
+	/* calls are made inside the transaction that claims their rows */
+	http_loop_defer(http_loop_get());
+	wait_event = feishu_wait_event_new("FeishuFlowDispatch");
+
+	for (;;)
+	{
+		TimestampTz now;
+
+		/* a shutdown is nothing to log as FATAL */
+		if (ProcDiePending)
+			finish_and_exit();
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			http_loop_set_host_connections(http_loop_get(), feishu_guc_max_in_flight);
+			work.poll_at = Min(work.poll_at,
+							   TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														   feishu_guc_poll_interval));
+		}
+		take_news(&work);
+		lane_take_ended(&dispatch);
+		now = GetCurrentTimestamp();
+		if (has_work(&work, now))
+		{
+			do_work(&work, now);
+			flush_claims(wait_event);
+			report_activity();
+			continue;
+		}
+		flow_calls_turn(next_work(&work), wait_event);
+		ask_again();
+		MemoryContextReset(dispatch.scratch);
+	}
+}
