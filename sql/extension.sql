@@ -1,12 +1,13 @@
 -- The extension itself: its objects, what everybody may do with them, its settings.
 CREATE EXTENSION feishu_flow;
 
--- Every object has a comment.
+-- Every object has a comment (but the row types of tables and views, which some versions count as objects).
 SELECT pg_describe_object(classid, objid, objsubid) AS object,
        obj_description(objid, classid::regclass::text) AS comment
 FROM pg_depend
 WHERE deptype = 'e' AND refclassid = 'pg_extension'::regclass
   AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'feishu_flow')
+  AND classid <> 'pg_type'::regclass
 ORDER BY pg_describe_object(classid, objid, objsubid) COLLATE "C";
 
 -- What PUBLIC may do. To call the platform takes more: USAGE on a server, and a user mapping.
@@ -56,7 +57,7 @@ SELECT name, short_desc, extra_desc
 FROM pg_settings
 WHERE name ~ '^feishu_flow\.'
   AND (short_desc !~ '^[A-Z].*\.$' OR extra_desc !~ '^[A-Z].*\.$'
-       OR vartype IN ('integer', 'real') AND unit IS NULL AND name !~ '\.max_');
+       OR vartype IN ('integer', 'real') AND unit IS NULL AND name !~ '\.(max|track)_');
 
 SET feishu_flow.timeout = '1min';
 SHOW feishu_flow.timeout;

@@ -1,0 +1,395 @@
+
+# Faults of the platform, of the connection, of credentials and of single flows:
+# what is retried, what is not, and what the platform gets to see of it.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main');
+$node->safe_psql('postgres', 'CREATE EXTENSION feishu_flow');
+my $session = FeishuFlow::Session->new($node);
+my ($id, $second, $key, @seen);
+my $apps = 0;
+
+# A server with an app of its own, so that no pause outlives its test; counts
+# begin anew.
+sub new_server
+{
+	my (%options) = @_;
+	$apps++;
+	$mock->well;
+	$mock->reset;
+	$mock->config(apps => { "cli_$apps" => "secret-$apps" });
+	create_server($node, "s$apps", { base_url => $mock->url, %options },
+		{ app_id => "cli_$apps", app_secret => "secret-$apps" });
+	return "s$apps";
+}
+
+# One flow on a new server, which meets a fault; returns its id when it has ended.
+sub with_fault
+{
+	my ($rule, %arguments) = @_;
+	my $server = new_server(%{ delete $arguments{options} // {} });
+	my ($fault, %how) = %$rule{fault} ? ($rule->{fault}, %$rule) : ($rule);
+	delete $how{fault};
+	$mock->rules([ { kind => 'execute' }, $fault, %how ]);
+	my $flow = enqueue($session, server => $server, params => '{"n": 1}', %arguments);
+	until_ended($session);
+	return $flow;
+}
+
+sub status_of
+{
+	my ($server, $columns) = @_;
+	return $session->value("SELECT $columns FROM feishu.dispatch_status WHERE server = '$server'");
+}
+
+sub keys_seen
+{
+	my %keys = map { $_->{key} => 1 } arrivals($mock);
+	return scalar keys %keys;
+}
+
+# ---- retried, with the same key ----
+
+foreach my $case (
+	[ 'HTTP 500', { type => 'status', status => 500 } ],
+	[ 'HTTP 502 in HTML', { type => 'status', status => 502 } ],
+	[ 'code 1500', { type => 'code', code => 1500 } ],
+	[ 'a reset on arrival', { type => 'reset_before' } ],
+	[ 'garbage', { type => 'garbage' } ],
+	[ 'no answer in time', { type => 'hang' }, { timeout => '150ms' } ])
+{
+	my ($name, $fault, $options) = @$case;
+	$id = with_fault({ fault => $fault, times => 2 }, options => $options);
+	is(look($session, $id, 'state, attempts, sqlstate IS NULL, error IS NULL'), 'succeeded|3|t|t',
+		"$name, twice: the third attempt succeeds");
+	is($mock->executes . ' ' . keys_seen(), '3 1', '... three requests, one key');
+	started_once($mock, 1, '... and one flow');
+}
+
+$id = with_fault({ type => 'status', status => 503 }, max_attempts => \3);
+is(look($session, $id, 'state, attempts, sqlstate'), 'failed|3|LK500', 'after max_attempts a flow fails');
+like(look($session, $id, 'error'), qr/503.*given up after 3 attempts/, '... with the reason');
+is($mock->executes, 3, '... after so many requests');
+started_once($mock, 0, '... and was never started');
+fails_with($session, "SELECT feishu.wait_flow($id)", 'LK500', '... which wait_flow tells');
+$mock->well;
+is($session->value("SELECT feishu.retry_flow($id)"), 't', '... and it can be retried');
+succeeds($session, "SELECT feishu.wait_flow($id)", '... when all is well');
+is($mock->executes . ' ' . keys_seen(), '4 1', '... with the same key');
+
+$id = with_fault({ type => 'reset_before' }, expires_at => \"clock_timestamp() + interval '400 ms'");
+is(look($session, $id, 'state'), 'failed', 'a flow that expires while it is retried fails');
+like(look($session, $id, 'error'), qr/expire/, '... with the reason');
+is(look($session, $id, "finished_at < expires_at + interval '5 s'"), 't', '... then');
+started_once($mock, 0, '... and was never started');
+
+$mock->well;
+$id = enqueue($session, server => new_server(), params => '{"n": 1}');
+$session->value("SELECT feishu.wait_flow($id)");
+$mock->rules([ { kind => 'token' }, { type => 'status', status => 500 }, times => 2 ]);
+$mock->revoke;
+$id = enqueue($session, server => "s$apps", params => '{"n": 2}');
+succeeds($session, "SELECT feishu.wait_flow($id)", 'a token that cannot be had is waited for');
+started_once($mock, 2, '... and the flow starts once');
+
+# ---- no answer, and the key is used: unconfirmed ----
+
+foreach my $case (
+	[ 'a reset after it was accepted', { type => 'reset_after' }, {} ],
+	[ 'half of an answer', { type => 'half_answer' }, {} ],
+	[ 'an answer that cannot be read', { type => 'truncated_json' }, {} ],
+	[ 'no end of the headers', { type => 'headers_hang' }, { timeout => '150ms' } ])
+{
+	my ($name, $fault, $options) = @$case;
+	foreach my $own (undef, 'mine')
+	{
+		my $whose = $own ? 'own' : 'made';
+		$id = with_fault({ fault => $fault, times => 1 }, options => $options, defined $own ? (idempotent_key => $own) : ());
+		is(look($session, $id, 'state, attempts, sqlstate'), 'unconfirmed|2|LK409',
+			"$name, then the key ($whose) is used: unconfirmed");
+		is($mock->executes . ' ' . keys_seen(), '2 1', '... after two requests with one key');
+		started_once($mock, 1, '... and one flow');
+	}
+}
+fails_with($session, "SELECT feishu.wait_flow($id)", 'LK409', 'wait_flow tells', message => qr/unconfirmed/);
+is($session->value("SELECT feishu.retry_flow($id, true)"), 't', 'with a new key it can be started again, on demand');
+succeeds($session, "SELECT feishu.wait_flow($id)", '... which it is');
+is(summary($mock)->{started}, 2, '... so a second time');
+
+new_server();
+$second = enqueue($session, server => "s$apps", params => '{"n": 1}', idempotent_key => 'theirs');
+$session->value("SELECT feishu.wait_flow($second)");
+$id = enqueue($session, server => "s$apps", params => '{"n": 2}', idempotent_key => 'theirs');
+until_ended($session);
+is(look($session, $id, 'state, attempts, sqlstate'), 'failed|1|LK409', 'a key that another flow has used: failed');
+started_once($mock, 1, '... and not started');
+
+# ---- refused ----
+
+new_server();
+$mock->rules([ { kind => 'execute' }, { type => 'code', code => 2320001, msg => 'not so' }, every => 10 ]);
+enqueue_many($session, 1, 100, server => "s$apps");
+until_ended($session);
+is(ends($session, "server = 's$apps'"), 'failed 10, succeeded 90', 'every tenth is refused: it fails, the others succeed');
+is($session->value("SELECT DISTINCT sqlstate, attempts, code, error LIKE '%not so%' FROM feishu.flows WHERE server = 's$apps' AND state = 'failed'"),
+	'LK400|1|2320001|t', '... with the reason, and no second attempt');
+is($mock->executes, 100, '... so 100 requests were made');
+started_once($mock, 90, '... and 90 flows started');
+foreach my $case (
+	[ 'LK404', { type => 'inner', code => 'k_wf_ec_200036' } ],
+	[ 'LK400', { type => 'inner', code => 'k_wf_ec_2001001' } ])
+{
+	$id = with_fault($case->[1]);
+	is(look($session, $id, 'state, attempts, sqlstate'), "failed|1|$case->[0]", "$case->[1]{code} is final");
+}
+
+# ---- the rate ----
+
+$id = with_fault({ fault => { type => 'code', code => 99991400, reset => 1 }, times => 2 });
+is(look($session, $id, 'state, attempts'), 'succeeded|1', '429 twice does not count as an attempt');
+@seen = arrivals($mock);
+is(scalar(@seen), 3, '... three requests');
+cmp_ok($seen[$_]{time} - $seen[ $_ - 1 ]{time}, '>=', 0.95, '... not before the time it says') foreach 1, 2;
+
+new_server();
+$mock->fault(type => 'code', code => 99991400, reset => 60);
+$id = enqueue($session, server => "s$apps", params => '{"n": 1}');
+until_true($session, 'the app is held back', "SELECT paused FROM feishu.dispatch_status WHERE server = 's$apps'");
+like(status_of("s$apps", "pause_reason || ' ' || (resume_at - now())"), qr/rate.* 00:00:(?:5|60)/, 'dispatch_status says why and until when');
+is(look($session, $id, 'state, attempts'), 'queued|0', '... the flow is queued as before');
+$mock->well;
+$session->value("SELECT feishu.resume_server('s$apps')");
+succeeds($session, "SELECT feishu.wait_flow($id)", '... until somebody resumes the server');
+
+new_server();
+$mock->config(rate => '40/1');
+enqueue_many($session, 1, 120, server => "s$apps");
+until_ended($session);
+$mock->config(rate => undef);
+is($session->value("SELECT string_agg(DISTINCT state || attempts, ' ') FROM feishu.flows WHERE server = 's$apps'"),
+	'succeeded1', '120 flows to a platform that takes 40 a second succeed at the first attempt');
+started_once($mock, 120, '... and start once');
+my $refused = grep { $_->{status} != 200 } arrivals($mock);
+note("$refused requests were refused for the rate");
+
+new_server(max_rate => '50');
+enqueue_many($session, 1, 100, server => "s$apps");
+until_ended($session);
+@seen = arrivals($mock);
+cmp_ok($seen[-1]{time} - $seen[0]{time}, '>=', 0.9, 'max_rate is kept');
+started_once($mock, 100, '... with all sent once');
+new_server(max_concurrency => 3);
+$mock->rules([ { kind => 'execute' }, { type => 'latency', ms => 10 } ]);
+enqueue_many($session, 1, 60, server => "s$apps");
+until_ended($session);
+is($mock->stats->{max_concurrent_executes}, 3, 'max_concurrency is kept, and used');
+started_once($mock, 60, '... with all sent once');
+
+# ---- a quota ----
+
+new_server();
+$mock->fault(type => 'code', code => 99991403);
+$id = enqueue_many($session, 1, 300, server => "s$apps");
+until_true($session, 'the app is paused', "SELECT paused AND sending = 0 FROM feishu.dispatch_status WHERE server = 's$apps'");
+like(status_of("s$apps", 'pause_reason'), qr/quota/, 'a quota that is used up pauses the app');
+is($session->value("SELECT string_agg(DISTINCT state || attempts, ' ') FROM feishu.flows WHERE server = 's$apps'"),
+	'queued0', '... the flows wait');
+cmp_ok($mock->executes, '<=', 256, '... and no more were tried than were under way');
+$mock->well;
+$session->value("SELECT feishu.resume_server('s$apps')");
+until_ended($session);
+started_once($mock, 300, '... until somebody resumes the server');
+
+# ---- the platform is down ----
+
+foreach my $down (
+	[ 'resets connections', { type => 'reset_before' } ],
+	[ 'answers 502', { type => 'status', status => 502 } ])
+{
+	my $server = new_server();
+	$mock->fault(%{ $down->[1] });
+	enqueue_many($session, 1, 3000, server => $server);
+	until_true($session, 'the breaker is open', "SELECT paused AND sending <= 1 FROM feishu.dispatch_status WHERE server = '$server'");
+	like(status_of($server, 'pause_reason'), qr/does not answer/, "a platform that $down->[0] opens the breaker");
+	ok(status_of($server, 'resume_at') ne '', '... which says when it tries again');
+	cmp_ok($mock->executes, '<=', 256 + 20, '... no more was tried than was under way');
+	$mock->mark;
+	$mock->wait_for(5, kind => 'execute');
+	my @probes = arrivals($mock);
+	my @gaps = map { $probes[$_]{time} - $probes[ $_ - 1 ]{time} } 1 .. $#probes;
+	cmp_ok($probes[4]{time} - $probes[0]{time}, '>', 0.1, '... single probes follow, with pauses')
+	  or diag("@gaps");
+	cmp_ok(status_of($server, 'sending'), '<=', 1, '... one at a time');
+	is($session->value("SELECT max(attempts) < 12 FROM feishu.flows WHERE server = '$server'"), 't', '... which burn few attempts');
+	$mock->well;
+	until_ended($session);
+	is(ends($session, "server = '$server'"), 'succeeded 3000', 'when it works again, all are sent');
+	started_once($mock, 3000, '... once');
+	is(status_of($server, 'paused') || 'gone', 'gone', '... and nothing is held back');
+}
+
+my $port = closed_port();
+new_server(base_url => "http://127.0.0.1:$port");
+enqueue_many($session, 1, 500, server => "s$apps");
+until_true($session, 'the breaker is open', "SELECT paused FROM feishu.dispatch_status WHERE server = 's$apps'");
+pass('a platform that is not there opens the breaker');
+alter_server($session, "s$apps", 'SET', base_url => $mock->url);
+until_ended($session);
+started_once($mock, 500, 'a corrected base_url takes effect at once');
+
+# ---- credentials ----
+
+new_server();
+$session->value("ALTER USER MAPPING FOR PUBLIC SERVER s$apps OPTIONS (SET app_secret 'wrong')");
+enqueue_many($session, 1, 300, server => "s$apps");
+until_true($session, 'the app is paused', "SELECT paused AND sending = 0 FROM feishu.dispatch_status WHERE server = 's$apps'");
+like(status_of("s$apps", 'pause_reason'), qr/credentials/, 'a wrong secret pauses the app, and dispatch_status says so');
+unlike($session->value('SELECT dispatch_status FROM feishu.dispatch_status'), qr/wrong/, '... but not the secret');
+is($session->value("SELECT string_agg(DISTINCT state || attempts, ' ') FROM feishu.flows WHERE server = 's$apps'"),
+	'queued0', '... nothing has failed for it');
+cmp_ok($mock->token_requests, '<=', 3, '... few tokens were asked for');
+is($mock->executes, 0, '... and no flow was sent');
+$session->value("ALTER USER MAPPING FOR PUBLIC SERVER s$apps OPTIONS (SET app_secret 'secret-$apps')");
+until_ended($session);
+started_once($mock, 300, 'a corrected user mapping resumes it');
+is(status_of("s$apps", 'paused') || 'gone', 'gone', '... and the pause is over');
+
+new_server();
+enqueue_many($session, 1, 50, server => "s$apps");
+until_ended($session);
+$mock->config(apps => { "cli_$apps" => 'rotated' });
+$mock->revoke;
+enqueue_many($session, 51, 100, server => "s$apps");
+until_true($session, 'the app is paused', "SELECT paused AND sending = 0 FROM feishu.dispatch_status WHERE server = 's$apps'");
+$session->value("ALTER USER MAPPING FOR PUBLIC SERVER s$apps OPTIONS (SET app_secret 'rotated')");
+until_ended($session);
+is(ends($session, "server = 's$apps'"), 'succeeded 100', 'a secret is rotated: the flows wait for the new one');
+started_once($mock, 100, '... and start once');
+
+# ---- what a flow needs is dropped while it waits ----
+
+new_server();
+$session->value("SELECT feishu.pause_server('s$apps')");
+$id = enqueue($session, server => "s$apps", params => '{"n": 1}');
+$session->value("DROP USER MAPPING FOR PUBLIC SERVER s$apps; SELECT feishu.resume_server('s$apps')");
+until_true($session, 'the flow is held', "SELECT paused FROM feishu.dispatch_status WHERE server = 's$apps'");
+like(status_of("s$apps", 'pause_reason'), qr/user mapping/, 'without a user mapping flows wait, and dispatch_status says so');
+$session->value("CREATE USER MAPPING FOR PUBLIC SERVER s$apps OPTIONS (app_id 'cli_$apps', app_secret 'secret-$apps')");
+succeeds($session, "SELECT feishu.wait_flow($id)", '... until there is one');
+
+new_server();
+$session->value("SELECT feishu.pause_server('s$apps')");
+$id = enqueue($session, server => "s$apps", params => '{"n": 1}');
+$session->value("BEGIN; SELECT feishu.resume_server('s$apps'); DROP SERVER s$apps CASCADE; COMMIT");
+until_true($session, 'the flow is held', "SELECT paused FROM feishu.dispatch_status WHERE server = 's$apps'");
+like(status_of("s$apps", 'pause_reason'), qr/server .* does not exist/, 'without a server flows wait, and dispatch_status says so');
+create_server($node, "s$apps", { base_url => $mock->url }, { app_id => "cli_$apps", app_secret => "secret-$apps" });
+succeeds($session, "SELECT feishu.wait_flow($id)", '... until there is one of that name');
+is(look($session, $id, 'attempts'), '1', '... which counts as no attempt');
+
+new_server();
+$session->value("CREATE ROLE leaver LOGIN; SELECT feishu.pause_server('s$apps')");
+my $leaver = FeishuFlow::Session->new($node, user => 'leaver');
+$id = enqueue($leaver, server => "s$apps", params => '{"n": 1}', expires_at => \"clock_timestamp() + interval '10 min'");
+$leaver->quit;
+$session->value("DROP ROLE leaver; SELECT feishu.resume_server('s$apps')");
+$second = enqueue($session, server => "s$apps", params => '{"n": 2}');
+succeeds($session, "SELECT feishu.wait_flow($second)", 'flows of a dropped role hold up no others');
+until_ended($session);
+is(look($session, $id, 'state, sqlstate, attempts, error'), 'failed|42704|0|the role that queued it was dropped',
+	'... they fail, with the reason');
+is(look($session, $id, 'role'), 'unknown (OID=' . $session->value("SELECT roleid FROM feishu.outbox WHERE id = $id") . ')',
+	'... and a superuser sees them');
+started_once($mock, 1, '... none was sent');
+
+new_server();
+$session->value("CREATE ROLE weak LOGIN; SELECT feishu.pause_server('s$apps')");
+my $weak = FeishuFlow::Session->new($node, user => 'weak');
+$id = enqueue($weak, server => "s$apps", params => '{"n": 1}');
+$session->value("REVOKE USAGE ON FOREIGN SERVER s$apps FROM PUBLIC; SELECT feishu.resume_server('s$apps')");
+until_true($session, 'the flow is held', "SELECT paused FROM feishu.dispatch_status WHERE server = 's$apps'");
+like(status_of("s$apps", 'pause_reason'), qr/permission denied/, 'a role that lost USAGE has its flows wait');
+is($mock->executes, 0, '... nothing is sent with rights that it does not have');
+$session->value("GRANT USAGE ON FOREIGN SERVER s$apps TO weak");
+$session->value("SELECT feishu.resume_server('s$apps')");
+succeeds($session, "SELECT feishu.wait_flow($id)", '... until it has them again');
+
+# ---- large ones ----
+
+new_server(timeout => '60s');
+$id = enqueue($session, server => "s$apps", flow_id => 'large', params => \"jsonb_build_object('n', 1, 'text', repeat('0123456789abcdef', 655360))");
+$second = enqueue($session, server => "s$apps", flow_id => 'long', params => \"jsonb_build_object('n', 2, 'list', (SELECT jsonb_agg(md5(g::text)) FROM generate_series(1, 250000) g))");
+enqueue_many($session, 3, 52, server => "s$apps");
+until_ended($session);
+is(ends($session, "server = 's$apps'"), 'succeeded 52', 'flows whose params are 10 MB succeed');
+started_once($mock, 52, '... and start once');
+# not through a JSON parser in Perl; the log has the body twice, as text and parsed
+my (undef, $sent) = $mock->request('GET', '/_mock/log?kind=execute&flow_id=large');
+is(scalar(() = $sent =~ /0123456789abcdef/g), 2 * 655360, '... and arrive whole');
+(undef, $sent) = $mock->request('GET', '/_mock/log?kind=execute&flow_id=long');
+is(scalar(() = $sent =~ /"[0-9a-f]{32}\\/g), 2 * 250000, '... a long array, too');
+
+# ---- a row that cannot be sent ----
+
+$node->safe_psql('postgres', q{CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0});
+new_server();
+create_server($node, 'feishu', { base_url => $mock->url }, { app_id => "cli_$apps", app_secret => "secret-$apps" }, 'ascii');
+my $ascii = FeishuFlow::Session->new($node, database => 'ascii');
+until_dispatcher($ascii);
+$ascii->value("SELECT feishu.pause_server('feishu')");
+enqueue_many($ascii, 1, 20);
+my $poison = $ascii->ask("SELECT " . enqueue_call(params => \"jsonb_build_object('n', 21, 'text', E'\\xff\\xfe')"));
+enqueue_many($ascii, 22, 40);
+$ascii->value("SELECT feishu.resume_server('feishu')");
+until_ended($ascii);
+if ($poison->{sqlstate} eq '00000')
+{
+	is($ascii->value("SELECT state, sqlstate, attempts FROM feishu.flows WHERE id = $poison->{out}"),
+		'failed|22021|0', 'a row that cannot be converted to UTF-8 fails by itself');
+	isnt($ascii->value("SELECT error FROM feishu.flows WHERE id = $poison->{out}"), '', '... with the reason');
+}
+else
+{
+	like($poison->{sqlstate}, qr/^22/, 'params that cannot be converted to UTF-8 are refused at once');
+}
+is($ascii->value("SELECT count(*) FROM feishu.flows WHERE state = 'succeeded'"), '39', '... the others are sent');
+started_once($mock, 39, '... once');
+my $pid = dispatcher($ascii);
+isnt($pid, '', '... and the dispatcher lives');
+
+# ---- answers that cannot be kept ----
+
+foreach my $type (qw(not_utf8 nul raw_nul lone_surrogate big deep wrong_types))
+{
+	foreach my $where ([ $session, "s$apps" ], [ $ascii, 'feishu' ])
+	{
+		$mock->rules([ { kind => 'execute' }, { type => $type, $type eq 'wrong_types' ? (set => { code => 'x' }) : () }, times => 1 ]);
+		$id = enqueue($where->[0], server => $where->[1], params => "{\"server\": \"$where->[1]\", \"type\": \"$type\"}");
+		until_ended($where->[0]);
+		my $end = look($where->[0], $id, "state || ' ' || coalesce(sqlstate, '')");
+		like($end, qr/^(?:unconfirmed LK409|succeeded )/, "an answer of type $type: $end");
+	}
+}
+is(dispatcher($ascii), $pid, 'no answer ends a dispatcher');
+
+# ---- what the log says ----
+
+my $log = slurp_file($node->logfile);
+my @lines = grep { /LOG:  feishu_flow/ } split /\n/, $log;
+note(scalar(@lines) . ' lines in the log');
+cmp_ok(scalar(@lines), '<', 80, 'the log has a line for a change of state, none for a flow');
+my ($bad) = $log =~ /^(.*(?:PANIC|Segmentation|signal 11|dispatcher.*exit code).*)$/m;
+is($bad, undef, '... and no dispatcher has failed');
+
+done_testing();

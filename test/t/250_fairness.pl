@@ -1,0 +1,140 @@
+
+# One slow or dead server, one huge backlog, one role, one row never holds up
+# the others.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use Test::More;
+use Time::HiRes qw(time);
+
+my $mock = FeishuFlow::Mock->start('--accept-hang');
+my $slow = FeishuFlow::Mock->start;
+my $node = queue_cluster('main', conf => "feishu_flow.max_in_flight = 32\nfeishu_flow.connect_timeout = '10min'\nfeishu_flow.timeout = '10min'\n");
+create_server($node, 'quick', { base_url => $mock->url });
+create_server($node, 'slow', { base_url => $slow->url });
+my $session = FeishuFlow::Session->new($node);
+
+# What hangs or waits elsewhere would do so for ten minutes.
+my $AT_ONCE = 10;
+
+# So many flows of the quick server get through, within seconds.
+sub gets_through
+{
+	my ($name, $n, %arguments) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	begin_anew($mock, $session, 'quick');
+	my $begun = time();
+	enqueue_many($session, 1, $n, server => 'quick', %arguments);
+	until_ended($session, "server = 'quick'");
+	cmp_ok(time() - $begun, '<', $AT_ONCE, $name);
+	started_once($mock, $n, '... each once');
+	return;
+}
+
+sub forget
+{
+	my ($server) = @_;
+	$session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE server = '$server' AND finished_at IS NULL");
+	return;
+}
+
+# ---- a server that hangs ----
+
+$slow->fault(type => 'hang');
+enqueue_many($session, 1, 500, server => 'slow');
+$slow->wait_for(20, kind => 'execute');
+gets_through('a server that hangs with a backlog does not hold up another', 500);
+is(scalar(arrivals($slow)), 24, '... it has three quarters of the room');
+
+create_server($node, 'silent', { base_url => 'https://127.0.0.1:' . $mock->silent_port });
+create_server($node, 'full_queue', { base_url => 'http://127.0.0.1:' . full_port() });
+create_server($node, 'closed', { base_url => 'http://127.0.0.1:' . closed_port() });
+enqueue_many($session, 1, 100, server => $_) foreach qw(silent full_queue closed);
+gets_through('four servers that hang, each in its way, do not, either', 200);
+gets_through('... nor for flows that must wait for each other', 50, ordering_key => 'one');
+
+# those under way are given up, and none is left
+$slow->well;
+$session->value("SELECT feishu.pause_server('$_')") foreach qw(slow silent full_queue closed);
+my $pid = until_dispatcher($session);
+$session->value("SELECT pg_terminate_backend($pid)");
+until_dispatcher($session, $pid);
+until_true($session, 'none is under way', "SELECT coalesce(sum(sending), 0) = 0 FROM feishu.dispatch_status");
+forget($_) foreach qw(slow silent full_queue closed);
+until_ended($session);
+$session->value("SELECT feishu.resume_server('slow'); SELECT feishu.purge_flows(now())");
+
+# ---- a backlog ----
+
+begin_anew($slow, $session, 'slow');
+$slow->rules([ { kind => 'execute' }, { type => 'latency', ms => 50 } ]);
+enqueue_many($session, 1, 20000, server => 'slow');
+gets_through('a backlog of 20000 does not hold up another server', 500);
+cmp_ok($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'slow' AND finished_at IS NULL"), '>', 5000, '... it is still there');
+
+$session->value('CREATE ROLE other LOGIN');
+my $other = FeishuFlow::Session->new($node, user => 'other');
+my $begun = time();
+my $id = enqueue($other, server => 'slow', params => '{"n": 100000}');
+succeeds($other, "SELECT feishu.wait_flow($id)", 'a backlog of one role does not hold up another role');
+cmp_ok(time() - $begun, '<', $AT_ONCE, '... at once');
+cmp_ok($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'slow' AND finished_at IS NULL"), '>', 5000, '... the backlog is still there');
+$session->value("SELECT feishu.pause_server('slow')");
+gets_through('a paused server with a backlog does not hold up another', 200);
+$session->value("SELECT feishu.resume_server('slow')");
+forget('slow');
+until_ended($session);
+
+# ---- flows that may not go yet ----
+
+$session->value("SELECT feishu.purge_flows(now() + interval '1 day')");
+enqueue_many($session, 1, 20000, server => 'quick', run_at => \"now() + interval '1 hour'", flow_id => 'later');
+begin_anew($mock, $session, 'quick');
+$begun = time();
+enqueue_many($session, 1, 200, server => 'quick');
+until_ended($session, "flow_id = 'flow'");
+cmp_ok(time() - $begun, '<', $AT_ONCE, '20000 flows that are due later hold up no others');
+started_once($mock, 200, '... each once');
+$session->value("SELECT feishu.cancel_flow(min(id)) FROM feishu.flows WHERE flow_id = 'later'");
+
+enqueue($session, server => 'quick', ordering_key => 'blocked', run_at => \"now() + interval '1 hour'", flow_id => 'later');
+enqueue_many($session, 1, 20000, server => 'quick', ordering_key => 'blocked', flow_id => 'later');
+begin_anew($mock, $session, 'quick');
+foreach my $round (1 .. 5)
+{
+	$begun = time();
+	enqueue_many($session, 100 * $round, 100 * $round + 99, server => 'quick');
+	until_ended($session, "flow_id = 'flow'");
+	cmp_ok(time() - $begun, '<', $AT_ONCE, "20000 flows that wait for another hold up no others, round $round");
+}
+started_once($mock, 500, '... each once');
+
+# ---- a rate ----
+
+$mock->config(apps => { cli_rate => 'rate-secret' });
+create_server($node, 'rated', { base_url => $mock->url, max_rate => '1/min' }, { app_id => 'cli_rate', app_secret => 'rate-secret' });
+enqueue_many($session, 1, 200, server => 'rated');
+begin_anew($mock, $session, 'quick');
+$begun = time();
+enqueue_many($session, 1000, 1199, server => 'quick');
+until_ended($session, "flow_id = 'flow' AND server = 'quick'");
+cmp_ok(time() - $begun, '<', $AT_ONCE, 'a server with a low max_rate holds up no other');
+cmp_ok($mock->count(kind => 'execute', app_id => 'cli_rate'), '<=', 1, '... its rate is kept');
+
+# ---- databases ----
+
+$node->safe_psql('postgres', 'CREATE DATABASE second');
+create_server($node, 'quick', { base_url => $mock->url }, undef, 'second');
+my $second = FeishuFlow::Session->new($node, database => 'second');
+$begun = time();
+enqueue_many($second, 1, 100, server => 'quick');
+until_ended($second);
+cmp_ok(time() - $begun, '<', $AT_ONCE, 'the queue of one database does not hold up that of another');
+
+done_testing();

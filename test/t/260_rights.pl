@@ -1,0 +1,169 @@
+
+# Who may do what with the queue: a role sees and changes its own flows and
+# those of roles it is a member of, and reaches no server without USAGE.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main');
+create_server($node, 'feishu', { base_url => $mock->url });
+create_server($node, 'private', { base_url => $mock->url });
+my $session = FeishuFlow::Session->new($node);
+$session->value('REVOKE USAGE ON FOREIGN SERVER private FROM PUBLIC;'
+	  . 'CREATE ROLE owner LOGIN; CREATE ROLE stranger LOGIN; CREATE ROLE leader LOGIN; CREATE ROLE monitor LOGIN; CREATE ROLE keeper LOGIN;'
+	  . 'CREATE ROLE aloof LOGIN NOINHERIT; GRANT owner TO leader; GRANT owner TO aloof; GRANT pg_monitor TO monitor;'
+	  . 'GRANT CREATE ON SCHEMA public TO stranger; ALTER SERVER feishu OWNER TO keeper');
+my %as = map { $_ => FeishuFlow::Session->new($node, user => $_) } qw(owner stranger leader monitor keeper aloof);
+my $later = "now() + interval '1 hour'";
+my ($id, $result);
+
+# ---- to see ----
+
+my $done = enqueue($as{owner}, params => '{"n": 1}');
+succeeds($as{owner}, "SELECT feishu.wait_flow($done)", 'a role queues and waits');
+my $queued = enqueue($as{owner}, params => '{"never": true}', run_at => \$later);
+my $failed = enqueue($as{owner}, flow_id => 'refusedFlow');
+until_ended($session, "id = $failed");
+is($session->value("SELECT DISTINCT role FROM feishu.flows"), 'owner', 'a flow is of the role that queued it');
+is($as{$_}->value('SELECT count(*) FROM feishu.flows'), '3', "$_ sees it") foreach qw(owner leader aloof);
+is($as{$_}->value('SELECT count(*) FROM feishu.flows'), '0', "$_ does not") foreach qw(stranger monitor keeper);
+$as{stranger}->value('CREATE FUNCTION spy(jsonb) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS '
+	  . q{$$BEGIN RAISE NOTICE 'seen %', $1; RETURN true; END$$});
+$result = $as{stranger}->ask('SELECT count(*) FROM feishu.flows WHERE spy(params)');
+unlike($result->{err}, qr/seen/, '... not even through a function in the condition');
+$as{stranger}->value('CREATE FUNCTION spy(name) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS '
+	  . q{$$BEGIN RAISE NOTICE 'seen %', $1; RETURN true; END$$});
+$session->value("CREATE ROLE outsider LOGIN; SELECT feishu.pause_server('private')");
+$result = FeishuFlow::Session->new($node, user => 'outsider')->ask("SELECT * FROM feishu.dispatch_status WHERE public.spy(server) AND server = 'private'");
+unlike($result->{err}, qr/seen private/, '... nor servers in dispatch_status');
+$session->value("SELECT feishu.resume_server('private')");
+
+# ---- to change ----
+
+foreach my $who (qw(stranger monitor keeper))
+{
+	fails_with($as{$who}, "SELECT feishu.cancel_flow($queued)", '42704', "$who cannot cancel it");
+	fails_with($as{$who}, "SELECT feishu.retry_flow($failed)", '42704', "$who cannot retry it");
+	fails_with($as{$who}, "SELECT feishu.retry_flow($failed, true)", '42704', "$who cannot retry it with a new key");
+	fails_with($as{$who}, "SELECT feishu.wait_flow($done)", '42704', "$who cannot wait for it");
+	is($as{$who}->value("SELECT feishu.purge_flows('infinity')"), '0', "$who cannot purge it");
+}
+is($session->value("SELECT string_agg(state, ' ' ORDER BY id) FROM feishu.flows"), 'succeeded queued failed', 'all is as it was');
+like($as{leader}->value("SELECT feishu.wait_flow($done)"), qr/execution_id/, 'a member of the role can wait for it');
+is($as{leader}->value("SELECT feishu.cancel_flow($queued)"), 't', '... cancel');
+is($as{leader}->value("SELECT feishu.retry_flow($failed)"), 't', '... retry');
+until_ended($session);
+is(look($session, $failed, 'role, attempts'), 'owner|1', '... and the flow stays what it was');
+is($as{leader}->value("SELECT feishu.purge_flows('infinity')"), '3', '... purge');
+is($as{leader}->value("SET ROLE owner; SELECT feishu.purge_flows('infinity'); RESET ROLE"), "0", '... once');
+
+# a locked row must not tell that it is there, nor hold anybody up
+$queued = enqueue($as{owner}, params => '{"never": true}', run_at => \$later);
+fails_with($as{stranger}, "BEGIN; SELECT feishu.cancel_flow($queued)", '42704', 'a stranger tries to cancel');
+is($as{owner}->value("SELECT feishu.cancel_flow($queued)"), 't', '... which locks nothing');
+$as{stranger}->value('ROLLBACK');
+$queued = enqueue($as{owner}, params => '{"n": 2}', run_at => \"clock_timestamp() + interval '300 ms'");
+$as{stranger}->value('BEGIN');
+$as{stranger}->ask("SAVEPOINT a; SELECT feishu.cancel_flow($queued)");
+succeeds($as{owner}, "SELECT feishu.wait_flow($queued)", '... and keeps no flow from being sent');
+$as{stranger}->value('ROLLBACK');
+
+# ---- the tables ----
+
+my @tables = split /\n/, $session->value("SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'feishu' AND relkind IN ('r', 'S') ORDER BY 1");
+cmp_ok(scalar(@tables), '>=', 4, 'there are tables and sequences: ' . join(', ', @tables));
+foreach my $table (@tables)
+{
+	fails_with($as{owner}, "SELECT * FROM $table", '42501', "$table cannot be read");
+}
+foreach my $table (grep { !/seq/ } @tables)
+{
+	fails_with($as{owner}, "DELETE FROM $table", '42501', "... deleted from");
+	fails_with($as{owner}, "TRUNCATE $table", '42501', "... truncated");
+	fails_with($as{owner}, "BEGIN; LOCK TABLE $table", '42501', "... locked");
+	$as{owner}->value('ROLLBACK');
+	fails_with($as{owner}, "COPY $table TO STDOUT", '42501', "... copied");
+	fails_with($as{stranger}, "CREATE TRIGGER evil AFTER INSERT OR UPDATE ON $table FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+		'42501', '... have a trigger');
+	fails_with($as{stranger}, "CREATE RULE evil AS ON INSERT TO $table DO ALSO SELECT 1", '42501', '... have a rule');
+	fails_with($as{stranger}, "CREATE TABLE public.child () INHERITS ($table)", '42501', '... have children');
+	fails_with($as{stranger}, "CREATE TABLE public.reference (id bigint REFERENCES $table)", '42501', '... be referred to') if $table =~ /outbox/;
+}
+fails_with($as{owner}, "INSERT INTO feishu.outbox (id) VALUES (1)", '42501', 'a flow cannot be forged');
+fails_with($as{owner}, "UPDATE feishu.outbox SET roleid = 10", '42501', '... nor be given to another role');
+fails_with($as{owner}, "$_", '42501', "... nor by the view: $_")
+  foreach "UPDATE feishu.flows SET params = '{}'", 'DELETE FROM feishu.flows', 'INSERT INTO feishu.flows (id) VALUES (1)';
+fails_with($as{owner}, "SELECT setval('feishu.outbox_id_seq', 1)", '42501', 'the ids cannot be set back');
+fails_with($as{stranger}, 'CREATE TABLE feishu.mine ()', '42501', 'nobody makes anything in the schema');
+
+# ---- servers ----
+
+fails_with($as{owner}, 'SELECT ' . enqueue_call(server => 'private'), '42501', 'no USAGE, no enqueue');
+$session->value('GRANT USAGE ON FOREIGN SERVER private TO owner');
+$id = enqueue($as{owner}, server => 'private', params => '{"n": 3}');
+succeeds($as{owner}, "SELECT feishu.wait_flow($id)", '... with USAGE, it is sent');
+is($as{$_->[0]}->value("SELECT count(*) FROM feishu.stat_flows WHERE server = 'private'"), $_->[1], "$_->[0] sees $_->[1] of its statistics")
+  foreach ([ 'owner', 1 ], [ 'stranger', 0 ], [ 'monitor', 1 ]);
+foreach my $function (qw(pause_server resume_server))
+{
+	fails_with($as{owner}, "SELECT feishu.$function('feishu')", '42501', "$function is for the owner of the server");
+	succeeds($as{keeper}, "SELECT feishu.$function('feishu')", '... who may');
+	fails_with($as{keeper}, "SELECT feishu.$function('private')", '42501', '... but not with others');
+}
+$session->value("SELECT feishu.pause_server('private')");
+is($as{$_->[0]}->value("SELECT count(*) FROM feishu.dispatch_status WHERE server = 'private'"), $_->[1], "$_->[0] sees $_->[1] rows of its status")
+  foreach ([ 'owner', 1 ], [ 'stranger', 0 ], [ 'monitor', 1 ]);
+$session->value("SELECT feishu.resume_server('private')");
+
+# ---- whose credentials ----
+
+$mock->config(apps => { cli_mock => 'mock-secret', cli_owner => 'owner-secret' });
+$session->value("CREATE USER MAPPING FOR owner SERVER feishu OPTIONS (app_id 'cli_owner', app_secret 'owner-secret')");
+$mock->mark;
+$id = enqueue($as{owner}, flow_id => 'mine', params => '{"n": 4}');
+succeeds($as{owner}, "SELECT feishu.wait_flow($id)", 'a flow is sent');
+$id = enqueue($as{stranger}, flow_id => 'public', params => '{"n": 5}');
+succeeds($as{stranger}, "SELECT feishu.wait_flow($id)", '... and another');
+is_deeply([ map { "$_->{flow_id} $_->{app_id}" } arrivals($mock) ], [ 'mine cli_owner', 'public cli_mock' ],
+	'each with the credentials of its role');
+$id = $as{leader}->value('SET ROLE owner; SELECT ' . enqueue_call(flow_id => 'set', params => '{"n": 6}') . '; RESET ROLE');
+$session->value("CREATE FUNCTION public.for_owner() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS \$\$ SELECT "
+	  . enqueue_call(flow_id => 'definer', params => '{"n": 7}') . '$$; ALTER FUNCTION public.for_owner() OWNER TO owner');
+$as{stranger}->value('SELECT public.for_owner()');
+until_ended($session);
+is($session->value("SELECT string_agg(flow_id || ' ' || role, ', ' ORDER BY flow_id) FROM feishu.flows WHERE flow_id IN ('set', 'definer')"),
+	'definer owner, set owner', 'the role is current_user: after SET ROLE, in a SECURITY DEFINER function');
+
+# ---- what others define is not called ----
+
+$session->value('GRANT CREATE ON DATABASE postgres TO stranger');
+$as{stranger}->value('CREATE SCHEMA trap; CREATE FUNCTION trap.evil(bigint, bigint) RETURNS boolean LANGUAGE plpgsql AS '
+	  . q{$$BEGIN RAISE EXCEPTION 'trapped as %', current_user; END$$;}
+	  . 'CREATE OPERATOR trap.= (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = trap.evil);'
+	  . 'CREATE FUNCTION trap.unnest(bigint[]) RETURNS SETOF bigint LANGUAGE plpgsql AS '
+	  . q{$$BEGIN RAISE EXCEPTION 'trapped as %', current_user; END$$;}
+	  . 'CREATE FUNCTION trap.now() RETURNS timestamptz LANGUAGE plpgsql AS '
+	  . q{$$BEGIN RAISE EXCEPTION 'trapped as %', current_user; END$$;} . 'GRANT USAGE ON SCHEMA trap TO PUBLIC');
+$session->value('ALTER DATABASE postgres SET search_path = trap, pg_catalog, public');
+my $trapped = FeishuFlow::Session->new($node);
+my $worker = dispatcher($session);
+$session->value("SELECT pg_terminate_backend($worker)");
+until_dispatcher($session, $worker);
+$id = $trapped->value('SELECT ' . enqueue_call(params => '{"n": 8}', run_at => \"pg_catalog.now()"));
+like($trapped->value("SELECT feishu.wait_flow($id)"), qr/execution_id/, 'a search_path with traps does not matter');
+$queued = $trapped->value('SELECT ' . enqueue_call(params => '{"never": true}', run_at => \"pg_catalog.now() + interval '1 hour'"));
+is($trapped->value("SELECT feishu.cancel_flow($queued)"), 't', '... to cancel');
+is($trapped->value("SELECT feishu.retry_flow($queued)"), 't', '... retry');
+succeeds($trapped, "SELECT feishu.wait_flow($queued)", '... wait');
+succeeds($trapped, 'SELECT feishu.purge_flows(pg_catalog.now())', '... purge');
+succeeds($trapped, "SELECT feishu.pause_server('feishu'); SELECT feishu.resume_server('feishu'); SELECT count(*) FROM feishu.flows; SELECT count(*) FROM feishu.dispatch_status", '... pause, resume and look');
+
+done_testing();

@@ -1,0 +1,228 @@
+
+# A flow is part of its transaction: savepoints, two-phase commit, long and late
+# ones, exceptions, isolation levels.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use Test::More;
+use Time::HiRes qw(time);
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main', conf => "max_prepared_transactions = 10\n");
+create_server($node, 'feishu', { base_url => $mock->url });
+my $session = FeishuFlow::Session->new($node);
+my $other = FeishuFlow::Session->new($node);
+
+# What arrived must be these numbers, and no others; a later flow proves that
+# the queue has been looked at.
+my $marker = 1000;
+
+sub arrived
+{
+	my ($name, @numbers) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $id = enqueue($other, params => '{"n": ' . ++$marker . '}');
+	$other->value("SELECT feishu.wait_flow($id)");
+	until_ended($other);
+	is(join(' ', sort { $a <=> $b } numbers($mock)), join(' ', @numbers, $marker), $name);
+	$mock->mark;
+	return;
+}
+
+sub queue { return 'SELECT ' . enqueue_call(params => "{\"n\": $_[0]}") . ';'; }
+
+# ---- commit and rollback ----
+
+$session->value('BEGIN;' . queue(1) . queue(2) . 'COMMIT');
+arrived('what is committed is sent', 1, 2);
+$session->value('BEGIN;' . queue(3) . queue(4) . 'ROLLBACK');
+arrived('what is rolled back is not');
+fails_with($session, 'BEGIN;' . queue(5) . 'SELECT 1/0; COMMIT', '22012', 'an error in the transaction');
+$session->value('ROLLBACK');
+arrived('... nothing is sent');
+$session->ask(queue(6) . 'SELECT 1/0');
+arrived('statements of their own: those before an error are sent', 6);
+fails_with($session, 'SELECT 1 / (' . enqueue_call(params => '{"n": 7}') . ' * 0)', '22012', 'an error in the same statement');
+arrived('... nothing is sent');
+$session->value('BEGIN;' . queue(8) . 'COMMIT AND CHAIN;' . queue(9) . 'ROLLBACK AND CHAIN;' . queue(10) . 'COMMIT');
+arrived('COMMIT AND CHAIN, ROLLBACK AND CHAIN', 8, 10);
+
+# nothing arrives before the commit
+$session->value('BEGIN;' . queue(11));
+my $probe = enqueue($other, params => '{"n": 12}');
+$other->value("SELECT feishu.wait_flow($probe)");
+is(join(' ', numbers($mock)), '12', 'nothing is sent before the commit');
+$session->value('COMMIT');
+arrived('... but after it, though its id is lower', 11, 12);
+
+my $victim = FeishuFlow::Session->new($node);
+$victim->value('BEGIN;' . queue(13));
+$session->value('SELECT pg_terminate_backend(' . $victim->pid . ', 10000)');
+arrived('a session that is terminated has sent nothing');
+
+# ---- savepoints ----
+
+$session->value('BEGIN; SAVEPOINT a;' . queue(20) . 'RELEASE a;' . queue(21) . 'COMMIT');
+arrived('a savepoint that is released', 20, 21);
+$session->value('BEGIN;' . queue(22) . 'SAVEPOINT a;' . queue(23) . 'ROLLBACK TO a;' . queue(24) . 'COMMIT');
+arrived('a savepoint that is rolled back', 22, 24);
+$session->value('BEGIN; SAVEPOINT a;' . queue(25) . 'SAVEPOINT b;' . queue(26) . 'RELEASE b; ROLLBACK TO a;' . queue(27) . 'COMMIT');
+arrived('one in another that is rolled back', 27);
+$session->value('BEGIN; SAVEPOINT a;' . queue(28) . 'SAVEPOINT b;' . queue(29) . 'ROLLBACK TO b; RELEASE a; COMMIT');
+arrived('one rolled back in another that is released', 28);
+$session->value(q{DO $$BEGIN
+	FOR i IN 30..39 LOOP
+		BEGIN
+			PERFORM feishu.enqueue_flow('app', 'flow', '{"_id": 1}', jsonb_build_object('n', i));
+			IF i % 2 = 0 THEN RAISE EXCEPTION 'undo'; END IF;
+		EXCEPTION WHEN raise_exception THEN NULL; END;
+	END LOOP; END$$});
+arrived('exceptions in plpgsql', 31, 33, 35, 37, 39);
+$session->value(q{DO $$BEGIN
+	FOR i IN 40..45 LOOP
+		PERFORM feishu.enqueue_flow('app', 'flow', '{"_id": 1}', jsonb_build_object('n', i));
+		IF i % 3 = 0 THEN ROLLBACK; ELSE COMMIT; END IF;
+	END LOOP; END$$});
+arrived('COMMIT and ROLLBACK in plpgsql', 40, 41, 43, 44);
+
+# ---- two-phase commit ----
+
+# (its commit is found by the slow poll)
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '200ms'");
+$node->restart;
+$_ = FeishuFlow::Session->new($node) foreach $session, $other;
+until_dispatcher($other);
+$mock->mark;
+$session->value('BEGIN;' . queue(50) . "PREPARE TRANSACTION 'one'");
+$session->value('BEGIN;' . queue(51) . "PREPARE TRANSACTION 'two'");
+$session->value('BEGIN;' . queue(52) . "PREPARE TRANSACTION 'three'");
+arrived('what is prepared is not sent');
+$session->value("COMMIT PREPARED 'one'");
+$mock->wait_for(1, kind => 'execute');
+arrived('... but what is committed then', 50);
+$session->value("ROLLBACK PREPARED 'two'");
+arrived('... and not what is rolled back');
+$session->quit;
+$other->quit;
+$node->restart;
+$_ = FeishuFlow::Session->new($node) foreach $session, $other;
+arrived('... nor what stays prepared over a restart');
+$session->value("COMMIT PREPARED 'three'");
+$mock->wait_for(1, kind => 'execute');
+arrived('... and is committed after it', 52);
+my $cancelled = enqueue($session, run_at => \"now() + interval '1 second'", params => '{"n": 53}');
+$session->value("BEGIN; SELECT feishu.cancel_flow($cancelled); PREPARE TRANSACTION 'cancel'");
+$other->value('SELECT pg_sleep_until(run_at) FROM feishu.flows WHERE id = ' . $cancelled);
+my $id = enqueue($other, params => '{"n": 54}');
+$other->value("SELECT feishu.wait_flow($id)");
+is(join(' ', numbers($mock)), '54', 'a flow is not sent while its cancellation is prepared');
+$session->value("ROLLBACK PREPARED 'cancel'");
+$mock->wait_for(2, kind => 'execute');
+arrived('... but when that is rolled back', 53, 54);
+
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
+$node->restart;
+$_ = FeishuFlow::Session->new($node) foreach $session, $other;
+until_dispatcher($other);
+
+# ---- long transactions ----
+
+# The ids of a long transaction are lower than those sent meanwhile.
+$mock->mark;
+$session->value('BEGIN;' . queue(60));
+enqueue_many($other, 100, 599);
+until_ended($other);
+$session->value(queue(61) . 'COMMIT');
+$other->value('SELECT 1');
+until_ended($other);
+is(scalar(grep { $_ == 60 || $_ == 61 } numbers($mock)), 2, 'what a long transaction has queued is sent when it commits');
+is(scalar(numbers($mock)), 502, '... like what was committed meanwhile, once');
+$mock->mark;
+
+# An old snapshot keeps dead rows.
+my $old = FeishuFlow::Session->new($node);
+$old->value('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM feishu.flows');
+for my $round (1 .. 3)
+{
+	enqueue_many($other, 2000 * $round, 2000 * $round + 1999);
+	until_ended($other);
+}
+is($mock->executes, 6000, 'an old snapshot does not matter');
+is($old->value("SELECT count(*) FROM feishu.flows WHERE (params->>'n')::int BETWEEN 2000 AND 7999"), '0', '... to which the flows are not there');
+$old->value('COMMIT');
+$mock->mark;
+
+# No transaction is open while a request is under way.
+$mock->fault(type => 'hold');
+enqueue($other, params => '{"n": 70}');
+$mock->wait_for(1, kind => 'execute');
+wait_until('the dispatcher waits', sub { $other->value("SELECT wait_event IS NOT NULL FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") eq 't' });
+is($other->value("SELECT backend_xmin IS NULL AND backend_xid IS NULL AND xact_start IS NULL FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'"),
+	't', 'no transaction and no snapshot is held while a request is under way');
+is($other->value('SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) '
+		  . "WHERE backend_type = 'feishu_flow dispatcher' AND locktype <> 'advisory'"), '0', '... no lock');
+$mock->well;
+arrived('... and it ends', 70);
+
+# ---- isolation levels and modes ----
+
+foreach my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
+{
+	$session->value("BEGIN ISOLATION LEVEL $level;" . queue(80) . 'COMMIT');
+	arrived("$level", 80);
+}
+fails_with($session, 'BEGIN READ ONLY;' . queue(81), '25006', 'a read-only transaction cannot queue');
+$session->value('ROLLBACK');
+arrived('... and has not');
+$session->value("SET synchronous_commit = off;" . queue(82));
+arrived('synchronous_commit = off', 82);
+$session->value('SET synchronous_commit = on; SET default_transaction_read_only = on');
+$session->value('SET default_transaction_read_only = off');
+
+# somebody's defaults do not stop the dispatcher
+$session->value("ALTER DATABASE postgres SET default_transaction_read_only = on");
+$session->value("BEGIN READ WRITE; ALTER DATABASE postgres SET lock_timeout = '1ms'; ALTER DATABASE postgres SET default_transaction_isolation = 'serializable';"
+	  . "ALTER DATABASE postgres SET statement_timeout = '1ms'; ALTER DATABASE postgres SET idle_session_timeout = '1ms'; COMMIT");
+my $pid = until_dispatcher($session);
+$session->value("SELECT pg_terminate_backend($pid)");
+until_dispatcher($session, $pid);
+$other->value('SET default_transaction_read_only = off');
+arrived('settings of the database do not stop the dispatcher');
+enqueue_many($other, 90, 99);
+arrived('... at all', 90 .. 99);
+$session->value('BEGIN READ WRITE; ALTER DATABASE postgres RESET ALL; COMMIT');
+
+# ---- triggers, cursors, deferred ----
+
+$session->value(q{CREATE TABLE orders (id int);
+	CREATE FUNCTION deferred() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+		PERFORM feishu.enqueue_flow('app', 'flow', '{"_id": 1}', jsonb_build_object('n', NEW.id)); RETURN NULL; END$$;
+	CREATE CONSTRAINT TRIGGER t AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION deferred()});
+$session->value('BEGIN; INSERT INTO orders VALUES (700), (701); COMMIT');
+arrived('a deferred trigger', 700, 701);
+$session->value('BEGIN; INSERT INTO orders VALUES (702); ROLLBACK');
+arrived('... that is rolled back');
+
+# ---- many sessions, half of which roll back ----
+
+$session->value('CREATE TABLE wanted (n bigint); CREATE SEQUENCE number START 10000');
+$mock->reset;
+my $script = "SELECT nextval('number') AS n \\gset\nBEGIN;\nINSERT INTO wanted VALUES (:n);\n"
+  . 'SELECT ' . enqueue_call(params => \q{jsonb_build_object('n', :n::bigint)}) . ";\nSAVEPOINT a;\nSELECT "
+  . enqueue_call(params => \q{jsonb_build_object('n', - :n::bigint)}) . ";\nROLLBACK TO a;\n"
+  . "\\set fate random(1, 2)\n\\if :fate = 1\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n";
+my $bench = pgbench_start($node, $script, '-c', '8', '-j', '2', '-t', '200');
+ok($bench->finish, '8 sessions commit and roll back');
+until_ended($other);
+my $wanted = $other->value('SELECT count(*) FROM wanted');
+started_once($mock, $wanted, "... the $wanted that were committed start once");
+my %started = map { $_ => 1 } started_numbers($mock);
+is(scalar(grep { !$started{$_} } split /\n/, $other->value('SELECT n FROM wanted')), 0, '... and no others');
+
+done_testing();
