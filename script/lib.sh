@@ -188,7 +188,7 @@ sandbox_processes() {
 }
 
 sandbox_has() {
-	{ grep -qxE 'postgres|nginx|python3.*|perl' "/proc/$2/comm" &&
+	{ grep -qxE 'postgres|nginx|arrival|python3.*|perl' "/proc/$2/comm" &&
 		tr '\0' ' ' <"/proc/$2/cmdline" | grep -qF "$1/"; } 2>/dev/null
 }
 
@@ -221,6 +221,12 @@ server_start() {
 		"fsync = off" "log_timezone = UTC" "timezone = UTC" "$@" >>"$WORK/$name/postgresql.conf"
 	as_owner "$PG_BIN/pg_ctl" -s -w -D "$WORK/$name" -l "$WORK/$name.log" start >/dev/null ||
 		{ tail -n 30 "$WORK/$name.log" >&2; die "the server did not start"; }
+}
+
+# server_restart NAME: starts it after it was stopped or killed.
+server_restart() {
+	as_owner "$PG_BIN/pg_ctl" -s -w -D "$WORK/$1" -l "$WORK/$1.log" start >/dev/null ||
+		{ tail -n 30 "$WORK/$1.log" >&2; die "the server did not start again"; }
 }
 
 # psql on the server at this port, the same everywhere; further arguments are psql's.
