@@ -1,0 +1,67 @@
+-- Queue it: a trigger, a rollback, a function.
+
+\set ON_ERROR_STOP on
+
+\echo
+\echo '== The same without waiting: a trigger that queues the flow, in the transaction of the change =='
+
+DROP TRIGGER order_approval ON orders;
+ALTER TABLE orders
+    DROP COLUMN execution_id,
+    ADD COLUMN amount numeric(12, 2),
+    ADD COLUMN status text NOT NULL DEFAULT 'draft';
+
+CREATE TRIGGER order_approval AFTER INSERT OR UPDATE OF status ON orders
+    FOR EACH ROW WHEN (NEW.status = 'submitted')
+    EXECUTE FUNCTION feishu.flow_trigger(
+        'package_7344545d87__c', 'approveOrder_99c656599f',
+        '{"email": "$.new.owner_email"}',
+        '{"order": {"_id": "$.new.id"}, "item": "$.new.item", "amount": "$.new.amount"}',
+        '{"ordering_key": "$.new.id"}');
+
+INSERT INTO orders (item, owner_email, amount, status)
+    VALUES ('chair', 'li@example.com', 129.90, 'submitted');
+
+SELECT feishu.wait_flow(max(id)) #>> '{data,execution_id}' AS execution_id FROM feishu.flows;
+
+SELECT id, state, operator, params, attempts, execution_id FROM feishu.flows \gx
+
+\echo
+\echo '== A transaction that is rolled back sends nothing =='
+
+BEGIN;
+INSERT INTO orders (item, owner_email, status) VALUES ('ghost', 'li@example.com', 'submitted');
+SELECT state, params FROM feishu.flows WHERE params ->> 'item' = 'ghost';
+ROLLBACK;
+
+BEGIN;
+INSERT INTO orders (item, owner_email, status) VALUES ('stool', 'li@example.com', 'submitted');
+SAVEPOINT before_ghost;
+INSERT INTO orders (item, owner_email, status) VALUES ('ghost', 'li@example.com', 'submitted');
+ROLLBACK TO SAVEPOINT before_ghost;
+COMMIT;
+
+SELECT feishu.wait_flow(max(id)) ->> 'msg' AS msg FROM feishu.flows;
+
+SELECT count(*) FILTER (WHERE params ->> 'item' = 'ghost') AS ghosts,
+       count(*) FILTER (WHERE params ->> 'item' = 'stool') AS stools
+FROM feishu.flows;
+
+\echo
+\echo '== From a query: enqueue_flow. The operator is the default of the server =='
+
+ALTER SERVER feishu OPTIONS (ADD operator '{"email": "bot@example.com"}');
+
+SELECT feishu.enqueue_flow('package_7344545d87__c', 'echoParams', params => '{"total": 12.50}') AS id \gset
+
+SELECT feishu.out_params(feishu.wait_flow(:id));
+
+-- what follows waits with this until nothing is queued
+CREATE PROCEDURE wait_for_queue() LANGUAGE plpgsql AS $$
+BEGIN
+    FOR i IN 1 .. 600 LOOP
+        EXIT WHEN NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL);
+        PERFORM pg_sleep(0.05);
+    END LOOP;
+END
+$$;
