@@ -218,11 +218,11 @@ claim_write_ids(Dispatch *dispatch)
 /* ---------- Lanes ---------- */
 
 /*
- * Find every lane that has rows, and have all of them looked at from the
- * beginning.
+ * Find every lane that has rows; from_start: and have all of them looked at from
+ * the beginning, for rows of which nobody told.
  */
 void
-claim_discover_all(Dispatch *dispatch)
+claim_discover_all(Dispatch *dispatch, bool from_start)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE ready AS ("
@@ -247,7 +247,7 @@ claim_discover_all(Dispatch *dispatch)
 		0, InvalidOid);
 	uint64		num;
 
-	for (int i = 0; i < dispatch->num_lanes; i++)
+	for (int i = 0; from_start && i < dispatch->num_lanes; i++)
 	{
 		Lane	   *lane = dispatch->lanes[i];
 

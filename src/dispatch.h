@@ -102,7 +102,7 @@ extern void id_list_add(Dispatch *dispatch, IdList *list, int64 id);
 /* claim.c; all need a transaction and sql_begin_as_owner */
 extern Lane *claim_find_lane(Dispatch *dispatch, const char *server, Oid roleid);
 extern void claim_recover(Dispatch *dispatch);
-extern void claim_discover_all(Dispatch *dispatch);
+extern void claim_discover_all(Dispatch *dispatch, bool from_start);
 extern bool claim_discover_from(Dispatch *dispatch, int64 min_id);
 extern void claim_read_pauses(Dispatch *dispatch);
 extern void claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now);

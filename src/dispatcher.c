@@ -263,7 +263,7 @@ do_work(Work *work, TimestampTz now)
 		record_ended(&dispatch);
 	if (work->discover_all || work->discover_at <= now)
 	{
-		claim_discover_all(&dispatch);
+		claim_discover_all(&dispatch, work->discover_all);
 		work->discover_all = false;
 		work->discover_at = DT_NOEND;
 		work->control = true;	/* new lanes may be paused */

@@ -40,6 +40,9 @@ handle_configure(HttpLoop *loop, CURL *easy)
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	SET(CURLOPT_NOPROXY, "");	/* the server's proxy option alone decides */
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	/* the least there is: a request is some hundred bytes, and a dispatcher has
+	 * hundreds of them under way */
+	SET(CURLOPT_UPLOAD_BUFFERSIZE, 16384L);
 	SET(CURLOPT_OPENSOCKETFUNCTION, http_open_socket);
 	SET(CURLOPT_OPENSOCKETDATA, loop);
 	SET(CURLOPT_CLOSESOCKETFUNCTION, http_close_socket);
