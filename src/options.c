@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
 #include <limits.h>
 #include <math.h>
 
@@ -124,7 +125,8 @@ check_url(const char *url, const char *const *schemes, bool path_allowed)
 		return gettext_noop("must not contain a path");
 	for (; *p != '\0'; p++)
 	{
-		if (!is_path_char(*p))
+		if (!is_path_char(*p) ||
+			(*p == '%' && !(isxdigit((unsigned char) p[1]) && isxdigit((unsigned char) p[2]))))
 			return gettext_noop("contains a character that must be percent-encoded");
 	}
 	return NULL;
@@ -192,9 +194,8 @@ parse_operator(const char *value, FlowServer *server)
 static const char *
 parse_duration(const char *value, int *ms)
 {
-	int			result;
-
 	const char *range_hint = NULL;
+	int			result;
 
 	/* parse_int gives a hint if the value is a number beyond int */
 	if (!parse_int(value, &result, GUC_UNIT_MS, &range_hint))
@@ -246,7 +247,13 @@ parse_max_rate(const char *value, FlowServer *server)
 	if (len == 0)
 		return problem;
 	if (value[len] == '.')
-		len += 1 + strspn(value + len + 1, "0123456789");
+	{
+		size_t		digits = strspn(value + len + 1, "0123456789");
+
+		if (digits == 0)
+			return problem;
+		len += 1 + digits;
+	}
 	requests = strtod(value, &end);
 	if (end != value + len)
 		return problem;

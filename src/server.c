@@ -163,7 +163,10 @@ server_app_key(ForeignServer *foreign_server, Oid userid, AppKey *key)
 	options_store(GetUserMapping(userid, foreign_server->serverid)->options,
 				  UserMappingRelationId, &server);
 	if (server.fixed_token == NULL && (server.app_id == NULL || server.app_secret == NULL))
+	{
+		server_forget_secrets(&server);
 		return false;
+	}
 	complete_server(&server);
 	*key = server.app_key;
 	server_forget_secrets(&server);
