@@ -7,7 +7,7 @@
  * here.  No other file tests PG_VERSION_NUM or LIBCURL_VERSION_NUM.
  *
  * The libcurl part takes effect only in the file that included
- * <curl/curl.h> first, which is http.c alone.
+ * <curl/curl.h> first, which are those of http_internal.h.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *

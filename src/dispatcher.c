@@ -12,14 +12,15 @@
  *					have ended, there is news, or something is due
  *
  * The calls are made inside the transaction, where their server can be looked
- * up and text converted, but nothing is sent before it has committed: a flow
- * on the wire is always one that feishu.claim names.
+ * up and text converted, but nothing is sent before it has committed
+ * (http_loop_defer): a flow on the wire is always one that feishu.claim names,
+ * on disk at the latest when its request has gone out (flush_claims).
  *
  * There is one dispatcher in a database; a session lock proves it.
  *
  * What it hears of: news by its latch (outbox.c tells after a commit), the end
- * of a pause or of a lane's delay by its own clock, and COMMIT PREPARED by a
- * slow poll.  An error ends the process; the launcher starts another, which
+ * of a pause or of a lane's delay by its own clock, and what nobody told of by
+ * a slow poll.  An error ends the process; the launcher starts another, which
  * takes over the claimed rows.
  *
  * Copyright (c) 2026, feishu_flow contributors

@@ -16,7 +16,7 @@
 
 typedef struct SocketWaitSet SocketWaitSet;
 
-/* What socketset_wait found; events are WL_SOCKET_READABLE and _WRITEABLE. */
+/* What waitset_wait found; events are WL_SOCKET_READABLE and _WRITEABLE. */
 typedef struct SocketEvent
 {
 	int			fd;
