@@ -1,0 +1,1 @@
+"""The parts of feishu_mock.py: see its --help."""
