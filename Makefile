@@ -4,6 +4,7 @@ MODULE_big = feishu_flow
 
 OBJS = \
 	src/call.o \
+	src/check.o \
 	src/claim.o \
 	src/codec.o \
 	src/codec_write.o \
@@ -31,6 +32,7 @@ OBJS = \
 	src/pause.o \
 	src/rate.o \
 	src/record.o \
+	src/report.o \
 	src/request.o \
 	src/server.o \
 	src/sqlrun.o \

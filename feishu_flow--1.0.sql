@@ -81,6 +81,23 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
 COMMENT ON FUNCTION feishu.check_server(name) IS
 'Obtains an access token from the platform, past the cache, and says what is wrong; starts no flow.';
 
+-- No default for the namespace: check_server('feishu') has to mean the function above.
+CREATE FUNCTION feishu.check_server(
+    server name,
+    namespace text,
+    OUT token_ok boolean,
+    OUT http_status integer,
+    OUT code bigint,
+    OUT latency interval,
+    OUT message text,
+    OUT hint text)
+RETURNS record
+AS 'MODULE_PATHNAME', 'feishu_check_server'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
+
+COMMENT ON FUNCTION feishu.check_server(name, text) IS
+'The same, and asks the low-code application "namespace" for a flow that does not exist, to see whether the app may call it.';
+
 --
 -- The queue.  Nobody but the owner may touch its tables, TRIGGER included; the
 -- functions and views below show and change what the caller's roles own.

@@ -63,7 +63,7 @@ struct FlowCall
 	void	   *owner;
 	FlowServer *server;
 	FlowLimits	limits;
-	bool		check_only;		/* obtain a token, send nothing */
+	bool		check_only;		/* obtain a token, start no flow */
 	char	   *url;
 	StringInfoData body;
 	CallState	state;
@@ -169,22 +169,27 @@ mask_secrets(FlowCall *call, char *text)
 	mask_secret(text, call->server->app_secret);
 }
 
+/* The same in all that a message shows of an answer. */
+static void
+mask_response(FlowCall *call, FlowResponse *response)
+{
+	if (response->sqlstate == 0)
+		return;
+	mask_secrets(call, response->excerpt);
+	mask_secrets(call, response->message);
+	mask_secrets(call, response->inner_message);
+	mask_secrets(call, response->inner_code);
+	mask_secrets(call, response->helps);
+	mask_secrets(call, response->log_id);
+}
+
 /* The outcome of an answer. */
 static void
 outcome_of_response(FlowCall *call, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
 
-	if (response->sqlstate != 0)
-	{
-		mask_secrets(call, response->excerpt);
-		mask_secrets(call, response->message);
-		mask_secrets(call, response->inner_message);
-		mask_secrets(call, response->inner_code);
-		mask_secrets(call, response->helps);
-		mask_secrets(call, response->log_id);
-	}
-
+	mask_response(call, response);
 	outcome->response = response;
 	outcome->action = response->action;
 	outcome->sqlstate = response->sqlstate;
@@ -286,7 +291,7 @@ call_wait(FlowCall *call, CallState state)
 		call_list(call, &waiting);
 }
 
-/* Send the execute request (or, to check a fixed token's server, a GET). */
+/* Send the execute request (or, to check, a GET). */
 static void
 call_send(FlowCall *call, const char *token)
 {
@@ -340,15 +345,64 @@ call_try_place(FlowCall *call)
 			  call->server->fixed_token : call->lease.token);
 }
 
-/* End a check that went well. */
+/* The platform's clock against ours, as far as an answer shows it. */
+static void
+check_clock(FlowCheck *check, const HttpResult *result)
+{
+	TimestampTz theirs;
+	TimestampTz ours = GetCurrentTimestamp();
+
+	if (result->date[0] == '\0' || !http_read_date(result->date, &theirs))
+		return;
+	check->has_clock = true;
+	check->clock_behind_us = theirs - (ours - ours % USECS_PER_SEC);
+}
+
+/* The token that is checked was had, or came from the user mapping. */
+static void
+call_begin_check(FlowCall *call)
+{
+	call->outcome.action = FLOW_SUCCEEDED;
+	call->outcome.check = palloc0(sizeof(FlowCheck));
+}
+
+/*
+ * A check's request has ended.  What the platform does not answer, or not in its
+ * own words, says nothing of the app: this API may not be there.
+ */
 static void
 call_finish_check(FlowCall *call, const HttpResult *result)
 {
-	call->outcome.action = FLOW_SUCCEEDED;
-	call->outcome.http_status = result->http_status;
-	call->outcome.duration_us = result->duration_us;
-	call_finish(call, call->server->protocol == TOKEN_FIXED ?
-				LIMITER_REPORT_NOTHING : LIMITER_REPORT_TOKEN);
+	FlowCheck  *check = call->outcome.check;
+	bool		is_fixed = call->server->protocol == TOKEN_FIXED;
+	FlowResponse *response = NULL;
+
+	if (result->outcome == HTTP_ANSWERED)
+	{
+		HttpAnswer	answer = http_answer(result);
+
+		response = codec_read_answer(&answer);
+	}
+	if (is_fixed && (response == NULL ||
+					 (response->has_code && response->action == FLOW_REFRESH_TOKEN)))
+	{
+		call->outcome.check = NULL;
+		call_finish_transfer(call, result, false, false, response);
+		return;
+	}
+	if (is_fixed)
+	{
+		call->outcome.http_status = result->http_status;
+		call->outcome.duration_us = result->duration_us;
+		check_clock(check, result);
+	}
+	if (response != NULL && response->has_code)
+	{
+		mask_response(call, response);
+		check->scopes = response;
+		check->scopes_status = result->http_status;
+	}
+	call_finish(call, is_fixed ? LIMITER_REPORT_NOTHING : LIMITER_REPORT_TOKEN);
 }
 
 /*
@@ -374,13 +428,20 @@ call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
 		}
 		call_finish_transfer(call, result, true, false, response);
 	}
-	else if (call->check_only)
-		call_finish_check(call, result);
 	else
 	{
 		call->lease.generation = lease->generation;
 		strcpy(call->lease.token, lease->token);
-		call_try_place(call);
+		if (call->check_only)
+		{
+			call_begin_check(call);
+			call->outcome.http_status = result->http_status;
+			call->outcome.duration_us = result->duration_us;
+			check_clock(call->outcome.check, result);
+			call_send(call, call->lease.token);
+		}
+		else
+			call_try_place(call);
 	}
 	MemoryContextSwitchTo(old_context);
 }
@@ -412,7 +473,7 @@ call_on_end(TransferListener *listener, HttpTransfer *transfer)
 	MemoryContext old_context = MemoryContextSwitchTo(call->context);
 	FlowResponse *response = NULL;
 
-	if (call->check_only && result->outcome == HTTP_ANSWERED)
+	if (call->check_only)
 		call_finish_check(call, result);
 	else
 	{
@@ -553,12 +614,15 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 		codec_write_request(request, &call->body);
 	}
 	else
-		call->url = server->base_url;
+		call->url = codec_scopes_url(server->base_url);
 
 	if (!call->check_only)
 		call_start_steps(call);
 	else if (server->protocol == TOKEN_FIXED)
-		call_send(call, NULL);
+	{
+		call_begin_check(call);
+		call_send(call, server->fixed_token);
+	}
 	else
 	{
 		call->state = CALL_FETCHING;

@@ -20,6 +20,20 @@
 typedef struct FlowCall FlowCall;
 
 /*
+ * What a check that obtained a token learnt besides, as far as it did: the
+ * platform need not know of these things.
+ */
+typedef struct FlowCheck
+{
+	FlowResponse *scopes;		/* the answer that lists what the app may do;
+								 * NULL when there is none of use */
+	int			scopes_status;	/* its HTTP status */
+	bool		has_clock;
+	int64		clock_behind_us;	/* our clock behind that of the platform, in
+									 * whole seconds; negative: ahead */
+} FlowCheck;
+
+/*
  * How a call ended.  Text is in the database encoding; reason, hint and phase
  * are static and untranslated.
  */
@@ -38,12 +52,14 @@ typedef struct FlowOutcome
 	FlowResponse *response;		/* the answer, or NULL */
 	char	   *log_id;			/* or NULL */
 	char	   *error;			/* the transport's words, or NULL */
+	HttpTrouble trouble;		/* why there was no answer */
 	const char *phase;			/* what it was doing, or NULL */
 	char	   *location;		/* where a redirect leads, or NULL */
 	int			timeout_ms;		/* the limit that was reached, with LK504 and
 								 * no answer */
 	const char *url;			/* base_url or token_url */
 	int64		duration_us;	/* of the last transfer */
+	FlowCheck  *check;			/* what a check found besides; or NULL */
 } FlowOutcome;
 
 /* How the time of a call is limited. */
@@ -65,8 +81,9 @@ typedef struct FlowLimits
  * call asks for one itself and waits for it as long as its deadline
  * allows; else it ends with LK429 and held_back.
  *
- * With a NULL request the call only obtains a token, past the cache and the
- * limiter (or, with a fixed token, sees whether the platform can be reached).
+ * With a NULL request the call is a check: it obtains a token, past the cache
+ * and the limiter, and asks what the app may do.  It succeeds when a token was
+ * had (a fixed one: when the platform answers and does not refuse it).
  */
 extern FlowCall *flow_call_start(MemoryContext parent, FlowServer *server,
 								 const FlowRequest *request,

@@ -139,6 +139,13 @@ extern const char *codec_check_key(const char *text);
 extern char *codec_execute_url(const char *base_url, const FlowRequest *request);
 
 /*
+ * base_url + /open-apis/application/v6/scopes: which permissions the tenant
+ * granted to the app whose token asks.  Itself it needs none.  From the
+ * platform's documentation, "Query the tenant's authorization status".
+ */
+extern char *codec_scopes_url(const char *base_url);
+
+/*
  * The body of an execute request, JSON in UTF-8, replaces what is in body,
  * which the caller initialised.  Throws 22021/22P05 when it cannot be
  * converted to UTF-8.

@@ -124,16 +124,32 @@ append_segment(StringInfo buf, const char *argument, const char *text)
 	pfree(utf8);
 }
 
+/* A URL that begins with base_url. */
+static void
+init_url(StringInfo url, const char *base_url)
+{
+	initStringInfo(url);
+	appendStringInfoString(url, codec_to_utf8(base_url));
+	while (url->len > 0 && url->data[url->len - 1] == '/')
+		url->data[--url->len] = '\0';
+}
+
+char *
+codec_scopes_url(const char *base_url)
+{
+	StringInfoData url;
+
+	init_url(&url, base_url);
+	appendStringInfoString(&url, "/open-apis/application/v6/scopes");
+	return url.data;
+}
+
 char *
 codec_execute_url(const char *base_url, const FlowRequest *request)
 {
 	StringInfoData url;
 
-	initStringInfo(&url);
-	appendStringInfoString(&url, codec_to_utf8(base_url));
-	while (url.len > 0 && url.data[url.len - 1] == '/')
-		url.data[--url.len] = '\0';
-
+	init_url(&url, base_url);
 	appendStringInfoString(&url, "/open-apis/apaas/v1/applications/");
 	append_segment(&url, "namespace", request->namespace_name);
 	appendStringInfoString(&url, "/flows/");

@@ -59,7 +59,7 @@ typedef struct StatusRange
 #define REASON_CREDENTIALS \
 	gettext_noop("app_id or app_secret was refused")
 #define HINT_CREDENTIALS \
-	gettext_noop("Correct app_id and app_secret with ALTER USER MAPPING; both are on the app's page \"Credentials & Basic Info\" in the developer console.")
+	gettext_noop("Correct app_id and app_secret with ALTER USER MAPPING; both are on the app's page \"Credentials & Basic Info\" in the developer console. An app of Feishu works with base_url https://open.feishu.cn only, one of Lark with https://open.larksuite.com.")
 #define REASON_RATE_LIMIT \
 	gettext_noop("the rate limit was reached")
 #define HINT_RATE_LIMIT \
@@ -150,6 +150,9 @@ static const OuterCode outer_codes[] = {
 	gettext_noop("Have an administrator of the tenant enable the app, and publish a version of it in the developer console.")}},
 	{99991673, {FLOW_FAIL, ERRCODE_FEISHU_PERMISSION,
 		gettext_noop("the app is not available in this tenant"),
+	gettext_noop("Publish a version of the app in the developer console and have an administrator of the tenant approve it.")}},
+	{212100, {FLOW_FAIL, ERRCODE_FEISHU_PERMISSION,
+		gettext_noop("the app is not installed in this tenant"),
 	gettext_noop("Publish a version of the app in the developer console and have an administrator of the tenant approve it.")}},
 	{99991401, {FLOW_FAIL, ERRCODE_FEISHU_PERMISSION,
 		gettext_noop("the IP address of this database server was refused"),

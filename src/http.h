@@ -20,6 +20,7 @@ typedef struct HttpTransfer HttpTransfer;
 
 #define HTTP_ERROR_SIZE		256 /* libcurl's CURL_ERROR_SIZE */
 #define HTTP_HEADER_SIZE	256 /* longest response header kept */
+#define HTTP_DATE_SIZE		64	/* of a date, as in RFC 9110 */
 
 /* One POST (or, with a NULL body, GET).  All strings are UTF-8. */
 typedef struct HttpRequest
@@ -83,6 +84,7 @@ typedef struct HttpResult
 	char		log_id[HTTP_HEADER_SIZE];	/* X-Tt-Logid, else X-Request-Id */
 	char		location[HTTP_HEADER_SIZE]; /* of a redirect */
 	char		content_type[HTTP_HEADER_SIZE];
+	char		date[HTTP_DATE_SIZE];	/* when the peer says it answered */
 	HttpTrouble trouble;
 	const char *phase;			/* static: what it was doing when it ended,
 								 * e.g. "connecting" */
@@ -136,6 +138,9 @@ extern void http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 
 /* The next transfer that has ended and was not handed out, or NULL. */
 extern HttpTransfer *http_loop_next_done(HttpLoop *loop);
+
+/* A date as in the header Date; false when it is none. */
+extern bool http_read_date(const char *date, TimestampTz *when);
 
 /* Version of libcurl in use, for diagnostics. */
 extern const char *http_library_version(void);

@@ -116,8 +116,8 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 		return 0;
 	}
 
-	/* all that matter begin with x, c or l */
-	if (len == 0 || strchr("xXcClL", data[0]) == NULL)
+	/* all that matter begin with x, c, l or d */
+	if (len == 0 || strchr("xXcClLdD", data[0]) == NULL)
 		return len;
 	if (header_value(data, len, "x-tt-logid", value, sizeof(value)))
 	{
@@ -142,7 +142,20 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 		strcpy(result->content_type, value);
 	else if (header_value(data, len, "location", value, sizeof(value)))
 		strcpy(result->location, value);
+	else if (header_value(data, len, "date", value, sizeof(result->date)))
+		strcpy(result->date, value);
 	return len;
+}
+
+bool
+http_read_date(const char *date, TimestampTz *when)
+{
+	time_t		seconds = curl_getdate(date, NULL);
+
+	if (seconds < 0)
+		return false;
+	*when = time_t_to_timestamptz(seconds);
+	return true;
 }
 
 #ifdef FEISHU_HAVE_CURL_PREREQ

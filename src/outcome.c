@@ -93,7 +93,9 @@ transport_hint(const FlowServer *server, const HttpResult *result,
 			   bool may_have_started)
 {
 	if (result->connect_expired)
-		return gettext_noop("Check the server's base_url, token_url and proxy, or raise its connect_timeout option or feishu_flow.connect_timeout.");
+		return server->proxy != NULL ?
+			gettext_noop("Check the server's proxy option, and whether the database host may connect to the proxy; or raise the server's connect_timeout option or feishu_flow.connect_timeout.") :
+			gettext_noop("Check the server's base_url and token_url, and whether the database host may connect to them: if it reaches the internet through a proxy only, set the server's proxy option. Or raise its connect_timeout option or feishu_flow.connect_timeout.");
 	if (result->outcome == HTTP_TIMEOUT)
 		return may_have_started ?
 			gettext_noop("The flow may have started: try again only with the same idempotent_key. If it needs longer, raise the timeout argument, the server's timeout option or feishu_flow.timeout, or start it with is_async => true.") :
@@ -106,15 +108,15 @@ transport_hint(const FlowServer *server, const HttpResult *result,
 	switch (result->trouble)
 	{
 		case HTTP_TROUBLE_DNS:
-			return gettext_noop("Check the host name in the server's base_url and token_url, and the name service of the database host.");
+			return gettext_noop("Check the host name in the server's base_url and token_url, and the name service of the database host. If that host reaches the internet through a proxy only, set the server's proxy option: the proxy then looks the name up.");
 		case HTTP_TROUBLE_PROXY:
 			return gettext_noop("Check the server's proxy option.");
 		case HTTP_TROUBLE_CONNECT:
 			if (server->proxy != NULL)
 				return gettext_noop("Check the server's proxy option, and whether the database host may connect to the proxy.");
-			return gettext_noop("Check the server's base_url and token_url, and whether the database host may connect to them or needs the server's proxy option.");
+			return gettext_noop("Check the server's base_url and token_url, and whether the database host may connect to them: if it reaches the internet through a proxy only, set the server's proxy option.");
 		case HTTP_TROUBLE_CERTIFICATE:
-			return gettext_noop("Check that base_url names the host as the certificate does, and that the certificate is current; set the server's ca_file option to the PEM file of a private CA.");
+			return gettext_noop("Check that base_url names the host as the certificate does, that the certificate is current, and that the clock of the database host is right; set the server's ca_file option to the PEM file of a private CA.");
 		case HTTP_TROUBLE_CA_FILE:
 			return gettext_noop("Check that the server's ca_file option names a PEM file that the database server's operating-system user can read.");
 		case HTTP_TROUBLE_TLS:
@@ -135,6 +137,7 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 	outcome->action = FLOW_RETRY;
 	outcome->hint = transport_hint(server, result,
 								   outcome->request_sent && !outcome->for_token);
+	outcome->trouble = result->trouble;
 	outcome->phase = result->phase;
 	if (result->error[0] != '\0')
 		outcome->error = codec_printable(result->error, strlen(result->error),

@@ -1,0 +1,286 @@
+/*-------------------------------------------------------------------------
+ *
+ * check.c
+ *	  SQL function check_server: what is wrong with the way to the platform?
+ *
+ * It obtains a token, which proves name service, proxy, TLS, base_url and
+ * credentials; then it asks for the app's permissions, which is an API that
+ * needs none; and, for a namespace, it asks for a flow that does not exist.
+ * No flow is ever started.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/check.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "codes.h"
+#include "compat.h"
+#include "execute.h"
+#include "guc.h"
+#include "launcher.h"
+#include "report.h"
+
+PG_FUNCTION_INFO_V1(feishu_check_server);
+
+/* A flow's API name ends in ten hexadecimal digits: there is none like this. */
+#define NO_SUCH_FLOW		"feishu_flow_check_server"
+
+/* An operator for it when the server has none. */
+#define NOBODY				"{\"_id\": 1}"
+
+/* The code of a call that the scope is missing for. */
+#define CODE_NO_SCOPE		INT64CONST(99991672)
+
+/* Clocks may differ by that much. */
+#define CLOCK_TOLERANCE_US	(60 * USECS_PER_SEC)
+
+/* The columns, as they come together. */
+typedef struct CheckReport
+{
+	bool		has_token_ok;
+	bool		token_ok;
+	int			http_status;	/* 0: none */
+	bool		has_code;
+	int64		code;
+	int64		latency_us;
+	StringInfoData message;		/* sentences */
+	StringInfoData hint;		/* likewise; may be empty */
+} CheckReport;
+
+/* Append a sentence. */
+static void
+add_sentence(StringInfo text, const char *sentence)
+{
+	if (sentence == NULL || sentence[0] == '\0')
+		return;
+	if (text->len > 0)
+		appendStringInfoChar(text, ' ');
+	appendStringInfoString(text, sentence);
+}
+
+/* A call was refused: the columns tell of it. */
+static void
+report_refusal(CheckReport *report, const FlowOutcome *outcome)
+{
+	const FlowResponse *response = outcome->response;
+
+	report->http_status = outcome->http_status;
+	report->has_code = response != NULL && response->has_code;
+	report->code = report->has_code ? response->code : 0;
+	add_sentence(&report->message, psprintf("%s. %s", report_message(outcome),
+											report_detail(outcome)));
+	add_sentence(&report->hint, report_hint(outcome));
+
+	if (outcome->trouble == HTTP_TROUBLE_CERTIFICATE)
+		add_sentence(&report->message,
+					 psprintf(_("The clock of the database host says %s."),
+							  timestamptz_to_str(GetCurrentTimestamp())));
+}
+
+/* Does one jsonb contain another, as with the operator @>? */
+static bool
+contains(Jsonb *whole, const char *part)
+{
+	return DatumGetBool(DirectFunctionCall2(jsonb_contains, JsonbPGetDatum(whole),
+											DirectFunctionCall1(jsonb_in, CStringGetDatum(part))));
+}
+
+/*
+ * May the app start flows?  False when it was found that it may not.  Not every
+ * platform knows the list of permissions: without it, nothing is said.
+ */
+static bool
+check_permissions(CheckReport *report, const FlowOutcome *outcome)
+{
+	FlowResponse *scopes = outcome->check->scopes;
+
+	if (scopes == NULL)
+		return true;
+	if (scopes->sqlstate == ERRCODE_FEISHU_CREDENTIALS ||
+		scopes->sqlstate == ERRCODE_FEISHU_PERMISSION)
+	{
+		FlowOutcome refusal = *outcome;
+
+		refusal.response = scopes;
+		refusal.reason = scopes->reason;
+		refusal.hint = scopes->hint;
+		refusal.log_id = scopes->log_id;
+		refusal.http_status = outcome->check->scopes_status;
+		add_sentence(&report->message, _("A request for the app's permissions failed:"));
+		report_refusal(report, &refusal);
+		return false;
+	}
+	if (scopes->sqlstate == 0 && scopes->body != NULL &&
+		contains(scopes->body, "{\"data\": {\"scopes\": []}}") &&
+		!contains(scopes->body, "{\"data\": {\"scopes\": [{\"scope_name\": \"app_engine:flow:write\", \"grant_status\": 1}]}}"))
+	{
+		const Verdict *verdict = codes_lookup_outer(CODE_NO_SCOPE);
+
+		add_sentence(&report->message,
+					 _("The tenant has not granted the app the permission app_engine:flow:write."));
+		add_sentence(&report->hint, _(verdict->hint));
+		return false;
+	}
+	return true;
+}
+
+/*
+ * May the app call this low-code application?  A refusal for want of the flow, or
+ * for what was sent, says yes.
+ */
+static void
+check_namespace(CheckReport *report, MemoryContext context, FlowServer *server,
+				const char *namespace_name)
+{
+	FlowRequest request = {0};
+	FlowLimits	limits = execute_limits(server, -1);
+	const FlowOutcome *outcome;
+
+	request.namespace_name = pstrdup(namespace_name);
+	request.flow_id = pstrdup(NO_SUCH_FLOW);
+	request.operator_id =
+		DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+										   CStringGetDatum(server->operator_json ?
+														   server->operator_json : NOBODY)));
+	outcome = flow_call_outcome(execute_call(context, server, &request, &limits));
+	if (outcome->sqlstate == 0 || outcome->sqlstate == ERRCODE_FEISHU_REFUSED ||
+		(outcome->sqlstate == ERRCODE_FEISHU_NOT_FOUND && outcome->response != NULL &&
+		 outcome->response->inner_code != NULL))
+		add_sentence(&report->message,
+					 psprintf(_("The low-code application \"%s\" takes calls of the app."),
+							  namespace_name));
+	else
+	{
+		add_sentence(&report->message,
+					 psprintf(_("A request to the low-code application \"%s\" failed:"),
+							  namespace_name));
+		report_refusal(report, outcome);
+	}
+}
+
+/* Does the platform's clock agree with ours? */
+static void
+check_clock(CheckReport *report, const FlowCheck *check)
+{
+	if (!check->has_clock || (check->clock_behind_us <= CLOCK_TOLERANCE_US &&
+							  check->clock_behind_us >= -CLOCK_TOLERANCE_US))
+		return;
+	if (check->clock_behind_us > 0)
+		add_sentence(&report->message,
+					 psprintf(_("The clock of the database host is %lld s behind that of the platform."),
+							  (long long) (check->clock_behind_us / USECS_PER_SEC)));
+	else
+		add_sentence(&report->message,
+					 psprintf(_("The clock of the database host is %lld s ahead of that of the platform."),
+							  (long long) (-check->clock_behind_us / USECS_PER_SEC)));
+	add_sentence(&report->hint,
+				 _("Set the clock of the database host, best by NTP: with a wrong one valid certificates seem invalid, and run_at and expires_at are off."));
+}
+
+/* Is there somebody to send what is queued? */
+static void
+check_dispatch(CheckReport *report)
+{
+	if (!launcher_present())
+		add_sentence(&report->hint,
+					 _("Calls work, but nothing sends queued flows: add feishu_flow to shared_preload_libraries and restart the server."));
+	else if (!feishu_guc_dispatch)
+		add_sentence(&report->hint,
+					 _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off."));
+}
+
+/* All of it, with the server looked up for the current role. */
+static void
+check_all(CheckReport *report, MemoryContext context, const char *server_name,
+		  const char *namespace_name)
+{
+	FlowServer *server = server_lookup(server_name, GetUserId());
+	bool		is_fixed = server->protocol == TOKEN_FIXED;
+	FlowLimits	limits = execute_limits(server, -1);
+	const FlowOutcome *outcome;
+
+	outcome = flow_call_outcome(execute_call(context, server, NULL, &limits));
+	report->latency_us = outcome->duration_us;
+	if (outcome->sqlstate != 0)
+	{
+		report->has_token_ok = true;
+		report_refusal(report, outcome);
+		return;
+	}
+
+	/* that a fixed token is good is known when it was good for something */
+	report->token_ok = report->has_token_ok = report->has_code = !is_fixed ||
+		(outcome->check->scopes != NULL && outcome->check->scopes->sqlstate == 0);
+	report->http_status = outcome->http_status;
+	if (!is_fixed)
+		add_sentence(&report->message, _("An access token was obtained."));
+	else if (report->token_ok)
+		add_sentence(&report->message,
+					 _("The platform accepts the user mapping's tenant_access_token."));
+	else
+		add_sentence(&report->message,
+					 _("The platform answers. The user mapping's tenant_access_token is used as it is; only a call can tell whether the platform accepts it."));
+
+	if (check_permissions(report, outcome) && namespace_name != NULL)
+		check_namespace(report, context, server, namespace_name);
+	check_clock(report, outcome->check);
+	check_dispatch(report);
+}
+
+/*
+ * check_server(server [, namespace]): one row (token_ok, http_status, code,
+ * latency, message, hint).  Hint is NULL when nothing is wrong.
+ */
+Datum
+feishu_check_server(PG_FUNCTION_ARGS)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context;
+	TupleDesc	tupdesc;
+	CheckReport report = {0};
+	Interval   *latency;
+	Datum		values[6] = {0};
+	bool		nulls[6] = {false};
+	HeapTuple	tuple;
+
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+
+	context = AllocSetContextCreate(caller, "feishu_flow check_server",
+									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	initStringInfo(&report.message);
+	initStringInfo(&report.hint);
+	check_all(&report, context,
+			  PG_ARGISNULL(0) ? NULL : NameStr(*PG_GETARG_NAME(0)),
+			  PG_NARGS() < 2 || PG_ARGISNULL(1) ? NULL :
+			  text_to_cstring(PG_GETARG_TEXT_PP(1)));
+
+	latency = palloc0(sizeof(Interval));
+	latency->time = report.latency_us;
+	values[0] = BoolGetDatum(report.token_ok);
+	nulls[0] = !report.has_token_ok;
+	values[1] = Int32GetDatum(report.http_status);
+	nulls[1] = report.http_status == 0;
+	values[2] = Int64GetDatum(report.code);
+	nulls[2] = !report.has_code;
+	values[3] = IntervalPGetDatum(latency);
+	values[4] = CStringGetTextDatum(report.message.data);
+	values[5] = CStringGetTextDatum(report.hint.data);
+	nulls[5] = report.hint.len == 0;
+
+	MemoryContextSwitchTo(caller);
+	tuple = heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls);
+	MemoryContextDelete(context);
+	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
+}

@@ -1,0 +1,31 @@
+/*-------------------------------------------------------------------------
+ *
+ * report.h
+ *	  What a user is told of the outcome of a call.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/report.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_REPORT_H
+#define FEISHU_REPORT_H
+
+#include "call.h"
+
+/*
+ * All in the user's language and the database encoding, palloc'd, without
+ * secrets.
+ */
+
+/* Second half of the primary message. */
+extern char *report_message(const FlowOutcome *outcome);
+
+/* DETAIL: all that helps support to find the request. */
+extern char *report_detail(const FlowOutcome *outcome);
+
+/* HINT: what to do, and where the platform says more; or NULL. */
+extern char *report_hint(const FlowOutcome *outcome);
+
+#endif							/* FEISHU_REPORT_H */
