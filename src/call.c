@@ -626,7 +626,7 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	else
 	{
 		call->state = CALL_FETCHING;
-		call->lease.fetching = true;	/* for itself alone: flight 0 */
+		token_cache_bypass(&call->lease);
 		token_fetch_start(context, server, &call->lease, limits->deadline,
 						  limits->connect_timeout_ms, call_on_token, call);
 	}

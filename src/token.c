@@ -358,6 +358,13 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 }
 
 void
+token_cache_bypass(TokenLease *lease)
+{
+	cache_ensure();
+	lease->fetching = true;		/* for itself alone: flight 0 */
+}
+
+void
 token_cache_store(TokenLease *lease, const char *token, int expires_in,
 				  TimestampTz requested_at)
 {

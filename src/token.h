@@ -81,6 +81,9 @@ extern void token_lease_wipe(TokenLease *lease);
 extern TokenState token_cache_acquire(TokenLease *lease, TimestampTz deadline,
 									  TokenFailure *failure);
 
+/* The caller fetches a token for itself alone, whatever the cache holds. */
+extern void token_cache_bypass(TokenLease *lease);
+
 /* End of a fetch: a token that expires so many seconds after requested_at. */
 extern void token_cache_store(TokenLease *lease, const char *token, int expires_in,
 							  TimestampTz requested_at);

@@ -19,18 +19,20 @@ PLATFORM ENDPOINTS
   POST /open-apis/auth/v3/tenant_access_token/internal          legacy token (JSON; refusals are HTTP 200)
   POST /oauth/v3/token                                          OAuth 2.0 client credentials (form)
   POST /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute
+  GET  /open-apis/application/v6/scopes                         what the tenant granted to the app
   Anything else, or another method: 404 text/plain, as on the platform.
 
   A token is handed out again until the last 30 minutes of its life (a quarter of it, if that is less);
   then a new one is made and both stay valid.  A repeated idempotent_key (per app) gets HTTP 200, code 0
-  and the inner code k_wf_ec_2001008.  Any namespace and flow_id exist.  These flow_ids behave:
+  and the inner code k_wf_ec_2001008.  Any namespace and flow_id exist.  But these flow_ids behave:
     echoParams    returns the params as out_params      rejectedFlow  inner code k_wf_ec_2001001
     refusedFlow   HTTP 400, code 2320001                noScope       HTTP 400, code 99991672 and its helps
+    noSuchFlow    inner code k_wf_ec_200036
 
 CONTROL API (same port, no authorization, never logged, never faulty)
   GET    /_mock/log      requests in order of arrival; filters ?kind= flow_id= namespace= key= app_id= fault=
-                         since=SEQ (seq > SEQ), and count=1 for {"count": N}.  kind is token, oauth, execute
-                         or other.  status is null while no answer was given; aborted is true when the client
+                         since=SEQ (seq > SEQ), and count=1 for {"count": N}.  kind is token, oauth, execute,
+                         scopes or other.  status is null while no answer was given; aborted is true when the client
                          closed first; time and done are epoch seconds.
   GET    /_mock/stats    counters
   GET    /_mock/started  flows that started on the platform; ?summary=1 for {"started", "distinct_keys",
@@ -40,14 +42,16 @@ CONTROL API (same port, no authorization, never logged, never faulty)
   POST   /_mock/release  let all requests held by "hold" go on
   POST   /_mock/reset    forget log, rules, started, keys, tokens, counters (configuration stays)
   POST   /_mock/config   {"apps": {id: secret, id: null}, "token_expire": S, "token_length": N, "rate": "50/1",
-                         "log": true, "log_limit": N, "idempotency": true}; GET shows it
+                         "log": true, "log_limit": N, "idempotency": true, "scopes": [granted ones],
+                         "namespaces": [those that authorised the apps] or null for all, "clock": seconds that the
+                         header Date is ahead, null: none}; GET shows it
   POST   /_mock/tokens/revoke  all tokens are refused from now on; {"keep_issuing_same": true}: and the token
                          endpoints go on handing out the refused one
   POST   /_mock/wait     {"count": N, "timeout": S, "state": "arrived|done|aborted", and the filters of log}:
                          answers as soon as the log has N such requests; HTTP 408 when the time is up
 
 FAULT RULES
-  {"match": {"kind": "execute|token|oauth|other|any|accept", "namespace", "flow_id", "key", "app_id",
+  {"match": {"kind": "execute|token|oauth|scopes|other|any|accept", "namespace", "flow_id", "key", "app_id",
              "path_regex", "params_regex"},
    "skip": N, "times": N, "every": N, "probability": P, "fault": {"type": ..., ...}}
 
@@ -77,6 +81,7 @@ import signal
 import ssl
 import sys
 
+from mock.codes import SCOPE
 from mock.message import load
 from mock.rules import FAULTS
 from mock.server import Connection, Mock
@@ -122,7 +127,8 @@ def parse_arguments(argv=None):
 async def run(parser, args):
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     config = {"apps": args.apps, "token_expire": args.token_expire, "token_length": args.token_length, "rate": args.rate,
-              "log": not args.no_log, "log_limit": args.log_limit, "idempotency": True}
+              "log": not args.no_log, "log_limit": args.log_limit, "idempotency": True,
+              "scopes": [SCOPE], "namespaces": None, "clock": None}
     try:
         mock = Mock(config, args.seed, args.state_file, args.log_file)
         for text in args.rules:

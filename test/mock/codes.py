@@ -10,6 +10,7 @@ CODES = {
     10003: (200, "invalid param"),
     10014: (200, "app secret invalid"),
     10015: (200, "app_id invalid"),
+    212100: (400, "app not install"),
     2320001: (400, "param is invalid"),
     99991400: (429, "request trigger frequency limit"),
     99991401: (400, "request denied: the IP address is not in the app's allow list"),
@@ -37,8 +38,12 @@ OAUTH_CODES = {
     20072: (503, "temporarily_unavailable", "The server is temporarily unavailable. Please retry your request."),
 }
 INNER_MSGS = {
+    "k_ec_000009": "no permission",
+    "k_wf_ec_200036": "the flow does not exist",
     "k_wf_ec_2001008": "the idempotent key has been used",
     "k_wf_ec_2001001": "the parameter of the flow is invalid",
     "k_ec_000054": "the execution timed out",
 }
 BAD_PARAM = 2320001  # the one code of the document
+# Of all flow_ids, these do not exist; the second is what feishu.check_server asks for.
+NO_SUCH_FLOWS = {"noSuchFlow", "feishu_flow_check_server"}

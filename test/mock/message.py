@@ -8,6 +8,7 @@ JSON_TYPE = "application/json; charset=utf-8"
 
 LEGACY_TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"
 OAUTH_TOKEN_PATH = "/oauth/v3/token"
+SCOPES_PATH = "/open-apis/application/v6/scopes"
 EXECUTE_PATH = re.compile(r"/open-apis/apaas/v1/applications/([^/]+)/flows/([^/]+)/execute")
 
 
@@ -62,6 +63,8 @@ class Request:
             self.json = load_or_none(self.body)
         if self.path == LEGACY_TOKEN_PATH:
             return "token"
+        if self.path == SCOPES_PATH:
+            return "scopes"
         found = EXECUTE_PATH.fullmatch(self.path)
         if found is None:
             return "other"

@@ -2,9 +2,11 @@
 import base64
 import json
 import re
+import time
+from email.utils import formatdate
 from urllib.parse import parse_qsl, unquote_plus
 
-from .codes import BAD_PARAM, CODES, HELPFUL_CODES, INNER_MSGS, OAUTH_CODES, OPEN_SITE, SCOPE
+from .codes import BAD_PARAM, CODES, HELPFUL_CODES, INNER_MSGS, NO_SUCH_FLOWS, OAUTH_CODES, OPEN_SITE, SCOPE
 from .message import Answer, dump, load, load_or_none, media_type
 from .state import Flows, LogIds, RateLimit, Tokens, parse_rate
 
@@ -29,10 +31,15 @@ class Platform:
         self.clear_counters()
 
     def answer(self, request):
-        handler = {"token": self.legacy_token, "oauth": self.oauth_token, "execute": self.execute}.get(request.kind)
-        if handler is None or request.method != "POST":
-            return Answer(404, b"404 page not found", [("X-Tt-Logid", self.logids.next())], "text/plain; charset=utf-8")
-        return handler(request)
+        handler = {("POST", "token"): self.legacy_token, ("POST", "oauth"): self.oauth_token,
+                   ("POST", "execute"): self.execute, ("GET", "scopes"): self.scopes}.get((request.method, request.kind))
+        if handler is None:
+            answer = Answer(404, b"404 page not found", [("X-Tt-Logid", self.logids.next())], "text/plain; charset=utf-8")
+        else:
+            answer = handler(request)
+        if self.config["clock"] is not None:
+            answer.headers.append(("Date", formatdate(time.time() + self.config["clock"], usegmt=True)))
+        return answer
 
     def ok(self, value, headers=()):
         return Answer(200, dump(value), [("X-Tt-Logid", self.logids.next()), *headers])
@@ -116,6 +123,16 @@ class Platform:
         known = self.tokens.valid.get(request.headers.get("authorization", "")[7:].strip())
         return known and known[0]
 
+    def scopes(self, request):
+        """What the tenant granted to the app; no permission is needed to ask."""
+        _, code = self.tokens.check(request.headers.get("authorization", ""))
+        if code:
+            return self.refusal(code)
+        granted = self.config["scopes"]
+        names = sorted({SCOPE, *granted})
+        return self.ok({"code": 0, "msg": "success", "data": {
+            "scopes": [{"scope_name": name, "grant_status": 1 if name in granted else 2} for name in names]}})
+
     # -- flows
 
     def execute(self, request):
@@ -129,6 +146,12 @@ class Platform:
         body, problem = self.check_body(request)
         if problem:
             return problem
+        if SCOPE not in self.config["scopes"]:
+            return self.refusal(99991672, app_id=app_id)
+        if self.config["namespaces"] is not None and request.namespace not in self.config["namespaces"]:
+            return self.inner("k_ec_000009")
+        if request.flow_id in NO_SUCH_FLOWS:
+            return self.inner("k_wf_ec_200036")
         if request.flow_id == "refusedFlow":
             return self.refusal(BAD_PARAM)
         if request.flow_id == "noScope":

@@ -57,7 +57,7 @@ class Rule:
             if set(given) - known:
                 raise ValueError(f"{what} has no {', '.join(sorted(set(given) - known))}; it has {', '.join(sorted(known))}")
         self.kind = self.match.get("kind", "any")
-        if self.kind not in ("execute", "token", "oauth", "other", "any", "accept"):
+        if self.kind not in ("execute", "token", "oauth", "scopes", "other", "any", "accept"):
             raise ValueError(f"no kind {self.kind!r}")
         if self.kind == "accept" and kind not in ("hang", "reset", "reset_before"):
             raise ValueError("kind accept knows the faults hang and reset")

@@ -31,7 +31,7 @@ class Mock:
         self.clear_counters()
 
     def clear_counters(self):
-        self.kinds = dict.fromkeys(("token", "oauth", "execute", "other"), 0)
+        self.kinds = dict.fromkeys(("token", "oauth", "scopes", "execute", "other"), 0)
         self.connections_total, self.max_executing = len(self.connections), self.executing
 
     def handle(self, conn, request):

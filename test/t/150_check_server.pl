@@ -1,0 +1,165 @@
+
+# check_server finds the most likely misconfigurations and says the cure.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = new_cluster('check');
+my $session = FeishuFlow::Session->new($node);
+my $bare = new_cluster('bare', preload => 0);
+
+create_server($node, 'feishu', { base_url => $mock->url });
+
+# Changes an option of the user mapping.
+sub mapping
+{
+	my ($server, $option, $value) = @_;
+	$session->value("ALTER USER MAPPING FOR PUBLIC SERVER $server OPTIONS (SET $option " . quote($value) . ')');
+	return;
+}
+
+# One row of check_server: found by name, and the flows that it started.
+sub check
+{
+	my ($session, @arguments) = @_;
+	my $list = join(', ', map { quote($_) } @arguments);
+	my %row;
+	@row{qw(token_ok http_status code message hint)} = split /\|/,
+	  $session->value("SELECT token_ok, http_status, code, message, coalesce(hint, 'none') FROM feishu.check_server($list)"), -1;
+	return \%row;
+}
+
+sub finds
+{
+	my ($row, $token_ok, $message, $hint, $name) = @_;
+	is($row->{token_ok}, $token_ok, "$name: token_ok");
+	like($row->{message}, $message, "$name: found");
+	like($row->{hint}, $hint, "$name: the cure");
+	return;
+}
+
+# ---- all is well ----
+
+my $row = check($session, 'feishu');
+finds($row, 't', qr/^An access token was obtained\.$/, qr/^none$/, 'a good server');
+is("$row->{http_status} $row->{code}", '200 0', 'a good server: status and code of the token');
+$row = check($session, 'feishu', 'package_1__c');
+finds($row, 't', qr/"package_1__c" takes calls/, qr/^none$/, 'a good server and low-code application');
+
+# ---- 1, 2: wrong secret, wrong app ----
+
+mapping('feishu', app_secret => 'no-secret');
+finds(check($session, 'feishu'), 'f', qr/code 10014/, qr/Correct app_id and app_secret with ALTER USER MAPPING/, 'wrong secret');
+mapping('feishu', app_id => 'cli_other');
+finds(check($session, 'feishu'), 'f', qr/code 10015/, qr/Correct app_id and app_secret with ALTER USER MAPPING/, 'wrong app');
+
+# ---- 3: base_url of the other region: it does not know the app ----
+
+finds(check($session, 'feishu'), 'f', qr/code 10015/,
+	qr/Feishu works with base_url https:\/\/open\.feishu\.cn only, one of Lark with https:\/\/open\.larksuite\.com/,
+	'base_url of the other region');
+mapping('feishu', app_id => 'cli_mock');
+mapping('feishu', app_secret => 'mock-secret');
+
+# ---- 4: scope missing ----
+
+$mock->config(scopes => ['contact:user.base:readonly']);
+$row = check($session, 'feishu');
+finds($row, 't', qr/not granted the app the permission app_engine:flow:write/, qr/Add the scope app_engine:flow:write/, 'scope missing');
+$mock->config(scopes => []);
+finds(check($session, 'feishu', 'package_1__c'),
+	't', qr/not granted/, qr/Add the scope app_engine:flow:write/, 'no scope at all');
+$mock->config(scopes => ['app_engine:flow:write']);
+
+# An app that the tenant did not install; and a platform that does not know this API.
+$mock->rules([ { kind => 'scopes' }, { type => 'code', code => 212100 } ]);
+$row = check($session, 'feishu');
+finds($row, 't', qr/not installed.*code 212100/, qr/Publish a version of the app/, 'app not installed');
+is("$row->{http_status} $row->{code}", '400 212100', 'app not installed: status and code');
+foreach my $fault ({ type => 'status', status => 404, body => 'no' }, { type => 'reset' }, { type => 'garbage' }, { type => 'not_utf8' },
+	{ type => 'wrong_types', set => { 'data.scopes' => 'none' } }, { type => 'code', code => 99991400 })
+{
+	$mock->rules([ { kind => 'scopes' }, $fault ]);
+	finds(check($session, 'feishu'), 't', qr/^An access token was obtained\.$/, qr/^none$/, "no list of permissions ($fault->{type})");
+}
+$mock->well;
+
+# ---- 5: app not authorised in the low-code application ----
+
+$mock->config(namespaces => ['package_2__c']);
+$row = check($session, 'feishu', 'package_1__c');
+finds($row, 't', qr/"package_1__c" failed: .*k_ec_000009/, qr/must authorise the app id \(application management, Open API\)/,
+	'app not authorised in the low-code application');
+finds(check($session, 'feishu', 'package_2__c'), 't', qr/"package_2__c" takes calls/, qr/^none$/, 'authorised in another one');
+$mock->config(namespaces => undef);
+
+# ---- 6: proxy needed ----
+
+create_server($node, 'closed', { base_url => 'http://127.0.0.1:' . closed_port() });
+create_server($node, 'silent', { base_url => 'https://127.0.0.1:' . full_port(), connect_timeout => '200ms' });
+finds(check($session, 'closed'), 'f', qr/could not connect/, qr/through a proxy only, set the server's proxy option/, 'proxy needed (refused)');
+finds(check($session, 'silent'), 'f', qr/no connection within 200 ms/, qr/through a proxy only, set the server's proxy option/, 'proxy needed (dropped)');
+
+# ---- 7: CA unknown ----
+
+my $dir = PostgreSQL::Test::Utils::tempdir();
+chmod 0755, $dir;
+IPC::Run::run([ qw(openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost),
+		'-keyout', "$dir/key.pem", '-out', "$dir/cert.pem" ], '>', '/dev/null', '2>', '/dev/null')
+  or die 'openssl';
+my $secure = FeishuFlow::Mock->start('--tls-cert', "$dir/cert.pem", '--tls-key', "$dir/key.pem");
+create_server($node, 'private', { base_url => 'https://localhost:' . $secure->port });
+$row = check($session, 'private');
+finds($row, 'f', qr/certificate/, qr/set the server's ca_file option to the PEM file of a private CA/, 'CA unknown');
+like($row->{message}, qr/The clock of the database host says 20\d\d-/, 'CA unknown: the clock is shown, for it may be the clock');
+alter_server($session, 'private', 'ADD', ca_file => "$dir/cert.pem");
+finds(check($session, 'private'), 't', qr/obtained/, qr/^none$/, 'CA known');
+
+# ---- 8: DNS ----
+
+create_server($node, 'nameless', { base_url => 'https://open.feishu.invalid' });
+finds(check($session, 'nameless'), 'f', qr/resolve/i, qr/Check the host name in the server's base_url/, 'DNS');
+
+# ---- 9: clock skew ----
+
+foreach my $case ([ 3600, 'behind' ], [ -3600, 'ahead of' ])
+{
+	$mock->config(clock => $case->[0]);
+	finds(check($session, 'feishu'), 't', qr/clock of the database host is 3\d\d\d s $case->[1]/, qr/by NTP/, "clock $case->[1]");
+}
+$mock->config(clock => 5);
+finds(check($session, 'feishu'), 't', qr/^An access token was obtained\.$/, qr/^none$/, 'a clock that is nearly right');
+$mock->config(clock => undef);
+
+# ---- 10: no preload; dispatch is off ----
+
+my $unloaded = FeishuFlow::Session->new($bare);
+create_server($bare, 'feishu', { base_url => $mock->url });
+finds(check($unloaded, 'feishu'), 't', qr/obtained/, qr/add feishu_flow to shared_preload_libraries/, 'no preload');
+$node->safe_psql('postgres', 'ALTER SYSTEM SET feishu_flow.dispatch = off');
+$node->reload;
+wait_until('the setting arrives', sub { $session->value('SHOW feishu_flow.dispatch') eq 'off' });
+finds(check($session, 'feishu'), 't', qr/obtained/, qr/feishu_flow\.dispatch is off/, 'dispatch is off');
+
+# ---- a fixed token ----
+
+$node->safe_psql('postgres', 'ALTER SYSTEM RESET feishu_flow.dispatch');
+$node->reload;
+wait_until('the setting arrives', sub { $session->value('SHOW feishu_flow.dispatch') eq 'on' });
+create_server($node, 'fixed', { base_url => $mock->url }, { tenant_access_token => $mock->token });
+finds(check($session, 'fixed'), 't', qr/accepts the user mapping's tenant_access_token/, qr/^none$/, 'a good fixed token');
+mapping('fixed', tenant_access_token => 't-nonsense');
+$row = check($session, 'fixed');
+finds($row, 'f', qr/token was refused/, qr/tenant_access_token/, 'a bad fixed token');
+unlike("$row->{message} $row->{hint}", qr/t-nonsense/, 'a bad fixed token is not shown');
+
+is($mock->started, 0, 'no flow was started by all of this');
+
+done_testing();
