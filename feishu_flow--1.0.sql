@@ -294,12 +294,16 @@ SELECT COALESCE(q.server, h.server, p.server)::name AS server,
     q.oldest_queued,
     p.server IS NOT NULL OR h.server IS NOT NULL AS paused,
     CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by ELSE h.reason END AS pause_reason,
-    CASE WHEN p.server IS NULL THEN h.resume_at END AS resume_at
+    CASE WHEN p.server IS NULL THEN h.resume_at END AS resume_at,
+    COALESCE(q.due, 0) AS due,
+    q.oldest_due
 FROM (SELECT o.server,
         count(*) FILTER (WHERE NOT o.sending) AS queued,
         count(*) FILTER (WHERE o.sending) AS sending,
-        min(o.created_at) FILTER (WHERE NOT o.sending) AS oldest_queued
-      FROM (SELECT server, created_at,
+        min(o.created_at) FILTER (WHERE NOT o.sending) AS oldest_queued,
+        count(*) FILTER (WHERE NOT o.sending AND o.run_at <= now()) AS due,
+        min(GREATEST(o.run_at, o.created_at)) FILTER (WHERE NOT o.sending AND o.run_at <= now()) AS oldest_due
+      FROM (SELECT server, created_at, run_at,
               id IN (SELECT unnest(c.ids) FROM feishu.claim c) AS sending
             FROM feishu.outbox
             WHERE state = 'q') o
