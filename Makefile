@@ -19,6 +19,7 @@ OBJS = \
 	src/guc.o \
 	src/insert.o \
 	src/lane.o \
+	src/nls.o \
 	src/http.o \
 	src/http_handle.o \
 	src/http_transfer.o \
@@ -59,6 +60,11 @@ endif
 # Warnings are errors where the project is tested, and nowhere else.
 ifdef CI
 PG_CFLAGS += -Werror
+endif
+
+# Without gettext's tools messages are English only.
+ifeq ($(shell command -v msgfmt),)
+override enable_nls = no
 endif
 
 # No bitcode: nothing here is worth inlining into a query, and building it

@@ -28,6 +28,7 @@
 #include "execute.h"
 #include "guc.h"
 #include "launcher.h"
+#include "nls.h"
 #include "report.h"
 
 PG_FUNCTION_INFO_V1(feishu_check_server);

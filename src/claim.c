@@ -37,6 +37,7 @@
 
 #include "dispatch.h"
 #include "guc.h"
+#include "nls.h"
 #include "sqlrun.h"
 
 /* Rows looked at for new lanes at each news. */

@@ -31,6 +31,7 @@
 #include "codec.h"
 #include "codes.h"
 #include "compat.h"
+#include "nls.h"
 #include "wirejson.h"
 #include "wiretext.h"
 

@@ -20,6 +20,7 @@
 #include "utils/json.h"
 
 #include "codec.h"
+#include "nls.h"
 
 /*
  * The document gives no limit for the idempotent key.  Its example is a short

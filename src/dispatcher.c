@@ -54,6 +54,7 @@
 #include "http.h"
 #include "launcher.h"
 #include "limiter.h"
+#include "nls.h"
 #include "sqlrun.h"
 #include "wakeup.h"
 

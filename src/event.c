@@ -39,6 +39,7 @@
 
 #include "compat.h"
 #include "event.h"
+#include "nls.h"
 
 #define NUM_PLAIN_MEMBERS	3	/* op, schema, table */
 

@@ -29,6 +29,7 @@
 #include "compat.h"
 #include "execute.h"
 #include "guc.h"
+#include "nls.h"
 #include "report.h"
 #include "request.h"
 #include "stats.h"

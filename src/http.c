@@ -45,6 +45,7 @@
 #include "utils/timestamp.h"
 
 #include "http_internal.h"
+#include "nls.h"
 
 /* Socket events handled in one turn. */
 #define HTTP_EVENTS_PER_TURN	64

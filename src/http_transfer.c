@@ -25,6 +25,7 @@
 #include "utils/timestamp.h"
 
 #include "http_internal.h"
+#include "nls.h"
 
 /* libcurl limits the headers of an answer, but not the trailers behind it. */
 #define HTTP_MAX_HEADERS		(512 * 1024)

@@ -27,6 +27,7 @@
 #include "dispatch.h"
 #include "guc.h"
 #include "limiter.h"
+#include "nls.h"
 #include "stats.h"
 
 /* Rows of a lane claimed at once. */

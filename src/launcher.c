@@ -49,6 +49,7 @@
 #include "compat.h"
 #include "guc.h"
 #include "launcher_internal.h"
+#include "nls.h"
 
 #define LIBRARY_NAME			"feishu_flow"
 

@@ -39,6 +39,7 @@
 #include "gate.h"
 #include "guc.h"
 #include "limiter.h"
+#include "nls.h"
 #include "wakeup.h"
 
 #define LIMITER_TRANCHE			"feishu_flow_limiter"

@@ -32,6 +32,7 @@
 #include "utils/jsonb.h"
 
 #include "compat.h"
+#include "nls.h"
 #include "options.h"
 #include "outbox.h"
 #include "request.h"

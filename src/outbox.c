@@ -54,6 +54,7 @@
 #include "insert.h"
 #include "launcher.h"
 #include "limiter.h"
+#include "nls.h"
 #include "options.h"
 #include "outbox.h"
 #include "request.h"

@@ -31,6 +31,7 @@
 
 #include "compat.h"
 #include "limiter.h"
+#include "nls.h"
 #include "options.h"
 #include "outbox.h"
 #include "sqlrun.h"

@@ -35,6 +35,7 @@
 
 #include "dispatch.h"
 #include "guc.h"
+#include "nls.h"
 #include "sqlrun.h"
 
 /* Answers written by one statement: an array must stay well below 1 GB. */

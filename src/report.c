@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "nls.h"
 #include "report.h"
 
 char *

@@ -18,6 +18,7 @@
 #include "utils/builtins.h"
 #include "utils/numeric.h"
 
+#include "nls.h"
 #include "request.h"
 
 /* Positions of the arguments. */

@@ -33,6 +33,7 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "nls.h"
 #include "options.h"
 
 #define DEFAULT_BASE_URL	"https://open.feishu.cn"

@@ -21,6 +21,7 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "nls.h"
 #include "sqlrun.h"
 
 static Oid	saved_userid;

@@ -50,6 +50,7 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "nls.h"
 #include "stats.h"
 
 PG_FUNCTION_INFO_V1(feishu_stat_flows);

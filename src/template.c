@@ -28,6 +28,7 @@
 #include "utils/jsonpath.h"
 
 #include "compat.h"
+#include "nls.h"
 #include "template.h"
 
 /* A jsonpath of a template. */

@@ -41,6 +41,7 @@
 
 #include "compat.h"
 #include "event.h"
+#include "nls.h"
 #include "outbox.h"
 #include "template.h"
 
