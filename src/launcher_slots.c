@@ -37,6 +37,7 @@
 #include <signal.h>
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "catalog/pg_extension.h"
