@@ -584,6 +584,7 @@ sub send
 	$self->{count}++;
 	$self->{started} = time();
 	$self->{in} .= "$sql\n;\n\\echo end-$self->{count}\n\\warn end-$self->{count}\n";
+	$self->{timer}->start;	# what it counted while the session was idle is no waiting
 	$self->{run}->pump_nb while length $self->{in} && $self->{run}->pumpable;
 	return;
 }
@@ -658,6 +659,7 @@ sub quit
 	my ($self) = @_;
 	eval {
 		$self->{in} .= "\\q\n";
+		$self->{timer}->start;
 		$self->{run}->finish;
 	} or eval { $self->{run}->kill_kill };
 	return;
