@@ -11,11 +11,14 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "catalog/pg_authid.h"
 #include "fmgr.h"
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
 #endif
 #include "utils/fmgrprotos.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 
@@ -78,6 +81,24 @@ feishu_input(PGFunction function, char *text, Datum *result, ErrorData **error)
 	PG_END_TRY();
 
 	return parsed;
+}
+
+/* As the server's own have_createdb_privilege(). */
+bool
+feishu_have_createdb(void)
+{
+	HeapTuple	tuple;
+	bool		may = false;
+
+	if (superuser())
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (HeapTupleIsValid(tuple))
+	{
+		may = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	return may;
 }
 
 #endif

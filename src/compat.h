@@ -152,6 +152,17 @@ typedef int SysCacheIdentifier;
 #endif
 
 /*
+ * May the current user create databases?  16 exports its function; 15 does so
+ * from some release on that is newer than 15.18.  See compat.c for 15.
+ */
+#if PG_VERSION_NUM >= 160000
+#include "commands/dbcommands.h"
+#define feishu_have_createdb() have_createdb_privilege()
+#else
+extern bool feishu_have_createdb(void);
+#endif
+
+/*
  * Number of a process: 17 gave it a type, and the own one a variable.
  */
 #if PG_VERSION_NUM < 170000

@@ -124,7 +124,7 @@ database_may_be_copied(Oid database)
 	HeapTuple	tuple;
 	bool		is_template = false;
 
-	if (!have_createdb_privilege())
+	if (!feishu_have_createdb())
 		return false;
 	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
 	if (HeapTupleIsValid(tuple))
