@@ -79,3 +79,11 @@ include $(PGXS)
 
 # A header is everybody's: no object is older than any of them.
 $(OBJS): $(wildcard src/*.h) Makefile
+
+# The archive for PGXN: what is committed, in a folder with the version of META.json.
+DISTDIR = .
+DIST = feishu_flow-$(shell sed -n 's/^\t"version": "\(.*\)",$$/\1/p' META.json)
+
+.PHONY: dist
+dist:
+	git archive --format=zip --prefix=$(DIST)/ -o $(DISTDIR)/$(DIST).zip HEAD
