@@ -9,7 +9,8 @@
 #   succeeds($session, flow(params => '{"n": 1}'), 'a call is answered');
 #
 # Environment: FEISHU_MOCK, the path of feishu_mock.py (default: next to this
-# folder).  Strings are bytes (UTF-8), but for what came out of JSON.
+# folder); TEST_SLOW, by how much the server is slower than usual (default: 1).
+# Strings are bytes (UTF-8), but for what came out of JSON.
 
 package FeishuFlow;
 
@@ -37,7 +38,7 @@ our @EXPORT = qw(
 
 # Seconds that something which ought to happen at once may take on a machine
 # that is busy with something else.
-our $PATIENCE = 60;
+our $PATIENCE = 60 * ($ENV{TEST_SLOW} // 1);
 
 # Nothing of the machine may come between the test and its mock.
 delete @ENV{
