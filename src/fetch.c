@@ -110,7 +110,8 @@ fetch_describe_failure(const HttpResult *result, const FlowResponse *refusal,
 	if (refusal == NULL)
 		return result->outcome == HTTP_NO_CONNECTION;
 	failure->body_len = Min(result->body_len, TOKEN_FAILURE_BODY_SIZE);
-	memcpy(failure->body, result->body, failure->body_len);
+	if (failure->body_len > 0)	/* there may be no body at all */
+		memcpy(failure->body, result->body, failure->body_len);
 	return refusal->has_code && refusal->code != 0 &&
 		result->body_len <= TOKEN_FAILURE_BODY_SIZE;
 }
