@@ -36,9 +36,12 @@ our @EXPORT = qw(
   full_port closed_port start_process stop_process forked
 );
 
+# By how much the server is slower than usual.
+our $SLOW = $ENV{TEST_SLOW} // 1;
+
 # Seconds that something which ought to happen at once may take on a machine
 # that is busy with something else.
-our $PATIENCE = 60 * ($ENV{TEST_SLOW} // 1);
+our $PATIENCE = 60 * $SLOW;
 
 # Nothing of the machine may come between the test and its mock.
 delete @ENV{

@@ -16,7 +16,7 @@ use Time::HiRes qw(time);
 
 # PostgreSQL itself waits 100 ms and more when it finds a database in use, up to
 # 5 s; all that is done here takes a small part of a second.
-my $AT_ONCE = 3;
+my $AT_ONCE = 3 * $FeishuFlow::SLOW;
 
 my $node = new_cluster(
 	'launcher',

@@ -21,7 +21,7 @@ create_server($node, 'slow', { base_url => $slow->url });
 my $session = FeishuFlow::Session->new($node);
 
 # What hangs or waits elsewhere would do so for ten minutes.
-my $AT_ONCE = 10;
+my $AT_ONCE = 10 * $FeishuFlow::SLOW;
 
 # So many flows of the quick server get through, within seconds.
 sub gets_through
