@@ -40,6 +40,7 @@
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -77,7 +78,7 @@ PG_FUNCTION_INFO_V1(feishu_purge_flows);
 #define UUID_TEXT_LENGTH	36
 
 /* While waiting for a flow, look at least so often: on a standby nobody wakes
- * us. */
+ * us, nor does COMMIT PREPARED. */
 #define WAIT_LOOK_MS		2000
 
 
@@ -87,6 +88,7 @@ PG_FUNCTION_INFO_V1(feishu_purge_flows);
 static DispatchNews at_commit = {.min_id = PG_INT64_MAX};
 static DispatchNews at_abort = {.min_id = PG_INT64_MAX};
 static bool control_at_commit = false;
+static bool wake_at_commit = false; /* those who wait for flows */
 static bool callback_registered = false;
 
 static bool
@@ -110,6 +112,8 @@ outbox_at_transaction_end(XactEvent event, void *arg)
 		case XACT_EVENT_COMMIT:
 			if (!news_is_empty(&at_commit))
 				launcher_tell(&at_commit);
+			if (wake_at_commit)
+				wakeup_broadcast();
 			break;
 		case XACT_EVENT_ABORT:
 			if (!news_is_empty(&at_abort))
@@ -124,6 +128,7 @@ outbox_at_transaction_end(XactEvent event, void *arg)
 	}
 	news_clear(&at_commit);
 	news_clear(&at_abort);
+	wake_at_commit = false;
 }
 
 /*
@@ -290,6 +295,9 @@ insert_flow(const QueuedFlow *flow)
 	PreventCommandIfReadOnly("enqueue_flow()");
 	PreventCommandIfParallelMode("enqueue_flow()");
 
+	/* wait for a DROP EXTENSION here, and then look if it has happened */
+	sql_find_outbox(&outbox, &sequence);
+	LockRelationOid(sequence, RowExclusiveLock);
 	sql_find_outbox(&outbox, &sequence);
 	id = nextval_internal(sequence, false);
 
@@ -421,9 +429,13 @@ is_claimed(int64 id)
 }
 
 /*
- * Lock a row; false if there is none any more.  The dispatcher would wait for a
- * row that it has claimed, so whoever finds that it has must give the lock back
- * at once: hence the subtransaction in change_flow.
+ * Lock a row; false if there is none any more.  Throws, as FOR UPDATE does of a
+ * row that was changed, if the transaction's snapshot is older than the row:
+ * "false" would tell the caller that it is past changing.
+ *
+ * The dispatcher would wait for a row that it has claimed, so whoever finds that
+ * it has must give the lock back at once: hence the subtransaction in
+ * change_flow.
  */
 static bool
 lock_flow(int64 id)
@@ -433,7 +445,13 @@ lock_flow(int64 id)
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
 
-	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0)
+		return true;
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to concurrent update")));
+	return false;
 }
 
 /*
@@ -490,6 +508,7 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	 */
 	outbox_tell_row(id, true);
 	at_abort.min_id = Min(at_abort.min_id, id);
+	wake_at_commit |= changed;
 	return changed;
 }
 

@@ -166,6 +166,16 @@ is($session->value("SELECT feishu.cancel_flow($id)"), 't', '... and can be cance
 is(look($session, $id, 'state, attempts, finished_at IS NOT NULL'), 'cancelled|0|t', '... which is recorded');
 is($session->value("SELECT feishu.cancel_flow($id)"), 'f', '... but once');
 fails_with($session, "SELECT feishu.wait_flow($id)", '55000', '... and is an error to whoever waits for it', message => qr/cancelled/);
+$started = time();
+for (1 .. 5)
+{
+	$id = enqueue($session, run_at => \$later, params => '{"never": true}');
+	$other->send("SELECT feishu.wait_flow($id)");
+	wait_until('a session waits', sub { $session->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $other->pid) eq 'Extension' });
+	$session->value("SELECT feishu.cancel_flow($id)");
+	fails_with($other, $other->result, '55000', '... who waits already');
+}
+cmp_ok(time() - $started, '<', 5, '... and is told at once');
 fails_with($session, 'SELECT feishu.cancel_flow(123456789)', '42704', 'there is no such flow to cancel');
 
 $session->value("SELECT feishu.pause_server('feishu')");
