@@ -1,0 +1,206 @@
+
+# A request goes on the wire only after the transaction that claimed its flow has committed; that of a flow whose key is
+# the user's own, only after the claim is as durable as any other commit. So a claim that comes to nothing leaves no
+# trace on the platform: the flow is sent as if for the first time.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+my $mock = FeishuFlow::Mock->start;
+# max_wal_senders, for commits that wait for a standby
+my $node = queue_cluster('main', streaming => 1, conf => "restart_after_crash = on\n");
+create_server($node, 'feishu', { base_url => $mock->url });
+my ($session, $gate);
+my $count = 20;
+
+sub connect_again
+{
+	wait_until(
+		'the server is there again',
+		sub {
+			$session = eval { FeishuFlow::Session->new($node) };
+			defined $session && eval { $gate = FeishuFlow::Session->new($node); until_dispatcher($session); 1 };
+		});
+	return;
+}
+
+# The dispatcher has a token, and connections that a request could be written to at once.
+sub warm_up
+{
+	$mock->well;
+	begin_anew($mock, $session);
+	$mock->rules([ { kind => 'execute' }, { type => 'latency', ms => 20 } ]);
+	enqueue_many($session, 1, $count);
+	until_ended($session);
+	$mock->well;
+	$session->value("SELECT feishu.purge_flows('infinity')");
+	begin_anew($mock, $session);
+	return;
+}
+
+# Waits until the dispatcher waits for something.
+sub until_waiting
+{
+	my ($event) = @_;
+	wait_until(
+		"the dispatcher waits: $event",
+		sub {
+			$session->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' "
+				  . "AND wait_event = '$event'");
+		});
+	return;
+}
+
+# From now on the dispatcher waits when it writes which flows it has claimed, until the gate opens.
+sub shut_gate { $gate->value('BEGIN; LOCK TABLE feishu.claim IN SHARE MODE'); return; }
+sub open_gate { my $now = time(); $gate->value('COMMIT'); return $now; }
+
+# All were sent once, after this time, and not for the second time.
+sub sent_after
+{
+	my ($time, $attempts, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	until_ended($session);
+	is(ends($session), "succeeded $count", "$name: all succeed");
+	is($session->value('SELECT DISTINCT attempts FROM feishu.flows'), $attempts, "... attempts: $attempts");
+	my @requests = arrivals($mock);
+	is(scalar(@requests), $count, '... with one request each');
+	is(scalar(grep { $_->{time} <= $time } @requests), 0, '... none of which came before');
+	started_once($mock, $count, '... and each started once');
+	return;
+}
+
+connect_again();
+foreach my $own (0, 1)
+{
+	my $whose = $own ? "the user's" : 'ours';
+	my @key = $own ? (idempotent_key => \"'own-' || clock_timestamp()::text || g") : ();
+
+	# ---- a claim that takes its time ----
+
+	warm_up();
+	shut_gate();
+	enqueue_many($session, 1, $count, @key);
+	until_waiting('relation');
+	is($mock->executes, 0, "while the claim is under way, nothing is sent (the key is $whose)");
+	sent_after(open_gate(), 1, 'when it has committed');
+
+	# ---- one that ends with its process ----
+
+	warm_up();
+	shut_gate();
+	enqueue_many($session, 1, $count, @key);
+	until_waiting('relation');
+	my $pid = dispatcher($session);
+	$session->value("SELECT pg_terminate_backend($pid)");
+	until_dispatcher($session, $pid);
+	is($mock->executes, 0, "the dispatcher is terminated in a claim: nothing was sent (the key is $whose)");
+	sent_after(open_gate(), 1, 'another one claims them');
+
+	warm_up();
+	shut_gate();
+	enqueue_many($session, 1, $count, @key);
+	until_waiting('relation');
+	my $killed = time();
+	kill 'KILL', dispatcher($session);
+	$_->quit foreach $session, $gate;
+	connect_again();
+	sent_after($killed, 1, "kill -9 in a claim (the key is $whose)");
+}
+
+# ---- a commit that waits for a standby ----
+
+# Commits wait from now on: proved by one that does.
+sub standby_missing
+{
+	$node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
+	$node->reload;
+	$session->value('SET synchronous_commit = local');
+	my $attempt = 0;
+	wait_until(
+		'commits wait',
+		sub {
+			$attempt++;
+			$gate->send("SELECT pg_logical_emit_message(true, 'attempt $attempt.', '')");
+			my $how = wait_until(
+				'it waits, or has ended',
+				sub {
+					$session->value("SELECT CASE WHEN wait_event = 'SyncRep' THEN 'waits' WHEN state = 'idle' THEN 'ended' END "
+						  . "FROM pg_stat_activity WHERE pid = " . $gate->pid . " AND query LIKE '%attempt $attempt.%'");
+				});
+			return 1 if $how eq 'waits';
+			$gate->result;
+			return 0;
+		});
+	return;
+}
+
+sub standby_there
+{
+	my $now = time();
+	$node->append_conf('postgresql.conf', "synchronous_standby_names = ''");
+	$node->reload;
+	$gate->result;
+	return $now;
+}
+
+my @key = (idempotent_key => \"'own-' || clock_timestamp()::text || g");
+
+warm_up();
+standby_missing();
+enqueue_many($session, 1, $count, @key);
+until_waiting('SyncRep');
+is($mock->executes, 0, "a flow with the user's key is not sent before a standby has its claim");
+sent_after(standby_there(), 1, 'when it has');
+
+warm_up();
+standby_missing();
+enqueue_many($session, 1, $count, @key);
+until_waiting('SyncRep');
+my $crashed = time();
+$node->stop('immediate');
+$_->quit foreach $session, $gate;
+$node->append_conf('postgresql.conf', "synchronous_standby_names = ''");
+$node->start;
+connect_again();
+sent_after($crashed, 2, 'a crash while it waits: the claim was written, and counts as an attempt');
+
+# With our own key a claim does not wait by itself, but it does with an end that is recorded in the same transaction.
+warm_up();
+alter_server($session, 'feishu', 'ADD', max_concurrency => 1);
+$mock->fault(type => 'hold');
+enqueue_many($session, 1, 2);
+$mock->wait_for(1, kind => 'execute');
+standby_missing();
+$mock->well;
+until_waiting('SyncRep');
+is($mock->executes, 1, 'while the end of a flow commits, the next one is not sent');
+my $released = standby_there();
+until_ended($session);
+is(scalar(grep { $_->{time} > $released } arrivals($mock)), 1, '... but when it has');
+started_once($mock, 2, '... and each started once');
+
+# ---- a claim that fails ----
+
+alter_server($session, 'feishu', 'DROP', 'max_concurrency');
+warm_up();
+$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT none CHECK (cardinality(ids) = 0)');
+my $pid = until_dispatcher($session);
+enqueue_many($session, 1, $count);
+wait_until('it has failed', sub { !alive($pid) });
+until_dispatcher($session, $pid);
+is($mock->executes, 0, 'a claim fails: nothing was sent');
+my $mended = time();
+$session->value('ALTER TABLE feishu.claim DROP CONSTRAINT none');
+sent_after($mended, 1, 'when it does not');
+
+done_testing();
