@@ -1,0 +1,158 @@
+#!/usr/bin/python3
+"""
+A fault campaign: see script/torture, which builds the extension and calls this.
+
+  campaign.py --bin DIR --mock FILE --work DIR [--seed N] [--seconds S | --short]
+
+The exit status is 1 when something was lost, started twice, recorded wrongly, or is stuck.
+"""
+import argparse
+import collections
+import os
+import random
+import re
+import sys
+import time
+
+import servers
+import wire
+from journal import Journal
+from killer import Killer
+from load import Load, create_schema
+from platform_faults import APPS, BadLuck, Platform
+from reconcile import ENDS, FATAL, Truth, reconcile
+
+SHORT_SECONDS = 16
+SHORT_PLAN = ["dispatcher", "backend", "postmaster", "mock", "failover", "immediate restart"]
+DRAIN_TIME = 120  # seconds for the queue to empty, once all is well
+WORKERS, PACE = 16, 0.02  # clients, and the mean seconds each rests between two things it does
+KILL_PAUSE = 3
+SHOWN = 10  # findings of a kind that are printed
+
+# What no server should log: a process that fails by itself (not by kill -9), data that is not as it should be.
+BAD_LOG = re.compile(r"PANIC|TRAP:|terminated by signal (?!9:)|does not have one row|: XX\d\d\d:"
+                     r"|feishu_flow (dispatcher|launcher) .*(ERROR|FATAL): ")
+FINE_LOG = re.compile(r"terminating (background worker|connection) |is shutting down|is starting up|in recovery mode"
+                      r"|postmaster exit|pipe has been closed")
+
+
+class Campaign:
+    def __init__(self, options):
+        self.options = options
+        self.random = random.Random(options.seed)
+        self.journal = Journal()
+        self.platform = Platform(options.mock, options.work, options.seed)
+        self.pair = servers.Pair(options.bin, options.work)
+        session = self.pair.session()
+        create_schema(session, self.platform, APPS)
+        session.close()
+        self.pair.make_standby()
+        self.load = Load(WORKERS, self.pair, self.journal, self.random, PACE)
+        self.luck = BadLuck(self.platform, self.pair, self.random.random())
+        plan = list(SHORT_PLAN) if options.short else []
+        self.random.shuffle(plan)
+        self.killer = Killer(self.pair, self.platform, self.random.random(), 1 if options.short else KILL_PAUSE, plan)
+
+    def run(self):
+        begun = time.monotonic()
+        for part in (self.load, self.luck, self.killer):
+            part.start()
+        while time.monotonic() < begun + self.options.seconds or self.killer.plan and self.killer.is_alive():
+            time.sleep(0.2)
+            self.load.check()
+            self.killer.check()
+            self.progress(time.monotonic() - begun)
+        self.killer.stop()
+        self.load.stop()
+        self.luck.stop()
+        self.seconds = time.monotonic() - begun
+        session = self.pair.session()
+        self.finish_prepared(session)
+        self.drained = self.drain(session)
+        truth = Truth(session, self.journal, self.platform)
+        findings = reconcile(truth)
+        for line in self.bad_log_lines():
+            findings["went wrong by itself"].append(line)
+        for problem, number in self.journal.errors.items():
+            findings["went wrong by itself"].append(f"a client saw {problem} ({number} times)")
+        self.report(truth, findings)
+        return any(findings.get(what) for what in FATAL)
+
+    def progress(self, seconds, every=60):
+        if int(seconds / every) > getattr(self, "told", 0):
+            self.told = int(seconds / every)
+            say(f"{self.told * every} s: {self.journal.counts['committed']} transactions, "
+                f"{sum(self.killer.done.values())} kills")
+
+    def finish_prepared(self, session):
+        """Those whose PREPARE was not acknowledged, so that nobody came back for them."""
+        for name, in session.ask("SELECT gid FROM pg_prepared_xacts"):
+            session.ask(f"{self.random.choice(('COMMIT', 'ROLLBACK'))} PREPARED '{name}'")
+
+    def drain(self, session):
+        """The platform is well; is the queue empty in time? Returns the seconds that it took, or None."""
+        begun = time.monotonic()
+        for n, flow in session.ask("SELECT n, flow FROM marker JOIN feishu.outbox o ON o.id = flow "
+                                   "WHERE kind = 'far' AND state = 'q' AND next_at > now() + '5 min'"):
+            session.ask(f"INSERT INTO cancelled SELECT {n} WHERE feishu.cancel_flow({flow})")
+        while time.monotonic() < begun + DRAIN_TIME:
+            if session.value("SELECT count(*) FROM feishu.outbox WHERE state = 'q'") == "0":
+                return time.monotonic() - begun
+            time.sleep(0.1)
+        for row in session.ask("SELECT * FROM feishu.dispatch_status"):
+            say(f"not empty: {row}")
+        return None
+
+    def bad_log_lines(self):
+        return [line.strip() for line in self.pair.logs() if BAD_LOG.search(line) and not FINE_LOG.search(line)]
+
+    def report(self, truth, findings):
+        counts = self.journal.counts
+        ends = collections.Counter(ENDS[flow.state] for _, _, flow in truth.every())
+        say(f"{self.seconds:.0f} s of load, {counts['committed']} transactions committed, {counts['rolled back']} rolled back, "
+            f"{counts['unknown']} unknown; {counts['calls']} calls, {counts['cancelled']} cancelled, {counts['retried']} retried, "
+            f"{counts['waited for']} waited for")
+        say(f"flows: {len(truth.markers)} committed: {listed(ends)}; "
+            + (f"the queue was empty after {self.drained:.1f} s" if self.drained is not None else "the queue did not empty"))
+        say(f"platform: {truth.count_requests} requests, {truth.count_started} started; phases: {listed(self.luck.phases)}; "
+            f"faults: {listed(self.platform.fired)}; {self.luck.rotations} secrets rotated")
+        say(f"kills: {sum(self.killer.done.values())}: {listed(self.killer.done)}; "
+            f"the slowest took {self.killer.slowest:.1f} s until the server answered")
+        for what in FATAL + ("ambiguous",):
+            say(f"{what}: {len(findings.get(what, ()))}")
+            for text in findings.get(what, ())[:SHOWN if what != "ambiguous" else 0]:
+                say(f"    {text}")
+
+
+def listed(counts):
+    return ", ".join(f"{name} {number}" for name, number in sorted(counts.items())) or "none"
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", required=True, help="PostgreSQL's programs")
+    parser.add_argument("--mock", required=True, help="feishu_mock.py")
+    parser.add_argument("--work", required=True, help="a folder for all that is made; short, as sockets live in it")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--short", action="store_true", help="a few kills of each kind, in some 30 seconds")
+    options = parser.parse_args()
+    if options.short:
+        options.seconds = SHORT_SECONDS
+    os.makedirs(options.work, exist_ok=True)
+    say(f"seed: {options.seed}")
+    try:
+        failed = Campaign(options).run()
+    except (servers.Broken, wire.Lost, wire.SqlError) as problem:
+        say(f"broken off: {problem}")
+        failed = True
+    say(f"seed: {options.seed}; {'NOT all is well' if failed else 'all is well'}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""
+The reckoning: what committed (the table marker, and the clients' journal), what the platform saw and started (its own
+files), and what the extension says became of each flow (feishu.outbox) must be one story.
+
+A finding is a list of numbers that nobody wants to see; most of them end the campaign with an error:
+
+  lost            committed, acknowledged or not, and yet: not in the queue, or given up without need, or recorded as
+                  sent and never started; or acknowledged and not there at all
+  started twice   started more often than retry_flow with a new key allows
+  uncommitted     rolled back, and yet on the wire
+  wrong record    recorded otherwise than it was: see the methods
+  fifo            sent before one of its ordering key that was to go first had ended
+  stuck           not ended at the deadline
+"""
+import collections
+import json
+
+from platform_faults import lines_of
+
+QUEUED = """
+SELECT o.params->>'n', o.id, o.state, o.unanswered, o.attempts, o.server, o.ordering_key, o.idempotent_key,
+  o.execution_id, o.sqlstate, o.error, pg_get_userbyid(o.roleid)
+FROM feishu.outbox o ORDER BY o.id
+"""
+Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lane key execution_id sqlstate error role")
+
+ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
+FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck", "went wrong by itself")
+# Kinds of flows that may fail, and how.
+MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": ("LK500", "LK502", "LK503", "LK504"),
+            "brief": ("LK500", "LK502", "LK503", "LK504"), "pair": ("LK409",)}
+
+
+class Truth:
+    """Everything that is known at the end."""
+
+    def __init__(self, session, journal, platform):
+        self.journal = journal
+        self.flows = collections.defaultdict(list)
+        for n, number, state, unanswered, attempts, *rest in session.ask(QUEUED):
+            flow = Flow(int(n), int(number), state, unanswered == "t", int(attempts), *rest)
+            self.flows[flow.n].append(flow)
+        self.markers = {int(n): (flow and int(flow), kind)
+                        for n, flow, kind in session.ask("SELECT n, flow, kind FROM marker")}
+        self.cancelled = {int(n) for n, in session.ask("SELECT n FROM cancelled")}
+        self.retried = collections.defaultdict(list)
+        for n, new_key in session.ask("SELECT n, new_key FROM retried"):
+            self.retried[int(n)].append(new_key == "t")
+        self.read_platform(platform)
+
+    def read_platform(self, platform):
+        """started: n -> execution ids; requests: n -> [(arrival, key)]; the same of synchronous calls, by key."""
+        self.started, self.requests = collections.defaultdict(list), collections.defaultdict(list)
+        self.calls_started = collections.Counter()
+        self.count_started = self.count_requests = 0
+        for line in lines_of(platform.state):
+            self.count_started += 1
+            if line["flow_id"] == "callFlow":
+                self.calls_started[line["key"]] += 1
+            else:
+                self.started[line["params"]["n"]].append(line["execution_id"])
+        for line in lines_of(platform.log):
+            self.count_requests += 1
+            if line["kind"] == "execute" and line["flow_id"] != "callFlow":
+                n = json.loads(line["json"]["params"])["n"]
+                self.requests[n].append((line["time"], line["key"]))
+
+    def every(self):
+        """All flows that are where one expects them: (n, kind, flow)."""
+        for n, (_, kind) in self.markers.items():
+            for flow in self.flows.get(n, ()):
+                yield n, kind, flow
+
+
+def reconcile(truth):
+    """-> {finding: [text]}"""
+    found = collections.defaultdict(list)
+    for check in (check_committed, check_uncommitted, check_ends, check_cancelled, check_keys, check_calls, check_order):
+        check(truth, lambda what, text: found[what].append(text))
+    return found
+
+
+def check_committed(truth, report):
+    """What committed is in the queue, once, under the id that enqueue_flow gave."""
+    for n in truth.journal.acknowledged - truth.markers.keys():
+        report("lost", f"{n}: its commit was acknowledged, and is not there")
+    for n in truth.journal.undone & truth.markers.keys():
+        report("wrong record", f"{n}: was rolled back, and is there")
+    for n, (number, kind) in truth.markers.items():
+        flows = truth.flows.get(n, ())
+        if not flows:
+            report("lost", f"{n} ({kind}): committed, and not in the queue")
+        elif len(flows) > 1 or number not in (None, flows[0].id):
+            report("wrong record", f"{n} ({kind}): queued as {number}, and there are {[f.id for f in flows]}")
+
+
+def check_uncommitted(truth, report):
+    for n in truth.flows.keys() - truth.markers.keys():
+        report("wrong record", f"{n}: in the queue, and not committed")
+    for n in (truth.started.keys() | truth.requests.keys()) - truth.markers.keys():
+        report("uncommitted", f"{n}: not committed, started {len(truth.started.get(n, ()))} times, "
+               f"{len(truth.requests.get(n, ()))} requests")
+
+
+def check_ends(truth, report):
+    """Each flow has the end that the platform's records bear out."""
+    for n, kind, flow in truth.every():
+        what = (f"{n} ({kind}): {ENDS[flow.state]} after {flow.attempts} attempts, unanswered {flow.unanswered}, "
+                f"{flow.sqlstate} {flow.error}; flow {flow.id}, started {truth.started.get(n)}, retried {truth.retried.get(n)}")
+        started, retries = truth.started.get(n, []), truth.retried.get(n, [])
+        if len(started) > 1 + sum(retries):
+            report("started twice", what)
+        if flow.state == "q":
+            report("stuck", what)
+        elif flow.state == "s" and not started:
+            report("lost", what)
+        elif flow.state == "s" and flow.execution_id not in started:
+            report("wrong record", what + f": execution {flow.execution_id}")
+        elif flow.state == "u" and not started and not any(truth.started.get(m) for m in twins(truth, n, kind)):
+            # a refusal that may have been for the key: refused flows do that, with an attempt before that was lost
+            report("ambiguous" if kind in ("refused", "rejected") and flow.unanswered else "lost", what)
+        elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()):
+            report("lost", what)
+        elif flow.state in "fc" and started and not retries:
+            report("ambiguous" if flow.unanswered else "wrong record", what)
+        if flow.state != "s" and not retries and n in truth.journal.succeeded:
+            report("wrong record", what + ": wait_flow had said that it succeeded")
+
+
+def twins(truth, n, kind):
+    """The other of a pair with one key."""
+    return [m for m in (n - 1, n + 1) if kind == "pair" and truth.markers.get(m, (0, ""))[1] == "pair"]
+
+
+def check_cancelled(truth, report):
+    """What cancel_flow cancelled stays so, and nothing is sent from then on."""
+    for n, kind, flow in truth.every():
+        if truth.retried.get(n):
+            continue
+        if (flow.state == "c") != (n in truth.cancelled):
+            report("wrong record", f"{n} ({kind}): {ENDS[flow.state]}, cancel_flow was "
+                   f"{'true' if n in truth.cancelled else 'never true'}")
+        late = [at for at, _ in truth.requests.get(n, ()) if at > truth.journal.cancelled.get(n, at)]
+        if late:
+            report("wrong record", f"{n} ({kind}): sent {len(late)} times after it was cancelled")
+        if n in truth.journal.cancelled and flow.attempts == 0 and truth.started.get(n):
+            report("wrong record", f"{n} ({kind}): cancelled, and started {truth.started[n]}")
+
+
+def check_keys(truth, report):
+    """All attempts of a flow carry one key."""
+    for n, kind, flow in truth.every():
+        keys = {key for _, key in truth.requests.get(n, ())}
+        if len(keys) > 1 + sum(truth.retried.get(n, ())):
+            report("wrong record", f"{n} ({kind}): sent with keys {sorted(keys)}")
+        if truth.requests.get(n) and flow.key not in keys and flow.state != "c" and not truth.retried.get(n):
+            report("wrong record", f"{n} ({kind}): sent with keys {sorted(keys)}, has {flow.key}")
+
+
+def check_calls(truth, report):
+    for key, outcome in truth.journal.calls.items():
+        started = truth.calls_started[key]
+        if started > 1:
+            report("started twice", f"{key}: a call, {started} times")
+        if outcome in ("ok", "LK409") and not started:
+            report("lost", f"{key}: a call, {outcome}, and not started")
+
+
+def check_order(truth, report):
+    """Of an ordering key, a flow goes when all before it have ended: their last request came before its first. Those that
+    were retried have left the line."""
+    lanes = collections.defaultdict(list)
+    for n, kind, flow in truth.every():
+        # a client queues an ordering key's flows one after the other, but not in the order of their ends with PREPARE
+        if flow.lane and not truth.retried.get(n) and truth.requests.get(n):
+            lanes[flow.server, flow.lane].append((flow.id, n, kind))
+    for lane, flows in lanes.items():
+        before, whose = 0, None
+        for _, n, kind in sorted(flows):
+            times = [at for at, _ in truth.requests[n]]
+            if min(times) < before:
+                report("fifo", f"{n} ({kind}) of {lane}: sent {before - min(times):.3f} s before the last request of {whose}")
+            if max(times) > before:
+                before, whose = max(times), n
