@@ -14,11 +14,15 @@
  * system call here.  The set is rebuilt only when
  *
  * - a socket in it was closed;
- * - one that we did not open ourselves (the name resolver's) is not wanted
- *	 any more, for it may be closed without our knowing, and its number may
- *	 come back as another socket;
+ * - one of which we may not hear when it is closed is not wanted any more, for
+ *	 its number may come back as another socket, or as a file;
  * - an idle one became readable, which means that the peer closed it or talks
  *	 out of turn.  It is muted until it is wanted again.
+ *
+ * We hear of the end of a socket that we opened ourselves, so not of the name
+ * resolver's; and only once it is connected: libcurl 7.88.0 to 8.2.0 closes
+ * one that is not by itself (curl pull request 11439).  Connected is what it
+ * wants to read from.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -51,6 +55,7 @@ typedef struct SocketSlot
 	uint32		wanted;			/* WL_SOCKET_*; 0: idle */
 	uint32		registered;		/* WL_SOCKET_* in the set; 0: not in it */
 	int			position;		/* in the set, when registered */
+	bool		opened;			/* by us */
 	bool		owned;			/* open, and we will hear of its end */
 	bool		muted;			/* fired while idle: keep out of the set */
 } SocketSlot;
@@ -108,7 +113,8 @@ waitset_opened(SocketWaitSet *set, int fd)
 	if (slot->registered)
 		set->dirty = true;
 	slot->wanted = 0;
-	slot->owned = true;
+	slot->opened = true;
+	slot->owned = false;
 	slot->muted = false;
 	return true;
 }
@@ -124,6 +130,7 @@ waitset_closed(SocketWaitSet *set, int fd)
 	if (slot->registered)
 		set->dirty = true;
 	slot->wanted = 0;
+	slot->opened = false;
 	slot->owned = false;
 }
 
@@ -139,8 +146,11 @@ waitset_want(SocketWaitSet *set, int fd, uint32 events)
 	{
 		if (slot->registered && !slot->owned)
 			set->dirty = true;
+		slot->opened = slot->owned;
 		return true;
 	}
+	if (slot->opened && (events & WL_SOCKET_READABLE))
+		slot->owned = true;
 	slot->muted = false;
 	if (slot->registered == events)
 		return true;

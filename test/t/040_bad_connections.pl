@@ -149,6 +149,17 @@ foreach my $name (qw(full_queue silent silent_tls))
 	cmp_ok($result->{seconds}, '>=', 0.29, '... not before');
 	goes_on();
 }
+
+# The number of a socket that never was connected is a file's then.
+my $tables = 0;
+foreach my $case ([ 'timeout', '', timeout => '200ms' ], [ 'statement_timeout', "SET statement_timeout = '200ms'; " ])
+{
+	my ($what, $setting, @arguments) = @$case;
+	$session->ask($setting . flow(server => 'full_queue', @arguments));
+	$session->value('RESET statement_timeout');
+	$session->value('CREATE TABLE file' . ++$tables . ' ()') foreach 1 .. 5;
+	succeeds($session, flow(), "$what while connecting: the next call works when files have been opened");
+}
 $fresh = FeishuFlow::Session->new($node);
 $mock->rules([ { kind => 'accept' }, { type => 'hang' } ]);
 fails_with($fresh, flow(timeout => '300ms'), 'LK504', 'a peer that accepts and hangs is LK504');
