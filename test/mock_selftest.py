@@ -392,6 +392,11 @@ class FaultTest(Base):
         self.mock.rules({"fault": {"type": "wrong_types", "set": {"expire": "x"}}})
         self.assertEqual(self.mock.token()["expire"], "x")
 
+    def test_gateway_that_sends_twice(self):
+        self.mock.rules({"times": 1, "fault": {"type": "twice"}})
+        self.assertEqual(self.mock.call(self.token, idempotent_key="k")[1]["data"]["code"], "k_wf_ec_2001008")
+        self.assertEqual(self.mock.control("GET", "stats")["started"], 1)
+
     def test_answers_in_pieces(self):
         for fault in ({"type": "chunked"}, {"type": "no_length"}, {"type": "slow_drip", "interval_ms": 1, "bytes": 9},
                       {"type": "slow_drip", "interval_ms": 1, "bytes": 9, "headers": True}):

@@ -95,6 +95,9 @@ class Faults:
         await asyncio.sleep(0.02)  # so that the half is read before the reset
         conn.drop(request, rst=fault.get("rst"))
 
+    def do_twice(self, conn, request, fault, answer):
+        conn.answer(request, self.platform.answer(request))
+
     def do_garbage(self, conn, request, fault, answer):
         conn.write(b"\x16\x03\x01 SSH-2.0-this is not HTTP\r\n\0\xff\xfe" + bytes(range(256)) + b"\r\n\r\n")
         conn.drop(request)

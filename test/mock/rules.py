@@ -13,6 +13,7 @@ FAULTS = {
     "reset_after": ("", True, "accepted, then TCP reset instead of an answer"),
     "close_after": ("", True, "accepted, then a clean close (FIN) without a byte"),
     "half_answer": ("rst", True, "headers and half of the body, then FIN (rst true: RST)"),
+    "twice": ("", True, "a gateway sends the request twice and passes on the second answer (the key is used then)"),
     "truncated_json": ("", True, "a complete HTTP message, its JSON cut in the middle"),
     "garbage": ("", False, "bytes that are not HTTP, then FIN"),
     "raw": ("bytes_b64 text close rst", False, "these bytes; close (default true), rst: how it ends"),

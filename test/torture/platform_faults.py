@@ -25,13 +25,9 @@ def chance(probability, match, **fault):
     return {"match": match, "probability": probability, "fault": fault}
 
 
-def plain(flow_id):
-    return {"kind": "execute", "flow_id": flow_id}
-
-
-# Name -> rules. None of them is a refusal for good, so that what is lost can be told from what was refused. A key is
-# said to be used where it was used just now (a gateway that sent the request twice), and only if it was made by
-# enqueue_flow: of a key of its own a client would have to think that another flow had used it.
+# Name -> rules. None of them is a refusal for good, so that what is lost can be told from what was refused. A request
+# is only sent twice by a gateway if its key was made by enqueue_flow: of a key of its own a client would have to
+# think that another flow had used it.
 PHASES = {
     "calm": [],
     "slow": [chance(0.5, EXECUTE, type="latency", ms=[5, 400])],
@@ -42,7 +38,7 @@ PHASES = {
         chance(0.1, EXECUTE, type="status", status=502, started=True),
         chance(0.05, EXECUTE, type="truncated_json"),
         chance(0.03, EXECUTE, type="headers_hang"),
-        chance(0.05, plain("plainFlow"), type="inner", code="k_wf_ec_2001008", started=True)],
+        chance(0.05, {"kind": "execute", "flow_id": "plainFlow"}, type="twice")],
     "never arrived": [
         chance(0.15, EXECUTE, type="reset_before"),
         chance(0.1, EXECUTE, type="garbage"),

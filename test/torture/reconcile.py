@@ -29,6 +29,7 @@ FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck"
 # Kinds of flows that may fail, and how.
 MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": ("LK500", "LK502", "LK503", "LK504"),
             "brief": ("LK500", "LK502", "LK503", "LK504"), "pair": ("LK409",)}
+GARBLED_REFUSAL = "not the platform's; HTTP status 400"
 
 
 class Truth:
@@ -120,7 +121,8 @@ def check_ends(truth, report):
             # a refusal that may have been for the key: refused flows do that, with an attempt before that was lost
             report("ambiguous" if kind in ("refused", "rejected") and flow.unanswered else "lost", what)
         elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()):
-            report("lost", what)
+            # a refusal of which only the HTTP status could be read
+            report("ambiguous" if GARBLED_REFUSAL in flow.error else "lost", what)
         elif flow.state in "fc" and started and not retries:
             report("ambiguous" if flow.unanswered else "wrong record", what)
         if flow.state != "s" and not retries and n in truth.journal.succeeded:
