@@ -14,7 +14,8 @@
  * The calls are made inside the transaction, where their server can be looked
  * up and text converted, but nothing is sent before it has committed
  * (http_loop_defer): a flow on the wire is always one that feishu.claim names,
- * on disk at the latest when its request has gone out (flush_claims).
+ * on disk at the latest when its request has gone out (flush_claims), and on a
+ * synchronous standby before.
  *
  * There is one dispatcher in a database; a session lock proves it.
  *
@@ -38,6 +39,8 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
@@ -103,12 +106,23 @@ begin_work(void)
 	sql_begin_as_owner();
 }
 
+/* Do commits wait for a standby? */
+static bool
+standby_is_synchronous(void)
+{
+	return SyncRepRequested() && SyncRepStandbyNames != NULL &&
+		SyncRepStandbyNames[0] != '\0';
+}
+
 /*
  * Ends are recorded durably: the commit waits for the disk.  A claim alone does
  * not, for its requests are to go out at once; flush_claims sees to it when they
- * are under way.  But a claim of a key that is not ours waits: should it be lost
- * in a crash, nothing else tells that the platform's refusal of a used key may
- * be due to us.
+ * are under way.  But some claims wait:
+ *
+ * - Those of a key that is not ours.  Should one be lost in a crash, nothing
+ *	 else tells that the platform's refusal of a used key may be due to us.
+ * - All, where commits wait for a standby.  It would be promoted without knowing
+ *	 what was sent, and cancel_flow would promise there that it never was.
  */
 static void
 end_work(bool durable)
@@ -292,7 +306,8 @@ do_work(Work *work, TimestampTz now)
 	record_holds(&dispatch);
 	if (num_ended > 0 || dispatch.num_flights != before || dispatch.num_ended > 0)
 		claim_write_ids(&dispatch);
-	end_work(num_ended > 0 || dispatch.claim_durably);
+	end_work(num_ended > 0 || dispatch.claim_durably ||
+			 (dispatch.num_flights > 0 && standby_is_synchronous()));
 	dispatch.claim_durably = false;
 	if (num_ended > 0)
 		wakeup_broadcast();

@@ -18,7 +18,7 @@ our @EXPORT = qw(
   queue_cluster enqueue enqueue_call enqueue_many
   look until_true until_state until_ended ends
   dispatcher until_dispatcher summary started_once started_numbers arrivals numbers begin_anew
-  pgbench_start
+  pgbench_start kill_postmaster
 );
 
 # A cluster whose queue loses no time.  Options as new_cluster.  The slow poll
@@ -181,6 +181,27 @@ sub numbers
 {
 	my ($mock, %filters) = @_;
 	return map { $_->{json}{params} =~ /"n":\s*(\d+)/ ? $1 : '?' } arrivals($mock, %filters);
+}
+
+# kill -9 of a node's postmaster.  The others notice, and end.
+sub kill_postmaster
+{
+	my ($node) = @_;
+	my $postmaster = $node->{_pid};
+	my @children = grep { parent($_) == $postmaster } map { m{(\d+)$} } glob('/proc/[0-9]*');
+	$node->kill9;
+	# for pg_ctl a zombie is one, too
+	wait_until('all its processes are gone', sub { !grep { -d "/proc/$_" } $postmaster, @children });
+	return;
+}
+
+# The parent of a process, or 0.
+sub parent
+{
+	my ($pid) = @_;
+	open(my $file, '<', "/proc/$pid/stat") or return 0;
+	my $stat = <$file> // '';
+	return $stat =~ /^\d+ \(.*\) \S (\d+)/s ? $1 : 0;
 }
 
 # Runs a script in pgbench in the background; ->finish waits for its end.

@@ -38,26 +38,6 @@ sub connect_again
 	return;
 }
 
-# kill -9 of the postmaster.  The others notice, and end.
-sub kill_postmaster
-{
-	my $postmaster = $node->{_pid};
-	my @children = grep { parent($_) == $postmaster } map { m{(\d+)$} } glob('/proc/[0-9]*');
-	$node->kill9;
-	# for pg_ctl a zombie is one, too
-	wait_until('all its processes are gone', sub { !grep { -d "/proc/$_" } $postmaster, @children });
-	return;
-}
-
-# The parent of a process, or 0.
-sub parent
-{
-	my ($pid) = @_;
-	open(my $file, '<', "/proc/$pid/stat") or return 0;
-	my $stat = <$file> // '';
-	return $stat =~ /^\d+ \(.*\) \S (\d+)/s ? $1 : 0;
-}
-
 sub start_again
 {
 	$node->start;
@@ -139,7 +119,7 @@ my $sent = enqueue($session, params => '{"n": 1}');
 $session->value("INSERT INTO wanted VALUES (1)");
 $mock->wait_for(1, kind => 'execute');
 $session->quit;
-kill_postmaster();
+kill_postmaster($node);
 $node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
 $node->start;
 $session = FeishuFlow::Session->new($node);
@@ -211,7 +191,7 @@ foreach my $how (qw(kill9 immediate kill9 immediate kill9))
 	$mock->mark;
 	$mock->wait_for(150, kind => 'execute');
 	$session->quit;
-	if ($how eq 'kill9') { kill_postmaster(); } else { $node->stop('immediate'); }
+	if ($how eq 'kill9') { kill_postmaster($node); } else { $node->stop('immediate'); }
 	$bench->kill_kill;
 	start_again();
 }

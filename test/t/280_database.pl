@@ -1,6 +1,6 @@
 
 # What is done to databases: dump and restore, copies, renames, drops, the
-# extension dropped and created under load, a standby that is promoted.
+# extension dropped and created under load.
 
 use strict;
 use warnings;
@@ -15,7 +15,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
-my $node = queue_cluster('main', streaming => 1, conf => "max_worker_processes = 50\nmax_connections = 60\n");
+my $node = queue_cluster('main', conf => "max_worker_processes = 50\nmax_connections = 60\n");
 $node->safe_psql('postgres', "CREATE DATABASE $_") foreach qw(one two);
 create_server($node, 'feishu', { base_url => $mock->url }, undef, $_) foreach qw(postgres one);
 my $admin = FeishuFlow::Session->new($node);
@@ -190,44 +190,7 @@ $begun = time();
 $admin->value("DROP DATABASE d$_") foreach 1 .. 30;
 cmp_ok(time() - $begun, '<', 30, sprintf('... they are dropped (%.1f s)', time() - $begun));
 
-# ---- a standby is promoted ----
-
-begin_anew($mock, $admin);
-$node->backup('backup');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($node, 'backup', has_streaming => 1);
-$standby->start;
-enqueue_many($admin, 1, 50);
-until_ended($admin);
-$admin->value("SELECT feishu.pause_server('feishu')");
-enqueue_many($admin, 51, 60);
-$admin->value("SELECT feishu.resume_server('feishu')");
-until_ended($admin);
-$mock->fault(type => 'headers_hang');
-enqueue_many($admin, 61, 80);
-$mock->wait_for(80, kind => 'execute');
-enqueue_many($admin, 81, 400);
-$node->wait_for_catchup('standby');
-my $on_standby = FeishuFlow::Session->new($standby);
-is(dispatcher($on_standby), '', 'on a standby there is no dispatcher');
-is($on_standby->value('SELECT count(*) FROM feishu.flows'), $admin->value('SELECT count(*) FROM feishu.flows'), '... the flows are to be seen');
-is($on_standby->value("SELECT paused FROM feishu.dispatch_status WHERE paused") || 'f', 'f', '... and how the queue does');
-fails_with($on_standby, 'SELECT ' . enqueue_call(), '25006', '... but none is queued there');
-fails_with($on_standby, "SELECT feishu.cancel_flow(max(id)) FROM feishu.flows", '25006', '... nor cancelled');
-my ($done) = split /\n/, $admin->value("SELECT id FROM feishu.flows WHERE state = 'succeeded' LIMIT 1");
-like($on_standby->value("SELECT feishu.wait_flow($done)"), qr/execution_id/, 'wait_flow works there');
-$admin->quit;
-$node->stop('immediate');
-$mock->well;
-$standby->promote;
-until_dispatcher($on_standby);
-until_ended($on_standby);
-started_once($mock, 400, 'after the promotion all are sent, and each started once');
-is($on_standby->value("SELECT count(*) FROM feishu.flows WHERE state NOT IN ('succeeded', 'unconfirmed')"), '0', '... and have ended well');
-$id = enqueue($on_standby, params => '{"n": 401}');
-succeeds($on_standby, "SELECT feishu.wait_flow($id)", '... and the queue goes on');
-
-my $log = slurp_file($node->logfile) . slurp_file($standby->logfile);
+my $log = slurp_file($node->logfile);
 my ($bad) = $log =~ /^(.*(?:PANIC|Segmentation|signal 11|signal 6|TRAP|does not have one row).*)$/m;
 is($bad, undef, 'no process failed by itself');
 
