@@ -255,3 +255,11 @@ wait_until() {
 		sleep 0.05
 	done
 }
+
+# ---- the fault campaign ----
+
+# Runs it in the sandbox; arguments are those of test/torture/campaign.py.
+torture_run() {
+	as_owner env python3 -B "$WORK/src/test/torture/campaign.py" --bin "$PG_BIN" \
+		--mock "$WORK/src/test/feishu_mock.py" --work "$WORK/torture" "$@"
+}

@@ -20,9 +20,10 @@ from journal import Journal
 from killer import Killer
 from load import Load, create_schema
 from platform_faults import APPS, BadLuck, Platform
-from reconcile import ENDS, FATAL, Truth, reconcile
+from reconcile import ENDS, FATAL, NOTES, Truth, reconcile
 
 SHORT_SECONDS = 16
+SHORT_LUCK = ["lost answers", "all at once", "never arrived", "tokens refused"]
 SHORT_PLAN = ["dispatcher", "backend", "postmaster", "mock", "failover", "immediate restart"]
 DRAIN_TIME = 120  # seconds for the queue to empty, once all is well
 WORKERS, PACE = 16, 0.02  # clients, and the mean seconds each rests between two things it does
@@ -48,9 +49,10 @@ class Campaign:
         session.close()
         self.pair.make_standby()
         self.load = Load(WORKERS, self.pair, self.journal, self.random, PACE)
-        self.luck = BadLuck(self.platform, self.pair, self.random.random())
-        plan = list(SHORT_PLAN) if options.short else []
+        luck, plan = (list(SHORT_LUCK), list(SHORT_PLAN)) if options.short else ([], [])
+        self.random.shuffle(luck)
         self.random.shuffle(plan)
+        self.luck = BadLuck(self.platform, self.pair, self.random.random(), luck)
         self.killer = Killer(self.pair, self.platform, self.random.random(), 1 if options.short else KILL_PAUSE, plan)
 
     def run(self):
@@ -77,6 +79,11 @@ class Campaign:
             findings["went wrong by itself"].append(f"a client saw {problem} ({number} times)")
         self.report(truth, findings)
         return any(findings.get(what) for what in FATAL)
+
+    def stop(self):
+        """Leaves no process behind, however the campaign ended."""
+        self.pair.stop()
+        self.platform.stop()
 
     def progress(self, seconds, every=60):
         if int(seconds / every) > getattr(self, "told", 0):
@@ -118,9 +125,11 @@ class Campaign:
             f"faults: {listed(self.platform.fired)}; {self.luck.rotations} secrets rotated")
         say(f"kills: {sum(self.killer.done.values())}: {listed(self.killer.done)}; "
             f"the slowest took {self.killer.slowest:.1f} s until the server answered")
-        for what in FATAL + ("ambiguous",):
+        for what in NOTES:
             say(f"{what}: {len(findings.get(what, ()))}")
-            for text in findings.get(what, ())[:SHOWN if what != "ambiguous" else 0]:
+        for what in FATAL:
+            say(f"{what.upper()}: {len(findings.get(what, ()))}")
+            for text in findings.get(what, ())[:SHOWN]:
                 say(f"    {text}")
 
 
@@ -145,11 +154,14 @@ def main():
         options.seconds = SHORT_SECONDS
     os.makedirs(options.work, exist_ok=True)
     say(f"seed: {options.seed}")
+    campaign = Campaign(options)
     try:
-        failed = Campaign(options).run()
+        failed = campaign.run()
     except (servers.Broken, wire.Lost, wire.SqlError) as problem:
         say(f"broken off: {problem}")
         failed = True
+    finally:
+        campaign.stop()
     say(f"seed: {options.seed}; {'NOT all is well' if failed else 'all is well'}")
     sys.exit(1 if failed else 0)
 

@@ -76,6 +76,8 @@ class Worker(threading.Thread):
                 try:
                     if self.session is None:
                         self.session = self.pair.session(self.role)
+                        if self.random.random() < 0.3:
+                            self.cancel_all()
                     self.random.choices(steps, weights)[0]()
                 except wire.Lost:
                     self.session = None
@@ -265,10 +267,16 @@ class Worker(threading.Thread):
         if self.transact(lambda t: numbers.append(self.enqueue(t, "far"))):
             self.remember(numbers)
 
-    def cancel(self):
-        if not self.recent:
-            return
-        n, flow = self.random.choice(self.recent)
+    def cancel_all(self):
+        """Who is back after a crash, or a failover, is not told that what was sent before was not."""
+        for n, flow in list(self.recent):
+            self.cancel(n, flow)
+
+    def cancel(self, n=None, flow=None):
+        if n is None:
+            if not self.recent:
+                return
+            n, flow = self.random.choice(self.recent)
         done = []
 
         def work(_):

@@ -3,6 +3,7 @@ The mock platform of a campaign, and its bad luck: phases of random faults, revo
 
 What it has started survives its death (--state-file), and so does the log of requests (--log-file).
 """
+import collections
 import http.client
 import json
 import os
@@ -145,10 +146,11 @@ class Platform:
 
 
 class BadLuck(threading.Thread):
-    """Has the platform go from phase to phase until stopped."""
+    """Has the platform go from phase to phase until stopped. plan: the first ones."""
 
-    def __init__(self, platform, pair, seed):
+    def __init__(self, platform, pair, seed, plan=()):
         super().__init__(daemon=True)
+        self.plan = collections.deque(plan)
         self.platform, self.pair, self.random = platform, pair, random.Random(seed)
         self.stopping, self.phases, self.rotations, self.problem = threading.Event(), {}, 0, None
 
@@ -166,7 +168,7 @@ class BadLuck(threading.Thread):
             self.rotate_secret(self.random.choice(sorted(APPS)))
         elif chosen < 0.14:
             self.platform.revoke_tokens()
-        name = self.random.choices(list(WEIGHTS), WEIGHTS.values())[0]
+        name = self.plan.popleft() if self.plan else self.random.choices(list(WEIGHTS), WEIGHTS.values())[0]
         self.phases[name] = self.phases.get(name, 0) + 1
         self.platform.set_rules(PHASES[name])
         self.stopping.wait(self.random.uniform(0.5, 3))

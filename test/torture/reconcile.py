@@ -11,6 +11,8 @@ A finding is a list of numbers that nobody wants to see; most of them end the ca
   wrong record    recorded otherwise than it was: see the methods
   fifo            sent before one of its ordering key that was to go first had ended
   stuck           not ended at the deadline
+
+Others are what nobody can know better over a network, and are counted to see that they stay few: see NOTES.
 """
 import collections
 import json
@@ -26,6 +28,9 @@ Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lan
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
 FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck", "went wrong by itself")
+NOTES = ("given up after an attempt that was not answered, and had run", "cancelled after such an attempt, and had run",
+         "refused after such an attempt, and had not run", "refused in words that could not be read")
+GAVE_UP, CANCELLED, REFUSED, GARBLED = NOTES
 # Kinds of flows that may fail, and how.
 MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": ("LK500", "LK502", "LK503", "LK504"),
             "brief": ("LK500", "LK502", "LK503", "LK504"), "pair": ("LK409",)}
@@ -119,12 +124,12 @@ def check_ends(truth, report):
             report("wrong record", what + f": execution {flow.execution_id}")
         elif flow.state == "u" and not started and not any(truth.started.get(m) for m in twins(truth, n, kind)):
             # a refusal that may have been for the key: refused flows do that, with an attempt before that was lost
-            report("ambiguous" if kind in ("refused", "rejected") and flow.unanswered else "lost", what)
+            report(REFUSED if kind in ("refused", "rejected") and flow.unanswered else "lost", what)
         elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()):
             # a refusal of which only the HTTP status could be read
-            report("ambiguous" if GARBLED_REFUSAL in flow.error else "lost", what)
+            report(GARBLED if GARBLED_REFUSAL in flow.error else "lost", what)
         elif flow.state in "fc" and started and not retries:
-            report("ambiguous" if flow.unanswered else "wrong record", what)
+            report("wrong record" if not flow.unanswered else GAVE_UP if flow.state == "f" else CANCELLED, what)
         if flow.state != "s" and not retries and n in truth.journal.succeeded:
             report("wrong record", what + ": wait_flow had said that it succeeded")
 
