@@ -30,7 +30,6 @@ typedef struct DispatchNews
 {
 	int64		min_id;			/* rows with this id or above may be new;
 								 * PG_INT64_MAX: none */
-	bool		delayed;		/* rows to be sent later may be new */
 	bool		control;		/* pauses, servers, mappings or the extension
 								 * itself may have changed */
 } DispatchNews;

@@ -215,7 +215,7 @@ database_statement_begins(Node *statement)
 static void
 prepared_transaction_committed(void)
 {
-	const DispatchNews news = {.min_id = PG_INT64_MIN, .delayed = true, .control = true};
+	const DispatchNews news = {.min_id = PG_INT64_MIN, .control = true};
 
 	if (OidIsValid(slots_lookup_extension()))
 		slots_add_known(MyDatabaseId);

@@ -307,7 +307,6 @@ place_tell(int place, Oid database, const DispatchNews *news)
 	if (found)
 	{
 		slot->news.min_id = Min(slot->news.min_id, news->min_id);
-		slot->news.delayed |= news->delayed;
 		slot->news.control |= news->control;
 		proc = slot->proc;
 	}

@@ -91,28 +91,31 @@ limiter_size(int num_slots)
 	return add_size(MAXALIGN(size), mul_size(num_slots, sizeof(LimiterSlot)));
 }
 
+/* The slots, which follow the keys. */
+static LimiterSlot *
+limiter_slots(Limiter *memory)
+{
+	return (LimiterSlot *) ((char *) memory +
+							MAXALIGN(offsetof(Limiter, keys) +
+									 memory->num_slots * sizeof(AppKey)));
+}
+
 static void
 limiter_init(Limiter *memory, LWLock *lock, int num_slots)
 {
-	LimiterSlot *slot;
-
 	memset(memory, 0, limiter_size(num_slots));
 	memory->lock = lock;
 	pg_atomic_init_u32(&memory->ends, 0);
 	memory->num_slots = num_slots;
-	slot = (LimiterSlot *) ((char *) memory +
-							MAXALIGN(offsetof(Limiter, keys) + num_slots * sizeof(AppKey)));
 	for (int i = 0; i < num_slots; i++)
-		SpinLockInit(&slot[i].mutex);
+		SpinLockInit(&limiter_slots(memory)[i].mutex);
 }
 
 static void
 limiter_attach(Limiter *memory)
 {
 	limiter = memory;
-	slots = (LimiterSlot *) ((char *) memory +
-							 MAXALIGN(offsetof(Limiter, keys) +
-									  memory->num_slots * sizeof(AppKey)));
+	slots = limiter_slots(memory);
 }
 
 void
@@ -484,26 +487,43 @@ limiter_abandon(LimiterPlace *place)
 
 /* ---------- To look at, and to act on ---------- */
 
+/* An app's slot, locked until slot_unlock; NULL when nothing is known of it. */
+static LimiterSlot *
+slot_lock(const AppKey *key)
+{
+	int			n;
+
+	limiter_ensure();
+	limiter_lock(LW_SHARED);
+	n = slot_find(key);
+	if (n < 0)
+	{
+		limiter_unlock();
+		return NULL;
+	}
+	SpinLockAcquire(&slots[n].mutex);
+	return &slots[n];
+}
+
+static void
+slot_unlock(LimiterSlot *slot)
+{
+	SpinLockRelease(&slot->mutex);
+	limiter_unlock();
+}
+
 bool
 limiter_status(const AppKey *key, LimiterStatus *status)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int			n;
+	LimiterSlot *slot = slot_lock(key);
 
 	memset(status, 0, sizeof(LimiterStatus));
-	limiter_ensure();
-	limiter_lock(LW_SHARED);
-	n = slot_find(key);
-	if (n >= 0)
-	{
-		LimiterSlot *slot = &slots[n];
-
-		SpinLockAcquire(&slot->mutex);
-		gate_status(&slot->gate, now, status);
-		SpinLockRelease(&slot->mutex);
-	}
-	limiter_unlock();
-	return n >= 0;
+	if (slot == NULL)
+		return false;
+	gate_status(&slot->gate, now, status);
+	slot_unlock(slot);
+	return true;
 }
 
 const char *
@@ -532,19 +552,12 @@ limiter_pause_text(LimiterPause pause)
 void
 limiter_resume(const AppKey *key)
 {
-	int			n;
+	LimiterSlot *slot = slot_lock(key);
 
-	limiter_ensure();
-	limiter_lock(LW_SHARED);
-	n = slot_find(key);
-	if (n >= 0)
+	if (slot != NULL)
 	{
-		LimiterSlot *slot = &slots[n];
-
-		SpinLockAcquire(&slot->mutex);
 		gate_resume(&slot->gate);
-		SpinLockRelease(&slot->mutex);
+		slot_unlock(slot);
 	}
-	limiter_unlock();
 	tell_pause_ended();
 }

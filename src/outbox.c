@@ -94,7 +94,7 @@ static bool callback_registered = false;
 static bool
 news_is_empty(const DispatchNews *news)
 {
-	return news->min_id == PG_INT64_MAX && !news->delayed && !news->control;
+	return news->min_id == PG_INT64_MAX && !news->control;
 }
 
 static void
@@ -161,11 +161,10 @@ outbox_register_callback(void)
 
 /* At commit, have the dispatcher look at rows from id on. */
 static void
-outbox_tell_row(int64 id, bool delayed)
+outbox_tell_row(int64 id)
 {
 	outbox_register_callback();
 	at_commit.min_id = Min(at_commit.min_id, id);
-	at_commit.delayed |= delayed;
 }
 
 void
@@ -334,7 +333,7 @@ insert_flow(const QueuedFlow *flow)
 	if (!insert_row(outbox, values, nulls))
 		insert_by_sql(values, nulls);
 
-	outbox_tell_row(id, delayed);
+	outbox_tell_row(id);
 	warn_without_dispatcher();
 	return id;
 }
@@ -506,7 +505,7 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	 * comes to nothing.  If it does not, whoever waits for the row in an
 	 * ordering key may go.
 	 */
-	outbox_tell_row(id, true);
+	outbox_tell_row(id);
 	at_abort.min_id = Min(at_abort.min_id, id);
 	wake_at_commit |= changed;
 	return changed;
