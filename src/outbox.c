@@ -511,19 +511,45 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	return changed;
 }
 
-/* cancel_flow(id) */
+/* Did the transaction, or anybody before it, cancel a flow that was not sent? */
+static bool
+is_cancelled(int64 id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT FROM feishu.outbox WHERE id OPERATOR(pg_catalog.=) $1"
+		" AND state OPERATOR(pg_catalog.=) 'c'",
+		1, INT8OID);
+	Datum		values[1] = {Int64GetDatum(id)};
+	bool		found;
+
+	sql_begin_as_owner();
+	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
+	sql_end_as_owner();
+	return found;
+}
+
+/*
+ * cancel_flow(id)
+ *
+ * "cancelled" is to mean: never sent.  A flow that waits after an attempt which
+ * may have reached the platform is not sent again either, but it is
+ * unconfirmed, and the caller is told that it was too late.
+ */
 Datum
 feishu_cancel_flow(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET state = 'c', next_at = NULL,"
-		" finished_at = pg_catalog.clock_timestamp()"
+		"UPDATE feishu.outbox SET next_at = NULL,"
+		" finished_at = pg_catalog.clock_timestamp(),"
+		" state = CASE WHEN unanswered THEN 'u' ELSE 'c' END::pg_catalog.\"char\","
+		" error = CASE WHEN unanswered THEN pg_catalog.concat_ws('; ', error,"
+		" 'cancelled after it was sent') ELSE error END"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
 		1, INT8OID);
 	int64		id = PG_GETARG_INT64(0);
 	Datum		values[1] = {Int64GetDatum(id)};
 
-	PG_RETURN_BOOL(change_flow(id, "q", &statement, values, NULL));
+	PG_RETURN_BOOL(change_flow(id, "q", &statement, values, NULL) && is_cancelled(id));
 }
 
 /* retry_flow(id, new_key) */

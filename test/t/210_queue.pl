@@ -207,6 +207,31 @@ is($session->value("SELECT feishu.cancel_flow($id)"), 'f', 'what is being sent c
 $mock->well;
 succeeds($session, "SELECT feishu.wait_flow($id)", '... and ends as it would');
 
+# What waits for another attempt, and what the one before was.
+foreach my $case (
+	[ 'reset_after', 'f', 'unconfirmed', 1, 'may have reached the platform' ],
+	[ 'reset_before', 'f', 'unconfirmed', 0, 'got no answer' ],
+	[ undef, 't', 'cancelled', 0, 'never reached it' ])
+{
+	my ($fault, $true, $state, $started, $what) = @$case;
+	begin_anew($mock, $session);
+	$mock->fault(type => $fault) if defined $fault;
+	alter_server($session, 'feishu', 'SET', base_url => 'http://127.0.0.1:' . closed_port()) if !defined $fault;
+	$id = enqueue($session, params => '{"n": 11}', run_at => \"now()");
+	until_true($session, 'it is tried again later',
+		"SELECT state = 'retrying' AND attempts > 0 FROM feishu.flows WHERE id = $id");
+	$session->value("SELECT feishu.pause_server('feishu')");
+	until_state($session, $id, 'retrying');
+	is($session->value("SELECT feishu.cancel_flow($id)"), $true, "a flow is cancelled after an attempt that $what");
+	is(look($session, $id, 'state'), $state, "... and is $state");
+	alter_server($session, 'feishu', 'SET', base_url => $mock->url);
+	$mock->well;
+	$session->value("SELECT feishu.resume_server('feishu')");
+	$second = enqueue($session, params => '{"n": 12}');
+	$session->value("SELECT feishu.wait_flow($second)");
+	is(scalar(grep { $_ == 11 } started_numbers($mock)), $started, '... and not sent again');
+}
+
 # Sessions that enqueue and cancel at once: never cancelled and sent.
 begin_anew($mock, $session);
 $session->value("CREATE TABLE cancelled (id bigint, yes boolean)");

@@ -28,12 +28,13 @@ Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lan
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
 FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck", "went wrong by itself")
-NOTES = ("given up after an attempt that was not answered, and had run", "cancelled after such an attempt, and had run",
-         "refused after such an attempt, and had not run", "refused in words that could not be read")
-GAVE_UP, CANCELLED, REFUSED, GARBLED = NOTES
+NOTES = ("given up after an attempt that was not answered, and had run",
+         "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read")
+GAVE_UP, NOT_RUN, GARBLED = NOTES
 # Kinds of flows that may fail, and how.
 MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": ("LK500", "LK502", "LK503", "LK504"),
             "brief": ("LK500", "LK502", "LK503", "LK504"), "pair": ("LK409",)}
+TOO_LATE = "cancelled after it was sent"
 GARBLED_REFUSAL = "not the platform's; HTTP status 400"
 
 
@@ -123,13 +124,13 @@ def check_ends(truth, report):
         elif flow.state == "s" and flow.execution_id not in started:
             report("wrong record", what + f": execution {flow.execution_id}")
         elif flow.state == "u" and not started and not any(truth.started.get(m) for m in twins(truth, n, kind)):
-            # a refusal that may have been for the key: refused flows do that, with an attempt before that was lost
-            report(REFUSED if kind in ("refused", "rejected") and flow.unanswered else "lost", what)
+            # a refusal that may have been for the key, or nobody asked again
+            report(NOT_RUN if flow.unanswered and (kind in ("refused", "rejected") or TOO_LATE in flow.error) else "lost", what)
         elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()):
             # a refusal of which only the HTTP status could be read
             report(GARBLED if GARBLED_REFUSAL in flow.error else "lost", what)
         elif flow.state in "fc" and started and not retries:
-            report("wrong record" if not flow.unanswered else GAVE_UP if flow.state == "f" else CANCELLED, what)
+            report(GAVE_UP if flow.state == "f" and flow.unanswered else "wrong record", what)
         if flow.state != "s" and not retries and n in truth.journal.succeeded:
             report("wrong record", what + ": wait_flow had said that it succeeded")
 
@@ -150,7 +151,7 @@ def check_cancelled(truth, report):
         late = [at for at, _ in truth.requests.get(n, ()) if at > truth.journal.cancelled.get(n, at)]
         if late:
             report("wrong record", f"{n} ({kind}): sent {len(late)} times after it was cancelled")
-        if n in truth.journal.cancelled and flow.attempts == 0 and truth.started.get(n):
+        if n in truth.cancelled and truth.started.get(n):
             report("wrong record", f"{n} ({kind}): cancelled, and started {truth.started[n]}")
 
 
