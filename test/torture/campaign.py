@@ -124,7 +124,7 @@ class Campaign:
         say(f"platform: {truth.count_requests} requests, {truth.count_started} started; phases: {listed(self.luck.phases)}; "
             f"faults: {listed(self.platform.fired)}; {self.luck.rotations} secrets rotated")
         say(f"kills: {sum(self.killer.done.values())}: {listed(self.killer.done)}; "
-            f"the slowest took {self.killer.slowest:.1f} s until the server answered")
+            f"at most {self.killer.slowest[0]:.1f} s ({self.killer.slowest[1]}) until all was in place again")
         for what in NOTES:
             say(f"{what}: {len(findings.get(what, ()))}")
         for what in FATAL:

@@ -25,7 +25,7 @@ class Killer(threading.Thread):
         self.pause, self.plan = pause, collections.deque(plan)
         self.stopping, self.problem = threading.Event(), None
         self.done = collections.Counter()
-        self.slowest = 0  # seconds until the server answered again
+        self.slowest = (0, "none")  # seconds until all was in place again, after what
 
     def run(self):
         try:
@@ -36,7 +36,7 @@ class Killer(threading.Thread):
                 if getattr(self, what.replace(" ", "_"))() is not False:
                     self.done[what] += 1
                 self.pair.until_answers()
-                self.slowest = max(self.slowest, time.monotonic() - begun)
+                self.slowest = max(self.slowest, (time.monotonic() - begun, what))
         except Exception as problem:  # pylint: disable=broad-except # (for the campaign to raise)
             self.problem = problem
 
