@@ -158,9 +158,10 @@ CREATE INDEX outbox_finished_idx ON feishu.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
 
 -- Flows that are being sent, in one row, and in which database: a copy of the
--- database must not send what waits in the original.
+-- database must not send what waits in the original.  The key is for publications
+-- FOR ALL TABLES: in them, rows of tables without one cannot be updated.
 CREATE TABLE feishu.claim (
-    database oid NOT NULL,
+    database oid PRIMARY KEY,
     ids bigint[] NOT NULL
 );
 
