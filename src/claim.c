@@ -170,7 +170,7 @@ claim_recover(Dispatch *dispatch)
 		0, InvalidOid);
 	static SqlStatement disown = SQL_STATEMENT(
 		"UPDATE feishu.outbox SET state = 'c', next_at = NULL, finished_at = now(),"
-		" error = 'the database was copied while this flow was waiting; the original sends it'"
+		" error = '" DISPATCH_NOT_OURS "'"
 		" WHERE state = 'q' AND database <> $1",
 		1, OIDOID);
 	static SqlStatement begin = SQL_STATEMENT(
@@ -392,7 +392,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 	" CASE WHEN pg_column_size(params) >= " LARGE_PARAMS \
 	" THEN octet_length(params::text) END," \
 	" is_async, idempotent_key, loop_masks, ordering_key, attempts, max_attempts," \
-	" expires_at, own_key, unanswered FROM feishu.outbox o"
+	" expires_at, own_key, unanswered, database FROM feishu.outbox o"
 
 #define CLAIM_FIRST_OF_KEY \
 	" AND (ordering_key IS NULL OR NOT EXISTS (SELECT FROM feishu.outbox p" \
@@ -465,6 +465,7 @@ make_flight(Dispatch *dispatch, Lane *lane, uint64 row)
 	flight->expires_at = DatumGetTimestampTz(sql_value(row, 13, NULL));
 	flight->own_key = DatumGetBool(sql_value(row, 14, NULL));
 	flight->unanswered = DatumGetBool(sql_value(row, 15, NULL));
+	flight->is_ours = DatumGetObjectId(sql_value(row, 16, NULL)) == MyDatabaseId;
 	MemoryContextSwitchTo(old_context);
 	return flight;
 }

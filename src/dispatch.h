@@ -67,6 +67,7 @@ typedef struct Flight
 	TimestampTz expires_at;
 	bool		own_key;
 	bool		unanswered;
+	bool		is_ours;		/* queued in this database */
 	TimestampTz started;
 	/* the end */
 	char		state;			/* 'q': back to the queue */
@@ -96,6 +97,10 @@ typedef struct Dispatch
 	int			num_ended;
 	TimestampTz ended_since;	/* the first of them */
 } Dispatch;
+
+/* Why a flow that was queued in another database is cancelled.  No quotes. */
+#define DISPATCH_NOT_OURS \
+	"the database was copied while this flow was waiting; the original sends it"
 
 extern void id_list_add(Dispatch *dispatch, IdList *list, int64 id);
 
@@ -132,5 +137,6 @@ extern void record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstat
 /* record.c: decide what becomes of a flight; no transaction needed */
 extern void record_decide(Flight *flight, const FlowOutcome *outcome);
 extern void record_decide_error(Flight *flight, int sqlstate, const char *message);
+extern void record_decide_not_ours(Flight *flight);
 
 #endif							/* FEISHU_DISPATCH_H */

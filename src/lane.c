@@ -111,6 +111,13 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 	MemoryContext context = CurrentMemoryContext;
 	FlowLimits	limits;
 
+	if (!flight->is_ours)
+	{
+		limiter_abandon(place);
+		record_decide_not_ours(flight);
+		flight_ended(dispatch, flight);
+		return;
+	}
 	if (flight->expires_at <= GetCurrentTimestamp())
 	{
 		limiter_abandon(place);

@@ -558,24 +558,25 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu.outbox SET state = 'q', attempts = 0, finished_at = NULL,"
-		" next_at = NULL, run_at = $2, expires_at = $3,"
+		" next_at = NULL, run_at = $2, expires_at = $3, database = $5,"
 		" idempotent_key = COALESCE($4, idempotent_key),"
 		" own_key = own_key OR $4 IS NOT NULL,"
 		" unanswered = unanswered AND $4 IS NULL,"
 		" code = NULL, execution_id = NULL, flow_status = NULL, flow_code = NULL,"
 		" log_id = NULL, sqlstate = NULL, error = NULL, response = NULL"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
-		4, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID);
+		5, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, OIDOID);
 	int64		id = PG_GETARG_INT64(0);
 	bool		new_key = PG_GETARG_BOOL(1);
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[4] = {
+	Datum		values[5] = {
 		Int64GetDatum(id),
 		TimestampTzGetDatum(now),
 		TimestampTzGetDatum(now + (TimestampTz) feishu_guc_max_age * USECS_PER_SEC),
-		new_key ? CStringGetTextDatum(random_key()) : (Datum) 0
+		new_key ? CStringGetTextDatum(random_key()) : (Datum) 0,
+		ObjectIdGetDatum(MyDatabaseId)
 	};
-	char		nulls[4] = {' ', ' ', ' ', new_key ? ' ' : 'n'};
+	char		nulls[5] = {' ', ' ', ' ', new_key ? ' ' : 'n', ' '};
 	bool		queued = change_flow(id, "fuc", &statement, values, nulls);
 
 	if (queued)

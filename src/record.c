@@ -161,6 +161,17 @@ record_decide_error(Flight *flight, int sqlstate, const char *message)
 	flight->error = MemoryContextStrdup(flight->context, message);
 }
 
+/*
+ * A row that was queued in another database came here by replication: its role
+ * is perhaps another one here, and the other database sends it.
+ */
+void
+record_decide_not_ours(Flight *flight)
+{
+	flight->state = 'c';
+	flight->error = MemoryContextStrdup(flight->context, DISPATCH_NOT_OURS);
+}
+
 
 /* ---------- Writing ---------- */
 

@@ -41,4 +41,28 @@ $session->value('CREATE PUBLICATION everything FOR ALL TABLES');
 is_sent('flows are sent in a database that publishes all tables');
 is(dispatcher($session), $before, '... by the same dispatcher');
 
+# all tables, the queue included: the subscriber must not send them, too
+$session->value("SELECT pg_create_logical_replication_slot('all', 'pgoutput')");
+my $replica = FeishuFlow::Session->new($node, database => 'replica');
+$session->value("SELECT feishu.pause_server('feishu')");
+my @waiting = map { enqueue($session, params => '{"n": ' . ++$n . '}') } 1 .. 3;
+$replica->value('CREATE SUBSCRIPTION all_of_it CONNECTION ' . FeishuFlow::quote($node->connstr('postgres'))
+	  . q{ PUBLICATION everything WITH (slot_name = 'all', create_slot = false, copy_data = false)});
+until_true($replica, 'the flows are replicated', 'SELECT count(*) = 3 FROM feishu.outbox');
+$replica->value('ALTER SUBSCRIPTION all_of_it DISABLE');
+my $worker = until_dispatcher($replica);
+$replica->value("DELETE FROM feishu.paused_server; SELECT pg_terminate_backend($worker)");
+until_dispatcher($replica, $worker);
+until_ended($replica);
+is($replica->value("SELECT DISTINCT state || ': ' || error FROM feishu.flows"),
+	'cancelled: the database was copied while this flow was waiting; the original sends it',
+	'flows that were replicated from another database are not sent');
+is($replica->value("SELECT bool_and(feishu.retry_flow(id)) FROM feishu.flows WHERE id = $waiting[0]"), 't', '... unless one says so');
+until_ended($replica);
+is($replica->value("SELECT state FROM feishu.flows WHERE id = $waiting[0]"), 'succeeded', '... which is done');
+$replica->value('ALTER SUBSCRIPTION all_of_it SET (slot_name = NONE); DROP SUBSCRIPTION all_of_it');
+$session->value("SELECT pg_drop_replication_slot('all'); DROP PUBLICATION everything; SELECT feishu.resume_server('feishu')");
+until_ended($session);
+$replica->quit;
+
 done_testing();
