@@ -83,9 +83,26 @@ is_plain_table(Relation table)
 		 (constraints->num_check == 0 && !constraints->has_generated_stored));
 }
 
+/* Does it have these columns, and no others? */
+static bool
+has_columns(Relation table, int num_columns, const Oid *types)
+{
+	TupleDesc	tupdesc = RelationGetDescr(table);
+
+	if (tupdesc->natts != num_columns)
+		return false;
+	for (int i = 0; i < num_columns; i++)
+	{
+		/* one that was dropped has none */
+		if (TupleDescAttr(tupdesc, i)->atttypid != types[i])
+			return false;
+	}
+	return true;
+}
+
 /* Prepare for inserting into a table. */
 static void
-make_plan(Relation table)
+make_plan(Relation table, int num_columns, const Oid *types)
 {
 	MemoryContext old_context;
 	List	   *index_list;
@@ -104,7 +121,8 @@ make_plan(Relation table)
 
 	plan.relid = RelationGetRelid(table);
 	index_list = RelationGetIndexList(table);
-	plan.usable = is_plain_table(table) && list_length(index_list) <= INSERT_MAX_INDEXES;
+	plan.usable = is_plain_table(table) && has_columns(table, num_columns, types) &&
+		list_length(index_list) <= INSERT_MAX_INDEXES;
 	plan.estate = CreateExecutorState();
 	plan.slot = MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(table)),
 										 &TTSOpsHeapTuple);
@@ -117,8 +135,13 @@ make_plan(Relation table)
 			break;
 		index = index_open(lfirst_oid(cell), RowExclusiveLock);
 		info = BuildIndexInfo(index);
-		/* expressions, exclusion and deferred checks are the executor's */
-		if (info->ii_Expressions != NIL || info->ii_ExclusionOps != NULL ||
+
+		/*
+		 * Expressions, exclusion and deferred checks are the executor's; so are
+		 * other kinds of index, which may keep things from row to row that do not
+		 * outlive a statement.
+		 */
+		if (index->rd_rel->relam != BTREE_AM_OID || info->ii_Expressions != NIL || info->ii_ExclusionOps != NULL ||
 			!index->rd_index->indimmediate || !info->ii_ReadyForInserts)
 			plan.usable = false;
 		if (info->ii_Predicate != NIL)
@@ -136,7 +159,7 @@ make_plan(Relation table)
 }
 
 bool
-insert_row(Oid relid, Datum *values, bool *nulls)
+insert_row(Oid relid, int num_columns, const Oid *types, Datum *values, bool *nulls)
 {
 	Relation	table = table_open(relid, RowExclusiveLock);
 	ExprContext *econtext;
@@ -144,7 +167,7 @@ insert_row(Oid relid, Datum *values, bool *nulls)
 
 	if (plan_is_stale || plan.relid != relid)
 	{
-		make_plan(table);
+		make_plan(table, num_columns, types);
 		/* what came in the meantime is for the next row to see to */
 	}
 	if (!plan.usable)

@@ -238,6 +238,16 @@ enum
 	NUM_COLUMNS
 };
 
+static const Oid column_types[NUM_COLUMNS] = {
+	INT8OID, OIDOID, OIDOID, INT4OID, INT4OID, CHAROID,
+	BOOLOID, BOOLOID, BOOLOID, TIMESTAMPTZOID,
+	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+	TEXTOID, TEXTOID, TEXTOID, JSONBOID,
+	JSONBOID, TEXTOID, JSONBOID, TEXTOID,
+	INT8OID, TEXTOID, TEXTOID, TEXTOID,
+	TEXTOID, TEXTOID, TEXTOID, JSONBOID
+};
+
 /* By SQL, where insert_row will not do: a superuser has put a trigger, say, on
  * the table. */
 static void
@@ -330,7 +340,7 @@ insert_flow(const QueuedFlow *flow)
 	if (flow->ordering_key != NULL)
 		SET(COLUMN_ORDERING_KEY, CStringGetTextDatum(flow->ordering_key));
 
-	if (!insert_row(outbox, values, nulls))
+	if (!insert_row(outbox, NUM_COLUMNS, column_types, values, nulls))
 		insert_by_sql(values, nulls);
 
 	outbox_tell_row(id);

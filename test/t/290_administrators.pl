@@ -65,4 +65,17 @@ $session->value("SELECT pg_drop_replication_slot('all'); DROP PUBLICATION everyt
 until_ended($session);
 $replica->quit;
 
+# ---- columns and indexes of their own ----
+
+$session->value("ALTER TABLE feishu.outbox ADD COLUMN note text DEFAULT 'none', ADD COLUMN more numeric");
+$id = is_sent('a table with more columns is filled');
+is($session->value("SELECT note, more IS NULL FROM feishu.outbox WHERE id = $id"), 'none|t', '... these by their defaults');
+is_sent('... in a session that knew it before') foreach 1 .. 2;
+$session->value('ALTER TABLE feishu.outbox DROP COLUMN note, DROP COLUMN more');
+is_sent('... and without them');
+$session->value("CREATE INDEX mine ON feishu.outbox USING $_; SET enable_seqscan = off"),
+  $id = is_sent("a table with an index using $_ is filled"),
+  $session->value('DROP INDEX feishu.mine; RESET enable_seqscan')
+  foreach ('gin (params)', 'brin (created_at)', 'hash (flow_id)');
+
 done_testing();
