@@ -10,10 +10,6 @@ CREATE SCHEMA feishu;
 COMMENT ON SCHEMA feishu IS
 'Start Feishu (Lark) low-code platform flows.';
 
--- Everybody may look into it; what its functions may do is decided by USAGE on
--- a foreign server and by user mappings.
-GRANT USAGE ON SCHEMA feishu TO PUBLIC;
-
 --
 -- Credentials: a foreign server is an installation of the platform, a user
 -- mapping an app's credentials.
@@ -286,8 +282,6 @@ WHERE pg_has_role(o.roleid, 'MEMBER');
 COMMENT ON VIEW feishu.flows IS
 'Queued and finished flows of the roles that the current user is a member of.';
 
-GRANT SELECT ON feishu.flows TO PUBLIC;
-
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
 SELECT COALESCE(q.server, h.server, p.server)::name AS server,
     COALESCE(q.queued, 0) AS queued,
@@ -320,8 +314,6 @@ WHERE pg_has_role('pg_monitor', 'MEMBER')
 
 COMMENT ON VIEW feishu.dispatch_status IS
 'Servers with queued flows or a pause, for roles with USAGE on them and for pg_monitor.';
-
-GRANT SELECT ON feishu.dispatch_status TO PUBLIC;
 
 --
 -- The trigger.
@@ -393,8 +385,6 @@ COMMENT ON COLUMN feishu.stat_flows.timeout IS 'LK504: no answer in time.';
 COMMENT ON COLUMN feishu.stat_flows.retries IS 'Attempts of queued flows that were not their first.';
 COMMENT ON COLUMN feishu.stat_flows.stats_since IS 'Time of the first call counted here.';
 
-GRANT SELECT ON feishu.stat_flows TO PUBLIC;
-
 CREATE FUNCTION feishu.stat_evictions()
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'feishu_stat_evictions'
@@ -413,3 +403,33 @@ COMMENT ON FUNCTION feishu.stat_reset() IS
 
 REVOKE ALL ON FUNCTION feishu.stat_reset() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION feishu.stat_reset() TO pg_monitor;
+
+--
+-- Rights.  Default privileges of whoever runs this apply to what was made above:
+-- a role that they give TRIGGER or INSERT on tables could run code as the owner,
+-- or have flows sent with anybody's credentials.
+--
+
+DO $$
+DECLARE
+  command text;
+BEGIN
+  FOR command IN
+    SELECT format('REVOKE ALL ON %s %s FROM %s', kind, name,
+                  CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
+    FROM (SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, oid::regclass::text AS name,
+                 relowner AS owner, (aclexplode(relacl)).grantee
+          FROM pg_class WHERE relnamespace = 'feishu'::regnamespace
+          UNION
+          SELECT 'SCHEMA', 'feishu', nspowner, (aclexplode(nspacl)).grantee
+          FROM pg_namespace WHERE oid = 'feishu'::regnamespace) granted
+    WHERE grantee <> owner
+  LOOP
+    EXECUTE command;
+  END LOOP;
+END $$;
+
+-- Everybody may look into it; what its functions may do is decided by USAGE on
+-- a foreign server and by user mappings.
+GRANT USAGE ON SCHEMA feishu TO PUBLIC;
+GRANT SELECT ON feishu.flows, feishu.dispatch_status, feishu.stat_flows TO PUBLIC;

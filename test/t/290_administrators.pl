@@ -78,4 +78,15 @@ $session->value("CREATE INDEX mine ON feishu.outbox USING $_; SET enable_seqscan
   $session->value('DROP INDEX feishu.mine; RESET enable_seqscan')
   foreach ('gin (params)', 'brin (created_at)', 'hash (flow_id)');
 
+# ---- default privileges ----
+
+$node->safe_psql('postgres', 'CREATE ROLE app LOGIN; CREATE DATABASE generous');
+$node->safe_psql('generous', join(';', (map { "ALTER DEFAULT PRIVILEGES GRANT ALL ON $_ TO app, PUBLIC" } qw(TABLES SEQUENCES SCHEMAS)), 'CREATE EXTENSION feishu_flow'));
+is($node->safe_psql('generous', <<'SQL'), 'dispatch_status SELECT, feishu USAGE, flows SELECT, stat_flows SELECT', "default privileges give nobody rights on the queue's tables");
+SELECT string_agg(DISTINCT o || ' ' || privilege_type, ', ' ORDER BY o || ' ' || privilege_type)
+FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class WHERE relnamespace = 'feishu'::regnamespace
+  UNION ALL SELECT nspname, nspowner, (aclexplode(nspacl)).* FROM pg_namespace WHERE nspname = 'feishu') AS g (o, owner)
+WHERE grantee <> owner
+SQL
+
 done_testing();
