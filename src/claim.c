@@ -146,8 +146,17 @@ flight_ids(Dispatch *dispatch, int64 min_id, int *num)
 
 /* ---------- Start ---------- */
 
-/* Where the one row of feishu.claim is. */
+/* Where this database's row of feishu.claim is. */
 static ItemPointerData claim_row;
+
+/* Throw that there is none. */
+static void
+report_no_claim(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("table feishu.claim does not have one row")));
+}
 
 /*
  * Take over from the dispatcher before us.
@@ -162,27 +171,30 @@ static ItemPointerData claim_row;
 void
 claim_recover(Dispatch *dispatch)
 {
+	/* logical replication may have added the row of another database */
 	static SqlStatement find = SQL_STATEMENT(
-		"SELECT ctid, database FROM feishu.claim", 0, InvalidOid);
+		"SELECT ctid, database FROM feishu.claim ORDER BY database <> $1 LIMIT 1",
+		1, OIDOID);
 	static SqlStatement recover = SQL_STATEMENT(
 		"UPDATE feishu.outbox SET attempts = attempts + 1, unanswered = true"
-		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu.claim)::bigint[])",
-		0, InvalidOid);
+		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu.claim"
+		" WHERE database = $1)::bigint[])",
+		1, OIDOID);
 	static SqlStatement disown = SQL_STATEMENT(
 		"UPDATE feishu.outbox SET state = 'c', next_at = NULL, finished_at = now(),"
 		" error = '" DISPATCH_NOT_OURS "'"
 		" WHERE state = 'q' AND database <> $1",
 		1, OIDOID);
 	static SqlStatement begin = SQL_STATEMENT(
-		"UPDATE feishu.claim SET ids = '{}', database = $1 RETURNING ctid", 1, OIDOID);
-	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
+		"UPDATE feishu.claim SET ids = '{}', database = $1 WHERE ctid = $2 RETURNING ctid",
+		2, OIDOID, TIDOID);
+	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), PointerGetDatum(&claim_row)};
 
-	if (sql_run(&find, NULL, NULL, SPI_OK_SELECT, NULL) != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("table feishu.claim does not have one row")));
+	if (sql_run(&find, values, NULL, SPI_OK_SELECT, NULL) != 1)
+		report_no_claim();
+	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
 	if (DatumGetObjectId(sql_value(0, 2, NULL)) == MyDatabaseId)
-		sql_run(&recover, NULL, NULL, SPI_OK_UPDATE, NULL);
+		sql_run(&recover, values, NULL, SPI_OK_UPDATE, NULL);
 	else
 		sql_run(&disown, values, NULL, SPI_OK_UPDATE, NULL);
 	sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL);
@@ -201,17 +213,18 @@ claim_write_ids(Dispatch *dispatch)
 		2, INT8ARRAYOID, TIDOID);
 	/* VACUUM FULL may have moved it */
 	static SqlStatement anywhere = SQL_STATEMENT(
-		"UPDATE feishu.claim SET ids = $1 RETURNING ctid",
-		1, INT8ARRAYOID);
+		"UPDATE feishu.claim SET ids = $1 WHERE database = $2 RETURNING ctid",
+		2, INT8ARRAYOID, OIDOID);
 	int			num;
 	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num);
 	Datum		values[2] = {ids_array(ids, num), PointerGetDatum(&claim_row)};
 
-	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1 &&
-		sql_run(&anywhere, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("table feishu.claim does not have one row")));
+	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
+	{
+		values[1] = ObjectIdGetDatum(MyDatabaseId);
+		if (sql_run(&anywhere, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
+			report_no_claim();
+	}
 	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
 }
 

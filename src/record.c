@@ -27,6 +27,7 @@
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -418,15 +419,16 @@ record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const cha
 		" sqlstate = $3, error = $4"
 		" WHERE id IN (SELECT id FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q'"
-		" AND NOT id = ANY ((SELECT ids FROM feishu.claim)::bigint[])"
+		" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $6)::bigint[])"
 		" LIMIT $5 FOR UPDATE SKIP LOCKED)",
-		5, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID);
-	Datum		values[5] = {
+		6, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID);
+	Datum		values[6] = {
 		CStringGetTextDatum(lane->server),
 		ObjectIdGetDatum(lane->roleid),
 		CStringGetTextDatum(sqlstate),
 		CStringGetTextDatum(error),
-		Int32GetDatum(MAINTENANCE_ROWS)
+		Int32GetDatum(MAINTENANCE_ROWS),
+		ObjectIdGetDatum(MyDatabaseId)
 	};
 
 	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL) < MAINTENANCE_ROWS)
@@ -447,18 +449,19 @@ record_expire_held(Dispatch *dispatch)
 		" sqlstate = 'LK504', error = concat_ws('; ', error, $3::text)"
 		" WHERE id IN (SELECT id FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND expires_at < now()"
-		" AND NOT id = ANY ((SELECT ids FROM feishu.claim)::bigint[])"
+		" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $5)::bigint[])"
 		" LIMIT $4 FOR UPDATE SKIP LOCKED)",
-		4, TEXTOID, OIDOID, TEXTOID, INT4OID);
+		5, TEXTOID, OIDOID, TEXTOID, INT4OID, OIDOID);
 
 	for (int i = 0; i < dispatch->num_lanes; i++)
 	{
 		Lane	   *lane = dispatch->lanes[i];
-		Datum		values[4] = {
+		Datum		values[5] = {
 			CStringGetTextDatum(lane->server),
 			ObjectIdGetDatum(lane->roleid),
 			CStringGetTextDatum("expired before it could be sent"),
-			Int32GetDatum(MAINTENANCE_ROWS)
+			Int32GetDatum(MAINTENANCE_ROWS),
+			ObjectIdGetDatum(MyDatabaseId)
 		};
 
 		if (lane->paused || lane->hold_until != 0)
