@@ -188,6 +188,9 @@ claim_recover(Dispatch *dispatch)
 	static SqlStatement begin = SQL_STATEMENT(
 		"UPDATE feishu.claim SET ids = '{}', database = $1 WHERE ctid = $2 RETURNING ctid",
 		2, OIDOID, TIDOID);
+	/* what held its lanes will be found again if it is still so */
+	static SqlStatement forget_holds = SQL_STATEMENT(
+		"DELETE FROM feishu.held_lane", 0, InvalidOid);
 	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), PointerGetDatum(&claim_row)};
 
 	if (sql_run(&find, values, NULL, SPI_OK_SELECT, NULL) != 1)
@@ -197,6 +200,7 @@ claim_recover(Dispatch *dispatch)
 		sql_run(&recover, values, NULL, SPI_OK_UPDATE, NULL);
 	else
 		sql_run(&disown, values, NULL, SPI_OK_UPDATE, NULL);
+	sql_run(&forget_holds, NULL, NULL, SPI_OK_DELETE, NULL);
 	sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL);
 	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
 }
@@ -325,6 +329,24 @@ claim_discover_from(Dispatch *dispatch, int64 min_id)
 			return true;
 		min_id = id + 1;
 	}
+}
+
+/* Has a lane no flows at all, to be sent now or later? */
+bool
+claim_lane_is_empty(const Lane *lane)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT WHERE NOT EXISTS (SELECT FROM feishu.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NULL)"
+		" AND NOT EXISTS (SELECT FROM feishu.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL)",
+		2, TEXTOID, OIDOID);
+	Datum		values[2] = {
+		CStringGetTextDatum(lane->server),
+		ObjectIdGetDatum(lane->roleid)
+	};
+
+	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
 
 /* Read which servers pause_server has stopped. */

@@ -215,6 +215,15 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+
+	/* all were cancelled: there is nothing to hold, and nothing to tell */
+	if (server == NULL && claim_lane_is_empty(lane))
+	{
+		lane->more = false;
+		lane->next_due = DT_NOEND;
+		lane->ready.num = 0;
+		lane_hold(lane, 0, NULL);
+	}
 	return server;
 }
 

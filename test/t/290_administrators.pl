@@ -78,6 +78,43 @@ $session->value("CREATE INDEX mine ON feishu.outbox USING $_; SET enable_seqscan
   $session->value('DROP INDEX feishu.mine; RESET enable_seqscan')
   foreach ('gin (params)', 'brin (created_at)', 'hash (flow_id)');
 
+# ---- what holds back flows ----
+
+my $mapping = "USER MAPPING FOR postgres SERVER lonely";
+$session->value('CREATE SERVER lonely FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url ' . FeishuFlow::quote($mock->url) . ')');
+
+# A flow that waits for a user mapping.
+sub held_flow
+{
+	$session->value("CREATE $mapping OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
+	$session->value('BEGIN');
+	my $held = enqueue($session, server => 'lonely', params => '{"n": ' . ++$n . '}');
+	$session->value("DROP $mapping; COMMIT");
+	until_true($session, 'the flow is held', "EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely' AND pause_reason ~ 'no user mapping')");
+	return $held;
+}
+
+sub dispatch
+{
+	my ($on) = @_;
+	$session->value("ALTER SYSTEM SET feishu_flow.dispatch = $on");
+	$session->value('SELECT pg_reload_conf()');
+	wait_until("dispatch is $on", sub { (dispatcher($session) ne '') == ($on eq 'on') });
+	return;
+}
+
+$id = held_flow();
+dispatch('off');
+$session->value("CREATE $mapping OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
+dispatch('on');
+succeeds($session, "SELECT feishu.wait_flow($id)", 'a flow that was held is sent by another dispatcher');
+is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE server = 'lonely'"), '0', '... and dispatch_status does not say that the server is paused');
+$session->value("DROP $mapping");
+$id = held_flow();
+is($session->value("SELECT feishu.cancel_flow($id)"), 't', 'a flow that is held is cancelled');
+$session->value('CREATE SERVER another FOREIGN DATA WRAPPER feishu_flow');    # have all lanes looked at
+until_true($session, 'dispatch_status says no more of it', "NOT EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely')");
+
 # ---- default privileges ----
 
 $node->safe_psql('postgres', 'CREATE ROLE app LOGIN; CREATE DATABASE generous');
