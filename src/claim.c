@@ -43,6 +43,9 @@
 /* Rows looked at for new lanes at each news. */
 #define DISCOVER_ROWS		256
 
+/* Ids looked at for them at most, counted from the newest. */
+#define DISCOVER_IDS		20000
+
 /* Due rows taken into memory at once. */
 #define DUE_ROWS			256
 
@@ -235,6 +238,37 @@ claim_write_ids(Dispatch *dispatch)
 
 /* ---------- Lanes ---------- */
 
+/* The id given out last, when we looked. */
+static int64 last_id = 0;
+
+/* Look what it is now. */
+static int64
+read_last_id(void)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT last_value FROM feishu.outbox_id_seq",
+		0, InvalidOid);
+
+	sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+	last_id = sql_int64(0, 1);
+	return last_id;
+}
+
+/* Have all lanes looked at from an id on, and for delayed rows. */
+static void
+reopen_lanes_from(Dispatch *dispatch, int64 min_id)
+{
+	for (int i = 0; i < dispatch->num_lanes; i++)
+	{
+		Lane	   *lane = dispatch->lanes[i];
+
+		lane->cursor = Min(lane->cursor, Max(min_id, 1) - 1);
+		lane->more = true;
+		lane->due_floor = DT_NOBEGIN;
+		lane->next_due = 0;
+	}
+}
+
 /*
  * Find every lane that has rows; from_start: and have all of them looked at from
  * the beginning, for rows of which nobody told.
@@ -265,15 +299,9 @@ claim_discover_all(Dispatch *dispatch, bool from_start)
 		0, InvalidOid);
 	uint64		num;
 
-	for (int i = 0; from_start && i < dispatch->num_lanes; i++)
-	{
-		Lane	   *lane = dispatch->lanes[i];
-
-		lane->cursor = 0;
-		lane->more = true;
-		lane->due_floor = DT_NOBEGIN;
-		lane->next_due = 0;
-	}
+	(void) read_last_id();
+	if (from_start)
+		reopen_lanes_from(dispatch, 0);
 	num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 i = 0; i < num; i++)
 		(void) claim_find_lane(dispatch, TextDatumGetCString(sql_value(i, 1, NULL)),
@@ -284,6 +312,10 @@ claim_discover_all(Dispatch *dispatch, bool from_start)
  * Look at rows from min_id on, of which somebody told us: find new lanes, and
  * rows that the cursors have passed already.  Returns true if there were too
  * many to see all, so that claim_discover_all is needed.
+ *
+ * An old id (a flow put back by retry_flow, a transaction that took long, a
+ * prepared one, of which nothing is known) may have millions of finished rows
+ * after it.  Then lanes look for themselves: their indexes have none of these.
  */
 bool
 claim_discover_from(Dispatch *dispatch, int64 min_id)
@@ -294,6 +326,12 @@ claim_discover_from(Dispatch *dispatch, int64 min_id)
 		2, INT8OID, INT4OID);
 	int64		max_cursor = 0;
 	uint64		num;
+
+	if (min_id < last_id - DISCOVER_IDS)
+	{
+		reopen_lanes_from(dispatch, min_id);
+		return true;
+	}
 
 	for (int i = 0; i < dispatch->num_lanes; i++)
 		max_cursor = Max(max_cursor, dispatch->lanes[i]->cursor);
@@ -595,9 +633,6 @@ claim_rows(Dispatch *dispatch, Lane *lane, int limit)
 		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4)"
 		CLAIM_FIRST_OF_KEY " ORDER BY id LIMIT $5" CLAIM_LOCK,
 		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
-	static SqlStatement last_id = SQL_STATEMENT(
-		"SELECT last_value FROM feishu.outbox_id_seq",
-		0, InvalidOid);
 	int			num_flights;
 	int64	   *ids;
 	Datum		values[5] = {
@@ -624,12 +659,9 @@ claim_rows(Dispatch *dispatch, Lane *lane, int limit)
 
 	if (claimed < limit && lane->more)
 	{
-		int64		last_value;
-		int64		last;
-
 		/* a row with a lower id that commits later is told by its id */
-		sql_run(&last_id, NULL, NULL, SPI_OK_SELECT, NULL);
-		last_value = sql_int64(0, 1);
+		int64		last_value = read_last_id();
+		int64		last;
 
 		values[2] = Int64GetDatum(lane->cursor);
 		ids = flight_ids(dispatch, lane->cursor, &num_flights);

@@ -474,14 +474,16 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	Oid			userid = GetUserId();
+	volatile bool locked = false;
 	volatile bool changed = false;
 
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();
 	{
 		sql_begin_as_owner();
-		if (strchr(states, read_state(id, userid)) != NULL && !is_claimed(id) &&
-			lock_flow(id) &&
+		locked = strchr(states, read_state(id, userid)) != NULL && !is_claimed(id) &&
+			lock_flow(id);
+		if (locked &&
 			strchr(states, read_state(id, userid)) != NULL && !is_claimed(id))
 		{
 			sql_run(statement, values, nulls, SPI_OK_UPDATE, NULL);
@@ -515,8 +517,11 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	 * comes to nothing.  If it does not, whoever waits for the row in an
 	 * ordering key may go.
 	 */
-	outbox_tell_row(id);
-	at_abort.min_id = Min(at_abort.min_id, id);
+	if (locked)
+	{
+		outbox_tell_row(id);
+		at_abort.min_id = Min(at_abort.min_id, id);
+	}
 	wake_at_commit |= changed;
 	return changed;
 }

@@ -127,7 +127,7 @@ until_ended($session, "flow_id = 'flow' AND server = 'quick'");
 cmp_ok(time() - $begun, '<', $AT_ONCE, 'a server with a low max_rate holds up no other');
 cmp_ok($mock->count(kind => 'execute', app_id => 'cli_rate'), '<=', 1, '... its rate is kept');
 
-# ---- databases ----
+# ---- databases, and a long history ----
 
 $node->safe_psql('postgres', 'CREATE DATABASE second');
 create_server($node, 'quick', { base_url => $mock->url }, undef, 'second');
@@ -136,5 +136,31 @@ $begun = time();
 enqueue_many($second, 1, 100, server => 'quick');
 until_ended($second);
 cmp_ok(time() - $begun, '<', $AT_ONCE, 'the queue of one database does not hold up that of another');
+
+# Entries of the index on ids that the dispatcher has read, which it tells when
+# it ends.
+sub entries_read
+{
+	my $worker = until_dispatcher($second);
+	$second->value("SELECT pg_terminate_backend($worker)");
+	until_dispatcher($second, $worker);
+	return $second->value("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_pkey'");
+}
+
+my $old = enqueue($second, server => 'quick', flow_id => 'refusedFlow');
+until_ended($second);
+$second->value('INSERT INTO feishu.outbox (id, roleid, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
+	  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, database, 's', is_async, own_key, }
+	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g FROM feishu.outbox, generate_series(1, 50000) g }
+	  . "WHERE id = $old");
+my $read = entries_read();
+is($second->value("SELECT feishu.retry_flow($old)"), 't', 'an old flow is put back, with 50000 after it');
+until_ended($second);
+is(look($second, $old, 'state, attempts'), 'failed|1', '... and tried');
+$second->value("SELECT feishu.cancel_flow($old)") foreach 1 .. 20;
+$second->value("BEGIN; SELECT feishu.retry_flow($old); ROLLBACK");
+my $new = enqueue($second, server => 'quick');
+succeeds($second, "SELECT feishu.wait_flow($new)", 'a new one is sent');
+cmp_ok(entries_read() - $read, '<', 10000, '... and the dispatcher has not read what lies between');
 
 done_testing();
