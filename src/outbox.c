@@ -32,6 +32,7 @@
 
 #include "access/xact.h"
 #include "commands/sequence.h"
+#include "common/int.h"
 #include "tcop/utility.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
@@ -219,10 +220,27 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must be positive", "max_attempts")));
-	if (flow->expires_at <= Max(flow->run_at, now))
+	if (TIMESTAMP_IS_NOEND(flow->run_at))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be infinity", "run_at")));
+	if (!TIMESTAMP_IS_NOBEGIN(flow->expires_at) &&
+		flow->expires_at <= Max(flow->run_at, now))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must be later than run_at and now", "expires_at")));
+}
+
+/* When a flow expires that is to be sent at a time and says nothing of it. */
+static TimestampTz
+expires_by_age(TimestampTz run_at)
+{
+	TimestampTz expires_at;
+
+	if (pg_add_s64_overflow(run_at, (int64) feishu_guc_max_age * USECS_PER_SEC, &expires_at) ||
+		!IS_VALID_TIMESTAMP(expires_at))
+		return DT_NOEND;
+	return expires_at;
 }
 
 /* Columns of feishu.outbox, in their order there. */
@@ -296,9 +314,9 @@ insert_flow(const QueuedFlow *flow)
 	bool		nulls[NUM_COLUMNS];
 	int64		id;
 
-	if (TIMESTAMP_IS_NOEND(expires_at))
-		expires_at = Max(run_at, now) + (TimestampTz) feishu_guc_max_age * USECS_PER_SEC;
 	check_delivery(flow, now);
+	if (TIMESTAMP_IS_NOBEGIN(expires_at))
+		expires_at = expires_by_age(Max(run_at, now));
 
 	/* a read-only transaction, a standby: as INSERT would */
 	PreventCommandIfReadOnly("enqueue_flow()");
@@ -388,7 +406,8 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 	flow.max_attempts = PG_ARGISNULL(ARG_MAX_ATTEMPTS) ? -1 : PG_GETARG_INT32(ARG_MAX_ATTEMPTS);
 	if (!PG_ARGISNULL(ARG_MAX_ATTEMPTS) && flow.max_attempts < 1)
 		flow.max_attempts = 0;	/* refused by check_delivery */
-	flow.expires_at = PG_ARGISNULL(ARG_EXPIRES_AT) ? DT_NOEND : PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT);
+	flow.expires_at = PG_ARGISNULL(ARG_EXPIRES_AT) ? DT_NOBEGIN :
+		OUTBOX_EXPIRES_AT(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
 
 	PG_RETURN_INT64(insert_flow(&flow));
 }
@@ -587,7 +606,7 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 	Datum		values[5] = {
 		Int64GetDatum(id),
 		TimestampTzGetDatum(now),
-		TimestampTzGetDatum(now + (TimestampTz) feishu_guc_max_age * USECS_PER_SEC),
+		TimestampTzGetDatum(expires_by_age(now)),
 		new_key ? CStringGetTextDatum(random_key()) : (Datum) 0,
 		ObjectIdGetDatum(MyDatabaseId)
 	};

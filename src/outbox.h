@@ -24,8 +24,12 @@ typedef struct QueuedFlow
 	TimestampTz run_at;			/* DT_NOBEGIN: at once */
 	char	   *ordering_key;	/* or NULL */
 	int			max_attempts;	/* or -1: the setting's at the time */
-	TimestampTz expires_at;		/* DT_NOEND: created + feishu_flow.max_age */
+	TimestampTz expires_at;		/* DT_NOEND: never; DT_NOBEGIN: by
+								 * feishu_flow.max_age */
 } QueuedFlow;
+
+/* An expires_at that was given, even if it is -infinity. */
+#define OUTBOX_EXPIRES_AT(given) Max((given), DT_NOBEGIN + 1)
 
 /*
  * Insert a row in the current transaction, as the current user, who needs

@@ -210,7 +210,9 @@ set_max_attempts(const char *name, const JsonbValue *value, QueuedFlow *flow)
 static void
 set_expires_at(const char *name, const JsonbValue *value, QueuedFlow *flow)
 {
-	flow->expires_at = option_time(name, value);
+	TimestampTz expires_at = option_time(name, value);
+
+	flow->expires_at = OUTBOX_EXPIRES_AT(expires_at);
 }
 
 /* Those arguments of enqueue_flow that the trigger does not take itself. */
@@ -543,7 +545,7 @@ plan_fire(TriggerPlan *plan, const TriggerData *trigdata)
 	flow.request.is_async = true;
 	flow.run_at = DT_NOBEGIN;
 	flow.max_attempts = -1;
-	flow.expires_at = DT_NOEND;
+	flow.expires_at = DT_NOBEGIN;
 	flow.request.namespace_name = plan->namespace_name;
 	flow.request.flow_id = plan->flow_id;
 

@@ -86,6 +86,8 @@ foreach my $case (
 	[ '22023', { max_attempts => \-1 } ],
 	[ '22023', { expires_at => '2000-01-01' } ],
 	[ '22023', { run_at => '2100-01-02', expires_at => '2100-01-01' } ],
+	[ '22023', { expires_at => '-infinity' } ],
+	[ '22023', { run_at => 'infinity', expires_at => 'infinity' } ],
 	[ '22023', { ordering_key => '' } ],
 	[ '22023', { idempotent_key => '' } ],
 	[ '42704', { server => 'nowhere' } ])
@@ -304,6 +306,12 @@ is_deeply([ numbers($mock) ], [ 30 .. 34 ], '... in this order');
 $id = enqueue($session, run_at => '2999-01-01', params => '{"never": true}');
 is(look($session, $id, "state, expires_at > '2999-01-01'"), 'queued|t', 'a run_at of the far future waits, and its age begins then');
 $session->value("SELECT feishu.cancel_flow($id)");
+$id = enqueue($session, run_at => '2999-01-01', expires_at => 'infinity', params => '{"never": true}');
+is(look($session, $id, 'state, expires_at'), 'queued|infinity', 'a flow that is never to expire does not');
+$session->value("SELECT feishu.cancel_flow($id); SET feishu_flow.max_age = '20000d'");
+$id = enqueue($session, run_at => '294276-12-01', params => '{"never": true}');
+is(look($session, $id, 'state, expires_at'), 'queued|infinity', '... nor one that would do so after the end of time');
+$session->value("SELECT feishu.cancel_flow($id); RESET feishu_flow.max_age");
 
 # ---- pause_server and resume_server ----
 
