@@ -129,9 +129,11 @@ end_work(bool durable)
 {
 	sql_end_as_owner();
 	PopActiveSnapshot();
-	if (!durable)
-		(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	/* whatever commits need not wait for by default, an end does */
+	if (!durable || synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		(void) set_config_option("synchronous_commit", durable ? "local" : "off",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+								 true, 0, false);
 	CommitTransactionCommand();
 	if (!durable)
 		unflushed = XactLastCommitEnd;
@@ -402,6 +404,10 @@ feishu_dispatcher_main(Datum main_arg)
 	SetConfigOption("default_transaction_isolation", "read committed", PGC_USERSET, PGC_S_OVERRIDE);
 	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	/* since 17 */
+	if (GetConfigOption("transaction_timeout", true, false) != NULL)
+		SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 
 	dispatch.context = AllocSetContextCreate(TopMemoryContext, "feishu_flow dispatcher",
 											 ALLOCSET_DEFAULT_SIZES);

@@ -115,6 +115,31 @@ is($session->value("SELECT feishu.cancel_flow($id)"), 't', 'a flow that is held 
 $session->value('CREATE SERVER another FOREIGN DATA WRAPPER feishu_flow');    # have all lanes looked at
 until_true($session, 'dispatch_status says no more of it', "NOT EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely')");
 
+# ---- settings of the database ----
+
+$session->value('ALTER DATABASE postgres SET lock_timeout = 1; ALTER DATABASE postgres SET synchronous_commit = off');
+dispatch('off');
+dispatch('on');
+$before = dispatcher($session);
+$session->value('BEGIN; LOCK TABLE feishu.paused_server');
+$node->safe_psql('postgres', 'DROP SERVER another');    # the dispatcher looks at the pauses
+$node->safe_psql('postgres', 'CREATE SERVER another FOREIGN DATA WRAPPER feishu_flow');
+until_true($session, 'the dispatcher waits for a lock', "EXISTS (SELECT FROM pg_locks WHERE pid = $before AND NOT granted)");
+$session->value("SELECT pg_sleep(0.2)");    # longer than lock_timeout
+$session->value('ROLLBACK');
+is_sent('with a lock_timeout of the database flows are sent');
+is(dispatcher($session), $before, '... by the dispatcher that had to wait');
+
+# the WAL writer does not write in this test
+$session->value('SET synchronous_commit = on');
+$id = is_sent('with synchronous_commit = off for the database flows are sent');
+$node->stop('immediate');
+$node->start;
+$session = FeishuFlow::Session->new($node);
+until_dispatcher($session);
+until_ended($session);
+is(look($session, $id, 'state, attempts'), 'succeeded|1', '... and their ends are not lost in a crash');
+
 # ---- default privileges ----
 
 $node->safe_psql('postgres', 'CREATE ROLE app LOGIN; CREATE DATABASE generous');
