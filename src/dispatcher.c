@@ -80,6 +80,9 @@ static Dispatch dispatch;
 /* Where the last commit ends that did not wait for the disk. */
 static XLogRecPtr unflushed = InvalidXLogRecPtr;
 
+/* Who we are outside begin_work and end_work. */
+static SqlCaller caller;
+
 
 /* ---------- Transactions ---------- */
 
@@ -103,7 +106,7 @@ begin_work(void)
 	LockDatabaseObject(ExtensionRelationId, extension, 0, AccessShareLock);
 	if (launcher_find_extension() != extension)
 		proc_exit(0);
-	sql_begin_as_owner();
+	sql_begin_as_owner(&caller);
 }
 
 /* Do commits wait for a standby? */
@@ -127,7 +130,7 @@ standby_is_synchronous(void)
 static void
 end_work(bool durable)
 {
-	sql_end_as_owner();
+	sql_end_as_owner(&caller);
 	PopActiveSnapshot();
 	/* whatever commits need not wait for by default, an end does */
 	if (!durable || synchronous_commit == SYNCHRONOUS_COMMIT_OFF)

@@ -287,15 +287,16 @@ insert_by_sql(Datum *values, bool *nulls)
 	};
 	Datum		arguments[18];
 	char		flags[18];
+	SqlCaller	caller;
 
 	for (int i = 0; i < 18; i++)
 	{
 		arguments[i] = values[columns[i]];
 		flags[i] = nulls[columns[i]] ? 'n' : ' ';
 	}
-	sql_begin_as_owner();
+	sql_begin_as_owner(&caller);
 	sql_run(&statement, arguments, flags, SPI_OK_INSERT, NULL);
-	sql_end_as_owner();
+	sql_end_as_owner(&caller);
 }
 
 /* Insert a checked flow. */
@@ -493,13 +494,14 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	Oid			userid = GetUserId();
+	SqlCaller	caller;
 	volatile bool locked = false;
 	volatile bool changed = false;
 
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();
 	{
-		sql_begin_as_owner();
+		sql_begin_as_owner(&caller);
 		locked = strchr(states, read_state(id, userid)) != NULL && !is_claimed(id) &&
 			lock_flow(id);
 		if (locked &&
@@ -508,7 +510,7 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 			sql_run(statement, values, nulls, SPI_OK_UPDATE, NULL);
 			changed = true;
 		}
-		sql_end_as_owner();
+		sql_end_as_owner(&caller);
 		MemoryContextSwitchTo(context);
 		if (changed)
 			ReleaseCurrentSubTransaction();
@@ -627,11 +629,12 @@ feishu_purge_flows(PG_FUNCTION_ARGS)
 		" AND pg_catalog.pg_has_role($2, roleid, 'MEMBER')",
 		2, TIMESTAMPTZOID, OIDOID);
 	Datum		values[2] = {PG_GETARG_DATUM(0), ObjectIdGetDatum(GetUserId())};
+	SqlCaller	caller;
 	uint64		purged;
 
-	sql_begin_as_owner();
+	sql_begin_as_owner(&caller);
 	purged = sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
-	sql_end_as_owner();
+	sql_end_as_owner(&caller);
 	PG_RETURN_INT64((int64) purged);
 }
 
@@ -659,10 +662,11 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 		" FROM feishu.outbox WHERE id OPERATOR(pg_catalog.=) $1",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
+	SqlCaller	caller;
 	bool		is_null;
 	Datum		value;
 
-	sql_begin_as_owner();
+	sql_begin_as_owner(&caller);
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) == 0 ||
 		!is_member_of_role(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
 	{
@@ -697,7 +701,7 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 		end->response = MemoryContextAlloc(context, VARSIZE(response));
 		memcpy(end->response, response, VARSIZE(response));
 	}
-	sql_end_as_owner();
+	sql_end_as_owner(&caller);
 }
 
 /* wait_flow(id, timeout) */

@@ -67,10 +67,11 @@ feishu_pause_server(PG_FUNCTION_ARGS)
 		CStringGetTextDatum(server->servername),
 		CStringGetTextDatum(GetUserNameFromId(GetUserId(), false))
 	};
+	SqlCaller	caller;
 
-	sql_begin_as_owner();
+	sql_begin_as_owner(&caller);
 	sql_run(&statement, values, NULL, SPI_OK_INSERT, NULL);
-	sql_end_as_owner();
+	sql_end_as_owner(&caller);
 	outbox_tell_control();
 	PG_RETURN_VOID();
 }
@@ -108,10 +109,11 @@ feishu_resume_server(PG_FUNCTION_ARGS)
 		1, TEXTOID);
 	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
 	Datum		values[1] = {CStringGetTextDatum(server->servername)};
+	SqlCaller	caller;
 
-	sql_begin_as_owner();
+	sql_begin_as_owner(&caller);
 	sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
-	sql_end_as_owner();
+	sql_end_as_owner(&caller);
 	resume_apps(server);
 	outbox_tell_control();
 	PG_RETURN_VOID();

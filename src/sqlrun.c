@@ -24,9 +24,6 @@
 #include "nls.h"
 #include "sqlrun.h"
 
-static Oid	saved_userid;
-static int	saved_sec_context;
-
 /* Throw that the tables are not there. */
 static void
 report_not_installed(void)
@@ -67,21 +64,21 @@ find_owner(void)
 }
 
 void
-sql_begin_as_owner(void)
+sql_begin_as_owner(SqlCaller *caller)
 {
 	Oid			owner = find_owner();
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	GetUserIdAndSecContext(&saved_userid, &saved_sec_context);
-	SetUserIdAndSecContext(owner, saved_sec_context | SECURITY_LOCAL_USERID_CHANGE |
+	GetUserIdAndSecContext(&caller->userid, &caller->sec_context);
+	SetUserIdAndSecContext(owner, caller->sec_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
 }
 
 void
-sql_end_as_owner(void)
+sql_end_as_owner(const SqlCaller *caller)
 {
-	SetUserIdAndSecContext(saved_userid, saved_sec_context);
+	SetUserIdAndSecContext(caller->userid, caller->sec_context);
 	SPI_finish();
 }
 

@@ -33,13 +33,21 @@ typedef struct SqlStatement
 /* The queue's table and the sequence of its ids.  Throws 42704 without them. */
 extern void sql_find_outbox(Oid *outbox, Oid *sequence);
 
+/* Who one was before. */
+typedef struct SqlCaller
+{
+	Oid			userid;
+	int			sec_context;
+} SqlCaller;
+
 /*
  * Between these two, SPI is connected and the current user is the owner of the
  * tables, in a security-restricted context.  An error in between needs no
- * care: the transaction's abort undoes both.  They do not nest.
+ * care: the transaction's abort undoes both.  They nest: a trigger on our
+ * tables may call our functions, and each has to find back to its own caller.
  */
-extern void sql_begin_as_owner(void);
-extern void sql_end_as_owner(void);
+extern void sql_begin_as_owner(SqlCaller *caller);
+extern void sql_end_as_owner(const SqlCaller *caller);
 
 /*
  * Run a statement; returns the number of rows.  Throws unless its result is

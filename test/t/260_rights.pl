@@ -142,6 +142,31 @@ until_ended($session);
 is($session->value("SELECT string_agg(flow_id || ' ' || role, ', ' ORDER BY flow_id) FROM feishu.flows WHERE flow_id IN ('set', 'definer')"),
 	'definer owner, set owner', 'the role is current_user: after SET ROLE, in a SECURITY DEFINER function');
 
+# ---- a superuser's trigger on the queue ----
+
+# It runs inside our functions, as the owner, and may call them again: each
+# finds back to the rights of its own caller.
+$session->value(<<'SQL');
+CREATE FUNCTION public.on_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.state IN ('c', 's') AND NEW.flow_id = 'first' THEN
+    PERFORM feishu.enqueue_flow('app', 'next', '{"_id": 1}', jsonb_build_object('n', 100 + NEW.id));
+  END IF;
+  RETURN NULL;
+END
+$$;
+CREATE TRIGGER on_change AFTER INSERT OR UPDATE ON feishu.outbox FOR EACH ROW EXECUTE FUNCTION public.on_change();
+SQL
+$id = enqueue($as{stranger}, flow_id => 'first', params => '{"never": true}', run_at => \$later);
+is($as{stranger}->value("SELECT feishu.cancel_flow($id)"), 't', 'a trigger of a superuser on the queue queues another flow');
+is($as{stranger}->value('SELECT current_user'), 'stranger', '... and whoever set it off is who they were');
+fails_with($as{stranger}, 'SELECT count(*) FROM pg_authid', '42501', '... with the rights they had');
+$id = enqueue($as{stranger}, flow_id => 'first', params => '{"n": 12}');
+succeeds($as{stranger}, "SELECT feishu.wait_flow($id)", '... also when the dispatcher sets it off');
+until_ended($session, "flow_id IN ('first', 'next')");
+is($session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'next' AND state = 'succeeded'"), '2', '... whose flows are sent');
+$session->value('DROP TRIGGER on_change ON feishu.outbox');
+
 # ---- what others define is not called ----
 
 $session->value('GRANT CREATE ON DATABASE postgres TO stranger');
