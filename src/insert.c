@@ -43,6 +43,7 @@
 typedef struct InsertPlan
 {
 	Oid			relid;			/* InvalidOid: nothing is kept */
+	bool		complete;		/* false: an error came while it was made */
 	bool		usable;			/* false: leave it to the executor */
 	int			num_indexes;
 	Oid			indexes[INSERT_MAX_INDEXES];
@@ -155,6 +156,7 @@ make_plan(Relation table, int num_columns, const Oid *types)
 		plan.infos[plan.num_indexes++] = info;
 		index_close(index, NoLock);
 	}
+	plan.complete = true;
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -165,7 +167,7 @@ insert_row(Oid relid, int num_columns, const Oid *types, Datum *values, bool *nu
 	ExprContext *econtext;
 	HeapTuple	tuple;
 
-	if (plan_is_stale || plan.relid != relid)
+	if (plan_is_stale || !plan.complete || plan.relid != relid)
 	{
 		make_plan(table, num_columns, types);
 		/* what came in the meantime is for the next row to see to */

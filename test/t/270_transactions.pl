@@ -198,6 +198,18 @@ enqueue_many($other, 90, 99);
 arrived('... at all', 90 .. 99);
 $session->value('BEGIN READ WRITE; ALTER DATABASE postgres RESET ALL; COMMIT');
 
+# ---- an error in the midst of a session's first enqueue ----
+
+# It finds out which indexes there are, and is interrupted at the first one:
+# the next one must not believe that there are none.
+my $first = FeishuFlow::Session->new($node);
+$other->value('BEGIN; ALTER INDEX feishu.outbox_pkey SET TABLESPACE pg_default');
+fails_with($first, "SET lock_timeout = '100ms';" . queue(600), '55P03', 'a first enqueue that is interrupted');
+$other->value('ROLLBACK');
+$first->value(queue(601));
+arrived('... what is queued after it is sent', 601);
+$first->quit;
+
 # ---- triggers, cursors, deferred ----
 
 $session->value(q{CREATE TABLE orders (id int);
