@@ -109,6 +109,14 @@ claim_find_lane(Dispatch *dispatch, const char *server, Oid roleid)
 	return lane;
 }
 
+/* A lane has a delayed row with this time. */
+void
+claim_expect_due(Lane *lane, TimestampTz next_at)
+{
+	lane->due_floor = Min(lane->due_floor, next_at - 1);
+	lane->next_due = Min(lane->next_due, next_at);
+}
+
 /* ids as a bigint[] in the current memory context. */
 static Datum
 ids_array(const int64 *ids, int num)
@@ -270,8 +278,8 @@ reopen_lanes_from(Dispatch *dispatch, int64 min_id)
 }
 
 /*
- * Find every lane that has rows; from_start: and have all of them looked at from
- * the beginning, for rows of which nobody told.
+ * Find every lane that has rows, and have it looked at; from_start: from the
+ * beginning, for rows of which nobody told.
  */
 void
 claim_discover_all(Dispatch *dispatch, bool from_start)
@@ -287,15 +295,17 @@ claim_discover_all(Dispatch *dispatch, bool from_start)
 		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
 		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
 		" delayed AS ("
-		" (SELECT server, roleid FROM feishu.outbox"
-		"  WHERE state = 'q' AND next_at IS NOT NULL ORDER BY server, roleid LIMIT 1)"
+		" (SELECT server, roleid, next_at FROM feishu.outbox"
+		"  WHERE state = 'q' AND next_at IS NOT NULL"
+		"  ORDER BY server, roleid, next_at LIMIT 1)"
 		" UNION ALL"
-		" SELECT n.server, n.roleid FROM delayed l, LATERAL"
-		" (SELECT o.server, o.roleid FROM feishu.outbox o"
+		" SELECT n.server, n.roleid, n.next_at FROM delayed l, LATERAL"
+		" (SELECT o.server, o.roleid, o.next_at FROM feishu.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
 		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
-		"  ORDER BY o.server, o.roleid LIMIT 1) n)"
-		" SELECT server, roleid FROM ready UNION SELECT server, roleid FROM delayed",
+		"  ORDER BY o.server, o.roleid, o.next_at LIMIT 1) n)"
+		" SELECT server, roleid, NULL::timestamptz FROM ready"
+		" UNION ALL SELECT server, roleid, next_at FROM delayed",
 		0, InvalidOid);
 	uint64		num;
 
@@ -304,8 +314,18 @@ claim_discover_all(Dispatch *dispatch, bool from_start)
 		reopen_lanes_from(dispatch, 0);
 	num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 i = 0; i < num; i++)
-		(void) claim_find_lane(dispatch, TextDatumGetCString(sql_value(i, 1, NULL)),
-							   DatumGetObjectId(sql_value(i, 2, NULL)));
+	{
+		Lane	   *lane = claim_find_lane(dispatch,
+										   TextDatumGetCString(sql_value(i, 1, NULL)),
+										   DatumGetObjectId(sql_value(i, 2, NULL)));
+		bool		is_null;
+		Datum		next_at = sql_value(i, 3, &is_null);
+
+		if (is_null)
+			lane->more = true;
+		else
+			claim_expect_due(lane, DatumGetTimestampTz(next_at));
+	}
 }
 
 /*
@@ -352,10 +372,7 @@ claim_discover_from(Dispatch *dispatch, int64 min_id)
 
 			id = sql_int64(i, 1);
 			if (!is_null)
-			{
-				lane->due_floor = Min(lane->due_floor, DatumGetTimestampTz(next_at) - 1);
-				lane->next_due = Min(lane->next_due, DatumGetTimestampTz(next_at));
-			}
+				claim_expect_due(lane, DatumGetTimestampTz(next_at));
 			else if (id <= lane->cursor)
 				id_list_add(dispatch, &lane->ready, id);
 			else

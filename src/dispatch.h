@@ -110,6 +110,7 @@ extern void claim_recover(Dispatch *dispatch);
 extern void claim_discover_all(Dispatch *dispatch, bool from_start);
 extern bool claim_discover_from(Dispatch *dispatch, int64 min_id);
 extern bool claim_lane_is_empty(const Lane *lane);
+extern void claim_expect_due(Lane *lane, TimestampTz next_at);
 extern void claim_read_pauses(Dispatch *dispatch);
 extern void claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now);
 extern int	claim_rows(Dispatch *dispatch, Lane *lane, int limit);

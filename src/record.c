@@ -285,10 +285,7 @@ find_successors(Dispatch *dispatch, int num_ended)
 		if (is_null)
 			id_list_add(dispatch, &lane->ready, sql_int64(row, 1));
 		else
-		{
-			lane->due_floor = Min(lane->due_floor, DatumGetTimestampTz(next_at) - 1);
-			lane->next_due = Min(lane->next_due, DatumGetTimestampTz(next_at));
-		}
+			claim_expect_due(lane, DatumGetTimestampTz(next_at));
 	}
 }
 

@@ -91,6 +91,19 @@ $session->value("SELECT feishu.resume_server('slow')");
 forget('slow');
 until_ended($session);
 
+# Behind many of another server in one transaction; nothing but the commit tells
+# of them.
+$id = enqueue($session, server => 'slow', params => '{"n": 200000}');
+succeeds($session, "SELECT feishu.wait_flow($id)", 'a server that was idle for a while');
+$session->value('BEGIN');
+enqueue_many($session, 1000, 1999, server => 'quick');
+$id = enqueue($session, server => 'slow', params => '{"n": 200001}');
+my $soon = enqueue($session, server => 'slow', params => '{"n": 200002}', run_at => \"clock_timestamp() + interval '2 s'");
+$session->value('COMMIT');
+succeeds($session, "SELECT feishu.wait_flow($id, '$AT_ONCE s')", '... is not forgotten behind many of another');
+succeeds($session, "SELECT feishu.wait_flow($soon, '$AT_ONCE s')", '... nor what is due a little later');
+until_ended($session);
+
 # ---- flows that may not go yet ----
 
 $session->value("SELECT feishu.purge_flows(now() + interval '1 day')");
