@@ -236,7 +236,10 @@ fill_row(Column *columns, int row, const Flight *flight, TimestampTz now)
 		JsonbPGetDatum(response->body);
 }
 
-/* Who is next in the ordering keys of flights that have ended for good. */
+/*
+ * Who is next in the ordering keys of flights that have ended.  Not only if for
+ * good: one that goes back to the queue may not be the first any more.
+ */
 static void
 find_successors(Dispatch *dispatch, int num_ended)
 {
@@ -262,7 +265,7 @@ find_successors(Dispatch *dispatch, int num_ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
-		if (flight->ordering_key == NULL || flight->state == 'q')
+		if (flight->ordering_key == NULL || flight->is_behind)
 			continue;
 		set_text(&columns[0], num, flight->lane->server);
 		set_text(&columns[1], num, flight->ordering_key);
@@ -316,7 +319,6 @@ record_ended(Dispatch *dispatch)
 	Datum		values[END_COLUMNS];
 	TimestampTz now = GetCurrentTimestamp();
 	dlist_iter	iter;
-	int			num_total = 0;
 	int			num = 0;
 	size_t		bytes = 0;
 
@@ -341,13 +343,11 @@ record_ended(Dispatch *dispatch)
 			for (int i = 0; i < END_COLUMNS; i++)
 				values[i] = column_array(&columns[i], num);
 			sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
-			num_total += num;
 			num = 0;
 			bytes = 0;
 		}
 	}
-	if (num_total > 0)
-		find_successors(dispatch, dispatch->num_ended);
+	find_successors(dispatch, dispatch->num_ended);
 }
 
 /* Write which lanes are held and why, where that has changed. */

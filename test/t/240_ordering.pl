@@ -156,6 +156,18 @@ until_ended($session, "flow_id = 'again'");
 is(join(' ', numbers($mock, flow_id => 'again')), '1 2 1 3 4', '... and goes before the others');
 one_by_one('... one after the other', 'again');
 
+# The successor is to be tried again, too: it finds the head before it.
+begin_anew($mock, $session);
+$mock->rules([ { kind => 'execute', params_regex => '"n": *1\D' }, { type => 'code', code => 2320001 }, times => 1 ],
+	[ { kind => 'execute', params_regex => '"n": *2\D' }, { type => 'hang' }, times => 1 ]);
+alter_server($session, 'feishu', 'ADD', timeout => '2s');
+@ids = queue_of('twice', 4);
+$mock->wait_for(2, kind => 'execute');
+$session->value("SELECT feishu.retry_flow($ids[0])");
+until_ended($session, "flow_id = 'twice'");
+is(join(' ', numbers($mock, flow_id => 'twice')), '1 2 1 2 3 4', 'a head that is retried goes before a successor that is to be tried again');
+alter_server($session, 'feishu', 'DROP', 'timeout');
+
 # One in the middle, with a new key, while the queue is paused.
 begin_anew($mock, $session);
 $mock->rules([ { kind => 'execute', params_regex => '"n": *2\D' }, { type => 'code', code => 2320001 }, times => 1 ]);
