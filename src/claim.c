@@ -27,6 +27,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -49,11 +50,11 @@
 /* Due rows taken into memory at once. */
 #define DUE_ROWS			256
 
-/* Larger params (as stored) are read one by one, when they are sent. */
-#define LARGE_PARAMS		"65536"
+/* Larger params (not compressed) are read one by one, when they are sent. */
+#define LARGE_PARAMS		65536
 
-/* Bytes of such params in memory at once (as text; each is held in a few
- * forms).  One is always let through. */
+/* Bytes of such params in memory at once (as jsonb; each is held in a few
+ * forms).  One of each lane is always let through. */
 #define LARGE_BYTES			(32 * 1024 * 1024)
 
 
@@ -477,10 +478,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 /* ---------- Rows ---------- */
 
 #define CLAIM_COLUMNS \
-	"SELECT id, namespace, flow_id, operator," \
-	" CASE WHEN pg_column_size(params) < " LARGE_PARAMS " THEN params END," \
-	" CASE WHEN pg_column_size(params) >= " LARGE_PARAMS \
-	" THEN octet_length(params::text) END," \
+	"SELECT id, namespace, flow_id, operator, params," \
 	" is_async, idempotent_key, loop_masks, ordering_key, attempts, max_attempts," \
 	" expires_at, own_key, unanswered, database FROM feishu.outbox o"
 
@@ -542,20 +540,23 @@ make_flight(Dispatch *dispatch, Lane *lane, uint64 row)
 	flight->request.namespace_name = row_text(row, 2);
 	flight->request.flow_id = row_text(row, 3);
 	flight->request.operator_id = row_jsonb(row, 4);
-	flight->request.params = row_jsonb(row, 5);
-	value = sql_value(row, 6, &is_null);
-	flight->large_bytes = is_null ? 0 : DatumGetInt32(value);
-	flight->request.is_async = DatumGetBool(sql_value(row, 7, NULL));
-	flight->request.idempotent_key = row_text(row, 8);
-	flight->request.loop_masks = row_jsonb(row, 9);
-	flight->ordering_key = row_text(row, 10);
-	flight->attempts = DatumGetInt32(sql_value(row, 11, NULL));
-	value = sql_value(row, 12, &is_null);
+	/* its size is known before it is fetched */
+	value = sql_value(row, 5, &is_null);
+	if (!is_null && toast_raw_datum_size(value) >= LARGE_PARAMS)
+		flight->large_bytes = (int) toast_raw_datum_size(value);
+	else if (!is_null)
+		flight->request.params = DatumGetJsonbPCopy(value);
+	flight->request.is_async = DatumGetBool(sql_value(row, 6, NULL));
+	flight->request.idempotent_key = row_text(row, 7);
+	flight->request.loop_masks = row_jsonb(row, 8);
+	flight->ordering_key = row_text(row, 9);
+	flight->attempts = DatumGetInt32(sql_value(row, 10, NULL));
+	value = sql_value(row, 11, &is_null);
 	flight->max_attempts = is_null ? feishu_guc_max_attempts : DatumGetInt32(value);
-	flight->expires_at = DatumGetTimestampTz(sql_value(row, 13, NULL));
-	flight->own_key = DatumGetBool(sql_value(row, 14, NULL));
-	flight->unanswered = DatumGetBool(sql_value(row, 15, NULL));
-	flight->is_ours = DatumGetObjectId(sql_value(row, 16, NULL)) == MyDatabaseId;
+	flight->expires_at = DatumGetTimestampTz(sql_value(row, 12, NULL));
+	flight->own_key = DatumGetBool(sql_value(row, 13, NULL));
+	flight->unanswered = DatumGetBool(sql_value(row, 14, NULL));
+	flight->is_ours = DatumGetObjectId(sql_value(row, 15, NULL)) == MyDatabaseId;
 	MemoryContextSwitchTo(old_context);
 	return flight;
 }
@@ -578,6 +579,29 @@ is_behind_another(Dispatch *dispatch, const Flight *flight)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * May a flight read its large params now?  One of a lane may in any case: what
+ * hangs on another server must not take the room of all.
+ */
+static bool
+has_large_room(Dispatch *dispatch, const Flight *flight)
+{
+	dlist_iter	iter;
+
+	if (dispatch->large_bytes + flight->large_bytes <= LARGE_BYTES)
+		return true;
+	dlist_foreach(iter, &dispatch->flights)
+	{
+		Flight	   *other = dlist_container(Flight, node, iter.cur);
+
+		/* those of this claim come later, or have read theirs */
+		if (other->lane == flight->lane && other->large_bytes > 0 &&
+			other->request.params != NULL)
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -617,8 +641,7 @@ make_flights(Dispatch *dispatch, Lane *lane, uint64 num)
 		Flight	   *flight = large[i];
 		MemoryContext old_context;
 
-		if (dispatch->large_bytes > 0 &&
-			dispatch->large_bytes + flight->large_bytes > LARGE_BYTES)
+		if (!has_large_room(dispatch, flight))
 		{
 			flight->large_bytes = 0;
 			flight->state = 'q';

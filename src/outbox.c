@@ -556,11 +556,12 @@ is_cancelled(int64 id)
 		" AND state OPERATOR(pg_catalog.=) 'c'",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
+	SqlCaller	caller;
 	bool		found;
 
-	sql_begin_as_owner();
+	sql_begin_as_owner(&caller);
 	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
-	sql_end_as_owner();
+	sql_end_as_owner(&caller);
 	return found;
 }
 

@@ -44,6 +44,22 @@ sub forget
 	return;
 }
 
+# The flows under way to servers that hang, and all others to them, are no more.
+sub give_up
+{
+	my (@servers) = @_;
+	$slow->well;
+	$session->value("SELECT feishu.pause_server('$_')") foreach @servers;
+	my $pid = until_dispatcher($session);
+	$session->value("SELECT pg_terminate_backend($pid)");
+	until_dispatcher($session, $pid);
+	until_true($session, 'none is under way', "SELECT coalesce(sum(sending), 0) = 0 FROM feishu.dispatch_status");
+	forget($_) foreach @servers;
+	until_ended($session);
+	$session->value("SELECT feishu.resume_server('slow'); SELECT feishu.purge_flows(now())");
+	return;
+}
+
 # ---- a server that hangs ----
 
 $slow->fault(type => 'hang');
@@ -59,16 +75,26 @@ enqueue_many($session, 1, 100, server => $_) foreach qw(silent full_queue closed
 gets_through('four servers that hang, each in its way, do not, either', 200);
 gets_through('... nor for flows that must wait for each other', 50, ordering_key => 'one');
 
-# those under way are given up, and none is left
-$slow->well;
-$session->value("SELECT feishu.pause_server('$_')") foreach qw(slow silent full_queue closed);
+give_up(qw(slow silent full_queue closed));
+
+# ---- large params ----
+
+$slow->fault(type => 'hang');
+my $megabyte = \q{jsonb_build_object('n', g, 'text', repeat(md5(g::text), 32768))};
+is(enqueue_many($session, 1, 60, server => 'slow', params => $megabyte), 60, 'a server that hangs has 60 MB of params');
+$slow->wait_for(20, kind => 'execute');
+gets_through('... which does not hold up large ones of another', 10, params => $megabyte);
+
+# Numbers that are short as stored, and longer than any text can be when written
+# out: at most that row fails.
+my $id = enqueue($session, server => 'quick', flow_id => 'endless',
+	params => \q{(SELECT jsonb_build_object('a', jsonb_agg((floor(random() * 1e9)::text || 'e131000')::numeric)) FROM generate_series(1, 20000))});
 my $pid = until_dispatcher($session);
-$session->value("SELECT pg_terminate_backend($pid)");
-until_dispatcher($session, $pid);
-until_true($session, 'none is under way', "SELECT coalesce(sum(sending), 0) = 0 FROM feishu.dispatch_status");
-forget($_) foreach qw(slow silent full_queue closed);
-until_ended($session);
-$session->value("SELECT feishu.resume_server('slow'); SELECT feishu.purge_flows(now())");
+until_state($session, $id, 'failed');
+like(look($session, $id, 'sqlstate'), qr/^54000$/, 'params that cannot be written fail by themselves');
+gets_through('... and do not hold up others', 100);
+is(until_dispatcher($session), $pid, '... nor end the dispatcher');
+give_up('slow');
 
 # ---- a backlog ----
 
@@ -81,7 +107,7 @@ cmp_ok($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'slow' 
 $session->value('CREATE ROLE other LOGIN');
 my $other = FeishuFlow::Session->new($node, user => 'other');
 my $begun = time();
-my $id = enqueue($other, server => 'slow', params => '{"n": 100000}');
+$id = enqueue($other, server => 'slow', params => '{"n": 100000}');
 succeeds($other, "SELECT feishu.wait_flow($id)", 'a backlog of one role does not hold up another role');
 cmp_ok(time() - $begun, '<', $AT_ONCE, '... at once');
 cmp_ok($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'slow' AND finished_at IS NULL"), '>', 5000, '... the backlog is still there');
