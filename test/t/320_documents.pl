@@ -100,9 +100,12 @@ sub anchors
 	my %anchors;
 	while ($markdown =~ /^#+ (.*)$/mg)
 	{
-		my $anchor = lc $1;
-		$anchor =~ s/[^\w\- \x80-\xff]//g;
+		my $anchor = $1;
+		utf8::decode($anchor);
+		$anchor = lc $anchor;
+		$anchor =~ s/[^\p{L}\p{M}\p{N}_\- ]//g;
 		$anchor =~ s/ /-/g;
+		utf8::encode($anchor);
 		$anchors{$anchor} = 1;
 	}
 	return %anchors;
@@ -123,6 +126,32 @@ foreach my $document (@documents)
 		push @broken, "$file#$anchor" if !$there{$anchor};
 	}
 	is("@broken", '', "links of $document");
+}
+
+# ---- languages ----
+
+# What a translation has in common with the original: examples, headings, tables, settings' defaults.
+sub frame
+{
+	my ($markdown) = @_;
+	my @blocks = $markdown =~ /^(```.*?^```)$/msg;
+	$markdown =~ s/^```.*?^```$/CODE/msg;
+	my @lines = grep { defined } map {
+		/^(#+) / ? $1 : /^CODE$/ ? 'CODE' : /^(-|\d\.) / ? 'item' : / \| / ? 'row ' . (() = /(?<!\\)\|/g) : undef
+	} split /\n/, $markdown;
+	return { blocks => \@blocks, lines => \@lines };
+}
+
+my $english = frame($text{"$root/README.md"} =~ s/^English \|.*\n//mr);
+foreach my $readme (grep { $_ ne "$root/README.md" } @readmes)
+{
+	my $other = frame($text{$readme} =~ s/^\[English\].*\n//mr);
+	is_deeply($other->{blocks}, $english->{blocks}, "$readme has the examples of README.md");
+	my $count = sub { my ($lines, $what) = @_; return scalar grep { $_ eq $what } @$lines; };
+	is($count->($other->{lines}, $_), $count->($english->{lines}, $_), "$readme has all of the headings $_") foreach '#', '##', '###', '####';
+	is($count->($other->{lines}, 'item'), $count->($english->{lines}, 'item'), "$readme has all items of lists");
+	my $tables = sub { my ($markdown) = @_; return scalar grep { / \| / && !/^`[a-z_]+\.[ch]`|^File in|^`nls\.c`/ } split /\n/, $markdown =~ s/^```.*?^```$//msgr; };
+	cmp_ok(abs($tables->($text{$readme}) - $tables->($text{"$root/README.md"})), '<=', 2, "$readme has the rows of tables");
 }
 
 done_testing();
