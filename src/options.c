@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <limits.h>
 #include <math.h>
@@ -64,6 +65,56 @@ is_path_char(unsigned char c)
 		(c >= '0' && c <= '9') || (c != '\0' && strchr("-._~!$&'()*+,;=:@%/", c) != NULL);
 }
 
+static bool
+is_ipv6_address(const char *host, size_t len)
+{
+	char		text[INET6_ADDRSTRLEN];
+	struct in6_addr address;
+
+	if (len >= sizeof(text))
+		return false;
+	memcpy(text, host, len);
+	text[len] = '\0';
+	return inet_pton(AF_INET6, text, &address) == 1;
+}
+
+/*
+ * Labels of at most 63 characters with a dot between each two, and maybe one at
+ * the end.  If the last one is a number, they must be an IPv4 address: as a
+ * name none of that kind is ever found.
+ */
+static bool
+is_host_name(const char *host, size_t len)
+{
+	char		text[INET_ADDRSTRLEN];
+	struct in_addr address;
+	size_t		label_len = 0;
+	size_t		digits = 0;
+
+	if (len > 1 && host[len - 1] == '.')
+		len--;
+	for (size_t i = 0; i < len; i++)
+	{
+		if (host[i] == '.')
+		{
+			if (label_len == 0)
+				return false;
+			label_len = digits = 0;
+			continue;
+		}
+		if (++label_len > 63)
+			return false;
+		digits += isdigit((unsigned char) host[i]) != 0;
+	}
+	if (label_len == 0 || digits < label_len)
+		return label_len > 0;
+	if (len >= sizeof(text))
+		return false;
+	memcpy(text, host, len);
+	text[len] = '\0';
+	return inet_pton(AF_INET, text, &address) == 1;
+}
+
 /*
  * Check "scheme://host[:port]" with, where allowed, a path.  User info, query
  * and fragment never are: secrets belong into user mappings, and the path of
@@ -98,7 +149,7 @@ check_url(const char *url, const char *const *schemes, bool path_allowed)
 		p++;
 		host_len = strspn(p, "0123456789abcdefABCDEF:.");
 		p += host_len;
-		if (host_len == 0 || *p++ != ']')
+		if (*p++ != ']' || !is_ipv6_address(p - 1 - host_len, host_len))
 			return gettext_noop("has a malformed IPv6 address");
 	}
 	else
@@ -111,6 +162,8 @@ check_url(const char *url, const char *const *schemes, bool path_allowed)
 		return gettext_noop("must name a host");
 	if (host_len > 253)
 		return gettext_noop("has a host name that is too long");
+	if (host_len > 0 && p[-1] != ']' && !is_host_name(p - host_len, host_len))
+		return gettext_noop("has a malformed host name");
 	if (host_len > 0 && *p == ':' && memchr(p + 1, ':', authority_end - p - 1) == NULL)
 	{
 		size_t		digits = strspn(p + 1, "0123456789");
