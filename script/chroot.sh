@@ -5,6 +5,8 @@
 # All of them are below $CHROOTS, with a packed base system of each suite that was ever needed. Programs run in them
 # under namespaces of their own, for processes and for mounts: when such a run ends, however it ends, the kernel ends
 # what it left running and undoes its mounts. No process and no mount is ever left in a chroot.
+#
+# Packages that were downloaded for a chroot outlive it in $CHROOTS/archives.
 
 CHROOTS=${FEISHU_CHROOTS:-/var/cache/feishu_flow_matrix}
 DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
@@ -34,15 +36,17 @@ chroot_make() {
 	local dir=$1 suite=$2
 	shift
 	chroot_base "$suite" || return
-	rm -rf --one-file-system "$dir"
+	chroot_remove "$dir"
 	mkdir "$dir"
 	tar -C "$dir" --numeric-owner -xf "$CHROOTS/base-$suite.tar" || return
+	cp -aln "$CHROOTS"/archives/*.deb "$dir/var/cache/apt/archives/" 2>/dev/null || true	# there may be none
 	printf "deb $DEBIAN_MIRROR %s main\n" "$@" >"$dir/etc/apt/sources.list"
 	# The lists of a mirror that lags, or of a suite that is no longer served, are still the lists.
 	cat >"$dir/etc/apt/apt.conf.d/90feishu_flow" <<-'END'
 		Acquire::Check-Valid-Until "false";
 		Acquire::Languages "none";
 		APT::Install-Recommends "false";
+		Binary::apt-get::APT::Keep-Downloaded-Packages "true";
 		DPkg::Options { "--force-unsafe-io"; };
 	END
 	printf '#!/bin/sh\nexit 101\n' >"$dir/usr/sbin/policy-rc.d"	# no package starts a service
@@ -51,6 +55,12 @@ chroot_make() {
 	rm -f "$dir/etc/resolv.conf"
 	cp -L /etc/resolv.conf /etc/hosts "$dir/etc/"
 	chroot_run "$dir" apt-get -q update
+}
+
+chroot_remove() {
+	mkdir -p "$CHROOTS/archives"
+	cp -aln "${1:?}"/var/cache/apt/archives/*.deb "$CHROOTS/archives/" 2>/dev/null || true
+	rm -rf --one-file-system "$1"
 }
 
 # Packs a bare system of the suite, once.
