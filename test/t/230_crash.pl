@@ -76,7 +76,7 @@ sub anew
 
 until_dispatcher($session);
 $mock->rules([ { kind => 'execute' }, { type => 'latency', ms => [ 0, 30 ] } ]);
-my $bench = pgbench_start($node, $script, '-c', '4', '-j', '2', '-T', '5', '-R', '400', '--max-tries=1');
+my $bench = pgbench_start($node, $script, '-c', '4', '-j', '2', '-T', '20', '-R', '400', '--max-tries=1');
 my $killed = 0;
 for my $round (1 .. 4)
 {
@@ -90,7 +90,7 @@ for my $round (1 .. 4)
 	$session->quit;
 	connect_again();
 	$bench->kill_kill;
-	$bench = pgbench_start($node, $script, '-c', '4', '-j', '2', '-T', '3', '-R', '400') if $round < 4;
+	$bench = pgbench_start($node, $script, '-c', '4', '-j', '2', '-T', '20', '-R', '400') if $round < 4;
 }
 settle("kill -9 of the dispatcher, $killed times under load");
 

@@ -39,7 +39,7 @@ feishu_flow.poll_interval = '2s'
 feishu_flow.max_attempts = 1000
 feishu_flow.max_in_flight = 64
 """
-START_TIME = 60  # seconds a server may take to start, or to be left by its processes
+START_TIME = 180  # seconds a server may take to start, or to be left by its processes
 
 
 class Broken(Exception):
