@@ -4,12 +4,14 @@ MODULE_big = feishu_flow
 
 OBJS = \
 	src/call.o \
+	src/change.o \
 	src/check.o \
 	src/claim.o \
 	src/codec.o \
 	src/codec_write.o \
 	src/codes.o \
 	src/compat.o \
+	src/discover.o \
 	src/dispatcher.o \
 	src/event.o \
 	src/execute.o \
@@ -17,16 +19,18 @@ OBJS = \
 	src/fetch.o \
 	src/gate.o \
 	src/guc.o \
-	src/insert.o \
-	src/lane.o \
-	src/nls.o \
 	src/http.o \
 	src/http_handle.o \
 	src/http_transfer.o \
+	src/insert.o \
+	src/lane.o \
 	src/launcher.o \
 	src/launcher_ddl.o \
 	src/launcher_slots.o \
 	src/limiter.o \
+	src/mask.o \
+	src/news.o \
+	src/nls.o \
 	src/options.o \
 	src/outbox.o \
 	src/outcome.o \
@@ -41,6 +45,7 @@ OBJS = \
 	src/template.o \
 	src/token.o \
 	src/trigger.o \
+	src/wait.o \
 	src/waitset.o \
 	src/wakeup.o \
 	src/wirejson.o \

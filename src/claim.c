@@ -1,14 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * claim.c
- *	  The dispatcher's reading of the queue: lanes, and what to send next.
+ *	  The dispatcher's reading of the queue: what to send next.
  *
  * Rows that may be sent at once are read by an index on (server, role, id),
  * each time from where the last claim of the lane ended.  So rows that were
  * sent, but that an old snapshot keeps in the index, are not stepped over again
  * and again, and the cost of a claim does not grow with the queue.  A row that
- * becomes visible below that point (its transaction committed late, or it was
- * put back) is told by outbox.c with its id, and is claimed by id.
+ * becomes visible below that point is found by discover.c, and is claimed by id.
  *
  * Of an ordering key only the row with the lowest id is claimed, and only if
  * none of the key is in flight (retry_flow may put back a lower one).  The
@@ -17,7 +16,7 @@
  * To claim is to lock the row, and to write the ids of all flights into the
  * one row of feishu.claim, in one transaction.  After a crash that row says
  * which attempts got no answer.  SKIP LOCKED: a row that somebody is about to
- * cancel is left; should he not go through with it, outbox.c tells its id.
+ * cancel is left; should he not go through with it, change.c tells its id.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -41,12 +40,6 @@
 #include "nls.h"
 #include "sqlrun.h"
 
-/* Rows looked at for new lanes at each news. */
-#define DISCOVER_ROWS		256
-
-/* Ids looked at for them at most, counted from the newest. */
-#define DISCOVER_IDS		20000
-
 /* Due rows taken into memory at once. */
 #define DUE_ROWS			256
 
@@ -57,66 +50,6 @@
  * forms).  One of each lane is always let through. */
 #define LARGE_BYTES			(32 * 1024 * 1024)
 
-
-/* ---------- Small things ---------- */
-
-void
-id_list_add(Dispatch *dispatch, IdList *list, int64 id)
-{
-	for (int i = 0; i < list->num; i++)
-	{
-		if (list->ids[i] == id)
-			return;
-	}
-	if (list->num == list->max)
-	{
-		list->max = Max(64, list->max * 2);
-		list->ids = list->ids ?
-			repalloc(list->ids, list->max * sizeof(int64)) :
-			MemoryContextAlloc(dispatch->context, list->max * sizeof(int64));
-	}
-	list->ids[list->num++] = id;
-}
-
-Lane *
-claim_find_lane(Dispatch *dispatch, const char *server, Oid roleid)
-{
-	MemoryContext old_context;
-	Lane	   *lane;
-
-	for (int i = 0; i < dispatch->num_lanes; i++)
-	{
-		lane = dispatch->lanes[i];
-		if (lane->roleid == roleid && strcmp(lane->server, server) == 0)
-			return lane;
-	}
-
-	old_context = MemoryContextSwitchTo(dispatch->context);
-	if (dispatch->num_lanes == dispatch->max_lanes)
-	{
-		dispatch->max_lanes = Max(16, dispatch->max_lanes * 2);
-		dispatch->lanes = dispatch->lanes ?
-			repalloc(dispatch->lanes, dispatch->max_lanes * sizeof(Lane *)) :
-			palloc(dispatch->max_lanes * sizeof(Lane *));
-	}
-	lane = palloc0(sizeof(Lane));
-	strlcpy(lane->server, server, NAMEDATALEN);
-	lane->roleid = roleid;
-	lane->more = true;
-	lane->due_floor = DT_NOBEGIN;
-	lane->next_due = 0;			/* look at once */
-	dispatch->lanes[dispatch->num_lanes++] = lane;
-	MemoryContextSwitchTo(old_context);
-	return lane;
-}
-
-/* A lane has a delayed row with this time. */
-void
-claim_expect_due(Lane *lane, TimestampTz next_at)
-{
-	lane->due_floor = Min(lane->due_floor, next_at - 1);
-	lane->next_due = Min(lane->next_due, next_at);
-}
 
 /* ids as a bigint[] in the current memory context. */
 static Datum
@@ -245,188 +178,7 @@ claim_write_ids(Dispatch *dispatch)
 }
 
 
-/* ---------- Lanes ---------- */
-
-/* The id given out last, when we looked. */
-static int64 last_id = 0;
-
-/* Look what it is now. */
-static int64
-read_last_id(void)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT last_value FROM feishu.outbox_id_seq",
-		0, InvalidOid);
-
-	sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
-	last_id = sql_int64(0, 1);
-	return last_id;
-}
-
-/* Have all lanes looked at from an id on, and for delayed rows. */
-static void
-reopen_lanes_from(Dispatch *dispatch, int64 min_id)
-{
-	for (int i = 0; i < dispatch->num_lanes; i++)
-	{
-		Lane	   *lane = dispatch->lanes[i];
-
-		lane->cursor = Min(lane->cursor, Max(min_id, 1) - 1);
-		lane->more = true;
-		lane->due_floor = DT_NOBEGIN;
-		lane->next_due = 0;
-	}
-}
-
-/*
- * Find every lane that has rows, and have it looked at; from_start: from the
- * beginning, for rows of which nobody told.
- */
-void
-claim_discover_all(Dispatch *dispatch, bool from_start)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"WITH RECURSIVE ready AS ("
-		" (SELECT server, roleid FROM feishu.outbox"
-		"  WHERE state = 'q' AND next_at IS NULL ORDER BY server, roleid LIMIT 1)"
-		" UNION ALL"
-		" SELECT n.server, n.roleid FROM ready l, LATERAL"
-		" (SELECT o.server, o.roleid FROM feishu.outbox o"
-		"  WHERE o.state = 'q' AND o.next_at IS NULL"
-		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
-		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
-		" delayed AS ("
-		" (SELECT server, roleid, next_at FROM feishu.outbox"
-		"  WHERE state = 'q' AND next_at IS NOT NULL"
-		"  ORDER BY server, roleid, next_at LIMIT 1)"
-		" UNION ALL"
-		" SELECT n.server, n.roleid, n.next_at FROM delayed l, LATERAL"
-		" (SELECT o.server, o.roleid, o.next_at FROM feishu.outbox o"
-		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
-		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
-		"  ORDER BY o.server, o.roleid, o.next_at LIMIT 1) n)"
-		" SELECT server, roleid, NULL::timestamptz FROM ready"
-		" UNION ALL SELECT server, roleid, next_at FROM delayed",
-		0, InvalidOid);
-	uint64		num;
-
-	(void) read_last_id();
-	if (from_start)
-		reopen_lanes_from(dispatch, 0);
-	num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
-	for (uint64 i = 0; i < num; i++)
-	{
-		Lane	   *lane = claim_find_lane(dispatch,
-										   TextDatumGetCString(sql_value(i, 1, NULL)),
-										   DatumGetObjectId(sql_value(i, 2, NULL)));
-		bool		is_null;
-		Datum		next_at = sql_value(i, 3, &is_null);
-
-		if (is_null)
-			lane->more = true;
-		else
-			claim_expect_due(lane, DatumGetTimestampTz(next_at));
-	}
-}
-
-/*
- * Look at rows from min_id on, of which somebody told us: find new lanes, and
- * rows that the cursors have passed already.  Returns true if there were too
- * many to see all, so that claim_discover_all is needed.
- *
- * An old id (a flow put back by retry_flow, a transaction that took long, a
- * prepared one, of which nothing is known) may have millions of finished rows
- * after it.  Then lanes look for themselves: their indexes have none of these.
- */
-bool
-claim_discover_from(Dispatch *dispatch, int64 min_id)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT id, server, roleid, next_at FROM feishu.outbox"
-		" WHERE id >= $1 AND state = 'q' ORDER BY id LIMIT $2",
-		2, INT8OID, INT4OID);
-	int64		max_cursor = 0;
-	uint64		num;
-
-	if (min_id < last_id - DISCOVER_IDS)
-	{
-		reopen_lanes_from(dispatch, min_id);
-		return true;
-	}
-
-	for (int i = 0; i < dispatch->num_lanes; i++)
-		max_cursor = Max(max_cursor, dispatch->lanes[i]->cursor);
-
-	for (;;)
-	{
-		Datum		values[2] = {Int64GetDatum(min_id), Int32GetDatum(DISCOVER_ROWS)};
-		int64		id = min_id;
-
-		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
-		for (uint64 i = 0; i < num; i++)
-		{
-			bool		is_null;
-			Datum		next_at = sql_value(i, 4, &is_null);
-			Lane	   *lane = claim_find_lane(dispatch,
-											   TextDatumGetCString(sql_value(i, 2, NULL)),
-											   DatumGetObjectId(sql_value(i, 3, NULL)));
-
-			id = sql_int64(i, 1);
-			if (!is_null)
-				claim_expect_due(lane, DatumGetTimestampTz(next_at));
-			else if (id <= lane->cursor)
-				id_list_add(dispatch, &lane->ready, id);
-			else
-				lane->more = true;
-		}
-		if (num < DISCOVER_ROWS)
-			return false;
-		if (id >= max_cursor)
-			return true;
-		min_id = id + 1;
-	}
-}
-
-/* Has a lane no flows at all, to be sent now or later? */
-bool
-claim_lane_is_empty(const Lane *lane)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT WHERE NOT EXISTS (SELECT FROM feishu.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NULL)"
-		" AND NOT EXISTS (SELECT FROM feishu.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL)",
-		2, TEXTOID, OIDOID);
-	Datum		values[2] = {
-		CStringGetTextDatum(lane->server),
-		ObjectIdGetDatum(lane->roleid)
-	};
-
-	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
-}
-
-/* Read which servers pause_server has stopped. */
-void
-claim_read_pauses(Dispatch *dispatch)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT server FROM feishu.paused_server",
-		0, InvalidOid);
-	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
-
-	for (int i = 0; i < dispatch->num_lanes; i++)
-		dispatch->lanes[i]->paused = false;
-	for (uint64 row = 0; row < num; row++)
-	{
-		char	   *server = TextDatumGetCString(sql_value(row, 1, NULL));
-
-		for (int i = 0; i < dispatch->num_lanes; i++)
-		{
-			if (strcmp(dispatch->lanes[i]->server, server) == 0)
-				dispatch->lanes[i]->paused = true;
-		}
-	}
-}
+/* ---------- Delayed rows ---------- */
 
 /* Take delayed rows of a lane that are due into its list. */
 void
@@ -700,7 +452,7 @@ claim_rows(Dispatch *dispatch, Lane *lane, int limit)
 	if (claimed < limit && lane->more)
 	{
 		/* a row with a lower id that commits later is told by its id */
-		int64		last_value = read_last_id();
+		int64		last_value = discover_last_id(dispatch);
 		int64		last;
 
 		values[2] = Int64GetDatum(lane->cursor);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * dispatch.h
- *	  What dispatcher.c, lane.c, claim.c and record.c share; for no other file.
+ *	  What dispatcher.c, lane.c, discover.c, claim.c and record.c share; for no other file.
  *
  * Vocabulary: a "lane" is the flows of one server and one role, which share
  * credentials and so an app.  A "flight" is a flow that is claimed: from the
@@ -96,22 +96,33 @@ typedef struct Dispatch
 	dlist_head	ended;			/* to be recorded */
 	int			num_ended;
 	TimestampTz ended_since;	/* the first of them */
+	int64		last_id;		/* given out last, when we looked */
 } Dispatch;
 
 /* Why a flow that was queued in another database is cancelled.  No quotes. */
 #define DISPATCH_NOT_OURS \
 	"the database was copied while this flow was waiting; the original sends it"
 
+/* Add an id to a list that does not have it yet. */
 extern void id_list_add(Dispatch *dispatch, IdList *list, int64 id);
 
-/* claim.c; all need a transaction and sql_begin_as_owner */
-extern Lane *claim_find_lane(Dispatch *dispatch, const char *server, Oid roleid);
+/* discover.c: the lane of a server and role, made when there is none yet */
+extern Lane *discover_lane(Dispatch *dispatch, const char *server, Oid roleid);
+
+/* discover.c: a lane has a delayed row with this time */
+extern void discover_expect_due(Lane *lane, TimestampTz next_at);
+
+/* discover.c; all need a transaction and sql_begin_as_owner */
+extern void discover_all(Dispatch *dispatch, bool from_start);
+extern bool discover_from(Dispatch *dispatch, int64 min_id);
+extern bool discover_lane_is_empty(const Lane *lane);
+extern void discover_read_pauses(Dispatch *dispatch);
+
+/* discover.c: look which id was given out last; likewise */
+extern int64 discover_last_id(Dispatch *dispatch);
+
+/* claim.c; likewise */
 extern void claim_recover(Dispatch *dispatch);
-extern void claim_discover_all(Dispatch *dispatch, bool from_start);
-extern bool claim_discover_from(Dispatch *dispatch, int64 min_id);
-extern bool claim_lane_is_empty(const Lane *lane);
-extern void claim_expect_due(Lane *lane, TimestampTz next_at);
-extern void claim_read_pauses(Dispatch *dispatch);
 extern void claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now);
 extern int	claim_rows(Dispatch *dispatch, Lane *lane, int limit);
 extern void claim_write_ids(Dispatch *dispatch);

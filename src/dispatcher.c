@@ -19,7 +19,7 @@
  *
  * There is one dispatcher in a database; a session lock proves it.
  *
- * What it hears of: news by its latch (outbox.c tells after a commit), the end
+ * What it hears of: news by its latch (news.c tells after a commit), the end
  * of a pause or of a lane's delay by its own clock, and what nobody told of by
  * a slow poll.  An error ends the process; the launcher starts another, which
  * takes over the claimed rows.
@@ -261,7 +261,7 @@ slow_poll(Work *work, TimestampTz now)
 static void
 reopen_lanes(void)
 {
-	claim_read_pauses(&dispatch);
+	discover_read_pauses(&dispatch);
 	for (int i = 0; i < dispatch.num_lanes; i++)
 	{
 		/* the limiter, or the lookup, will say if it is still so */
@@ -284,7 +284,7 @@ do_work(Work *work, TimestampTz now)
 		record_ended(&dispatch);
 	if (work->discover_all || work->discover_at <= now)
 	{
-		claim_discover_all(&dispatch, work->discover_all);
+		discover_all(&dispatch, work->discover_all);
 		work->discover_all = false;
 		work->discover_at = DT_NOEND;
 		work->control = true;	/* new lanes may be paused */
@@ -293,7 +293,7 @@ do_work(Work *work, TimestampTz now)
 	{
 		int			num_lanes = dispatch.num_lanes;
 
-		if (claim_discover_from(&dispatch, work->min_id))
+		if (discover_from(&dispatch, work->min_id))
 			work->discover_at = Min(work->discover_at,
 									TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
 		work->min_id = PG_INT64_MAX;

@@ -217,7 +217,7 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 	CurrentResourceOwner = owner;
 
 	/* all were cancelled: there is nothing to hold, and nothing to tell */
-	if (server == NULL && claim_lane_is_empty(lane))
+	if (server == NULL && discover_lane_is_empty(lane))
 	{
 		lane->more = false;
 		lane->next_due = DT_NOEND;

@@ -33,9 +33,9 @@
 #include "utils/jsonb.h"
 
 #include "compat.h"
+#include "news.h"
 #include "nls.h"
 #include "options.h"
-#include "outbox.h"
 #include "request.h"
 
 PG_FUNCTION_INFO_V1(feishu_flow_validator);
@@ -533,7 +533,7 @@ feishu_flow_validator(PG_FUNCTION_ARGS)
 
 	/* flows may wait for just this: credentials corrected, a server made */
 	if (catalog == UserMappingRelationId || catalog == ForeignServerRelationId)
-		outbox_tell_control();
+		news_tell_control();
 
 	PG_RETURN_VOID();
 }

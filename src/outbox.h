@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * outbox.h
- *	  The queue's table: rows in, and who must hear of them.
+ *	  The queue's table: rows in, and what all who change rows need.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -39,7 +39,17 @@ typedef struct QueuedFlow
  */
 extern int64 outbox_enqueue(const QueuedFlow *flow);
 
-/* At commit, tell the dispatcher that pauses, servers or mappings changed. */
-extern void outbox_tell_control(void);
+/* A random UUID (version 4) as text: the key of a flow that was given none. */
+extern char *outbox_random_key(void);
+
+/* When a flow expires that is to be sent at a time and says nothing of it. */
+extern TimestampTz outbox_expires_by_age(TimestampTz run_at);
+
+/* Say once a session, if there is no dispatcher, that nobody will send what is
+ * queued. */
+extern void outbox_warn_without_dispatcher(void);
+
+/* Throw that there is no such flow for the caller. */
+extern void outbox_report_no_flow(int64 id) pg_attribute_noreturn();
 
 #endif							/* FEISHU_OUTBOX_H */

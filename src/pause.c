@@ -31,9 +31,9 @@
 
 #include "compat.h"
 #include "limiter.h"
+#include "news.h"
 #include "nls.h"
 #include "options.h"
-#include "outbox.h"
 #include "sqlrun.h"
 
 PG_FUNCTION_INFO_V1(feishu_pause_server);
@@ -72,7 +72,7 @@ feishu_pause_server(PG_FUNCTION_ARGS)
 	sql_begin_as_owner(&caller);
 	sql_run(&statement, values, NULL, SPI_OK_INSERT, NULL);
 	sql_end_as_owner(&caller);
-	outbox_tell_control();
+	news_tell_control();
 	PG_RETURN_VOID();
 }
 
@@ -115,6 +115,6 @@ feishu_resume_server(PG_FUNCTION_ARGS)
 	sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
 	sql_end_as_owner(&caller);
 	resume_apps(server);
-	outbox_tell_control();
+	news_tell_control();
 	PG_RETURN_VOID();
 }

@@ -281,14 +281,14 @@ find_successors(Dispatch *dispatch, int num_ended)
 	{
 		bool		is_null;
 		Datum		next_at = sql_value(row, 4, &is_null);
-		Lane	   *lane = claim_find_lane(dispatch,
+		Lane	   *lane = discover_lane(dispatch,
 										   TextDatumGetCString(sql_value(row, 3, NULL)),
 										   DatumGetObjectId(sql_value(row, 2, NULL)));
 
 		if (is_null)
 			id_list_add(dispatch, &lane->ready, sql_int64(row, 1));
 		else
-			claim_expect_due(lane, DatumGetTimestampTz(next_at));
+			discover_expect_due(lane, DatumGetTimestampTz(next_at));
 	}
 }
 

@@ -45,13 +45,10 @@
 
 #include "codec.h"
 #include "compat.h"
+#include "fuzz_internal.h"
 #include "fuzz_target.h"
-#include "request.h"
 #include "wirejson.h"
 #include "wiretext.h"
-
-#define CHECK(condition) \
-	((condition) ? (void) 0 : check_failed(__LINE__, #condition))
 
 #define MAX_LINE		48
 
@@ -70,15 +67,6 @@
 #define MEMORY_PER_BYTE	16
 #define MEMORY_ANYWAY	(64 * 1024)
 
-typedef struct FuzzInput
-{
-	char		kind;
-	int			number;
-	int			encoding;
-	const char *body;
-	size_t		body_len;
-} FuzzInput;
-
 /*
  * Multibyte and single-byte ones, one that accepts anything, and one for which
  * there is no conversion.  (Not EUC_TW: PostgreSQL converts some characters to
@@ -89,12 +77,10 @@ static const pg_enc encodings[] = {
 	PG_WIN1252, PG_ISO_8859_5, PG_MULE_INTERNAL
 };
 
-static void check_failed(int line, const char *condition) pg_attribute_noreturn();
-
-static void
-check_failed(int line, const char *condition)
+void
+fuzz_check_failed(const char *file, int line, const char *condition)
 {
-	elog(ERROR, "fuzz: line %d: not so: %s", line, condition);
+	elog(ERROR, "fuzz: %s:%d: not so: %s", file, line, condition);
 }
 
 
@@ -182,14 +168,14 @@ check_client_text(const char *text)
 	CHECK(pg_verify_mbstr(GetDatabaseEncoding(), copy, (int) strlen(copy), true));
 }
 
-static bool
-same_text(const char *a, const char *b)
+bool
+fuzz_same_text(const char *a, const char *b)
 {
 	return a == NULL ? b == NULL : b != NULL && strcmp(a, b) == 0;
 }
 
-static bool
-same_jsonb(const Jsonb *a, const Jsonb *b)
+bool
+fuzz_same_jsonb(const Jsonb *a, const Jsonb *b)
 {
 	if (a == NULL || b == NULL)
 		return a == b;
@@ -204,12 +190,11 @@ check_jsonb(Jsonb *value)
 
 	CHECK(pg_verify_mbstr(GetDatabaseEncoding(), text, (int) strlen(text), true));
 	CHECK(feishu_jsonb_from_cstring(text, &again));
-	CHECK(same_jsonb(value, again));
+	CHECK(fuzz_same_jsonb(value, again));
 }
 
-/* A member that is neither absent nor null. */
-static bool
-find_member(JsonbContainer *object, const char *key, JsonbValue *value)
+bool
+fuzz_find_member(JsonbContainer *object, const char *key, JsonbValue *value)
 {
 	return getKeyJsonValueFromContainer(object, key, (int) strlen(key), value) != NULL &&
 		value->type != jbvNull;
@@ -293,7 +278,7 @@ check_utf8_reference(const FuzzInput *input, Jsonb *body)
 	if (reference_object(input, &expected))
 	{
 		CHECK(feishu_jsonb_from_cstring(text, &converted));
-		CHECK(same_jsonb(expected, converted));
+		CHECK(fuzz_same_jsonb(expected, converted));
 	}
 	SetDatabaseEncoding(input->encoding);
 }
@@ -389,15 +374,15 @@ same_response(const FlowResponse *a, const FlowResponse *b)
 	return a->action == b->action && a->sqlstate == b->sqlstate &&
 		a->reason == b->reason && a->hint == b->hint &&
 		a->has_code == b->has_code && a->code == b->code &&
-		same_text(a->helps, b->helps) &&
-		same_text(a->inner_code, b->inner_code) &&
-		same_text(a->inner_message, b->inner_message) &&
-		same_text(a->message, b->message) &&
-		same_text(a->log_id, b->log_id) &&
-		same_text(a->execution_id, b->execution_id) &&
-		same_text(a->status, b->status) &&
-		same_text(a->excerpt, b->excerpt) &&
-		same_jsonb(a->body, b->body);
+		fuzz_same_text(a->helps, b->helps) &&
+		fuzz_same_text(a->inner_code, b->inner_code) &&
+		fuzz_same_text(a->inner_message, b->inner_message) &&
+		fuzz_same_text(a->message, b->message) &&
+		fuzz_same_text(a->log_id, b->log_id) &&
+		fuzz_same_text(a->execution_id, b->execution_id) &&
+		fuzz_same_text(a->status, b->status) &&
+		fuzz_same_text(a->excerpt, b->excerpt) &&
+		fuzz_same_jsonb(a->body, b->body);
 }
 
 static bool
@@ -421,7 +406,7 @@ check_code(const FlowResponse *response, JsonbContainer *root)
 	JsonbValue	value;
 	int64		number;
 
-	if (!find_member(root, "code", &value))
+	if (!fuzz_find_member(root, "code", &value))
 		CHECK(!response->has_code);
 	else if (value.type == jbvNumeric)
 	{
@@ -449,11 +434,11 @@ data_is_well(JsonbContainer *root)
 	int64		number;
 	char	   *text;
 
-	if (!find_member(root, "data", &value))
+	if (!fuzz_find_member(root, "data", &value))
 		return true;
 	if (!is_container(&value, JB_FOBJECT))
 		return false;
-	if (!find_member(value.val.binary.data, "code", &value))
+	if (!fuzz_find_member(value.val.binary.data, "code", &value))
 		return true;
 	if (value.type == jbvNumeric)
 		return numeric_is_int64(value.val.numeric, &number) && number == 0;
@@ -527,12 +512,12 @@ check_answer(const FuzzInput *input)
 		CHECK((response->sqlstate == 0) == (response->body != NULL));
 	}
 	if (response->action == FLOW_KEY_USED)
-		CHECK(same_text(response->inner_code, "k_wf_ec_2001008"));
+		CHECK(fuzz_same_text(response->inner_code, "k_wf_ec_2001008"));
 
 	if (reference_object(input, &reference))
 	{
 		if (reference != NULL || input->encoding == PG_UTF8)
-			CHECK(same_jsonb(reference, response->body));
+			CHECK(fuzz_same_jsonb(reference, response->body));
 	}
 
 	/* what cannot be held must not be misunderstood */
@@ -567,7 +552,7 @@ check_token_answer(const FuzzInput *input, bool oauth)
 
 	check_response(refusal);
 	CHECK(same_response(refusal, &again->refusal));
-	CHECK(same_text(token->token, again->token));
+	CHECK(fuzz_same_text(token->token, again->token));
 	CHECK(token->expires_in == again->expires_in);
 
 	/* never the answer's bytes */
@@ -601,9 +586,9 @@ check_token_answer(const FuzzInput *input, bool oauth)
 		check_code(refusal, &reference->root);
 		if (token->token != NULL)
 		{
-			CHECK(find_member(&reference->root, oauth ? "access_token" : "tenant_access_token", &value));
+			CHECK(fuzz_find_member(&reference->root, oauth ? "access_token" : "tenant_access_token", &value));
 			CHECK(value.type == jbvString);
-			CHECK(same_text(token->token, pnstrdup(value.val.string.val, value.val.string.len)));
+			CHECK(fuzz_same_text(token->token, pnstrdup(value.val.string.val, value.val.string.len)));
 		}
 	}
 }
@@ -620,146 +605,11 @@ check_printable(const FuzzInput *input)
 
 	/* again, it is as it was, but for what follows a cut */
 	if (strlen(text) <= (size_t) max && GetDatabaseEncoding() == PG_UTF8)
-		CHECK(same_text(text, codec_printable(text, strlen(text), max)));
+		CHECK(fuzz_same_text(text, codec_printable(text, strlen(text), max)));
 
 	if (memchr(input->body, '\0', input->body_len) == NULL &&
 		pg_verify_mbstr(GetDatabaseEncoding(), input->body, (int) input->body_len, true))
 		check_text(wiretext_fit(input->body, (int) input->body_len, max), max);
-}
-
-
-/*
- * Requests
- */
-
-static char *
-string_member(JsonbContainer *object, const char *key)
-{
-	JsonbValue	value;
-
-	if (!find_member(object, key, &value) || value.type != jbvString)
-		return NULL;
-	return pnstrdup(value.val.string.val, value.val.string.len);
-}
-
-static Jsonb *
-json_member(JsonbContainer *object, const char *key)
-{
-	JsonbValue	value;
-
-	return find_member(object, key, &value) ? JsonbValueToJsonb(&value) : NULL;
-}
-
-/* A member that is JSON in a string, which is how the platform wants it. */
-static void
-check_json_string(JsonbContainer *object, const char *key, Jsonb *expected, bool same)
-{
-	char	   *text = string_member(object, key);
-	Jsonb	   *value;
-
-	CHECK((text != NULL) == (expected != NULL));
-	if (expected == NULL)
-		return;
-	CHECK(feishu_jsonb_from_cstring(text, &value));
-	if (same)
-		CHECK(same_jsonb(value, expected));
-}
-
-/* A URL's path, or a form: nothing but these characters. */
-static void
-check_escaped(const char *text, const char *also)
-{
-	for (const char *p = text; *p != '\0'; p++)
-		CHECK((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') ||
-			  (*p >= '0' && *p <= '9') || strchr("-._~%", *p) || strchr(also, *p));
-}
-
-static void
-write_request(const FlowRequest *request, StringInfo url, StringInfo body,
-			  StringInfo legacy, StringInfo form)
-{
-	const char *type;
-
-	request_check(request);
-	appendStringInfoString(url, codec_execute_url("https://open.feishu.cn//", request));
-	codec_write_request(request, body);
-	codec_write_token_request(false, request->namespace_name, request->flow_id, legacy, &type);
-	codec_write_token_request(true, request->namespace_name, request->flow_id, form, &type);
-}
-
-static void
-check_request(const FuzzInput *input)
-{
-	MemoryContext context = CurrentMemoryContext;
-	FlowRequest request = {0};
-	StringInfoData url;
-	StringInfoData body;
-	StringInfoData legacy;
-	StringInfoData form;
-	WireJson	json;
-	Jsonb	   *async;
-	JsonbValue	value;
-	Jsonb	   *written;
-	volatile bool done = false;
-
-	wirejson_read_object(input->body, input->body_len, &json);
-	if (json.value == NULL)
-		return;
-	request.namespace_name = string_member(&json.value->root, "namespace");
-	request.flow_id = string_member(&json.value->root, "flow_id");
-	request.idempotent_key = string_member(&json.value->root, "idempotent_key");
-	request.operator_id = json_member(&json.value->root, "operator");
-	request.params = json_member(&json.value->root, "params");
-	request.loop_masks = json_member(&json.value->root, "loop_masks");
-	async = json_member(&json.value->root, "is_async");
-	request.is_async = async != NULL;
-
-	initStringInfo(&url);
-	initStringInfo(&body);
-	initStringInfo(&legacy);
-	initStringInfo(&form);
-	PG_TRY();
-	{
-		write_request(&request, &url, &body, &legacy, &form);
-		done = true;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		if (error->sqlerrcode != ERRCODE_INVALID_PARAMETER_VALUE &&
-			error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
-			error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER &&
-			(error->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION || input->encoding != PG_MULE_INTERNAL))
-			PG_RE_THROW();
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	if (!done)
-		return;
-
-	check_escaped(url.data, "/:");
-	CHECK(strncmp(url.data, "https://open.feishu.cn/open-apis/", 33) == 0);
-	check_escaped(form.data, "=&");
-
-	/* the wire is UTF-8, so what is written is read as that */
-	CHECK(pg_verify_mbstr(PG_UTF8, body.data, body.len, true));
-	CHECK(pg_verify_mbstr(PG_UTF8, legacy.data, legacy.len, true));
-	SetDatabaseEncoding(PG_UTF8);
-	CHECK(feishu_jsonb_from_cstring(legacy.data, &written));
-	CHECK(feishu_jsonb_from_cstring(body.data, &written));
-	CHECK(JB_ROOT_IS_OBJECT(written));
-	check_json_string(&written->root, "operator", request.operator_id, input->encoding == PG_UTF8);
-	check_json_string(&written->root, "params", request.params, input->encoding == PG_UTF8);
-	CHECK(find_member(&written->root, "is_async", &value) == request.is_async);
-	CHECK(find_member(&written->root, "loop_masks", &value) == (request.loop_masks != NULL));
-	if (input->encoding == PG_UTF8)
-	{
-		CHECK(same_text(request.idempotent_key, string_member(&written->root, "idempotent_key")));
-		CHECK(same_jsonb(request.loop_masks, json_member(&written->root, "loop_masks")));
-	}
 }
 
 
@@ -778,7 +628,7 @@ check_input(const FuzzInput *input)
 			check_printable(input);
 			break;
 		case 'r':
-			check_request(input);
+			fuzz_check_request(input);
 			break;
 		default:
 			check_answer(input);

@@ -1,0 +1,268 @@
+/*-------------------------------------------------------------------------
+ *
+ * discover.c
+ *	  The dispatcher's lanes: which there are, and which of them have rows.
+ *
+ * A lane is found when a row of it is, and is never forgotten.  Rows that may be
+ * sent at once are read by claim.c from where it ended last; a row that becomes
+ * visible below that point (its transaction committed late, or it was put back)
+ * is told with its id (news.c), and is found here, to be claimed by id.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/discover.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "sqlrun.h"
+
+/* Rows looked at for new lanes at each news. */
+#define DISCOVER_ROWS		256
+
+/* Ids looked at for them at most, counted from the newest. */
+#define DISCOVER_IDS		20000
+
+
+void
+id_list_add(Dispatch *dispatch, IdList *list, int64 id)
+{
+	for (int i = 0; i < list->num; i++)
+	{
+		if (list->ids[i] == id)
+			return;
+	}
+	if (list->num == list->max)
+	{
+		list->max = Max(64, list->max * 2);
+		list->ids = list->ids ?
+			repalloc(list->ids, list->max * sizeof(int64)) :
+			MemoryContextAlloc(dispatch->context, list->max * sizeof(int64));
+	}
+	list->ids[list->num++] = id;
+}
+
+Lane *
+discover_lane(Dispatch *dispatch, const char *server, Oid roleid)
+{
+	MemoryContext old_context;
+	Lane	   *lane;
+
+	for (int i = 0; i < dispatch->num_lanes; i++)
+	{
+		lane = dispatch->lanes[i];
+		if (lane->roleid == roleid && strcmp(lane->server, server) == 0)
+			return lane;
+	}
+
+	old_context = MemoryContextSwitchTo(dispatch->context);
+	if (dispatch->num_lanes == dispatch->max_lanes)
+	{
+		dispatch->max_lanes = Max(16, dispatch->max_lanes * 2);
+		dispatch->lanes = dispatch->lanes ?
+			repalloc(dispatch->lanes, dispatch->max_lanes * sizeof(Lane *)) :
+			palloc(dispatch->max_lanes * sizeof(Lane *));
+	}
+	lane = palloc0(sizeof(Lane));
+	strlcpy(lane->server, server, NAMEDATALEN);
+	lane->roleid = roleid;
+	lane->more = true;
+	lane->due_floor = DT_NOBEGIN;
+	lane->next_due = 0;			/* look at once */
+	dispatch->lanes[dispatch->num_lanes++] = lane;
+	MemoryContextSwitchTo(old_context);
+	return lane;
+}
+
+/* A lane has a delayed row with this time. */
+void
+discover_expect_due(Lane *lane, TimestampTz next_at)
+{
+	lane->due_floor = Min(lane->due_floor, next_at - 1);
+	lane->next_due = Min(lane->next_due, next_at);
+}
+
+int64
+discover_last_id(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT last_value FROM feishu.outbox_id_seq",
+		0, InvalidOid);
+
+	sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+	dispatch->last_id = sql_int64(0, 1);
+	return dispatch->last_id;
+}
+
+/* Have all lanes looked at from an id on, and for delayed rows. */
+static void
+reopen_lanes_from(Dispatch *dispatch, int64 min_id)
+{
+	for (int i = 0; i < dispatch->num_lanes; i++)
+	{
+		Lane	   *lane = dispatch->lanes[i];
+
+		lane->cursor = Min(lane->cursor, Max(min_id, 1) - 1);
+		lane->more = true;
+		lane->due_floor = DT_NOBEGIN;
+		lane->next_due = 0;
+	}
+}
+
+/*
+ * Find every lane that has rows, and have it looked at; from_start: from the
+ * beginning, for rows of which nobody told.
+ */
+void
+discover_all(Dispatch *dispatch, bool from_start)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH RECURSIVE ready AS ("
+		" (SELECT server, roleid FROM feishu.outbox"
+		"  WHERE state = 'q' AND next_at IS NULL ORDER BY server, roleid LIMIT 1)"
+		" UNION ALL"
+		" SELECT n.server, n.roleid FROM ready l, LATERAL"
+		" (SELECT o.server, o.roleid FROM feishu.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL"
+		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
+		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
+		" delayed AS ("
+		" (SELECT server, roleid, next_at FROM feishu.outbox"
+		"  WHERE state = 'q' AND next_at IS NOT NULL"
+		"  ORDER BY server, roleid, next_at LIMIT 1)"
+		" UNION ALL"
+		" SELECT n.server, n.roleid, n.next_at FROM delayed l, LATERAL"
+		" (SELECT o.server, o.roleid, o.next_at FROM feishu.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
+		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
+		"  ORDER BY o.server, o.roleid, o.next_at LIMIT 1) n)"
+		" SELECT server, roleid, NULL::timestamptz FROM ready"
+		" UNION ALL SELECT server, roleid, next_at FROM delayed",
+		0, InvalidOid);
+	uint64		num;
+
+	(void) discover_last_id(dispatch);
+	if (from_start)
+		reopen_lanes_from(dispatch, 0);
+	num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+	for (uint64 i = 0; i < num; i++)
+	{
+		Lane	   *lane = discover_lane(dispatch,
+										   TextDatumGetCString(sql_value(i, 1, NULL)),
+										   DatumGetObjectId(sql_value(i, 2, NULL)));
+		bool		is_null;
+		Datum		next_at = sql_value(i, 3, &is_null);
+
+		if (is_null)
+			lane->more = true;
+		else
+			discover_expect_due(lane, DatumGetTimestampTz(next_at));
+	}
+}
+
+/*
+ * Look at rows from min_id on, of which somebody told us: find new lanes, and
+ * rows that the cursors have passed already.  Returns true if there were too
+ * many to see all, so that discover_all is needed.
+ *
+ * An old id (a flow put back by retry_flow, a transaction that took long, a
+ * prepared one, of which nothing is known) may have millions of finished rows
+ * after it.  Then lanes look for themselves: their indexes have none of these.
+ */
+bool
+discover_from(Dispatch *dispatch, int64 min_id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT id, server, roleid, next_at FROM feishu.outbox"
+		" WHERE id >= $1 AND state = 'q' ORDER BY id LIMIT $2",
+		2, INT8OID, INT4OID);
+	int64		max_cursor = 0;
+	uint64		num;
+
+	if (min_id < dispatch->last_id - DISCOVER_IDS)
+	{
+		reopen_lanes_from(dispatch, min_id);
+		return true;
+	}
+
+	for (int i = 0; i < dispatch->num_lanes; i++)
+		max_cursor = Max(max_cursor, dispatch->lanes[i]->cursor);
+
+	for (;;)
+	{
+		Datum		values[2] = {Int64GetDatum(min_id), Int32GetDatum(DISCOVER_ROWS)};
+		int64		id = min_id;
+
+		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+		for (uint64 i = 0; i < num; i++)
+		{
+			bool		is_null;
+			Datum		next_at = sql_value(i, 4, &is_null);
+			Lane	   *lane = discover_lane(dispatch,
+											   TextDatumGetCString(sql_value(i, 2, NULL)),
+											   DatumGetObjectId(sql_value(i, 3, NULL)));
+
+			id = sql_int64(i, 1);
+			if (!is_null)
+				discover_expect_due(lane, DatumGetTimestampTz(next_at));
+			else if (id <= lane->cursor)
+				id_list_add(dispatch, &lane->ready, id);
+			else
+				lane->more = true;
+		}
+		if (num < DISCOVER_ROWS)
+			return false;
+		if (id >= max_cursor)
+			return true;
+		min_id = id + 1;
+	}
+}
+
+/* Has a lane no flows at all, to be sent now or later? */
+bool
+discover_lane_is_empty(const Lane *lane)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT WHERE NOT EXISTS (SELECT FROM feishu.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NULL)"
+		" AND NOT EXISTS (SELECT FROM feishu.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL)",
+		2, TEXTOID, OIDOID);
+	Datum		values[2] = {
+		CStringGetTextDatum(lane->server),
+		ObjectIdGetDatum(lane->roleid)
+	};
+
+	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
+}
+
+/* Read which servers pause_server has stopped. */
+void
+discover_read_pauses(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT server FROM feishu.paused_server",
+		0, InvalidOid);
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+
+	for (int i = 0; i < dispatch->num_lanes; i++)
+		dispatch->lanes[i]->paused = false;
+	for (uint64 row = 0; row < num; row++)
+	{
+		char	   *server = TextDatumGetCString(sql_value(row, 1, NULL));
+
+		for (int i = 0; i < dispatch->num_lanes; i++)
+		{
+			if (strcmp(dispatch->lanes[i]->server, server) == 0)
+				dispatch->lanes[i]->paused = true;
+		}
+	}
+}

@@ -1,0 +1,129 @@
+/*-------------------------------------------------------------------------
+ *
+ * news.c
+ *	  What a transaction has to tell the dispatcher, and those who wait, at its
+ *	  end.
+ *
+ * What is told is noted in this backend, and passed on by callbacks at the end of
+ * the transaction, registered once per backend.  Telling too much does no harm:
+ * a row that was rolled back is not seen.  Telling too little is what must never
+ * happen.  COMMIT PREPARED, which runs no callback of ours, is seen by
+ * launcher_ddl.c; what nobody saw is left to the dispatcher's slow poll.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/news.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "utils/resowner.h"
+
+#include "launcher.h"
+#include "news.h"
+#include "wakeup.h"
+
+/* What this transaction has to tell, when it commits and when it does not. */
+static DispatchNews at_commit = {.min_id = PG_INT64_MAX};
+static DispatchNews at_abort = {.min_id = PG_INT64_MAX};
+static bool control_at_commit = false;
+static bool wake_at_commit = false; /* those who wait for flows */
+static bool callback_registered = false;
+
+static bool
+news_is_empty(const DispatchNews *news)
+{
+	return news->min_id == PG_INT64_MAX && !news->control;
+}
+
+static void
+news_clear(DispatchNews *news)
+{
+	*news = DISPATCH_NO_NEWS;
+}
+
+/* Transaction callback; does not throw. */
+static void
+news_at_transaction_end(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			if (!news_is_empty(&at_commit))
+				launcher_tell(&at_commit);
+			if (wake_at_commit)
+				wakeup_broadcast();
+			break;
+		case XACT_EVENT_ABORT:
+			if (!news_is_empty(&at_abort))
+				launcher_tell(&at_abort);
+			control_at_commit = false;
+			break;
+		case XACT_EVENT_PREPARE:
+			control_at_commit = false;
+			break;
+		default:
+			return;
+	}
+	news_clear(&at_commit);
+	news_clear(&at_abort);
+	wake_at_commit = false;
+}
+
+/*
+ * Changes in catalogs are told later than rows: after the invalidation
+ * messages, or the dispatcher would look at what it has cached.
+ */
+static void
+news_after_locks(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
+{
+	if (control_at_commit && phase == RESOURCE_RELEASE_AFTER_LOCKS && is_commit && is_top_level)
+	{
+		DispatchNews news = DISPATCH_NO_NEWS;
+
+		control_at_commit = false;
+		news.control = true;
+		launcher_tell(&news);
+	}
+}
+
+static void
+news_register_callbacks(void)
+{
+	if (!callback_registered)
+	{
+		RegisterXactCallback(news_at_transaction_end, NULL);
+		RegisterResourceReleaseCallback(news_after_locks, NULL);
+		callback_registered = true;
+	}
+}
+
+void
+news_tell_row(int64 id)
+{
+	news_register_callbacks();
+	at_commit.min_id = Min(at_commit.min_id, id);
+}
+
+void
+news_tell_locked_row(int64 id)
+{
+	news_tell_row(id);
+	at_abort.min_id = Min(at_abort.min_id, id);
+}
+
+void
+news_tell_waiters(void)
+{
+	news_register_callbacks();
+	wake_at_commit = true;
+}
+
+void
+news_tell_control(void)
+{
+	news_register_callbacks();
+	control_at_commit = true;
+}

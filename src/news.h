@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * news.h
+ *	  What a transaction has to tell the dispatcher, and those who wait, at its
+ *	  end.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/news.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_NEWS_H
+#define FEISHU_NEWS_H
+
+/* All of these are to be called in a transaction, and do not throw but for want
+ * of memory. */
+
+/* At commit, have the dispatcher look at rows from id on. */
+extern void news_tell_row(int64 id);
+
+/*
+ * Likewise, and if the transaction rolls back, too: the dispatcher skips a row
+ * that is locked, and must look again when it is not.
+ */
+extern void news_tell_locked_row(int64 id);
+
+/* At commit, wake those who wait for flows to end. */
+extern void news_tell_waiters(void);
+
+/* At commit, tell the dispatcher that pauses, servers or mappings changed. */
+extern void news_tell_control(void);
+
+#endif							/* FEISHU_NEWS_H */

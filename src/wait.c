@@ -1,0 +1,159 @@
+/*-------------------------------------------------------------------------
+ *
+ * wait.c
+ *	  wait_flow: waits for the end of a queued flow.
+ *
+ * Who waits is woken when ends have been recorded (wakeup.c), and looks at the row
+ * with a snapshot of its own each time.  Nobody wakes us on a standby, nor does
+ * COMMIT PREPARED: so it looks now and then in any case.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/wait.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "nls.h"
+#include "options.h"
+#include "outbox.h"
+#include "sqlrun.h"
+#include "wakeup.h"
+
+PG_FUNCTION_INFO_V1(feishu_wait_flow);
+
+/* Look at least so often. */
+#define WAIT_LOOK_MS		2000
+
+
+/* A flow's end, in the caller's memory context. */
+typedef struct FlowEnd
+{
+	char		state;
+	int			sqlstate;
+	char	   *error;
+	Jsonb	   *response;
+} FlowEnd;
+
+/*
+ * Read a flow as it is now, whatever the transaction's snapshot says.  Throws
+ * when the caller may not see it, or has queued it in this transaction.
+ */
+static void
+read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT state, roleid, sqlstate, error, response, xmin"
+		" FROM feishu.outbox WHERE id OPERATOR(pg_catalog.=) $1",
+		1, INT8OID);
+	Datum		values[1] = {Int64GetDatum(id)};
+	SqlCaller	caller;
+	bool		is_null;
+	Datum		value;
+
+	sql_begin_as_owner(&caller);
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) == 0 ||
+		!is_member_of_role(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
+	{
+		/* our own uncommitted row is beyond the latest snapshot, too */
+		outbox_report_no_flow(id);
+	}
+	end->state = DatumGetChar(sql_value(0, 1, NULL));
+	if (end->state == 'q' &&
+		TransactionIdIsCurrentTransactionId(DatumGetTransactionId(sql_value(0, 6, NULL))))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("flow %lld was queued by this very transaction", (long long) id),
+				 errdetail("It is sent after the transaction has committed."),
+				 errhint("COMMIT first, then wait.")));
+	value = sql_value(0, 3, &is_null);
+	end->sqlstate = 0;
+	if (!is_null)
+	{
+		char	   *code = TextDatumGetCString(value);
+
+		if (strlen(code) == 5)
+			end->sqlstate = MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]);
+	}
+	value = sql_value(0, 4, &is_null);
+	end->error = is_null ? NULL : MemoryContextStrdup(context, TextDatumGetCString(value));
+	value = sql_value(0, 5, &is_null);
+	end->response = NULL;
+	if (!is_null)
+	{
+		Jsonb	   *response = DatumGetJsonbP(value);
+
+		end->response = MemoryContextAlloc(context, VARSIZE(response));
+		memcpy(end->response, response, VARSIZE(response));
+	}
+	sql_end_as_owner(&caller);
+}
+
+/* wait_flow(id, timeout) */
+Datum
+feishu_wait_flow(PG_FUNCTION_ARGS)
+{
+	static uint32 wait_event = 0;
+	int64		id = PG_GETARG_INT64(0);
+	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
+	TimestampTz deadline;
+	Oid			userid = GetUserId();
+	FlowEnd		end;
+
+	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													   TimestampTzGetDatum(GetCurrentTimestamp()),
+													   IntervalPGetDatum(timeout)));
+	if (wait_event == 0)
+		wait_event = feishu_wait_event_new("FeishuFlowWait");
+
+	for (;;)
+	{
+		long		left;
+
+		/* first ask to be woken, then look: so no end is missed */
+		wakeup_wait_begin();
+		read_end(id, userid, CurrentMemoryContext, &end);
+		if (end.state != 'q')
+			break;
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		if (left <= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEISHU_TIMEOUT),
+					 errmsg("flow %lld has not ended in time", (long long) id),
+					 errhint("It stays queued; look at the views feishu.flows and feishu.dispatch_status.")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, WAIT_LOOK_MS), wait_event);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	wakeup_wait_end();
+
+	if (end.state == 's')
+	{
+		if (end.response == NULL)
+			PG_RETURN_NULL();
+		PG_RETURN_JSONB_P(end.response);
+	}
+	ereport(ERROR,
+			(errcode(end.sqlstate != 0 ? end.sqlstate : ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 end.state == 'c' ? errmsg("flow %lld was cancelled", (long long) id) :
+			 end.state == 'u' ? errmsg("flow %lld is unconfirmed: it most likely ran, but its answer was lost", (long long) id) :
+			 errmsg("flow %lld failed", (long long) id),
+			 end.error ? errdetail_internal("%s", end.error) : 0));
+	PG_RETURN_NULL();			/* not reached */
+}
