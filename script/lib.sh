@@ -137,10 +137,11 @@ link_contents() {
 	find "$1" -mindepth 1 -maxdepth 1 ! -name 'feishu_flow*' ! -name "${2:-}" -exec ln -s -t "$WORK/pg$1" {} +
 }
 
-# Runs a command as the owner of the sandbox.
+# Runs a command as the owner of the sandbox. It is looked up by env, with the owner's rights: setpriv still has root's
+# and would find programs in PATH that the owner may not run.
 as_owner() {
 	if [ "$(id -u)" = 0 ]; then
-		HOME=$WORK/home setpriv --reuid="$RUN_USER" --regid="$(id -g "$RUN_USER")" --init-groups -- "$@"
+		HOME=$WORK/home setpriv --reuid="$RUN_USER" --regid="$(id -g "$RUN_USER")" --init-groups -- env "$@"
 	else
 		HOME=$WORK/home "$@"
 	fi
