@@ -35,6 +35,9 @@ COMMENT ON FOREIGN DATA WRAPPER feishu_flow IS
 -- Calls.  Everybody may execute them: they need USAGE on the server and use
 -- the credentials of the current user.
 --
+-- COST: enough for the planner to make other conditions come first, and so little
+-- that it does not compile a query of some thousand calls (jit_above_cost).
+--
 
 CREATE FUNCTION feishu.execute_flow(
     namespace text,
@@ -49,7 +52,7 @@ CREATE FUNCTION feishu.execute_flow(
     raise_error boolean DEFAULT true)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'feishu_execute_flow'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.execute_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, interval, boolean) IS
 'Starts a flow now and returns the platform''s whole answer. Raises an error of class LK when the flow was refused or failed.';
@@ -72,7 +75,7 @@ CREATE FUNCTION feishu.check_server(
     OUT hint text)
 RETURNS record
 AS 'MODULE_PATHNAME', 'feishu_check_server'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.check_server(name) IS
 'Obtains an access token from the platform, past the cache, and says what is wrong; starts no flow.';
@@ -89,7 +92,7 @@ CREATE FUNCTION feishu.check_server(
     OUT hint text)
 RETURNS record
 AS 'MODULE_PATHNAME', 'feishu_check_server'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.check_server(name, text) IS
 'The same, and asks the low-code application "namespace" for a flow that does not exist, to see whether the app may call it.';
