@@ -110,20 +110,22 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	ResourceOwner owner = CurrentResourceOwner;
 	Oid			userid = GetUserId();
 	SqlCaller	caller;
-	volatile bool locked = false;
 	volatile bool changed = false;
 
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();
 	{
 		sql_begin_as_owner(&caller);
-		locked = strchr(states, read_state(id, userid)) != NULL && !is_claimed(id) &&
-			lock_flow(id);
-		if (locked &&
-			strchr(states, read_state(id, userid)) != NULL && !is_claimed(id))
+		if (strchr(states, read_state(id, userid)) != NULL && !is_claimed(id))
 		{
-			sql_run(statement, values, nulls, SPI_OK_UPDATE, NULL);
-			changed = true;
+			/* at commit, too: whoever waits for it in an ordering key may go */
+			news_tell_locked_row(id);
+			if (lock_flow(id) &&
+				strchr(states, read_state(id, userid)) != NULL && !is_claimed(id))
+			{
+				sql_run(statement, values, nulls, SPI_OK_UPDATE, NULL);
+				changed = true;
+			}
 		}
 		sql_end_as_owner(&caller);
 		MemoryContextSwitchTo(context);
@@ -148,9 +150,6 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 
-	/* at commit, too: whoever waits for the row in an ordering key may go */
-	if (locked)
-		news_tell_locked_row(id);
 	if (changed)
 		news_tell_waiters();
 	return changed;

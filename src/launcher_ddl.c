@@ -210,10 +210,11 @@ database_statement_begins(Node *statement)
 
 /*
  * A prepared transaction of this database was committed: it may have queued
- * anything, and created or dropped the extension.
+ * anything, and created or dropped the extension.  Or it was rolled back: it may
+ * have locked a row to cancel it.
  */
 static void
-prepared_transaction_committed(void)
+prepared_transaction_ended(void)
 {
 	const DispatchNews news = {.min_id = PG_INT64_MIN, .control = true};
 
@@ -229,8 +230,9 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 				QueryCompletion *completion)
 {
 	Node	   *statement = pstmt->utilityStmt;
-	bool		commit_prepared = IsA(statement, TransactionStmt) &&
-		((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED;
+	bool		ends_prepared = IsA(statement, TransactionStmt) &&
+		(((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED ||
+		 ((TransactionStmt *) statement)->kind == TRANS_STMT_ROLLBACK_PREPARED);
 
 	database_statement_begins(statement);
 
@@ -241,8 +243,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		standard_ProcessUtility(pstmt, query, read_only_tree, context, params,
 								environment, dest, completion);
 
-	if (commit_prepared)
-		prepared_transaction_committed();
+	if (ends_prepared)
+		prepared_transaction_ended();
 }
 
 

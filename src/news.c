@@ -7,8 +7,8 @@
  * What is told is noted in this backend, and passed on by callbacks at the end of
  * the transaction, registered once per backend.  Telling too much does no harm:
  * a row that was rolled back is not seen.  Telling too little is what must never
- * happen.  COMMIT PREPARED, which runs no callback of ours, is seen by
- * launcher_ddl.c; what nobody saw is left to the dispatcher's slow poll.
+ * happen.  The end of a prepared transaction, which runs no callback of ours, is
+ * seen by launcher_ddl.c; what nobody saw is left to the dispatcher's slow poll.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -28,6 +28,7 @@
 /* What this transaction has to tell, when it commits and when it does not. */
 static DispatchNews at_commit = {.min_id = PG_INT64_MAX};
 static DispatchNews at_abort = {.min_id = PG_INT64_MAX};
+static int	abort_level = 0;	/* nesting of the innermost one that locked rows */
 static bool control_at_commit = false;
 static bool wake_at_commit = false; /* those who wait for flows */
 static bool callback_registered = false;
@@ -69,7 +70,26 @@ news_at_transaction_end(XactEvent event, void *arg)
 	}
 	news_clear(&at_commit);
 	news_clear(&at_abort);
+	abort_level = 0;
 	wake_at_commit = false;
+}
+
+/*
+ * Subtransaction callback; does not throw.  Row locks go with the subtransaction
+ * that took them, and the transaction may stay open for long.
+ */
+static void
+news_at_subtransaction_end(SubXactEvent event, SubTransactionId sub,
+						   SubTransactionId parent, void *arg)
+{
+	int			level = GetCurrentTransactionNestLevel();
+
+	if (abort_level < level ||
+		(event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB))
+		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		launcher_tell(&at_abort);
+	abort_level = level - 1;
 }
 
 /*
@@ -95,6 +115,7 @@ news_register_callbacks(void)
 	if (!callback_registered)
 	{
 		RegisterXactCallback(news_at_transaction_end, NULL);
+		RegisterSubXactCallback(news_at_subtransaction_end, NULL);
 		RegisterResourceReleaseCallback(news_after_locks, NULL);
 		callback_registered = true;
 	}
@@ -112,6 +133,7 @@ news_tell_locked_row(int64 id)
 {
 	news_tell_row(id);
 	at_abort.min_id = Min(at_abort.min_id, id);
+	abort_level = GetCurrentTransactionNestLevel();
 }
 
 void

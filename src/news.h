@@ -20,8 +20,9 @@
 extern void news_tell_row(int64 id);
 
 /*
- * Likewise, and if the transaction rolls back, too: the dispatcher skips a row
- * that is locked, and must look again when it is not.
+ * Likewise, and if the transaction or the subtransaction rolls back, too: the
+ * dispatcher skips a row that is locked, and must look again when it is not.  To
+ * be called in the subtransaction that locks it.
  */
 extern void news_tell_locked_row(int64 id);
 

@@ -91,6 +91,26 @@ $session->value(q{DO $$BEGIN
 	END LOOP; END$$});
 arrived('COMMIT and ROLLBACK in plpgsql', 40, 41, 43, 44);
 
+# A flow becomes due while it is cancelled; the dispatcher passes it over, and a
+# flow that is sent proves it.
+sub due_while_cancelled
+{
+	my ($n, $cancel) = @_;
+	my $id = enqueue($other, run_at => \"clock_timestamp() + interval '300 ms'", params => "{\"n\": $n}");
+	$session->value("BEGIN; SAVEPOINT a; SELECT feishu.cancel_flow($id); $cancel");
+	$other->value("SELECT pg_sleep_until(run_at) FROM feishu.flows WHERE id = $id");
+	my $probe = enqueue($other, params => '{"n": ' . ($n + 1) . '}');
+	$other->value("SELECT feishu.wait_flow($probe)");
+	is(join(' ', numbers($mock)), $n + 1, 'a flow is not sent while it is being cancelled');
+	return;
+}
+
+due_while_cancelled(46, '');
+$session->value('ROLLBACK TO a');
+ok($mock->wait_for(2, kind => 'execute'), '... but when that is rolled back to a savepoint, before the transaction ends');
+$session->value('COMMIT');
+arrived('... once', 46, 47);
+
 # ---- two-phase commit ----
 
 # (its commit is found by the slow poll)
@@ -130,6 +150,11 @@ $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
 $node->restart;
 $_ = FeishuFlow::Session->new($node) foreach $session, $other;
 until_dispatcher($other);
+$mock->mark;
+due_while_cancelled(55, "PREPARE TRANSACTION 'cancel'");
+$session->value("ROLLBACK PREPARED 'cancel'");
+ok($mock->wait_for(2, kind => 'execute'), '... but when that is rolled back, without the poll');
+arrived('... once', 55, 56);
 
 # ---- long transactions ----
 
