@@ -191,6 +191,14 @@ CREATE TABLE feishu.held_lane (
 COMMENT ON TABLE feishu.held_lane IS
 'Servers and roles whose flows wait for the platform or for an administrator; see the view feishu.dispatch_status.';
 
+-- Row security without a policy: for nobody but the owner there is any row, not
+-- even for members of pg_read_all_data and pg_write_all_data.  Who may write
+-- rows has flows sent with anybody's credentials.
+ALTER TABLE feishu.outbox ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu.claim ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu.paused_server ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu.held_lane ENABLE ROW LEVEL SECURITY;
+
 CREATE FUNCTION feishu.enqueue_flow(
     namespace text,
     flow_id text,

@@ -69,7 +69,10 @@ insert_on_change(Datum arg, Oid relid)
 	}
 }
 
-/* Can we do all that the executor would do? */
+/*
+ * Can we do all that the executor would do?  Row security does not hold for the
+ * owner, in whose name we insert, unless it is forced.
+ */
 static bool
 is_plain_table(Relation table)
 {
@@ -79,7 +82,7 @@ is_plain_table(Relation table)
 		table->rd_rel->relam == HEAP_TABLE_AM_OID &&
 		!table->rd_rel->relispartition &&
 		table->trigdesc == NULL && table->rd_rules == NULL &&
-		!table->rd_rel->relrowsecurity &&
+		!table->rd_rel->relforcerowsecurity &&
 		(constraints == NULL ||
 		 (constraints->num_check == 0 && !constraints->has_generated_stored));
 }

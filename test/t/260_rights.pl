@@ -104,6 +104,20 @@ fails_with($as{owner}, "$_", '42501', "... nor by the view: $_")
 fails_with($as{owner}, "SELECT setval('feishu.outbox_id_seq', 1)", '42501', 'the ids cannot be set back');
 fails_with($as{stranger}, 'CREATE TABLE feishu.mine ()', '42501', 'nobody makes anything in the schema');
 
+# ... not even by those who may read and write all data
+$session->value('CREATE ROLE clerk LOGIN; GRANT pg_read_all_data, pg_write_all_data TO clerk');
+my $clerk = FeishuFlow::Session->new($node, user => 'clerk');
+foreach my $table (grep { !/seq/ } @tables)
+{
+	is($clerk->value("SELECT count(*) FROM $table"), '0', "who may read all data sees nothing in $table");
+	is($clerk->value("WITH gone AS (DELETE FROM $table RETURNING 1) SELECT count(*) FROM gone"), '0', '... deletes nothing');
+}
+fails_with($clerk, <<'SQL', '42501', '... and forges no flow of a superuser');
+INSERT INTO feishu.outbox (id, roleid, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
+SELECT 1000000, 10, oid, true, true, now(), now(), 'infinity', 'private', 'app', 'forged', '{"_id": 1}', 'key'
+FROM pg_database WHERE datname = current_database()
+SQL
+
 # ---- servers ----
 
 fails_with($as{owner}, 'SELECT ' . enqueue_call(server => 'private'), '42501', 'no USAGE, no enqueue');
