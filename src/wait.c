@@ -41,7 +41,7 @@ PG_FUNCTION_INFO_V1(feishu_wait_flow);
 #define WAIT_LOOK_MS		2000
 
 
-/* A flow's end, in the caller's memory context. */
+/* A flow's end, in the caller's memory context; while it has none, only the state. */
 typedef struct FlowEnd
 {
 	char		state;
@@ -73,16 +73,21 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 		/* our own uncommitted row is beyond the latest snapshot, too */
 		outbox_report_no_flow(id);
 	}
+	memset(end, 0, sizeof(FlowEnd));
 	end->state = DatumGetChar(sql_value(0, 1, NULL));
-	if (end->state == 'q' &&
-		TransactionIdIsCurrentTransactionId(DatumGetTransactionId(sql_value(0, 6, NULL))))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("flow %lld was queued by this very transaction", (long long) id),
-				 errdetail("It is sent after the transaction has committed."),
-				 errhint("COMMIT first, then wait.")));
+	if (end->state == 'q')
+	{
+		/* what the last attempt got is not the end: nothing is copied */
+		if (TransactionIdIsCurrentTransactionId(DatumGetTransactionId(sql_value(0, 6, NULL))))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("flow %lld was queued by this very transaction", (long long) id),
+					 errdetail("It is sent after the transaction has committed."),
+					 errhint("COMMIT first, then wait.")));
+		sql_end_as_owner(&caller);
+		return;
+	}
 	value = sql_value(0, 3, &is_null);
-	end->sqlstate = 0;
 	if (!is_null)
 	{
 		char	   *code = TextDatumGetCString(value);
@@ -91,9 +96,9 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 			end->sqlstate = MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]);
 	}
 	value = sql_value(0, 4, &is_null);
-	end->error = is_null ? NULL : MemoryContextStrdup(context, TextDatumGetCString(value));
+	if (!is_null)
+		end->error = MemoryContextStrdup(context, TextDatumGetCString(value));
 	value = sql_value(0, 5, &is_null);
-	end->response = NULL;
 	if (!is_null)
 	{
 		Jsonb	   *response = DatumGetJsonbP(value);
