@@ -31,6 +31,7 @@
 #include "launcher.h"
 #include "nls.h"
 #include "report.h"
+#include "request.h"
 
 PG_FUNCTION_INFO_V1(feishu_check_server);
 
@@ -142,30 +143,23 @@ check_permissions(CheckReport *report, const FlowOutcome *outcome)
  */
 static void
 check_namespace(CheckReport *report, MemoryContext context, FlowServer *server,
-				const char *namespace_name)
+				const FlowRequest *request)
 {
-	FlowRequest request = {0};
 	FlowLimits	limits = execute_limits(server, -1);
 	const FlowOutcome *outcome;
 
-	request.namespace_name = pstrdup(namespace_name);
-	request.flow_id = pstrdup(NO_SUCH_FLOW);
-	request.operator_id =
-		DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-										   CStringGetDatum(server->operator_json ?
-														   server->operator_json : NOBODY)));
-	outcome = flow_call_outcome(execute_call(context, server, &request, &limits));
+	outcome = flow_call_outcome(execute_call(context, server, request, &limits));
 	if (outcome->sqlstate == 0 || outcome->sqlstate == ERRCODE_FEISHU_REFUSED ||
 		(outcome->sqlstate == ERRCODE_FEISHU_NOT_FOUND && outcome->response != NULL &&
 		 outcome->response->inner_code != NULL))
 		add_sentence(&report->message,
 					 psprintf(_("The low-code application \"%s\" takes calls of the app."),
-							  namespace_name));
+							  request->namespace_name));
 	else
 	{
 		add_sentence(&report->message,
 					 psprintf(_("A request to the low-code application \"%s\" failed:"),
-							  namespace_name));
+							  request->namespace_name));
 		report_refusal(report, outcome);
 	}
 }
@@ -204,12 +198,24 @@ check_dispatch(CheckReport *report)
 /* All of it, with the server looked up for the current role. */
 static void
 check_all(CheckReport *report, MemoryContext context, const char *server_name,
-		  const char *namespace_name)
+		  char *namespace_name)
 {
 	FlowServer *server = server_lookup(server_name, GetUserId());
 	bool		is_fixed = server->protocol == TOKEN_FIXED;
 	FlowLimits	limits = execute_limits(server, -1);
+	FlowRequest request = {0};
 	const FlowOutcome *outcome;
+
+	if (namespace_name != NULL)
+	{
+		request.namespace_name = namespace_name;
+		request.flow_id = pstrdup(NO_SUCH_FLOW);
+		request.operator_id =
+			DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+											   CStringGetDatum(server->operator_json ?
+															   server->operator_json : NOBODY)));
+		request_check(&request);
+	}
 
 	outcome = flow_call_outcome(execute_call(context, server, NULL, &limits));
 	report->latency_us = outcome->duration_us;
@@ -234,7 +240,7 @@ check_all(CheckReport *report, MemoryContext context, const char *server_name,
 					 _("The platform answers. The user mapping's tenant_access_token is used as it is; only a call can tell whether the platform accepts it."));
 
 	if (check_permissions(report, outcome) && namespace_name != NULL)
-		check_namespace(report, context, server, namespace_name);
+		check_namespace(report, context, server, &request);
 	check_clock(report, outcome->check);
 	check_dispatch(report);
 }

@@ -100,6 +100,12 @@ finds($row, 't', qr/"package_1__c" failed: .*k_ec_000009/, qr/must authorise the
 finds(check($session, 'feishu', 'package_2__c'), 't', qr/"package_2__c" takes calls/, qr/^none$/, 'authorised in another one');
 $mock->config(namespaces => undef);
 
+# A namespace that cannot be one is an argument that is wrong: nothing is sent.
+$mock->mark;
+fails_with($session, 'SELECT feishu.check_server(' . quote('feishu') . ', ' . quote($_) . ')', '22023', "namespace \"$_\"", message => qr/^argument "namespace" must not/)
+  foreach '', '..', 'x' x 256;
+is(scalar($mock->log), 0, '... nothing was sent');
+
 # ---- 6: proxy needed ----
 
 create_server($node, 'closed', { base_url => 'http://127.0.0.1:' . closed_port() });
