@@ -33,8 +33,8 @@ typedef struct QueuedFlow
 
 /*
  * Insert a row in the current transaction, as the current user, who needs
- * USAGE on the server (42501) and credentials need not exist yet.  Returns its
- * id.  request.operator_id may be NULL if the server has a default operator;
+ * USAGE on the server (42501) and a user mapping (42704).  Returns its id.
+ * request.operator_id may be NULL if the server has a default operator;
  * request.idempotent_key NULL: a random UUID is made.  SPI is used inside.
  */
 extern int64 outbox_enqueue(const QueuedFlow *flow);
