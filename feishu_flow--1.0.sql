@@ -318,10 +318,10 @@ FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resum
       FROM feishu.held_lane
       GROUP BY server) h ON h.server = q.server
 FULL JOIN feishu.paused_server p ON p.server = COALESCE(q.server, h.server)
-WHERE pg_has_role('pg_monitor', 'MEMBER')
+WHERE (pg_has_role('pg_monitor', 'MEMBER') AND q.server IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
               WHERE s.srvname = COALESCE(q.server, h.server, p.server)
-                AND has_server_privilege(s.oid, 'USAGE'));
+                AND (pg_has_role('pg_monitor', 'MEMBER') OR has_server_privilege(s.oid, 'USAGE')));
 
 COMMENT ON VIEW feishu.dispatch_status IS
 'Servers with queued flows or a pause, for roles with USAGE on them and for pg_monitor.';

@@ -89,11 +89,14 @@ extern void options_store(List *options, Oid catalog, FlowServer *server);
  */
 extern FlowServer *server_lookup(const char *name, Oid userid);
 
+/* Throw 42809 unless the server belongs to our wrapper. */
+struct ForeignServer;
+extern void server_check_wrapper(const struct ForeignServer *foreign_server);
+
 /*
  * The identity of the app in one user mapping (userid may be InvalidOid, for
  * PUBLIC), whatever anybody's rights; false when the mapping has no credentials.
  */
-struct ForeignServer;
 extern bool server_app_key(struct ForeignServer *foreign_server, Oid userid, AppKey *key);
 
 /* A copy in the current memory context, secrets included. */

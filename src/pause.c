@@ -39,7 +39,7 @@
 PG_FUNCTION_INFO_V1(feishu_pause_server);
 PG_FUNCTION_INFO_V1(feishu_resume_server);
 
-/* The server, of which the caller has to be the owner. */
+/* The server, which has to be one of ours, and the caller its owner. */
 static ForeignServer *
 owned_server(const char *name)
 {
@@ -49,6 +49,7 @@ owned_server(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" does not exist", name)));
+	server_check_wrapper(server);
 	if (!feishu_server_ownercheck(server->serverid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_FOREIGN_SERVER, name);
 	return server;

@@ -107,9 +107,8 @@ compute_app_key(FlowServer *server)
 				 errmsg("could not compute a SHA-256 hash")));
 }
 
-/* Throw unless the server belongs to our wrapper. */
-static void
-check_wrapper(const ForeignServer *foreign_server)
+void
+server_check_wrapper(const ForeignServer *foreign_server)
 {
 	ForeignDataWrapper *wrapper = GetForeignDataWrapper(foreign_server->fdwid);
 	char	   *validator = NULL;
@@ -216,7 +215,7 @@ read_server(const char *name, Oid userid, bool by_setting)
 				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow.",
 						 quote_identifier(name))));
 	server->serverid = foreign_server->serverid;
-	check_wrapper(foreign_server);
+	server_check_wrapper(foreign_server);
 	check_usage(server->serverid, name, userid);
 	check_user_mapping(server);
 

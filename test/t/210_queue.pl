@@ -353,7 +353,16 @@ $session->value("SELECT feishu.resume_server('feishu')");
 succeeds($session, "SELECT feishu.wait_flow($id)", '... until it is resumed');
 is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE paused"), '0', '... and nothing is paused');
 is_deeply([ sort(numbers($mock)) ], [ 40 .. 43 ], '... all were sent once');
-fails_with($session, "SELECT feishu.$_('nowhere')", '42704', "$_ of no server") foreach qw(pause_server resume_server);
+$session->value("CREATE SERVER dropped FOREIGN DATA WRAPPER feishu_flow; SELECT feishu.pause_server('dropped')");
+is($session->value("SELECT paused FROM feishu.dispatch_status WHERE server = 'dropped'"), 't', 'a server without flows is paused');
+$session->value('DROP SERVER dropped');
+is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE server = 'dropped'"), '0', '... until it is dropped, which no resume_server could undo');
+$session->value('CREATE FOREIGN DATA WRAPPER other; CREATE SERVER others FOREIGN DATA WRAPPER other');
+foreach my $function (qw(pause_server resume_server))
+{
+	fails_with($session, "SELECT feishu.$function('nowhere')", '42704', "$function of no server");
+	fails_with($session, "SELECT feishu.$function('others')", '42809', '... and of one of another wrapper');
+}
 
 # ---- dispatch switched off ----
 
