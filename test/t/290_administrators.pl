@@ -48,7 +48,8 @@ $session->value("SELECT feishu.pause_server('feishu')");
 my @waiting = map { enqueue($session, params => '{"n": ' . ++$n . '}') } 1 .. 3;
 $replica->value('CREATE SUBSCRIPTION all_of_it CONNECTION ' . FeishuFlow::quote($node->connstr('postgres'))
 	  . q{ PUBLICATION everything WITH (slot_name = 'all', create_slot = false)});
-until_true($replica, 'the flows are replicated', 'SELECT count(*) = 3 FROM feishu.outbox WHERE id IN (' . join(', ', @waiting) . ')');
+# (each table by a worker of its own)
+until_true($replica, 'the flows and the pause are replicated', 'SELECT count(*) = 3 AND EXISTS (SELECT FROM feishu.paused_server) FROM feishu.outbox WHERE id IN (' . join(', ', @waiting) . ')');
 $replica->value('ALTER SUBSCRIPTION all_of_it DISABLE');
 my $worker = until_dispatcher($replica);
 $replica->value("DELETE FROM feishu.paused_server; SELECT pg_terminate_backend($worker)");
