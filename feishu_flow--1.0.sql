@@ -230,7 +230,7 @@ COMMENT ON FUNCTION feishu.cancel_flow(bigint) IS
 CREATE FUNCTION feishu.retry_flow(id bigint, new_key boolean DEFAULT false)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'feishu_retry_flow'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean) IS
 'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one; true when it did.';
@@ -238,7 +238,7 @@ COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean) IS
 CREATE FUNCTION feishu.wait_flow(id bigint, timeout interval DEFAULT '30 s')
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'feishu_wait_flow'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.wait_flow(bigint, interval) IS
 'Waits for a queued flow to end and returns the platform''s answer.';

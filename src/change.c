@@ -212,7 +212,7 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 		" WHERE id OPERATOR(pg_catalog.=) $1",
 		5, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, OIDOID);
 	int64		id = PG_GETARG_INT64(0);
-	bool		new_key = PG_GETARG_BOOL(1);
+	bool		new_key = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
 	TimestampTz now = GetCurrentTimestamp();
 	Datum		values[5] = {
 		Int64GetDatum(id),
@@ -222,8 +222,11 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 		ObjectIdGetDatum(MyDatabaseId)
 	};
 	char		nulls[5] = {' ', ' ', ' ', new_key ? ' ' : 'n', ' '};
-	bool		queued = change_flow(id, "fuc", &statement, values, nulls);
+	bool		queued;
 
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	queued = change_flow(id, "fuc", &statement, values, nulls);
 	if (queued)
 		outbox_warn_without_dispatcher();
 	PG_RETURN_BOOL(queued);

@@ -37,6 +37,9 @@
 
 PG_FUNCTION_INFO_V1(feishu_wait_flow);
 
+/* As the default of the argument. */
+#define DEFAULT_TIMEOUT_S	30
+
 /* Look at least so often. */
 #define WAIT_LOOK_MS		2000
 
@@ -115,11 +118,14 @@ feishu_wait_flow(PG_FUNCTION_ARGS)
 {
 	static uint32 wait_event = 0;
 	int64		id = PG_GETARG_INT64(0);
-	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
+	Interval	default_timeout = {.time = DEFAULT_TIMEOUT_S * USECS_PER_SEC};
+	Interval   *timeout = PG_ARGISNULL(1) ? &default_timeout : PG_GETARG_INTERVAL_P(1);
 	TimestampTz deadline;
 	Oid			userid = GetUserId();
 	FlowEnd		end;
 
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
 	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													   TimestampTzGetDatum(GetCurrentTimestamp()),
 													   IntervalPGetDatum(timeout)));

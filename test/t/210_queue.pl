@@ -141,6 +141,9 @@ is(look($session, $id, "state || ' ' || sqlstate || ' ' || code || ' ' || attemp
 isnt(look($session, $id, 'error'), '', '... with the reason');
 fails_with($session, 'SELECT feishu.wait_flow(123456789)', '42704', 'wait_flow of no flow');
 is($session->value('SELECT feishu.wait_flow(NULL) IS NULL'), 't', 'wait_flow of NULL');
+fails_with($session, "SELECT feishu.wait_flow($id, NULL)", 'LK400', 'a timeout of NULL is the default, and no success');
+is($session->value("SELECT feishu.retry_flow($id, NULL)"), 't', '... and so is a new_key of NULL');
+until_ended($session, "id = $id");
 foreach my $how ('', 'SAVEPOINT a;')
 {
 	$session->value("BEGIN; $how");
