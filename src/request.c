@@ -16,6 +16,7 @@
 
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
 
 #include "nls.h"
@@ -40,26 +41,21 @@ object_member(Jsonb *object, const char *name, JsonbValue *value)
 	return getKeyJsonValueFromContainer(&object->root, name, strlen(name), value);
 }
 
-/* Is a jsonb number an integer in the range of int64? */
+/*
+ * Is a jsonb number written as an integer in the range of int64?  It goes to the
+ * platform as it is, and "1.0" is no integer to everybody's JSON parser.
+ */
 static bool
 is_int64(Numeric number)
 {
 	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
-	size_t		len = strlen(text);
-	Datum		truncated;
-	Datum		low;
-	Datum		high;
+	const char *digits = text + (text[0] == '-');
 
-	/* nearly always: so few digits that it must be one */
-	if (len <= 18 && strspn(text, "0123456789") == len)
-		return true;
-
-	truncated = DirectFunctionCall2(numeric_trunc, NumericGetDatum(number), Int32GetDatum(0));
-	low = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MIN));
-	high = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MAX));
-	return DatumGetBool(DirectFunctionCall2(numeric_eq, NumericGetDatum(number), truncated)) &&
-		DatumGetBool(DirectFunctionCall2(numeric_ge, NumericGetDatum(number), low)) &&
-		DatumGetBool(DirectFunctionCall2(numeric_le, NumericGetDatum(number), high));
+	if (digits[strspn(digits, "0123456789")] != '\0')
+		return false;
+	errno = 0;
+	(void) strtoll(text, NULL, 10);
+	return errno == 0;
 }
 
 const char *
