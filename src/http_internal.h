@@ -57,12 +57,14 @@ struct HttpTransfer
 	dlist_node	node;			/* in loop->active or loop->done */
 	bool		listed;
 	bool		resend_ok;
+	bool		begun;			/* a connection was there to send it on */
 	bool		resent;			/* refused to send it a second time */
 	bool		too_large;
 	bool		out_of_memory;
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
 	size_t		header_size;	/* of all headers so far */
+	long		sent_before;	/* to a proxy, for a tunnel, when it was begun */
 	bool		have_tt_logid;
 	bool		have_ogw_reset;
 	TimestampTz started;

@@ -159,6 +159,31 @@ http_read_date(const char *date, TimestampTz *when)
 	return true;
 }
 
+/* Bytes of requests, of which one to a proxy for a tunnel is the first. */
+static long
+bytes_sent(const HttpTransfer *transfer)
+{
+	long		sent = 0;
+
+	curl_easy_getinfo(transfer->handle->easy, CURLINFO_REQUEST_SIZE, &sent);
+	return sent;
+}
+
+/* May the peer have received the request? */
+static bool
+transfer_is_sent(const HttpTransfer *transfer)
+{
+#ifdef FEISHU_HAVE_CURL_PREREQ
+	return transfer->begun && bytes_sent(transfer) > transfer->sent_before;
+#else
+	long		tunnel_status = 0;
+
+	/* ours follows the 2xx of a proxy */
+	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
+	return bytes_sent(transfer) > 0 && (tunnel_status == 0 || tunnel_status / 100 == 2);
+#endif
+}
+
 #ifdef FEISHU_HAVE_CURL_PREREQ
 
 /*
@@ -172,12 +197,13 @@ int
 http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int local_port)
 {
 	HttpTransfer *transfer = userp;
-	long		sent = 0;
 
-	if (transfer->resend_ok)
-		return CURL_PREREQFUNC_OK;
-	if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_REQUEST_SIZE, &sent) == CURLE_OK &&
-		sent > 0)
+	if (!transfer->begun)
+	{
+		transfer->sent_before = bytes_sent(transfer);
+		transfer->begun = true;
+	}
+	else if (!transfer->resend_ok && transfer_is_sent(transfer))
 	{
 		transfer->resent = true;
 		return CURL_PREREQFUNC_ABORT;
@@ -192,8 +218,9 @@ http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remot
 
 /* What was going on when a transfer ended, from the times libcurl keeps. */
 static const char *
-transfer_phase(CURL *easy)
+transfer_phase(HttpTransfer *transfer)
 {
+	CURL	   *easy = transfer->handle->easy;
 	static const struct
 	{
 		CURLINFO	info;
@@ -209,7 +236,7 @@ transfer_phase(CURL *easy)
 	/* the times of a reused connection are 0: look at what came first */
 	if (curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &number) == CURLE_OK && number > 0)
 		return gettext_noop("receiving the answer");
-	if (curl_easy_getinfo(easy, CURLINFO_REQUEST_SIZE, &number) == CURLE_OK && number > 0)
+	if (transfer_is_sent(transfer))
 		return gettext_noop("waiting for the answer");
 	for (int i = 0; i < (int) lengthof(phases); i++)
 	{
@@ -233,7 +260,7 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 		return;
 	}
 
-	result->phase = transfer_phase(transfer->handle->easy);
+	result->phase = transfer_phase(transfer);
 	if (transfer->too_large)
 	{
 		result->outcome = HTTP_TOO_LARGE;
@@ -313,16 +340,11 @@ void
 http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 {
 	HttpResult *result = &transfer->result;
-	long		sent = 0;
-	long		tunnel_status = 0;
 	const char *text = transfer->error_buffer;
 	size_t		len;
 
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
-	curl_easy_getinfo(transfer->handle->easy, CURLINFO_REQUEST_SIZE, &sent);
-	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
-	/* a request to the proxy for a tunnel counts, too: ours follows a 2xx */
-	result->request_sent = sent > 0 && (tunnel_status == 0 || tunnel_status / 100 == 2);
+	result->request_sent = transfer_is_sent(transfer);
 	result->duration_us = GetCurrentTimestamp() - transfer->started;
 
 	if (code == CURLE_OK && !transfer->have_ogw_reset)

@@ -260,6 +260,11 @@ forked('proxy', sub {
 			sysread($client, $head, 1, length $head) or return;
 		}
 		append_to_file("$dir/proxy.log", (split(/\r\n/, $head))[0] . "\n");
+		if (-e "$dir/hang")
+		{
+			sysread($client, $head, 1);	# until it is given up
+			return;
+		}
 		if ($head !~ /^CONNECT [^:]+:(\d+) /)
 		{
 			print $client "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n";
@@ -295,6 +300,23 @@ like(slurp_file("$dir/proxy.log"), qr/^CONNECT feishu\.test:$port{valid} /m,
 	'the proxy is asked for a tunnel to the host of base_url');
 succeeds($session, flow(server => 'tunnel'), 'a second call through the proxy');
 is(scalar(() = slurp_file("$dir/proxy.log") =~ /^CONNECT/mg), 1, 'the tunnel is kept');
+
+# What is said to the proxy counts neither as a request that was sent nor as one
+# that is sent again.  These sessions need no token.
+my $cold = FeishuFlow::Session->new($node);
+succeeds($cold, flow(server => 'tunnel'), 'a first call through the proxy that needs no token');
+is(scalar(() = slurp_file("$dir/proxy.log") =~ /^CONNECT/mg), 2, '... through a tunnel of its own');
+$cold->quit;
+append_to_file("$dir/hang", '');
+$cold = FeishuFlow::Session->new($node);
+my $result = fails_with($cold, flow(server => 'tunnel', timeout => '300ms'),
+	'LK504', 'a proxy that hangs when asked for a tunnel is LK504', detail => qr/while (?:connecting|establishing)/);
+unlike($result->{hint}, qr/started/, '... and no flow can have started');
+fails_with($cold, "SET feishu_flow.connect_timeout = '200ms';" . flow(server => 'tunnel'),
+	'LK504', '... connect_timeout ends it', message => qr/no connection within 200 ms/, hint => qr/proxy/);
+$cold->quit;
+unlink "$dir/hang";
+
 alter_server($session, 'tunnel', 'SET', base_url => "https://elsewhere.test:$port{valid}");
 fails_with($session, flow(server => 'tunnel'), 'LK503', 'TLS is verified behind a proxy, too', hint => $file);
 
