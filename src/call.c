@@ -606,27 +606,27 @@ flow_call_free(FlowCall *call)
 }
 
 /*
- * Answers are read, and converted from UTF-8, in a transaction if the
- * database's encoding is another: conversions are looked up in the catalogs.
- * The dispatcher has none open while it waits.
+ * Requests are written and answers read, and converted to and from UTF-8, in a
+ * transaction if the database's encoding is another: conversions are looked up
+ * in the catalogs.  The dispatcher has none open while it waits.  Returns the
+ * caller's memory context, for end_converting, or NULL without a transaction.
  */
-static bool
-begin_reading(void)
+static MemoryContext
+begin_converting(void)
 {
+	MemoryContext context = CurrentMemoryContext;
 	int			encoding = GetDatabaseEncoding();
 
 	if (IsTransactionState() || encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
-		return false;
+		return NULL;
 	StartTransactionCommand();
-	return true;
+	return context;
 }
 
 static void
-end_reading(bool in_transaction)
+end_converting(MemoryContext context)
 {
-	MemoryContext context = CurrentMemoryContext;
-
-	if (!in_transaction)
+	if (context == NULL)
 		return;
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
@@ -641,6 +641,8 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 
 	if (!dlist_is_empty(&waiting))
 	{
+		MemoryContext context = begin_converting();
+
 		wakeup_look();
 		dlist_foreach_modify(iter, &waiting)
 		{
@@ -650,6 +652,7 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 			if (call->state == CALL_WAITING || call->state == CALL_LIMITED)
 				until = Min(until, Min(call->limits.deadline, call->retry_at));
 		}
+		end_converting(context);
 	}
 	if (!dlist_is_empty(&done))
 		return;
@@ -663,10 +666,10 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 	while ((transfer = http_loop_next_done(loop)) != NULL)
 	{
 		TransferListener *listener = http_transfer_owner(transfer);
-		bool		in_transaction = begin_reading();
+		MemoryContext context = begin_converting();
 
 		listener->on_end(listener, transfer);
-		end_reading(in_transaction);
+		end_converting(context);
 	}
 }
 

@@ -98,6 +98,21 @@ $mock->well;
 
 fails_with($latin1, flow(params => '{"a": "张三"}'), '22P05', 'Chinese cannot get into a LATIN1 database');
 
+# The dispatcher has no transaction open while flows wait for a token.  The one that
+# asks for it fails, and the next has to ask in its place.
+my $dispatcher = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = 'latin1'";
+my $pid = wait_until('there is a dispatcher', sub { $latin1->value($dispatcher) });
+$mock->config(apps => { cli_mock => 'mock-secret', cli_cold => 'cold-secret' });
+create_server($node, 'cold', { base_url => $mock->url }, { app_id => 'cli_cold', app_secret => 'cold-secret' }, 'latin1');
+$mock->mark;
+$mock->rules([ { kind => 'token' }, { type => 'status', status => 502 }, times => 1 ]);
+$latin1->value("SELECT feishu.enqueue_flow('café', 'flow', '{\"_id\": 1}', jsonb_build_object('text', 'déjà'), server => 'cold')"
+	  . ' FROM generate_series(1, 3) AS n');
+wait_until('the flows have succeeded',
+	sub { $latin1->value("SELECT count(*) FROM feishu.flows WHERE state = 'succeeded'") == 3 });
+is($latin1->value($dispatcher), $pid, 'a token request that fails does not end the dispatcher of a LATIN1 database');
+is($mock->count(kind => 'token'), 2, '... and the next flow asks for the token at once');
+
 # ---- SQL_ASCII: bytes of no known encoding ----
 
 my $ascii = $session{sql_ascii};
