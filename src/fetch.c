@@ -144,11 +144,11 @@ fetch_on_end(TransferListener *listener, HttpTransfer *transfer)
 	else
 	{
 		TokenFailure failure;
+		bool		shared;
 
-		if (fetch_describe_failure(result, response ? &response->refusal : NULL, &failure))
-			token_cache_fail(&fetch->lease, &failure);
-		else
-			token_cache_abandon(&fetch->lease);
+		shared = fetch_describe_failure(result, response ? &response->refusal : NULL,
+										&failure);
+		token_cache_fail(&fetch->lease, shared ? &failure : NULL);
 		MemoryContextSwitchTo(old_context);
 		if (fetch->ended != NULL)
 			fetch->ended(fetch->arg, NULL, result);

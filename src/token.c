@@ -412,8 +412,11 @@ token_cache_fail(TokenLease *lease, const TokenFailure *failure)
 	if (slot != NULL)
 	{
 		slot->flight = 0;
-		slot->failed_flight = lease->flight;
-		slot->failure = *failure;
+		if (failure != NULL)
+		{
+			slot->failed_flight = lease->flight;
+			slot->failure = *failure;
+		}
 		slot->refresh_at = TimestampTzPlusMilliseconds(now, TOKEN_REFRESH_PAUSE_MS);
 	}
 	cache_unlock();

@@ -88,10 +88,13 @@ extern void token_cache_bypass(TokenLease *lease);
 extern void token_cache_store(TokenLease *lease, const char *token, int expires_in,
 							  TimestampTz requested_at);
 
-/* End of a fetch: everybody who waits for it fails the same way. */
+/*
+ * End of a fetch: everybody who waits for it fails the same way; with NULL, somebody
+ * else should try.  One who has a token uses it for a while before the next fetch.
+ */
 extern void token_cache_fail(TokenLease *lease, const TokenFailure *failure);
 
-/* End of a fetch: somebody else should try.  Does not throw. */
+/* The fetch was given up: somebody else should try.  Does not throw. */
 extern void token_cache_abandon(TokenLease *lease);
 
 /* The platform refused lease->token: nobody is to use it again. */

@@ -260,6 +260,27 @@ is($failed, '', 'calls go on over several lives of a token');
 is(scalar(grep { $_->{status} != 200 } $mock->log(kind => 'execute')),
 	0, '... and none is sent with an expired one');
 cmp_ok($mock->token_requests, '<=', 6, '... with one fetch for each life');
+
+# a refresh that fails, in whatever way, is not tried again by the next call
+$mock->config(token_expire => 8);
+forget_tokens();
+succeeds($session, flow(), 'a call with a token of 8 seconds');
+$mock->rules([ \%token, { type => 'status', status => 502 } ]);
+$deadline = time() + 20;
+while ($mock->token_requests < 2 && time() < $deadline)
+{
+	$session->ask(flow());
+	usleep(100_000);
+}
+$failed = '';
+for (1 .. 10)
+{
+	my $result = $session->ask(flow());
+	$failed ||= $result->{err} if $result->{sqlstate} ne '00000';
+}
+is($failed, '', 'calls go on while a gateway keeps the token from being refreshed');
+is($mock->token_requests, 2, '... and do not ask for another one each');
+$mock->well;
 $mock->config(token_expire => 7200);
 
 # ---- a token is refused ----
