@@ -134,6 +134,8 @@ mask_response(FlowCall *call, FlowResponse *response)
 	mask_secrets(call, response->inner_code);
 	mask_secrets(call, response->helps);
 	mask_secrets(call, response->log_id);
+	mask_secrets(call, response->execution_id);
+	mask_secrets(call, response->status);
 }
 
 /* The outcome of an answer. */

@@ -16,38 +16,108 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "mask.h"
 
 /* A beginning of a secret so long is hidden, too, where text was cut. */
 #define SECRET_PREFIX_LENGTH	6
 
+/* Longest of the forms below, such as "&quot;", and a NUL byte. */
+#define FORM_SIZE		16
+
+/* How a character may be escaped: in JSON, in a URL, in HTML. */
+static const char *const forms[] = {
+	"\\%c", "\\u%04x", "%%%02x", "&#%d;", "&#x%x;", "&%s;"
+};
+
+/* The name that a character has in HTML, or NULL. */
+static const char *
+html_name(char c)
+{
+	switch (c)
+	{
+		case '&':
+			return "amp";
+		case '<':
+			return "lt";
+		case '>':
+			return "gt";
+		case '"':
+			return "quot";
+		default:
+			return NULL;
+	}
+}
+
+/* Does the text end here, or was it cut? */
+static bool
+is_end(const char *text)
+{
+	return *text == '\0' || strcmp(text, "...") == 0;
+}
+
 /*
- * How many bytes at text spell the secret, as it is, JSON-escaped or
- * percent-encoded; 0: they do not.  Text that ends within the secret counts
- * when enough of it is there.
+ * How many bytes at text spell a character in this form; 0: they do not.
+ * *cut is set when the text ends before that can be told.
  */
 static size_t
-match_secret(const char *text, const char *secret)
+match_form(const char *text, const char *form, char c, bool *cut)
 {
-	const char *t = text;
-	const char *s = secret;
+	char		spelled[FORM_SIZE];
+	size_t		len;
 
-	for (; *s != '\0'; s++)
+	if (form[0] != text[0])
+		return 0;
+	if (strcmp(form, "&%s;") != 0)
+		snprintf(spelled, sizeof(spelled), form, c);
+	else if (html_name(c) != NULL)
+		snprintf(spelled, sizeof(spelled), form, html_name(c));
+	else
+		return 0;
+	for (len = 0; spelled[len] != '\0'; len++)
 	{
-		unsigned int c;
-
-		if (*t == '\0' || strcmp(t, "...") == 0)
-			return s - secret >= SECRET_PREFIX_LENGTH ? t - text : 0;
-		if (*t == *s && !(t[0] == '\\' && t[1] == '\\'))
-			t++;
-		else if (t[0] == '\\' && t[1] == *s)
-			t += 2;
-		else if (t[0] == '%' && sscanf(t + 1, "%2x", &c) == 1 && c == (unsigned char) *s)
-			t += 3;
-		else
+		if (is_end(text + len))
+		{
+			*cut = true;
+			return 0;
+		}
+		/* digits may be of either case; \c stands for itself */
+		if (text[len] != spelled[len] &&
+			(len < 2 || tolower((unsigned char) text[len]) != spelled[len]))
 			return 0;
 	}
-	return t - text;
+	return len;
+}
+
+/*
+ * Where the text ends that spells the secret, of which the part before s was
+ * found already; NULL: it does not.  Text that ends within the secret counts
+ * when enough of it is there.
+ */
+static const char *
+match_secret(const char *text, const char *secret, const char *s)
+{
+	for (; *s != '\0'; s++)
+	{
+		bool		cut = is_end(text);
+
+		for (int i = 0; i < (int) lengthof(forms) && !cut; i++)
+		{
+			size_t		len = match_form(text, forms[i], *s, &cut);
+			const char *end = len > 0 ? match_secret(text + len, secret, s + 1) : NULL;
+
+			/* two backslashes are one that is escaped */
+			if (end != NULL || (len > 0 && *s == '\\'))
+				return end;
+		}
+		if (cut)
+			return s - secret >= SECRET_PREFIX_LENGTH ? text : NULL;
+		if (*text != *s)
+			return NULL;
+		text++;
+	}
+	return text;
 }
 
 void
@@ -57,7 +127,8 @@ mask_secret(char *text, const char *secret)
 		return;
 	while (*text != '\0')
 	{
-		size_t		len = match_secret(text, secret);
+		const char *end = match_secret(text, secret, secret);
+		size_t		len = end != NULL ? end - text : 0;
 
 		if (len > 0)
 			memset(text, '*', len);

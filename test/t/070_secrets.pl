@@ -14,6 +14,7 @@ use Test::More;
 my $secret = 'TopSecretOfTheApp';
 my $other_secret = 'AnotherSecretThatIsWrong';
 my $fixed_token = 't-FixedTokenOfTheMapping';
+my $odd_token = 't-OddTokenOfTheMapping&<"+/\\%>Ends';    # of characters that get escaped
 
 my $mock = FeishuFlow::Mock->start('--accept-hang', '--app', "cli_mock:$secret");
 my $node = new_cluster(
@@ -68,6 +69,7 @@ my %url = (
 	wrong => $mock->url,
 	wrong_oauth => $mock->url,
 	fixed => $mock->url,
+	odd => $mock->url,
 	down => 'http://127.0.0.1:' . closed_port(),
 	silent => 'https://127.0.0.1:' . $mock->silent_port);
 foreach my $name (sort keys %url)
@@ -75,8 +77,8 @@ foreach my $name (sort keys %url)
 	my $app_secret = $name =~ /wrong/ ? $other_secret : $secret;
 	my $token_url = $name =~ /oauth/ ? ", token_url '$url{$name}/oauth/v3/token'" : '';
 	my $mapping =
-	  $name eq 'fixed'
-	  ? "tenant_access_token '$fixed_token'"
+	  $name eq 'fixed' ? "tenant_access_token '$fixed_token'"
+	  : $name eq 'odd' ? "tenant_access_token '$odd_token'"
 	  : "app_id 'cli_mock', app_secret '$app_secret'";
 	quietly(<<"SQL");
 CREATE EXTENSION IF NOT EXISTS feishu_flow;
@@ -109,7 +111,7 @@ foreach my $server (sort keys %url)
 	show("SELECT * FROM feishu.check_server('$server')") if $server ne 'silent';
 }
 is( $states,
-	'down=LK503 feishu=00000 fixed=LK401 oauth=00000 silent=LK504 wrong=LK401 wrong_oauth=LK401 ',
+	'down=LK503 feishu=00000 fixed=LK401 oauth=00000 odd=LK401 silent=LK504 wrong=LK401 wrong_oauth=LK401 ',
 	'calls of all kinds');
 show(flow(timeout => '1ms'));
 show(flow(operator => '{}'));
@@ -176,6 +178,25 @@ foreach my $status (200, 400, 401, 502)
 			error => { message => $fixed_token } });
 	show(flow(server => 'fixed'));
 }
+
+# An identifier may be one.
+$mock->fault(type => 'status', status => 200,
+	body => { code => 0, data => { code => 'k_wf_ec_200036', execution_id => $fixed_token, status => $fixed_token } });
+show(flow(server => 'fixed'));
+
+# Escaped in each way that there is, and cut wherever it may be.
+foreach my $form ('%s', '\\u%04x', '\\u%04X', '%%%02X', '%%%02x', '&#%d;', '&#x%X;', '\\%s')
+{
+	my $echoed = $odd_token =~ s/([^\w-])/my $c = $1; sprintf($form, $form =~ m{%s} ? $c : ord $c)/ger;
+	foreach my $before (1, 430 .. 490)
+	{
+		$mock->fault(type => 'status', status => 400, content_type => 'text/html', body => 'x' x $before . " $echoed");
+		show(flow(server => 'odd'));
+	}
+}
+$mock->fault(type => 'status', status => 400, content_type => 'text/html',
+	body => $odd_token =~ s/([&<>"])/{ '&' => '&amp;', '<' => '&lt;', '>' => '&gt;', '"' => '&quot;' }->{$1}/ger);
+show(flow(server => 'odd'));
 $mock->well;
 
 # ---- while a call is under way ----
@@ -226,7 +247,7 @@ foreach my $role ('app', 'reader')
 # ---- nothing of it anywhere ----
 
 my %tokens = map { $_ => 1 } map { ($_->{headers}{authorization} // '') =~ /^Bearer (.+)$/ ? $1 : () } $mock->log(since => 0);
-$tokens{$_} = 1 foreach $fixed_token, $mock->token('cli_mock', $secret);
+$tokens{$_} = 1 foreach $fixed_token, $odd_token, $mock->token('cli_mock', $secret);
 cmp_ok(scalar(keys %tokens), '>', 10, 'many tokens were issued');
 
 my %places = (
