@@ -264,6 +264,14 @@ getClosestMatch(ClosestMatchState *state)
 #endif
 
 /*
+ * CURLOPT_CA_CACHE_TIMEOUT came with 7.87, and with it that the authorities
+ * are kept for a day: before, each new connection reads them.
+ */
+#if LIBCURL_VERSION_NUM >= 0x075700
+#define FEISHU_HAVE_CURL_CA_CACHE 1
+#endif
+
+/*
  * CURLOPT_PREREQFUNCTION came with 7.80: without it, a request that must not
  * be sent twice cannot use a kept-alive connection.
  */

@@ -19,6 +19,12 @@
 #include "http_internal.h"
 #include "version.h"
 
+/*
+ * Authorities are read again after so many seconds, for a file of them may be
+ * replaced.  Not for each connection: a system's are many, and slow to read.
+ */
+#define HTTP_CA_SECONDS			10L
+
 /* Settings that no request changes. */
 static bool
 handle_configure(HttpLoop *loop, CURL *easy)
@@ -58,6 +64,9 @@ handle_configure(HttpLoop *loop, CURL *easy)
 	/* Optional features of a libcurl build: no harm if they are missing. */
 	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
+#ifdef FEISHU_HAVE_CURL_CA_CACHE
+	(void) curl_easy_setopt(easy, CURLOPT_CA_CACHE_TIMEOUT, HTTP_CA_SECONDS);
+#endif
 	return ok;
 }
 

@@ -242,6 +242,18 @@ foreach my $fault (
 	succeeds($session, flow(server => 'valid'), '... and the next call works');
 }
 
+# ---- a ca_file that is replaced ----
+
+append_to_file("$dir/private.crt", slurp_file("$dir/other/ca.crt"));
+create_server($node, 'private', { base_url => "https://127.0.0.1:$port{http1}", ca_file => "$dir/private.crt" });
+fails_with($session, flow(server => 'private'), 'LK503', 'an authority before it is renewed', hint => $file);
+open(my $private, '>', "$dir/private.crt") or die "private.crt: $!";
+print $private slurp_file("$dir/good/ca.crt");
+close $private;
+wait_until('the new authority is trusted',
+	sub { $session->ask(flow(server => 'private'))->{sqlstate} eq '00000' });
+pass('a ca_file that is replaced is read again');
+
 # ---- proxies ----
 
 # A proxy that knows CONNECT; every host it is asked for is this machine.
