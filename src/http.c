@@ -40,6 +40,7 @@
 #include <unistd.h>
 
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -54,6 +55,20 @@
 #define HTTP_MAX_IDLE_CONNECTIONS	8L
 
 static HttpLoop *the_loop = NULL;
+
+
+/*
+ * Microseconds by a clock that nobody sets, which is libcurl's: by the other
+ * one, a transfer would not end in its time after that was set back.
+ */
+static int64
+steady_now(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
 
 
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
@@ -79,11 +94,11 @@ on_timer(CURLM *multi, long timeout_ms, void *userp)
 	HttpLoop   *loop = userp;
 
 	if (timeout_ms < 0)
-		loop->timer = DT_NOEND;
+		loop->timer = HTTP_NO_TIMER;
 	else if (timeout_ms == 0)
 		loop->timer = 0;		/* at once */
 	else
-		loop->timer = GetCurrentTimestamp() + (TimestampTz) timeout_ms * 1000;
+		loop->timer = steady_now() + (int64) timeout_ms * 1000;
 	return 0;
 }
 
@@ -133,7 +148,7 @@ http_loop_get(void)
 
 	loop = MemoryContextAllocZero(TopMemoryContext, sizeof(HttpLoop));
 	loop->sockets = waitset_create();
-	loop->timer = DT_NOEND;
+	loop->timer = HTTP_NO_TIMER;
 	dlist_init(&loop->active);
 	dlist_init(&loop->done);
 
@@ -188,7 +203,7 @@ loop_action(HttpLoop *loop, curl_socket_t fd, int events)
 	int			running;
 
 	if (fd == CURL_SOCKET_TIMEOUT)
-		loop->timer = DT_NOEND; /* libcurl sets the next one, if any */
+		loop->timer = HTTP_NO_TIMER;	/* libcurl sets the next one, if any */
 	(void) curl_multi_socket_action(loop->multi, fd, events, &running);
 }
 
@@ -245,6 +260,15 @@ http_loop_run_due(HttpLoop *loop)
 	loop_collect(loop);
 }
 
+/* How long to wait: until then, or until libcurl wants to be called. */
+static TimestampTz
+loop_wake_at(const HttpLoop *loop, TimestampTz until)
+{
+	if (loop->timer == HTTP_NO_TIMER)
+		return until;
+	return Min(until, GetCurrentTimestamp() + Max(loop->timer - steady_now(), 0));
+}
+
 void
 http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 {
@@ -257,7 +281,7 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		bool		latch_set;
 		sigset_t	saved;
 
-		if (loop->timer <= GetCurrentTimestamp())
+		if (loop->timer <= steady_now())
 		{
 			curl_enter(&saved);
 			http_loop_run_due(loop);
@@ -266,7 +290,7 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		if (!dlist_is_empty(&loop->done))
 			return;
 
-		num_events = waitset_wait(loop->sockets, Min(until, loop->timer), wait_event,
+		num_events = waitset_wait(loop->sockets, loop_wake_at(loop, until), wait_event,
 								  events, lengthof(events), &latch_set);
 		if (num_events > 0)
 		{

@@ -26,6 +26,8 @@
  * many as a dispatcher has in flight by default. */
 #define HTTP_MAX_IDLE_HANDLES	256
 
+#define HTTP_NO_TIMER			PG_INT64_MAX
+
 /* A configured easy handle and its URL, parsed.  malloc'ed. */
 typedef struct HttpHandle
 {
@@ -39,8 +41,8 @@ struct HttpLoop
 {
 	CURLM	   *multi;
 	SocketWaitSet *sockets;
-	TimestampTz timer;			/* when libcurl wants to be called; DT_NOEND:
-								 * not at all */
+	int64		timer;			/* when libcurl wants to be called, by http.c's
+								 * clock; HTTP_NO_TIMER: not at all */
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
 	bool		deferred;		/* a new transfer waits for the next turn */
