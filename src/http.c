@@ -256,6 +256,10 @@ loop_expire(HttpLoop *loop)
 void
 http_loop_run_due(HttpLoop *loop)
 {
+	/* libcurl chooses connections now */
+	if (loop->fresh)
+		waitset_shut_noisy(loop->sockets);
+	loop->fresh = false;
 	loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
 	loop_collect(loop);
 }

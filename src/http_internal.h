@@ -46,6 +46,7 @@ struct HttpLoop
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
 	bool		deferred;		/* a new transfer waits for the next turn */
+	bool		fresh;			/* there is one */
 	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */
 };

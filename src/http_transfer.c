@@ -332,6 +332,21 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 		result->outcome = HTTP_NO_CONNECTION;
 }
 
+/* The connection is kept.  Of HTTP/1 nothing is to be heard of it meanwhile. */
+static void
+expect_silence(HttpTransfer *transfer)
+{
+	CURL	   *easy = transfer->handle->easy;
+	long		version = 0;
+	curl_socket_t fd = CURL_SOCKET_BAD;
+
+	if (curl_easy_getinfo(easy, CURLINFO_HTTP_VERSION, &version) == CURLE_OK &&
+		(version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1) &&
+		curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK &&
+		fd != CURL_SOCKET_BAD)
+		waitset_quiet(transfer->loop->sockets, fd);
+}
+
 /*
  * Note a transfer's end: what happened, in terms of the caller.  Runs with
  * signals blocked, and does not throw.
@@ -372,6 +387,8 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 						   isspace((unsigned char) result->error[len - 1])))
 			result->error[--len] = '\0';
 	}
+	if (code == CURLE_OK)
+		expect_silence(transfer);
 	transfer_detach(transfer, code == CURLE_OK);
 	dlist_delete(&transfer->node);
 	dlist_push_tail(&transfer->loop->done, &transfer->node);
@@ -491,6 +508,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	{
 		dlist_push_tail(&loop->active, &transfer->node);
 		transfer->listed = true;
+		loop->fresh = true;
 		/* which sends the request, if there is a connection */
 		if (!loop->deferred)
 			http_loop_run_due(loop);

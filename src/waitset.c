@@ -19,6 +19,10 @@
  * - an idle one became readable, which means that the peer closed it or talks
  *	 out of turn.  It is muted until it is wanted again.
  *
+ * Of HTTP/1 what is said out of turn would be taken for the answer to the next
+ * request: libcurl 7.88 uses such a connection again (curl issue 10646).  It
+ * does not when it is shut down.
+ *
  * We hear of the end of a socket that we opened ourselves, so not of the name
  * resolver's; and only once it is connected: libcurl 7.88.0 to 8.2.0 closes
  * one that is not by itself (curl pull request 11439).  Connected is what it
@@ -31,6 +35,9 @@
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
+
+#include <poll.h>
+#include <sys/socket.h>
 
 #include "miscadmin.h"
 #include "storage/latch.h"
@@ -58,6 +65,7 @@ typedef struct SocketSlot
 	bool		opened;			/* by us */
 	bool		owned;			/* open, and we will hear of its end */
 	bool		muted;			/* fired while idle: keep out of the set */
+	bool		quiet;			/* nothing may come while it is idle */
 } SocketSlot;
 
 struct SocketWaitSet
@@ -116,6 +124,7 @@ waitset_opened(SocketWaitSet *set, int fd)
 	slot->opened = true;
 	slot->owned = false;
 	slot->muted = false;
+	slot->quiet = false;
 	return true;
 }
 
@@ -167,6 +176,55 @@ waitset_want(SocketWaitSet *set, int fd, uint32 events)
 	}
 	set->changed[set->num_changed++] = fd;
 	return true;
+}
+
+void
+waitset_quiet(SocketWaitSet *set, int fd)
+{
+	if (fd < set->num_slots && set->slots[fd].owned)
+		set->slots[fd].quiet = true;
+}
+
+/* Something came on an idle socket. */
+static void
+slot_mute(SocketWaitSet *set, int fd)
+{
+	SocketSlot *slot = &set->slots[fd];
+
+	slot->muted = true;
+	if (slot->registered)
+		set->dirty = true;
+	if (slot->quiet)
+		(void) shutdown(fd, SHUT_RDWR);
+}
+
+void
+waitset_shut_noisy(SocketWaitSet *set)
+{
+	struct pollfd polled[MAX_EVENTS_PER_WAIT];
+	int			num = 0;
+
+	for (int fd = 0; fd < set->num_slots; fd++)
+	{
+		SocketSlot *slot = &set->slots[fd];
+
+		if (slot->owned && slot->quiet && slot->wanted == 0 && !slot->muted)
+		{
+			polled[num].fd = fd;
+			polled[num++].events = POLLIN;
+		}
+		if (num < MAX_EVENTS_PER_WAIT && fd < set->num_slots - 1)
+			continue;
+		if (num > 0 && poll(polled, num, 0) > 0)
+		{
+			for (int i = 0; i < num; i++)
+			{
+				if (polled[i].revents != 0)
+					slot_mute(set, polled[i].fd);
+			}
+		}
+		num = 0;
+	}
 }
 
 /* Must a new set have this socket? */
@@ -283,8 +341,7 @@ waitset_wait(SocketWaitSet *set, TimestampTz until, uint32 wait_event,
 		slot = &set->slots[occurred[i].fd];
 		if (slot->wanted == 0)
 		{
-			slot->muted = true;
-			set->dirty = true;
+			slot_mute(set, occurred[i].fd);
 			continue;
 		}
 		events[num_events].fd = occurred[i].fd;

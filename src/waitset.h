@@ -27,7 +27,7 @@ typedef struct SocketEvent
 extern SocketWaitSet *waitset_create(void);
 
 /*
- * The next three neither throw nor palloc, so that a callback of a library
+ * The next five neither throw nor palloc, so that a callback of a library
  * may call them; false means that memory ran out.
  */
 
@@ -37,6 +37,18 @@ extern void waitset_closed(SocketWaitSet *set, int fd);
 
 /* From now on wait for these events on fd; 0: for none. */
 extern bool waitset_want(SocketWaitSet *set, int fd, uint32 events);
+
+/*
+ * From now on nothing may come on fd while nothing is wanted of it.  Ends with
+ * fd.
+ */
+extern void waitset_quiet(SocketWaitSet *set, int fd);
+
+/*
+ * Shut down each socket on which something came that may not have come, so that
+ * nobody uses it again.  waitset_wait does so, too, for what comes meanwhile.
+ */
+extern void waitset_shut_noisy(SocketWaitSet *set);
 
 /*
  * Wait until a socket has one of its events, the process latch is set or

@@ -397,6 +397,16 @@ class FaultTest(Base):
         self.assertEqual(self.mock.call(self.token, idempotent_key="k")[1]["data"]["code"], "k_wf_ec_2001008")
         self.assertEqual(self.mock.control("GET", "stats")["started"], 1)
 
+    def test_answer_that_nobody_asked_for(self):
+        self.mock.rules({"times": 1, "fault": {"type": "unasked", "interval_ms": 1}})
+        conn = self.mock.connect()
+        conn.request("POST", "/open-apis/apaas/v1/applications/n/flows/f/execute", "{}")
+        self.assertNotIn(b"unasked", conn.getresponse().read())
+        conn.sock.settimeout(2)
+        self.assertIn(b"HTTP/1.1 200", conn.sock.recv(65536))
+        conn.close()
+        self.assertTrue(self.mock.control("GET", "log")[-1]["unasked"])
+
     def test_answers_in_pieces(self):
         for fault in ({"type": "chunked"}, {"type": "no_length"}, {"type": "slow_drip", "interval_ms": 1, "bytes": 9},
                       {"type": "slow_drip", "interval_ms": 1, "bytes": 9, "headers": True}):

@@ -98,6 +98,12 @@ class Faults:
     def do_twice(self, conn, request, fault, answer):
         conn.answer(request, self.platform.answer(request))
 
+    async def do_unasked(self, conn, request, fault, answer):
+        conn.answer(request, self.valid(answer))
+        await asyncio.sleep(fault.get("interval_ms", 20) / 1000)
+        conn.write(self.platform.ok({"code": 0, "data": {}, "msg": "unasked"}).encode(True))
+        request.entry["unasked"] = True
+
     def do_garbage(self, conn, request, fault, answer):
         conn.write(b"\x16\x03\x01 SSH-2.0-this is not HTTP\r\n\0\xff\xfe" + bytes(range(256)) + b"\r\n\r\n")
         conn.drop(request)

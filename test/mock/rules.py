@@ -14,6 +14,7 @@ FAULTS = {
     "close_after": ("", True, "accepted, then a clean close (FIN) without a byte"),
     "half_answer": ("rst", True, "headers and half of the body, then FIN (rst true: RST)"),
     "twice": ("", True, "a gateway sends the request twice and passes on the second answer (the key is used then)"),
+    "unasked": ("interval_ms", True, "answers as usual, and after interval_ms (20) once more (member unasked of the log: it did)"),
     "truncated_json": ("", True, "a complete HTTP message, its JSON cut in the middle"),
     "garbage": ("", False, "bytes that are not HTTP, then FIN"),
     "raw": ("bytes_b64 text close rst", False, "these bytes; close (default true), rst: how it ends"),

@@ -379,6 +379,34 @@ succeeds($session, flow(), 'an answer that ends with the connection is read');
 succeeds($session, flow(), 'a call after the peer has closed the connection');
 $mock->well;
 
+# The peer says more than it was asked for: that is no answer to the next request.
+sub unasked
+{
+	my ($kind) = @_;
+	$mock->mark;
+	$mock->rules([ { kind => $kind }, { type => 'unasked' }, times => 1 ]);
+	return;
+}
+sub until_unasked
+{
+	wait_until('it was said', sub { grep { $_->{unasked} } $mock->log });
+	return;
+}
+unasked('execute');
+succeeds($session, flow(), 'a call whose answer is followed by another one');
+until_unasked();
+unlike(succeeds($session, flow(), '... and the next call'), qr/unasked/, '... has an answer of its own');
+my $queue = "SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}')";
+foreach my $flow (1, 2)
+{
+	unasked('execute') if $flow == 1;
+	my $id = $session->value($queue);
+	my $answer = succeeds($session, "SELECT feishu.wait_flow($id)", "queued flow $flow");
+	unlike($answer, qr/unasked/, '... has an answer of its own');
+	until_unasked() if $flow == 1;
+}
+$mock->well;
+
 # ---- one statement, many calls ----
 
 # Each call of a statement looks anew: the second one is held until the mapping has changed.
