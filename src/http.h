@@ -63,6 +63,8 @@ typedef enum HttpTrouble
 	HTTP_TROUBLE_CA_FILE,		/* ours cannot be read */
 	HTTP_TROUBLE_TLS,
 	HTTP_TROUBLE_RESET,			/* closed or reset before an answer */
+	HTTP_TROUBLE_KEPT,			/* the same of a connection that had been kept:
+								 * peers end those now and then */
 	HTTP_TROUBLE_ANSWER,		/* the answer broke off or is not HTTP */
 	HTTP_TROUBLE_LOCAL			/* out of memory, descriptors, ... */
 } HttpTrouble;

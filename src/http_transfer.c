@@ -319,6 +319,8 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 			result->trouble = HTTP_TROUBLE_RESET;
 			break;
 	}
+	if (transfer->resent)
+		result->trouble = HTTP_TROUBLE_KEPT;
 	if (transfer->out_of_memory)
 		result->trouble = HTTP_TROUBLE_LOCAL;
 

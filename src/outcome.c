@@ -42,6 +42,14 @@ outcome_report(const FlowOutcome *outcome, TokenProtocol protocol)
 		case FLOW_RETRY:
 
 			/*
+			 * A connection that had been kept ends when it has served its
+			 * time, with all the requests on it if it is HTTP/2.  A platform
+			 * in trouble shows it by the next one.
+			 */
+			if (outcome->trouble == HTTP_TROUBLE_KEPT)
+				return LIMITER_REPORT_NOTHING;
+
+			/*
 			 * What the platform can say in its own words is the trouble of
 			 * one flow, and so is an answer of more than we read.
 			 */
@@ -162,7 +170,8 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 			break;
 		default:
 			outcome->sqlstate = ERRCODE_FEISHU_NO_CONNECTION;
-			outcome->reason = result->trouble == HTTP_TROUBLE_RESET ?
+			outcome->reason = result->trouble == HTTP_TROUBLE_RESET ||
+				result->trouble == HTTP_TROUBLE_KEPT ?
 				gettext_noop("the connection was lost before an answer came") :
 				gettext_noop("could not connect");
 			break;

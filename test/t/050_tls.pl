@@ -107,6 +107,7 @@ my %port;
 my $sites = '';
 foreach my $site (
 	[ 'valid', 'valid', ' http2' ],
+	[ 'few', 'valid', ' http2' ],
 	[ 'http1', 'valid', '' ],
 	[ 'expired', 'expired', '' ],
 	[ 'wrong_name', 'wrong_name', '' ],
@@ -116,12 +117,14 @@ foreach my $site (
 	my ($name, $certificate, $http2) = @$site;
 	$port{$name} = PostgreSQL::Test::Cluster::get_free_port();
 	my $protocols = $name eq 'old_tls' ? 'TLSv1.1' : 'TLSv1.2 TLSv1.3';
+	my $requests = $name eq 'few' ? 50 : 1000;
 	$sites .= <<"CONF";
 	server {
 		listen 127.0.0.1:$port{$name} ssl$http2;
 		ssl_certificate $dir/$certificate.crt;
 		ssl_certificate_key $dir/$certificate.key;
 		ssl_protocols $protocols;
+		keepalive_requests $requests;
 		location / { proxy_pass @{[$mock->url]}; proxy_http_version 1.1; }
 	}
 CONF
@@ -160,7 +163,7 @@ sub logged
 	return grep { /^$port{$name} / } split(/\n/, slurp_file("$dir/access.log"));
 }
 
-my $node = new_cluster('main');
+my $node = new_cluster('main', conf => "feishu_flow.retry_base_delay = '20ms'\nfeishu_flow.retry_max_delay = '200ms'\n");
 my %ca = (ca_file => "$dir/good/ca.crt");
 create_server($node, $_, { base_url => "https://127.0.0.1:$port{$_}", %ca })
   foreach sort keys %port;
@@ -241,6 +244,17 @@ foreach my $fault (
 	$mock->well;
 	succeeds($session, flow(server => 'valid'), '... and the next call works');
 }
+
+# A server ends a connection when it has served so many requests, and refuses those
+# that were sent meanwhile: they are sent again, and the server is not in trouble.
+$mock->fault(type => 'latency', ms => 20);
+$session->value("SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'few') FROM generate_series(1, 500)");
+wait_until('all flows have ended',
+	sub { $session->value("SELECT count(*) FROM feishu.flows WHERE state IN ('queued', 'sending', 'retrying')") == 0 });
+is($session->value("SELECT string_agg(DISTINCT state, ' ') FROM feishu.flows"), 'succeeded',
+	'flows succeed though the server ends connections');
+unlike(slurp_file($node->logfile), qr/server "few" does not answer/, '... and nothing is held back for that');
+$mock->well;
 
 # ---- a ca_file that is replaced ----
 
