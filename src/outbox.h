@@ -50,6 +50,6 @@ extern TimestampTz outbox_expires_by_age(TimestampTz run_at);
 extern void outbox_warn_without_dispatcher(void);
 
 /* Throw that there is no such flow for the caller. */
-extern void outbox_report_no_flow(int64 id) pg_attribute_noreturn();
+extern void outbox_report_no_flow(int64 id);
 
 #endif							/* FEISHU_OUTBOX_H */

@@ -27,7 +27,7 @@ typedef struct FuzzInput
 	size_t		body_len;
 } FuzzInput;
 
-extern void fuzz_check_failed(const char *file, int line, const char *condition) pg_attribute_noreturn();
+extern void fuzz_check_failed(const char *file, int line, const char *condition);
 
 /* NULL is the same as NULL alone. */
 extern bool fuzz_same_text(const char *a, const char *b);
