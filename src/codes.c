@@ -270,7 +270,7 @@ static const StatusRange unusable[] = {
 	},
 	{404, 404, {FLOW_FAIL, ERRCODE_FEISHU_NOT_FOUND, REASON_NOT_FOUND, HINT_NOT_FOUND},
 	HINT_TOKEN_URL},
-	{407, 407, {FLOW_FAIL, ERRCODE_FEISHU_NO_CONNECTION,
+	{407, 407, {FLOW_RETRY, ERRCODE_FEISHU_NO_CONNECTION,
 		gettext_noop("the proxy refused the connection"),
 		gettext_noop("The proxy asks for authentication: check the server's proxy.")},
 	NULL},

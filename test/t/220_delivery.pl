@@ -65,6 +65,7 @@ foreach my $case (
 	[ 'HTTP 500', { type => 'status', status => 500 } ],
 	[ 'HTTP 502 in HTML', { type => 'status', status => 502 } ],
 	[ 'code 1500', { type => 'code', code => 1500 } ],
+	[ 'a proxy that refuses (HTTP 407)', { type => 'status', status => 407 } ],
 	[ 'a reset on arrival', { type => 'reset_before' } ],
 	[ 'garbage', { type => 'garbage' } ],
 	[ 'no answer in time', { type => 'hang' }, { timeout => '150ms' } ])
