@@ -89,12 +89,17 @@ sub uses_what_is_there
 	my ($expression, $what) = @_;
 	my @wrong;
 	my @lists = $expression =~ /\b(?:by|on) \(([^)]*)\)/g;
+	my @without = map { split /,\s*/ } $expression =~ /\b(?:without|ignoring) \(([^)]*)\)/g;
 	my @uses = $expression =~ /\b(feishu_flow_\w+)(?:\{([^}]*)\})?/g;
 	while (my ($metric, $matchers) = splice @uses, 0, 2)
 	{
 		push @wrong, $metric if !$labels{$metric};
 		push @wrong, grep { !$labels{$metric}{$_} } ($matchers // '') =~ /(\w+)\s*(?:=~|!~|!=|=)/g;
 		push @wrong, grep { !$labels{$metric}{$_} } map { split /,\s*/ } @lists;
+	}
+	foreach my $label (@without)
+	{
+		push @wrong, $label if !grep { $labels{$_}{$label} } keys %labels;
 	}
 	is("@wrong", '', "$what uses metrics and labels that there are");
 	return;
