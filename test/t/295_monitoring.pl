@@ -81,6 +81,12 @@ my ($well) = grep { $_->{server} eq 'feishu' } @{ $rows{dispatch} };
 is("$well->{due} $well->{queued}", '0 1', 'flows for later are queued and not due');
 is($rows{workers}[0]{dispatchers}, 1, 'the dispatcher is seen');
 
+# Without preload there are no statistics, but it is seen that nothing sends.
+my $unloaded = new_cluster('unloaded', preload => 0);
+$unloaded->safe_psql('postgres', 'CREATE EXTENSION feishu_flow');
+my ($workers) = grep { $_->{query_name} eq 'workers' } @{ $collector->{queries} };
+is($unloaded->safe_psql('postgres', "SELECT dispatchers FROM ($workers->{query}) q"), '0', 'no dispatcher without preload');
+
 # ---- rules and dashboard ----
 
 # Dies of nothing: names what an expression uses that is not there.
