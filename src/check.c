@@ -17,11 +17,13 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "codes.h"
@@ -32,6 +34,7 @@
 #include "nls.h"
 #include "report.h"
 #include "request.h"
+#include "sqlrun.h"
 
 PG_FUNCTION_INFO_V1(feishu_check_server);
 
@@ -183,9 +186,26 @@ check_clock(CheckReport *report, const FlowCheck *check)
 				 _("Set the clock of the database host, best by NTP: with a wrong one valid certificates seem invalid, and run_at and expires_at are off."));
 }
 
+/* Has somebody paused the server's queue by hand? */
+static bool
+is_paused(const char *server_name)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT FROM feishu.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
+		1, TEXTOID);
+	Datum		values[1] = {CStringGetTextDatum(server_name)};
+	SqlCaller	caller;
+	bool		paused;
+
+	sql_begin_as_owner(&caller);
+	paused = sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
+	sql_end_as_owner(&caller);
+	return paused;
+}
+
 /* Is there somebody to send what is queued? */
 static void
-check_dispatch(CheckReport *report)
+check_dispatch(CheckReport *report, const char *server_name)
 {
 	if (!launcher_present())
 		add_sentence(&report->hint,
@@ -193,6 +213,9 @@ check_dispatch(CheckReport *report)
 	else if (!feishu_guc_dispatch)
 		add_sentence(&report->hint,
 					 _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off."));
+	else if (is_paused(server_name))
+		add_sentence(&report->hint,
+					 _("Calls work, but queued flows wait: the server was paused, and its owner ends that with feishu.resume_server."));
 }
 
 /* All of it, with the server looked up for the current role. */
@@ -242,7 +265,7 @@ check_all(CheckReport *report, MemoryContext context, const char *server_name,
 	if (check_permissions(report, outcome) && namespace_name != NULL)
 		check_namespace(report, context, server, &request);
 	check_clock(report, outcome->check);
-	check_dispatch(report);
+	check_dispatch(report, server->name);
 }
 
 /*

@@ -94,6 +94,8 @@ typedef struct StatusRange
 	gettext_noop("Check the server's base_url; a proxy or gateway may have answered in the platform's place.")
 #define HINT_TOKEN_URL \
 	gettext_noop("Check the server's token_url, or its base_url when token_url is not set.")
+#define HINT_TOKEN_NOT_FOUND \
+	gettext_noop("Check the server's token_url, or when that is not set its base_url: scheme, host and port only, such as https://open.feishu.cn.")
 #define REASON_NOT_FOUND \
 	gettext_noop("there is nothing at this URL")
 #define HINT_NOT_FOUND \
@@ -242,7 +244,7 @@ static const StatusRange refused_token[] = {
 	{408, 408, VERDICT_TIMEOUT, NULL},
 	{403, 403, {FLOW_STOP_APP, ERRCODE_FEISHU_PERMISSION, REASON_FORBIDDEN, HINT_CREDENTIALS},
 	NULL},
-	{404, 404, {FLOW_STOP_APP, ERRCODE_FEISHU_NOT_FOUND, REASON_NOT_FOUND, HINT_TOKEN_URL},
+	{404, 404, {FLOW_STOP_APP, ERRCODE_FEISHU_NOT_FOUND, REASON_NOT_FOUND, HINT_TOKEN_NOT_FOUND},
 	NULL},
 	{INT_MIN, INT_MAX, {FLOW_STOP_APP, ERRCODE_FEISHU_CREDENTIALS,
 		gettext_noop("no access token was granted"), HINT_CREDENTIALS},
@@ -269,7 +271,7 @@ static const StatusRange unusable[] = {
 		gettext_noop("A proxy or firewall may have answered in the platform's place: check the server's token_url, base_url and proxy.")
 	},
 	{404, 404, {FLOW_FAIL, ERRCODE_FEISHU_NOT_FOUND, REASON_NOT_FOUND, HINT_NOT_FOUND},
-	HINT_TOKEN_URL},
+	HINT_TOKEN_NOT_FOUND},
 	{407, 407, {FLOW_RETRY, ERRCODE_FEISHU_NO_CONNECTION,
 		gettext_noop("the proxy refused the connection"),
 		gettext_noop("The proxy asks for authentication: check the server's proxy.")},

@@ -211,10 +211,21 @@ parse_url(const char *value, const char *const *schemes, bool path_allowed, char
 	return problem;
 }
 
+#define API_PATH	"/open-apis"
+
 static const char *
 parse_base_url(const char *value, FlowServer *server)
 {
-	return parse_url(value, http_schemes, true, server ? &server->base_url : NULL);
+	const char *problem = parse_url(value, http_schemes, true,
+									server ? &server->base_url : NULL);
+	char	   *url = without_slashes(value);
+	size_t		len = strlen(url);
+
+	/* what the platform's documents print in front of each path: ours begin with it */
+	if (problem == NULL && len > strlen(API_PATH) &&
+		strcmp(url + len - strlen(API_PATH), API_PATH) == 0)
+		problem = gettext_noop("must not contain the path \"/open-apis\"");
+	return problem;
 }
 
 static const char *

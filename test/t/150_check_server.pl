@@ -154,11 +154,15 @@ $node->reload;
 wait_until('the setting arrives', sub { $session->value('SHOW feishu_flow.dispatch') eq 'off' });
 finds(check($session, 'feishu'), 't', qr/obtained/, qr/feishu_flow\.dispatch is off/, 'dispatch is off');
 
-# ---- a fixed token ----
-
 $node->safe_psql('postgres', 'ALTER SYSTEM RESET feishu_flow.dispatch');
 $node->reload;
 wait_until('the setting arrives', sub { $session->value('SHOW feishu_flow.dispatch') eq 'on' });
+$session->value("SELECT feishu.pause_server('feishu')");
+finds(check($session, 'feishu'), 't', qr/obtained/, qr/paused.*feishu\.resume_server/, 'paused by hand');
+$session->value("SELECT feishu.resume_server('feishu')");
+
+# ---- a fixed token ----
+
 create_server($node, 'fixed', { base_url => $mock->url }, { tenant_access_token => $mock->token });
 finds(check($session, 'fixed'), 't', qr/accepts the user mapping's tenant_access_token/, qr/^none$/, 'a good fixed token');
 mapping('fixed', tenant_access_token => 't-nonsense');
