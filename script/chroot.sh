@@ -42,7 +42,7 @@ chroot_make() {
 	cp -aln "$CHROOTS"/archives/*.deb "$dir/var/cache/apt/archives/" 2>/dev/null || true	# there may be none
 	printf "deb $DEBIAN_MIRROR %s main\n" "$@" >"$dir/etc/apt/sources.list"
 	# The lists of a mirror that lags, or of a suite that is no longer served, are still the lists.
-	cat >"$dir/etc/apt/apt.conf.d/90feishu_flow" <<-'END'
+	cat >"$dir/etc/apt/apt.conf.d/90chroot" <<-'END'
 		Acquire::Check-Valid-Until "false";
 		Acquire::Languages "none";
 		APT::Install-Recommends "false";
