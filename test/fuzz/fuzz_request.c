@@ -119,8 +119,7 @@ fuzz_check_request(const FuzzInput *input)
 		error = CopyErrorData();
 		if (error->sqlerrcode != ERRCODE_INVALID_PARAMETER_VALUE &&
 			error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
-			error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER &&
-			(error->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION || input->encoding != PG_MULE_INTERNAL))
+			error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER)
 			PG_RE_THROW();
 		FlushErrorState();
 	}

@@ -68,13 +68,13 @@
 #define MEMORY_ANYWAY	(64 * 1024)
 
 /*
- * Multibyte and single-byte ones, one that accepts anything, and one for which
- * there is no conversion.  (Not EUC_TW: PostgreSQL converts some characters to
- * what it calls invalid there.)
+ * Multibyte and single-byte ones, and one that accepts anything.  (Not EUC_TW:
+ * PostgreSQL converts some characters to what it calls invalid there.  Not
+ * MULE_INTERNAL: 19 has it no more.)
  */
 static const pg_enc encodings[] = {
 	PG_UTF8, PG_SQL_ASCII, PG_LATIN1, PG_EUC_CN, PG_EUC_JIS_2004, PG_EUC_KR,
-	PG_WIN1252, PG_ISO_8859_5, PG_MULE_INTERNAL
+	PG_WIN1252, PG_ISO_8859_5
 };
 
 void
