@@ -34,7 +34,7 @@ SELECT format(E'%s(%s)\n  RETURNS %s\n', oid::regproc,
               E'\n    ' || replace(pg_get_function_arguments(oid), ', ', E',\n    '),
               pg_get_function_result(oid))
 FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace
-ORDER BY oid::regproc::text COLLATE "C";
+ORDER BY oid::regprocedure::text COLLATE "C";
 \pset tuples_only off
 \pset format aligned
 
@@ -44,7 +44,7 @@ SELECT oid::regproc AS function,
        CASE proparallel WHEN 's' THEN 'safe' WHEN 'r' THEN 'restricted' ELSE 'unsafe' END AS parallel,
        proisstrict AS strict, prosecdef AS security_definer, proconfig AS settings
 FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace
-ORDER BY oid::regproc::text COLLATE "C";
+ORDER BY oid::regprocedure::text COLLATE "C";
 
 -- Settings. (Context postmaster is for a preloaded library; in one loaded later it is sighup.)
 LOAD 'feishu_flow';
