@@ -147,7 +147,7 @@ COMMENT ON TABLE feishu.outbox IS
 -- stepped over by starting where the last claim ended
 CREATE INDEX outbox_ready_idx ON feishu.outbox (server, roleid, id)
     WHERE state = 'q' AND next_at IS NULL;
-CREATE INDEX outbox_delayed_idx ON feishu.outbox (server, roleid, next_at)
+CREATE INDEX outbox_delayed_idx ON feishu.outbox (server, roleid, next_at, id)
     WHERE state = 'q' AND next_at IS NOT NULL;
 -- who is next of an ordering key
 CREATE INDEX outbox_ordering_idx ON feishu.outbox (server, ordering_key, id)

@@ -187,9 +187,9 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 	static SqlStatement due = SQL_STATEMENT(
 		"SELECT id, next_at FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
-		" AND next_at > $3 AND next_at <= $4 AND id <> ALL ($5)"
-		" ORDER BY next_at LIMIT $6",
-		6, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID);
+		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
+		" ORDER BY next_at, id LIMIT $6",
+		7, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID);
 	static SqlStatement later = SQL_STATEMENT(
 		"SELECT next_at FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
@@ -197,22 +197,24 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		3, TEXTOID, OIDOID, TIMESTAMPTZOID);
 	int			num_flights;
 	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
-	Datum		values[6] = {
+	Datum		values[7] = {
 		CStringGetTextDatum(lane->server),
 		ObjectIdGetDatum(lane->roleid),
 		TimestampTzGetDatum(lane->due_floor),
 		TimestampTzGetDatum(now),
 		ids_array(ids, num_flights),
-		Int32GetDatum(DUE_ROWS)
+		Int32GetDatum(DUE_ROWS),
+		Int64GetDatum(lane->due_floor_id)
 	};
 	uint64		num;
 
 	num = sql_run(&due, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 i = 0; i < num; i++)
 	{
-		id_list_add(dispatch, &lane->ready, sql_int64(i, 1));
-		/* rows may share a time: stop just before the last one's */
-		lane->due_floor = DatumGetTimestampTz(sql_value(i, 2, NULL)) - 1;
+		/* any number of rows may share a time */
+		lane->due_floor = DatumGetTimestampTz(sql_value(i, 2, NULL));
+		lane->due_floor_id = sql_int64(i, 1);
+		id_list_add(dispatch, &lane->ready, lane->due_floor_id);
 	}
 	if (num == DUE_ROWS)
 	{
@@ -220,6 +222,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		return;
 	}
 	lane->due_floor = now;
+	lane->due_floor_id = PG_INT64_MAX;
 	values[2] = TimestampTzGetDatum(now);
 	lane->next_due = DT_NOEND;
 	if (sql_run(&later, values, NULL, SPI_OK_SELECT, NULL) > 0)

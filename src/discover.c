@@ -86,7 +86,11 @@ discover_lane(Dispatch *dispatch, const char *server, Oid roleid)
 void
 discover_expect_due(Lane *lane, TimestampTz next_at)
 {
-	lane->due_floor = Min(lane->due_floor, next_at - 1);
+	if (next_at <= lane->due_floor)
+	{
+		lane->due_floor = next_at;
+		lane->due_floor_id = 0;
+	}
 	lane->next_due = Min(lane->next_due, next_at);
 }
 

@@ -38,7 +38,8 @@ typedef struct Lane
 	Oid			roleid;
 	int64		cursor;			/* rows at once with an id up to this were seen */
 	bool		more;			/* there may be others above the cursor */
-	TimestampTz due_floor;		/* delayed rows before this were seen */
+	TimestampTz due_floor;		/* delayed rows before this were seen, and */
+	int64		due_floor_id;	/* those of this time with an id up to this */
 	TimestampTz next_due;		/* when to look at delayed rows; DT_NOEND */
 	IdList		ready;			/* rows to claim by id: due ones, successors in
 								 * an ordering key, those given back */

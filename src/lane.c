@@ -272,7 +272,8 @@ lane_claim(Dispatch *dispatch, Lane *lane, TimestampTz now)
 	if (server == NULL)
 		return 0;
 
-	if (lane->next_due <= now)
+	/* not more than can be claimed: millions may be due */
+	if (lane->next_due <= now && lane->ready.num < limit)
 		claim_look_at_due(dispatch, lane, now);
 
 	/* first a place for each, then as many rows */

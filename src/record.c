@@ -252,6 +252,7 @@ find_successors(Dispatch *dispatch, int num_ended)
 		2, TEXTARRAYOID, TEXTARRAYOID);
 	Column		columns[2] = {{.type = TEXTOID}, {.type = TEXTOID}};
 	Datum		values[2];
+	TimestampTz now = GetCurrentTimestamp();
 	dlist_iter	iter;
 	int			num = 0;
 	uint64		found;
@@ -285,7 +286,7 @@ find_successors(Dispatch *dispatch, int num_ended)
 										   TextDatumGetCString(sql_value(row, 3, NULL)),
 										   DatumGetObjectId(sql_value(row, 2, NULL)));
 
-		if (is_null)
+		if (is_null || DatumGetTimestampTz(next_at) <= now)
 			id_list_add(dispatch, &lane->ready, sql_int64(row, 1));
 		else
 			discover_expect_due(lane, DatumGetTimestampTz(next_at));

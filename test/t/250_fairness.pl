@@ -10,6 +10,8 @@ use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
+use POSIX ();
+use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -58,6 +60,14 @@ sub give_up
 	until_ended($session);
 	$session->value("SELECT feishu.resume_server('slow'); SELECT feishu.purge_flows(now())");
 	return;
+}
+
+# Seconds of a processor that a process has used.
+sub processor_seconds
+{
+	my ($pid) = @_;
+	my @fields = split ' ', slurp_file("/proc/$pid/stat");
+	return ($fields[13] + $fields[14]) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
 }
 
 # ---- a server that hangs ----
@@ -153,6 +163,27 @@ foreach my $round (1 .. 5)
 	cmp_ok(time() - $begun, '<', $AT_ONCE, "20000 flows that wait for another hold up no others, round $round");
 }
 started_once($mock, 500, '... each once');
+
+# All due at the same time, as the flows of one transaction are; the first does
+# not end.
+begin_anew($mock, $session, 'quick');
+$mock->rules([ { kind => 'execute', flow_id => 'head' }, { type => 'hold' } ], [ { kind => 'execute', flow_id => 'second' }, { type => 'latency', ms => 2000 } ]);
+my @together = (server => 'quick', run_at => \"now() + interval '3 s'");
+$session->value('BEGIN');
+enqueue($session, @together, ordering_key => 'together', flow_id => 'head');
+enqueue_many($session, 1, 1000, @together, ordering_key => 'together', flow_id => 'behind');
+$id = enqueue($session, @together, flow_id => 'free');
+$session->value('COMMIT');
+$mock->wait_for(1, kind => 'execute', flow_id => 'head');
+succeeds($session, "SELECT feishu.wait_flow($id, '$AT_ONCE s')", '1000 flows of one time that wait for another hold up no others of that time');
+$pid = until_dispatcher($session);
+my $used = processor_seconds($pid);
+$id = enqueue($session, server => 'quick', flow_id => 'second');
+succeeds($session, "SELECT feishu.wait_flow($id)", '... nor later ones');
+cmp_ok(processor_seconds($pid) - $used, '<', 1, '... and keep no processor busy');
+$mock->well;
+until_ended($session, "flow_id = 'behind'");
+is(join(' ', numbers($mock, flow_id => 'behind')), join(' ', 1 .. 1000), '... until it is their turn, one after the other');
 
 # ---- a rate ----
 
