@@ -145,13 +145,16 @@ end_work(bool durable)
 	MemoryContextSwitchTo(dispatch.scratch);
 }
 
-/* Write claims to disk whose requests have been sent. */
+/*
+ * Write claims to disk while their requests fly.  Without a turn of the loop,
+ * which might be told that a place is free and leave nobody to ask for it.
+ */
 static void
-flush_claims(uint32 wait_event)
+flush_claims(void)
 {
 	if (unflushed == InvalidXLogRecPtr)
 		return;
-	flow_calls_turn(GetCurrentTimestamp(), wait_event);
+	http_loop_send_deferred(http_loop_get());
 	XLogFlush(unflushed);
 	unflushed = InvalidXLogRecPtr;
 }
@@ -460,7 +463,7 @@ feishu_dispatcher_main(Datum main_arg)
 		if (has_work(&work, now))
 		{
 			do_work(&work, now);
-			flush_claims(wait_event);
+			flush_claims();
 			report_activity();
 			continue;
 		}

@@ -274,6 +274,16 @@ loop_wake_at(const HttpLoop *loop, TimestampTz until)
 }
 
 void
+http_loop_send_deferred(HttpLoop *loop)
+{
+	sigset_t	saved;
+
+	curl_enter(&saved);
+	http_loop_run_due(loop);
+	curl_leave(&saved);
+}
+
+void
 http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 {
 	CHECK_FOR_INTERRUPTS();

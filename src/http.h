@@ -105,10 +105,16 @@ extern HttpLoop *http_loop_get(void);
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
 
 /*
- * From now on nothing is sent but by http_loop_turn, not even what a new
- * transfer could send at once.
+ * From now on nothing is sent but by http_loop_turn and http_loop_send_deferred,
+ * not even what a new transfer could send at once.
  */
 extern void http_loop_defer(HttpLoop *loop);
+
+/*
+ * Send what can be sent at once.  Does not wait, and leaves the latch alone.
+ * Does not throw.
+ */
+extern void http_loop_send_deferred(HttpLoop *loop);
 
 /*
  * Begin a transfer.  It belongs to context: resetting or deleting that

@@ -45,7 +45,7 @@ struct HttpLoop
 								 * clock; HTTP_NO_TIMER: not at all */
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
-	bool		deferred;		/* a new transfer waits for the next turn */
+	bool		deferred;		/* a new transfer waits, see http_loop_defer */
 	bool		fresh;			/* there is one */
 	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */

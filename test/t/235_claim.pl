@@ -16,8 +16,9 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
-# max_wal_senders, for commits that wait for a standby
-my $node = queue_cluster('main', streaming => 1, conf => "restart_after_crash = on\n");
+# max_wal_senders, for commits that wait for a standby; and no alarm after a lock was waited for, which would wake the
+# dispatcher
+my $node = queue_cluster('main', streaming => 1, conf => "restart_after_crash = on\ndeadlock_timeout = '10min'\n");
 create_server($node, 'feishu', { base_url => $mock->url });
 my ($session, $gate);
 my $count = 20;
@@ -188,6 +189,29 @@ my $released = standby_there();
 until_ended($session);
 is(scalar(grep { $_->{time} > $released } arrivals($mock)), 1, '... but when it has');
 started_once($mock, 2, '... and each started once');
+
+# ---- a place that becomes free meanwhile ----
+
+$mock->config(apps => { cli_narrow => 'narrow-secret' });
+create_server($node, 'narrow', { base_url => $mock->url, max_concurrency => 1 }, { app_id => 'cli_narrow', app_secret => 'narrow-secret' });
+warm_up();
+my $caller = FeishuFlow::Session->new($node);
+$mock->fault(type => 'hold');
+$caller->send(flow(server => 'narrow'));
+$mock->wait_for(1, kind => 'execute');
+shut_gate();
+$session->value('BEGIN');
+my $waits = enqueue($session, server => 'narrow');
+enqueue($session, flow_id => 'stays');
+$session->value('COMMIT');
+until_waiting('relation');
+$mock->rules([ { kind => 'execute', flow_id => 'stays' }, { type => 'hold' } ]);
+$mock->release;
+succeeds($caller, $caller->result, 'a call has the only place while flows are claimed, and ends');
+open_gate();
+succeeds($session, "SELECT feishu.wait_flow($waits, '10 s')", '... then the flow that waits for its place is sent');
+$mock->well;
+until_ended($session);
 
 # ---- a claim that fails ----
 
