@@ -49,6 +49,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -70,6 +71,9 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
  */
 #define BATCH_ROWS			128
 #define BATCH_DELAY_MS		10
+
+/* Told to end, the last ends are to be written within this time. */
+#define FINISH_MS			500
 
 /* After so many rows found new at once, all lanes are looked for, but not more
  * often than this. */
@@ -185,6 +189,27 @@ typedef struct Work
 	TimestampTz claimed_at;		/* when rows were claimed last */
 } Work;
 
+/*
+ * Told to end: record what has ended, so that no answer is lost.  Not at any
+ * price: somebody may have locked the tables, and being told again ends us.
+ */
+static void
+finish_and_exit(void)
+{
+	ProcDiePending = false;
+	lane_take_ended(&dispatch);
+	if (dispatch.num_ended > 0)
+	{
+		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
+		begin_work();
+		record_ended(&dispatch);
+		lane_forget_ended(&dispatch);
+		claim_write_ids(&dispatch);
+		end_work(true);
+	}
+	proc_exit(0);
+}
+
 /* Take news from shared memory into our own. */
 static void
 take_news(Work *work)
@@ -192,7 +217,7 @@ take_news(Work *work)
 	DispatchNews news;
 
 	if (!launcher_take_news(&news))
-		proc_exit(0);
+		finish_and_exit();
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
 }
@@ -344,23 +369,6 @@ ask_again(void)
 	}
 }
 
-/* Told to end: record what has ended, so that no answer is lost. */
-static void
-finish_and_exit(void)
-{
-	HOLD_INTERRUPTS();
-	lane_take_ended(&dispatch);
-	if (dispatch.num_ended > 0)
-	{
-		begin_work();
-		record_ended(&dispatch);
-		lane_forget_ended(&dispatch);
-		claim_write_ids(&dispatch);
-		end_work(true);
-	}
-	proc_exit(0);
-}
-
 /* What pg_stat_activity shows. */
 static void
 report_activity(void)
@@ -467,7 +475,10 @@ feishu_dispatcher_main(Datum main_arg)
 			report_activity();
 			continue;
 		}
+		/* told to end, it returns: there may be ends to record */
+		HOLD_INTERRUPTS();
 		flow_calls_turn(next_work(&work), wait_event);
+		RESUME_INTERRUPTS();
 		ask_again();
 		MemoryContextReset(dispatch.scratch);
 	}

@@ -144,6 +144,12 @@ for (1 .. 2)
 	until_dispatcher($session, $pid);
 }
 settle('pg_terminate_backend of the dispatcher, twice');
+my $logged = -s $node->logfile;
+my $idle = until_dispatcher($session);
+wait_until('it is idle', sub { $session->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $idle") eq 'Extension' });
+$session->value("SELECT pg_terminate_backend($idle)");
+until_dispatcher($session, $idle);
+unlike(slurp_file($node->logfile, $logged), qr/FATAL: .*feishu_flow dispatcher/, '... which is nothing to log, of an idle one');
 anew();
 my $worker = until_dispatcher($session);
 $session->value("SELECT pg_cancel_backend($worker)");
