@@ -392,6 +392,22 @@ report_activity(void)
 	}
 }
 
+/*
+ * As many connections to a host as may be wanted: each lane may have a flight
+ * beyond feishu_flow.max_in_flight, and a token request.
+ */
+static void
+allow_connections(void)
+{
+	static int	allowed = 0;
+	int			wanted = feishu_guc_max_in_flight + 2 * dispatch.num_lanes;
+
+	if (wanted == allowed)
+		return;
+	http_loop_set_host_connections(http_loop_get(), wanted);
+	allowed = wanted;
+}
+
 void
 feishu_dispatcher_main(Datum main_arg)
 {
@@ -443,7 +459,6 @@ feishu_dispatcher_main(Datum main_arg)
 	work.control = true;
 	work.poll_at = GetCurrentTimestamp();
 
-	http_loop_set_host_connections(http_loop_get(), feishu_guc_max_in_flight);
 	/* calls are made inside the transaction that claims their rows */
 	http_loop_defer(http_loop_get());
 	wait_event = feishu_wait_event_new("FeishuFlowDispatch");
@@ -460,11 +475,11 @@ feishu_dispatcher_main(Datum main_arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			http_loop_set_host_connections(http_loop_get(), feishu_guc_max_in_flight);
 			work.poll_at = Min(work.poll_at,
 							   TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 														   feishu_guc_poll_interval));
 		}
+		allow_connections();
 		take_news(&work);
 		lane_take_ended(&dispatch);
 		now = GetCurrentTimestamp();
