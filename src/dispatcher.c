@@ -292,9 +292,14 @@ reopen_lanes(void)
 	discover_read_pauses(&dispatch);
 	for (int i = 0; i < dispatch.num_lanes; i++)
 	{
+		Lane	   *lane = dispatch.lanes[i];
+
 		/* the limiter, or the lookup, will say if it is still so */
-		if (dispatch.lanes[i]->hold_until != 0)
-			dispatch.lanes[i]->hold_until = GetCurrentTimestamp();
+		if (lane->hold_until != 0)
+			lane->hold_until = GetCurrentTimestamp();
+		/* others need not wait for a turn that it will not use */
+		if (lane->paused)
+			limiter_abandon(&lane->place);
 	}
 }
 
@@ -304,6 +309,7 @@ do_work(Work *work, TimestampTz now)
 {
 	int			num_ended = dispatch.num_ended;
 	int			before = dispatch.num_flights;
+	int			num_lanes = dispatch.num_lanes;
 
 	begin_work();
 	if (work->poll_at <= now)
@@ -315,19 +321,16 @@ do_work(Work *work, TimestampTz now)
 		discover_all(&dispatch, work->discover_all);
 		work->discover_all = false;
 		work->discover_at = DT_NOEND;
-		work->control = true;	/* new lanes may be paused */
 	}
 	if (work->min_id != PG_INT64_MAX)
 	{
-		int			num_lanes = dispatch.num_lanes;
-
 		if (discover_from(&dispatch, work->min_id))
 			work->discover_at = Min(work->discover_at,
 									TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
 		work->min_id = PG_INT64_MAX;
-		work->control |= dispatch.num_lanes > num_lanes;
 	}
-	if (work->control)
+	/* new lanes may be paused, whoever found them */
+	if (work->control || dispatch.num_lanes > num_lanes)
 		reopen_lanes();
 	work->control = false;
 

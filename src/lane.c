@@ -270,7 +270,10 @@ lane_claim(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		lane_hold(lane, 0, NULL);
 	server = lane_lookup_server(dispatch, lane);
 	if (server == NULL)
+	{
+		limiter_abandon(&lane->place);
 		return 0;
+	}
 
 	/* not more than can be claimed: millions may be due */
 	if (lane->next_due <= now && lane->ready.num < limit)

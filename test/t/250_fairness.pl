@@ -213,6 +213,17 @@ until_ended($session, "flow_id = 'flow' AND server = 'quick'");
 cmp_ok(time() - $begun, '<', $AT_ONCE, 'a server with a low max_rate holds up no other');
 cmp_ok($mock->count(kind => 'execute', app_id => 'cli_rate'), '<=', 1, '... its rate is kept');
 
+# It waits for its turn, and is paused: others need not wait for that.
+$mock->config(apps => { cli_turn => 'turn-secret' });
+create_server($node, 'turn', { base_url => $mock->url, max_rate => '0.5' }, { app_id => 'cli_turn', app_secret => 'turn-secret' });
+enqueue_many($session, 1, 3, server => 'turn');
+$mock->wait_for(1, kind => 'execute', app_id => 'cli_turn');
+until_true($session, 'the next one waits', "SELECT sending = 0 FROM feishu.dispatch_status WHERE server = 'turn'");
+$session->value("SELECT feishu.pause_server('turn')");
+$id = enqueue($session, server => 'quick');
+$session->value("SELECT feishu.wait_flow($id)");
+succeeds($session, flow(server => 'turn', timeout => '3s'), 'a paused server keeps no turn that a call would have to wait for');
+
 # ---- databases, and a long history ----
 
 $node->safe_psql('postgres', 'CREATE DATABASE second');
