@@ -204,10 +204,6 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 		RollbackAndReleaseCurrentSubTransaction();
 		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
 			ReThrowError(error);
-		if (strcmp(lane->told, error->message) != 0)
-			ereport(LOG,
-					(errmsg("feishu_flow holds back flows for server \"%s\": %s",
-							lane->server, error->message)));
 		lane_hold(lane, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
 				  error->message);
 		server = NULL;
@@ -216,15 +212,21 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 
-	/* all were cancelled: there is nothing to hold, and nothing to tell */
-	if (server == NULL && discover_lane_is_empty(lane))
+	if (server != NULL)
+		return server;
+	if (discover_lane_is_empty(lane))
 	{
+		/* all are gone: there is nothing to hold, and nothing to tell */
 		lane->more = false;
 		lane->next_due = DT_NOEND;
 		lane->ready.num = 0;
 		lane_hold(lane, 0, NULL);
 	}
-	return server;
+	else if (strcmp(lane->told, lane->reason) != 0)
+		ereport(LOG,
+				(errmsg("feishu_flow holds back flows for server \"%s\": %s",
+						lane->server, lane->reason)));
+	return NULL;
 }
 
 /* May rows of this lane be claimed now? */

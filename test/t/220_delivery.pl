@@ -299,6 +299,25 @@ create_server($node, "s$apps", { base_url => $mock->url }, { app_id => "cli_$app
 succeeds($session, "SELECT feishu.wait_flow($id)", '... until there is one of that name');
 is(look($session, $id, 'attempts'), '1', '... which counts as no attempt');
 
+# What is gone, too, is held back no more.
+my $gone = new_server();
+until_ended($session) if enqueue($session, server => $gone);
+$session->value("DROP SERVER $gone CASCADE");
+new_server();
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
+$node->reload;
+foreach (1 .. 5)
+{
+	# nobody tells of it: only the slow poll finds it
+	$id = $session->value('INSERT INTO feishu.outbox (id, roleid, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, '
+		  . "flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, database, is_async, own_key, now(), now(), "
+		  . "now() + interval '1 hour', 's$apps', namespace, flow_id, operator, gen_random_uuid() FROM feishu.outbox WHERE server = '$gone' LIMIT 1 RETURNING id");
+	until_ended($session, "id = $id");
+}
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
+$node->reload;
+unlike(slurp_file($node->logfile), qr/holds back flows for server "$gone"/, 'of a dropped server without flows the log says nothing');
+
 new_server();
 $session->value("CREATE ROLE leaver LOGIN; SELECT feishu.pause_server('s$apps')");
 my $leaver = FeishuFlow::Session->new($node, user => 'leaver');
