@@ -235,7 +235,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 #define CLAIM_COLUMNS \
 	"SELECT id, namespace, flow_id, operator, params," \
 	" is_async, idempotent_key, loop_masks, ordering_key, attempts, max_attempts," \
-	" expires_at, own_key, unanswered, database FROM feishu.outbox o"
+	" expires_at, own_key, unanswered, database, error FROM feishu.outbox o"
 
 #define CLAIM_FIRST_OF_KEY \
 	" AND (ordering_key IS NULL OR NOT EXISTS (SELECT FROM feishu.outbox p" \
@@ -312,6 +312,7 @@ make_flight(Dispatch *dispatch, Lane *lane, uint64 row)
 	flight->own_key = DatumGetBool(sql_value(row, 13, NULL));
 	flight->unanswered = DatumGetBool(sql_value(row, 14, NULL));
 	flight->is_ours = DatumGetObjectId(sql_value(row, 15, NULL)) == MyDatabaseId;
+	flight->last_error = row_text(row, 16);
 	MemoryContextSwitchTo(old_context);
 	return flight;
 }

@@ -69,6 +69,7 @@ typedef struct Flight
 	bool		own_key;
 	bool		unanswered;
 	bool		is_ours;		/* queued in this database */
+	char	   *last_error;		/* of the attempt before, or NULL */
 	TimestampTz started;
 	/* the end */
 	char		state;			/* 'q': back to the queue */
@@ -103,6 +104,10 @@ typedef struct Dispatch
 /* Why a flow that was queued in another database is cancelled.  No quotes. */
 #define DISPATCH_NOT_OURS \
 	"the database was copied while this flow was waiting; the original sends it"
+
+/* Why a flow that may not be sent any more has failed. */
+#define DISPATCH_EXPIRED \
+	"expired before it could be sent"
 
 /* Add an id to a list that does not have it yet. */
 extern void id_list_add(Dispatch *dispatch, IdList *list, int64 id);
@@ -151,6 +156,7 @@ extern void record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstat
 /* record.c: decide what becomes of a flight; no transaction needed */
 extern void record_decide(Flight *flight, const FlowOutcome *outcome);
 extern void record_decide_error(Flight *flight, int sqlstate, const char *message);
+extern void record_decide_expired(Flight *flight);
 extern void record_decide_not_ours(Flight *flight);
 
 #endif							/* FEISHU_DISPATCH_H */

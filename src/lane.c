@@ -121,7 +121,7 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 	if (flight->expires_at <= GetCurrentTimestamp())
 	{
 		limiter_abandon(place);
-		record_decide_error(flight, ERRCODE_FEISHU_TIMEOUT, "expired before it could be sent");
+		record_decide_expired(flight);
 		flight_ended(dispatch, flight);
 		return;
 	}

@@ -162,6 +162,19 @@ record_decide_error(Flight *flight, int sqlstate, const char *message)
 	flight->error = MemoryContextStrdup(flight->context, message);
 }
 
+/* What went wrong at the last attempt, if there was one, still matters. */
+void
+record_decide_expired(Flight *flight)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
+
+	flight->state = 'f';
+	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
+	flight->error = flight->last_error == NULL ? pstrdup(DISPATCH_EXPIRED) :
+		psprintf("%s; %s", flight->last_error, DISPATCH_EXPIRED);
+	MemoryContextSwitchTo(old_context);
+}
+
 /*
  * A row that was queued in another database came here by replication: its role
  * is perhaps another one here, and the other database sends it.

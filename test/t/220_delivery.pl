@@ -136,6 +136,18 @@ until_ended($session);
 is(look($session, $id, 'state, attempts, sqlstate'), 'failed|1|LK409', 'a key that another flow has used: failed');
 started_once($mock, 1, '... and not started');
 
+new_server(timeout => '1s');
+$mock->fault(type => 'headers_hang');
+$id = enqueue($session, server => "s$apps", expires_at => \"clock_timestamp() + interval '3 s'");
+$mock->wait_for(1, kind => 'execute');
+$session->value("SELECT feishu.pause_server('s$apps')");
+until_state($session, $id, 'retrying');
+$session->value("SELECT pg_sleep_until(expires_at) FROM feishu.flows WHERE id = $id");
+$session->value("SELECT feishu.resume_server('s$apps')");
+until_ended($session);
+like(look($session, $id, 'state, attempts, error'), qr/^failed\|1\|no answer within 1000 ms.*; expired before it could be sent$/,
+	'a flow that expires after an attempt says what became of that');
+
 # ---- refused ----
 
 new_server();
