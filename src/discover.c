@@ -106,9 +106,8 @@ discover_last_id(Dispatch *dispatch)
 	return dispatch->last_id;
 }
 
-/* Have all lanes looked at from an id on, and for delayed rows. */
-static void
-reopen_lanes_from(Dispatch *dispatch, int64 min_id)
+void
+discover_reopen(Dispatch *dispatch, int64 min_id)
 {
 	for (int i = 0; i < dispatch->num_lanes; i++)
 	{
@@ -155,7 +154,7 @@ discover_all(Dispatch *dispatch, bool from_start)
 
 	(void) discover_last_id(dispatch);
 	if (from_start)
-		reopen_lanes_from(dispatch, 0);
+		discover_reopen(dispatch, 0);
 	num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 i = 0; i < num; i++)
 	{
@@ -193,7 +192,7 @@ discover_from(Dispatch *dispatch, int64 min_id)
 
 	if (min_id < dispatch->last_id - DISCOVER_IDS)
 	{
-		reopen_lanes_from(dispatch, min_id);
+		discover_reopen(dispatch, min_id);
 		return true;
 	}
 

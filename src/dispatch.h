@@ -118,6 +118,9 @@ extern Lane *discover_lane(Dispatch *dispatch, const char *server, Oid roleid);
 /* discover.c: a lane has a delayed row with this time */
 extern void discover_expect_due(Lane *lane, TimestampTz next_at);
 
+/* discover.c: have all lanes looked at from an id on, and for delayed rows */
+extern void discover_reopen(Dispatch *dispatch, int64 min_id);
+
 /* discover.c; all need a transaction and sql_begin_as_owner */
 extern void discover_all(Dispatch *dispatch, bool from_start);
 extern bool discover_from(Dispatch *dispatch, int64 min_id);

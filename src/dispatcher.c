@@ -79,6 +79,9 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
  * often than this. */
 #define DISCOVER_DELAY_MS	1000
 
+/* Old flows are deleted some at a time, so often. */
+#define PURGE_DELAY_MS		100
+
 static Dispatch dispatch;
 
 /* Where the last commit ends that did not wait for the disk. */
@@ -185,7 +188,7 @@ typedef struct Work
 	TimestampTz discover_at;	/* ... then; DT_NOEND: not */
 	int64		min_id;			/* rows from here on may be new */
 	TimestampTz poll_at;		/* the slow poll */
-	bool		purge_more;
+	TimestampTz purge_at;		/* old flows are deleted; DT_NOEND: not */
 	TimestampTz claimed_at;		/* when rows were claimed last */
 } Work;
 
@@ -245,7 +248,7 @@ static bool
 has_work(const Work *work, TimestampTz now)
 {
 	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
-		work->poll_at <= now || work->discover_at <= now)
+		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now)
 		return true;
 	if (dispatch.num_ended >= BATCH_ROWS ||
 		(dispatch.num_ended > 0 &&
@@ -264,7 +267,7 @@ has_work(const Work *work, TimestampTz now)
 static TimestampTz
 next_work(const Work *work)
 {
-	TimestampTz at = Min(work->poll_at, work->discover_at);
+	TimestampTz at = Min(work->poll_at, Min(work->discover_at, work->purge_at));
 
 	if (dispatch.num_ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS));
@@ -280,9 +283,8 @@ slow_poll(Work *work, TimestampTz now)
 	work->discover_all = true;	/* COMMIT PREPARED */
 	work->control = true;
 	record_expire_held(&dispatch);
-	work->purge_more = record_purge();
-	work->poll_at = TimestampTzPlusMilliseconds(now, work->purge_more ? 100 :
-												feishu_guc_poll_interval);
+	work->purge_at = now;
+	work->poll_at = TimestampTzPlusMilliseconds(now, feishu_guc_poll_interval);
 }
 
 /* Pauses, servers or mappings may have changed: look at all lanes again. */
@@ -314,6 +316,9 @@ do_work(Work *work, TimestampTz now)
 	begin_work();
 	if (work->poll_at <= now)
 		slow_poll(work, now);
+	if (work->purge_at <= now)
+		work->purge_at = record_purge() ?
+			TimestampTzPlusMilliseconds(now, PURGE_DELAY_MS) : DT_NOEND;
 	if (num_ended > 0)
 		record_ended(&dispatch);
 	if (work->discover_all || work->discover_at <= now)
@@ -414,7 +419,7 @@ allow_connections(void)
 void
 feishu_dispatcher_main(Datum main_arg)
 {
-	Work		work = {.min_id = PG_INT64_MAX, .discover_at = DT_NOEND};
+	Work		work = {.min_id = PG_INT64_MAX, .discover_at = DT_NOEND, .purge_at = DT_NOEND};
 	uint32		wait_event;
 	Oid			database;
 

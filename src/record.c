@@ -421,18 +421,27 @@ record_purge(void)
 	return sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL) == MAINTENANCE_ROWS;
 }
 
-/* Fail flows of a lane that can never be sent, some at a time. */
-void
-record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const char *error)
+/*
+ * Fail queued flows of a lane that are not under way.  For the index that has
+ * them, those that may be sent at once and delayed ones are two kinds.
+ */
+#define FAIL_FLOWS(kind, which) \
+	"UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
+	" sqlstate = $3, error = concat_ws('; ', error, $4)" \
+	" WHERE id IN (SELECT id FROM feishu.outbox" \
+	" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind which \
+	" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $6)::bigint[])" \
+	" LIMIT $5 FOR UPDATE SKIP LOCKED)"
+#define FAIL_STATEMENT(kind, which) \
+	SQL_STATEMENT(FAIL_FLOWS(kind, which), 6, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID)
+#define NUM_KINDS			2
+
+/* Run such a statement; returns how many flows failed, and whether there may be
+ * more. */
+static uint64
+fail_flows(SqlStatement *statements, const Lane *lane, const char *sqlstate,
+		   const char *error, bool *more)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now(),"
-		" sqlstate = $3, error = $4"
-		" WHERE id IN (SELECT id FROM feishu.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q'"
-		" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $6)::bigint[])"
-		" LIMIT $5 FOR UPDATE SKIP LOCKED)",
-		6, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID);
 	Datum		values[6] = {
 		CStringGetTextDatum(lane->server),
 		ObjectIdGetDatum(lane->roleid),
@@ -441,8 +450,33 @@ record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const cha
 		Int32GetDatum(MAINTENANCE_ROWS),
 		ObjectIdGetDatum(MyDatabaseId)
 	};
+	uint64		failed = 0;
 
-	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL) < MAINTENANCE_ROWS)
+	*more = false;
+	for (int i = 0; i < NUM_KINDS; i++)
+	{
+		uint64		num = sql_run(&statements[i], values, NULL, SPI_OK_UPDATE, NULL);
+
+		failed += num;
+		*more |= num >= MAINTENANCE_ROWS;
+	}
+	return failed;
+}
+
+/* Fail flows of a lane that can never be sent, some at a time. */
+void
+record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const char *error)
+{
+	static SqlStatement statements[NUM_KINDS] = {
+		FAIL_STATEMENT("IS NULL", ""),
+		FAIL_STATEMENT("IS NOT NULL", "")
+	};
+	bool		more;
+
+	/* flows of other roles may be next in their ordering keys */
+	if (fail_flows(statements, lane, sqlstate, error, &more) > 0)
+		discover_reopen(dispatch, 0);
+	if (!more)
 	{
 		lane->more = false;
 		lane->next_due = DT_NOEND;
@@ -455,27 +489,18 @@ record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const cha
 void
 record_expire_held(Dispatch *dispatch)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now(),"
-		" sqlstate = 'LK504', error = concat_ws('; ', error, $3::text)"
-		" WHERE id IN (SELECT id FROM feishu.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND expires_at < now()"
-		" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $5)::bigint[])"
-		" LIMIT $4 FOR UPDATE SKIP LOCKED)",
-		5, TEXTOID, OIDOID, TEXTOID, INT4OID, OIDOID);
+	static SqlStatement statements[NUM_KINDS] = {
+		FAIL_STATEMENT("IS NULL", " AND expires_at < now()"),
+		FAIL_STATEMENT("IS NOT NULL", " AND expires_at < now()")
+	};
 
 	for (int i = 0; i < dispatch->num_lanes; i++)
 	{
 		Lane	   *lane = dispatch->lanes[i];
-		Datum		values[5] = {
-			CStringGetTextDatum(lane->server),
-			ObjectIdGetDatum(lane->roleid),
-			CStringGetTextDatum("expired before it could be sent"),
-			Int32GetDatum(MAINTENANCE_ROWS),
-			ObjectIdGetDatum(MyDatabaseId)
-		};
+		bool		more;
 
 		if (lane->paused || lane->hold_until != 0)
-			sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
+			(void) fail_flows(statements, lane, unpack_sql_state(ERRCODE_FEISHU_TIMEOUT),
+							  DISPATCH_EXPIRED, &more);
 	}
 }

@@ -204,6 +204,15 @@ $as{one}->value('COMMIT');
 until_ended($session);
 is(join(' ', numbers($mock, flow_id => 'late')), '2 1', 'who commits later is sent later, whatever the id');
 
+$session->value('CREATE ROLE leaver LOGIN');
+my $leaver = FeishuFlow::Session->new($node, user => 'leaver');
+my $left = enqueue($leaver, ordering_key => 'left', run_at => \"clock_timestamp() + interval '1 s'");
+$leaver->quit;
+my $stays = enqueue($session, ordering_key => 'left');
+$session->value('DROP ROLE leaver');
+succeeds($session, "SELECT feishu.wait_flow($stays)", 'a flow of a dropped role lets that of another role go');
+is(look($session, $left, 'state'), 'failed', '... as it fails');
+
 begin_anew($mock, $session);
 $mock->rules([ { kind => 'execute', flow_id => 'here' }, { type => 'hold' }, times => 1 ]);
 enqueue($session, flow_id => 'here', ordering_key => 'same', params => '{"n": 1}');

@@ -260,4 +260,48 @@ my $new = enqueue($second, server => 'quick');
 succeeds($second, "SELECT feishu.wait_flow($new)", 'a new one is sent');
 cmp_ok(entries_read() - $read, '<', 10000, '... and the dispatcher has not read what lies between');
 
+# Rows that the dispatcher has read by any index or by none.
+sub rows_read
+{
+	entries_read();
+	return $second->value("SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'outbox') "
+		  . "FROM pg_stat_user_tables WHERE relname = 'outbox'");
+}
+
+# Waits until the slow poll has come, which finds a flow that nobody tells of.
+sub until_polled
+{
+	my $unheard = $second->value('INSERT INTO feishu.outbox (id, roleid, database, is_async, own_key, created_at, run_at, expires_at, '
+		  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, database, is_async, own_key, now(), now(), }
+		  . "now() + interval '1 hour', server, namespace, flow_id, operator, gen_random_uuid() FROM feishu.outbox WHERE id = $old RETURNING id");
+	until_ended($second, "id = $unheard");
+	return;
+}
+
+create_server($node, 'paused', { base_url => $mock->url }, undef, 'second');
+$second->value("SELECT feishu.pause_server('paused')");
+my $expiring = enqueue($second, server => 'paused', expires_at => \"clock_timestamp() + interval '1 s'");
+my $expiring_later = enqueue($second, server => 'paused', run_at => \"clock_timestamp() + interval '1 s'", expires_at => \"clock_timestamp() + interval '2 s'");
+enqueue($second, server => 'paused');
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
+$node->reload;
+until_ended($second, "id IN ($expiring, $expiring_later)");
+is(look($second, $_, 'state, sqlstate, error'), 'failed|LK504|expired before it could be sent', 'flows of a paused server expire') foreach $expiring, $expiring_later;
+$read = rows_read();
+until_polled() foreach 1 .. 5;
+cmp_ok(rows_read() - $read, '<', 20000, '... and to see if they have, finished flows are not read');
+
+enqueue($second, server => 'quick', ordering_key => 'blocked', run_at => \"now() + interval '1 hour'");
+enqueue_many($second, 1, 5000, server => 'quick', ordering_key => 'blocked');
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
+$node->reload;
+until_polled();
+$second->value("UPDATE feishu.outbox SET finished_at = now() - interval '30 days' WHERE finished_at IS NOT NULL");
+$pid = until_dispatcher($second);
+$second->value("SELECT pg_stat_reset_single_table_counters('feishu.outbox_ready_idx'::regclass); SELECT pg_terminate_backend($pid)");
+until_true($second, 'they are deleted', "SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at < now() - interval '8 days')");
+entries_read();
+cmp_ok($second->value("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready_idx'"), '<', 30000,
+	'while old flows are deleted, the queue is not read again and again');
+
 done_testing();
