@@ -280,7 +280,7 @@ next_work(const Work *work)
 static void
 slow_poll(Work *work, TimestampTz now)
 {
-	work->discover_all = true;	/* COMMIT PREPARED */
+	work->discover_all = true;	/* what nobody told of */
 	work->control = true;
 	record_expire_held(&dispatch);
 	work->purge_at = now;
