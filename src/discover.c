@@ -18,6 +18,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -120,12 +121,25 @@ discover_reopen(Dispatch *dispatch, int64 min_id)
 	}
 }
 
-/*
- * Find every lane that has rows, and have it looked at; from_start: from the
- * beginning, for rows of which nobody told.
- */
-void
-discover_all(Dispatch *dispatch, bool from_start)
+/* In SQL: for each of the known ones, the first other lane in a range. */
+#define DISCOVER_FIRST(known, range) \
+	" SELECT n.server, n.roleid FROM " known " k, LATERAL" \
+	" (SELECT o.server, o.roleid FROM feishu.outbox o" \
+	" WHERE o.state = 'q' AND o.next_at IS NULL AND " range \
+	" ORDER BY o.server, o.roleid LIMIT 1) n"
+
+/* The lane of a row of the last result. */
+static Lane *
+row_lane(Dispatch *dispatch, uint64 row)
+{
+	return discover_lane(dispatch, TextDatumGetCString(sql_value(row, 1, NULL)),
+						 DatumGetObjectId(sql_value(row, 2, NULL)));
+}
+
+/* Find every lane that has rows which may be sent at once, from the beginning of
+ * the index. */
+static void
+discover_ready(Dispatch *dispatch)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE ready AS ("
@@ -136,8 +150,77 @@ discover_all(Dispatch *dispatch, bool from_start)
 		" (SELECT o.server, o.roleid FROM feishu.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL"
 		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
-		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
-		" delayed AS ("
+		"  ORDER BY o.server, o.roleid LIMIT 1) n)"
+		" SELECT server, roleid FROM ready",
+		0, InvalidOid);
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+
+	for (uint64 row = 0; row < num; row++)
+		row_lane(dispatch, row)->more = true;
+}
+
+/*
+ * The same, but known lanes are only opened: what an old snapshot keeps of the
+ * rows that they had is not stepped over.  New lanes are looked for before,
+ * between and behind the known ones, of which there is at least one.
+ */
+static void
+discover_new(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH lane AS ("
+		" SELECT server, roleid, lag(roleid) OVER r AS before, lead(roleid) OVER r AS next"
+		" FROM unnest($1, $2) AS k (server, roleid)"
+		" WINDOW r AS (PARTITION BY server ORDER BY roleid)),"
+		" server AS ("
+		" SELECT server, lag(server) OVER s AS before, lead(server) OVER s AS next"
+		" FROM lane WHERE lane.before IS NULL"
+		" WINDOW s AS (ORDER BY server COLLATE \"C\"))"
+		/* other roles of a known server: below the first, above each */
+		DISCOVER_FIRST("lane", "o.server = k.server AND o.roleid < k.roleid")
+		" WHERE k.before IS NULL UNION ALL"
+		DISCOVER_FIRST("lane", "o.server = k.server AND o.roleid > k.roleid"
+					   " AND o.roleid < COALESCE(k.next, 4294967295)")
+		/* other servers: below the first, between two, above the last */
+		" UNION ALL"
+		DISCOVER_FIRST("server", "o.server < k.server")
+		" WHERE k.before IS NULL UNION ALL"
+		DISCOVER_FIRST("server", "o.server > k.server AND o.server < k.next")
+		" WHERE k.next IS NOT NULL UNION ALL"
+		DISCOVER_FIRST("server", "o.server > k.server")
+		" WHERE k.next IS NULL",
+		2, TEXTARRAYOID, OIDARRAYOID);
+	uint64		num;
+
+	/* the first one of each gap is found, which makes new gaps */
+	do
+	{
+		Datum	   *servers = palloc(dispatch->num_lanes * sizeof(Datum));
+		Datum	   *roles = palloc(dispatch->num_lanes * sizeof(Datum));
+		Datum		values[2];
+
+		for (int i = 0; i < dispatch->num_lanes; i++)
+		{
+			servers[i] = CStringGetTextDatum(dispatch->lanes[i]->server);
+			roles[i] = ObjectIdGetDatum(dispatch->lanes[i]->roleid);
+			dispatch->lanes[i]->more = true;
+		}
+		values[0] = PointerGetDatum(construct_array(servers, dispatch->num_lanes,
+													TEXTOID, -1, false, TYPALIGN_INT));
+		values[1] = PointerGetDatum(construct_array(roles, dispatch->num_lanes,
+													OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+		for (uint64 row = 0; row < num; row++)
+			(void) row_lane(dispatch, row); /* a new lane is open */
+	} while (num > 0);
+}
+
+/* Find every lane that has delayed rows, and when the first is due. */
+static void
+discover_delayed(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH RECURSIVE delayed AS ("
 		" (SELECT server, roleid, next_at FROM feishu.outbox"
 		"  WHERE state = 'q' AND next_at IS NOT NULL"
 		"  ORDER BY server, roleid, next_at LIMIT 1)"
@@ -147,28 +230,30 @@ discover_all(Dispatch *dispatch, bool from_start)
 		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
 		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
 		"  ORDER BY o.server, o.roleid, o.next_at LIMIT 1) n)"
-		" SELECT server, roleid, NULL::timestamptz FROM ready"
-		" UNION ALL SELECT server, roleid, next_at FROM delayed",
+		" SELECT server, roleid, next_at FROM delayed",
 		0, InvalidOid);
-	uint64		num;
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 
+	for (uint64 row = 0; row < num; row++)
+		discover_expect_due(row_lane(dispatch, row),
+							DatumGetTimestampTz(sql_value(row, 3, NULL)));
+}
+
+/*
+ * Find every lane that has rows, and have it looked at; from_start: from the
+ * beginning, for rows of which nobody told.
+ */
+void
+discover_all(Dispatch *dispatch, bool from_start)
+{
 	(void) discover_last_id(dispatch);
 	if (from_start)
 		discover_reopen(dispatch, 0);
-	num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
-	for (uint64 i = 0; i < num; i++)
-	{
-		Lane	   *lane = discover_lane(dispatch,
-										   TextDatumGetCString(sql_value(i, 1, NULL)),
-										   DatumGetObjectId(sql_value(i, 2, NULL)));
-		bool		is_null;
-		Datum		next_at = sql_value(i, 3, &is_null);
-
-		if (is_null)
-			lane->more = true;
-		else
-			discover_expect_due(lane, DatumGetTimestampTz(next_at));
-	}
+	if (from_start || dispatch->num_lanes == 0)
+		discover_ready(dispatch);
+	else
+		discover_new(dispatch);
+	discover_delayed(dispatch);
 }
 
 /*
@@ -184,7 +269,7 @@ bool
 discover_from(Dispatch *dispatch, int64 min_id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT id, server, roleid, next_at FROM feishu.outbox"
+		"SELECT server, roleid, id, next_at FROM feishu.outbox"
 		" WHERE id >= $1 AND state = 'q' ORDER BY id LIMIT $2",
 		2, INT8OID, INT4OID);
 	int64		max_cursor = 0;
@@ -209,11 +294,9 @@ discover_from(Dispatch *dispatch, int64 min_id)
 		{
 			bool		is_null;
 			Datum		next_at = sql_value(i, 4, &is_null);
-			Lane	   *lane = discover_lane(dispatch,
-											   TextDatumGetCString(sql_value(i, 2, NULL)),
-											   DatumGetObjectId(sql_value(i, 3, NULL)));
+			Lane	   *lane = row_lane(dispatch, i);
 
-			id = sql_int64(i, 1);
+			id = sql_int64(i, 3);
 			if (!is_null)
 				discover_expect_due(lane, DatumGetTimestampTz(next_at));
 			else if (id <= lane->cursor)

@@ -186,6 +186,8 @@ http_loop_set_host_connections(HttpLoop *loop, int max)
 
 	curl_enter(&saved);
 	curl_multi_setopt(loop->multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) max);
+	/* or libcurl would open a connection for each request beyond 100 */
+	curl_multi_setopt(loop->multi, CURLMOPT_MAX_CONCURRENT_STREAMS, (long) max);
 	curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, max + HTTP_MAX_IDLE_CONNECTIONS);
 	curl_leave(&saved);
 }

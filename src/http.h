@@ -101,7 +101,8 @@ typedef struct HttpResult
  */
 extern HttpLoop *http_loop_get(void);
 
-/* Cap on connections per host (0: none); the dispatcher sets it. */
+/* Cap on connections per host (0: none), and on requests that share one; the
+ * dispatcher sets it. */
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
 
 /*

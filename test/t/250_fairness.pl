@@ -156,6 +156,26 @@ succeeds($session, "SELECT feishu.wait_flow($id, '$AT_ONCE s')", '... is not for
 succeeds($session, "SELECT feishu.wait_flow($soon, '$AT_ONCE s')", '... nor what is due a little later');
 until_ended($session);
 
+# The same of servers and roles that are new: before, between and behind known ones, several in one place.
+my %lane;
+create_server($node, $_, { base_url => $mock->url }) foreach qw(a_first a_second r_between z_last);
+$session->value("CREATE ROLE $_") foreach qw(role_1 role_2 role_3);
+$session->value('BEGIN');
+enqueue_many($session, 2000, 2999, server => 'quick');
+foreach my $server (qw(a_first a_second r_between slow z_last quick))
+{
+	foreach my $role (qw(role_1 role_2 role_3))
+	{
+		$session->value("SET LOCAL ROLE $role");
+		$lane{"$server, $role"} = enqueue($session, server => $server, params => '{"n": 200003}');
+		$session->value('RESET ROLE');
+	}
+}
+$session->value('COMMIT');
+my @forgotten = grep { $session->ask("SELECT feishu.wait_flow($lane{$_}, '$AT_ONCE s')")->{sqlstate} ne '00000' } sort keys %lane;
+is("@forgotten", '', '... and new servers and roles are found behind many of another');
+until_ended($session);
+
 # ---- flows that may not go yet ----
 
 $session->value("SELECT feishu.purge_flows(now() + interval '1 day')");
