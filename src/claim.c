@@ -27,12 +27,14 @@
 #include "postgres.h"
 
 #include "access/detoast.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
@@ -412,68 +414,180 @@ make_flights(Dispatch *dispatch, Lane *lane, uint64 num)
 	return last;
 }
 
-/*
- * Claim up to limit rows of a lane: they become flights, without a call yet.
- * Returns how many.
- */
-int
-claim_rows(Dispatch *dispatch, Lane *lane, int limit)
+/* Claim rows that are in the lane's list, by their ids; returns how many. */
+static int
+claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 {
-	static SqlStatement by_id = SQL_STATEMENT(
+	static SqlStatement statement = SQL_STATEMENT(
 		CLAIM_COLUMNS " WHERE server = $1 AND roleid = $2 AND state = 'q'"
 		" AND id = ANY ($3) AND id <> ALL ($4)"
 		CLAIM_FIRST_OF_KEY " ORDER BY id LIMIT $5" CLAIM_LOCK,
 		5, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID);
-	static SqlStatement by_cursor = SQL_STATEMENT(
-		CLAIM_COLUMNS " WHERE server = $1 AND roleid = $2 AND state = 'q'"
-		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4)"
-		CLAIM_FIRST_OF_KEY " ORDER BY id LIMIT $5" CLAIM_LOCK,
-		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+	int			take = Min(lane->ready.num, limit);
 	int			num_flights;
-	int64	   *ids;
+	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
 	Datum		values[5] = {
 		CStringGetTextDatum(lane->server),
-		ObjectIdGetDatum(lane->roleid)
+		ObjectIdGetDatum(lane->roleid),
+		ids_array(lane->ready.ids, take),
+		ids_array(ids, num_flights),
+		Int32GetDatum(take)
 	};
-	int			claimed = 0;
-	uint64		num;
+	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 
-	if (lane->ready.num > 0)
-	{
-		int			take = Min(lane->ready.num, limit);
+	(void) make_flights(dispatch, lane, num);
+	lane->ready.num -= take;
+	memmove(lane->ready.ids, lane->ready.ids + take, lane->ready.num * sizeof(int64));
+	return (int) num;
+}
 
-		ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
-		values[3] = ids_array(ids, num_flights);
-		values[2] = ids_array(lane->ready.ids, take);
-		values[4] = Int32GetDatum(take);
-		num = sql_run(&by_id, values, NULL, SPI_OK_SELECT, NULL);
-		(void) make_flights(dispatch, lane, num);
-		claimed += num;
-		lane->ready.num -= take;
-		memmove(lane->ready.ids, lane->ready.ids + take, lane->ready.num * sizeof(int64));
-	}
+/* Rows of a lane above its cursor, of all columns or of the id alone. */
+#define CLAIM_ABOVE_CURSOR \
+	" WHERE server = $1 AND roleid = $2 AND state = 'q'" \
+	" AND next_at IS NULL AND id > $3 AND id <> ALL ($4)" \
+	CLAIM_FIRST_OF_KEY " ORDER BY id LIMIT $5"
 
-	if (claimed < limit && lane->more)
-	{
-		/* a row with a lower id that commits later is told by its id */
-		int64		last_value = discover_last_id(dispatch);
-		int64		last;
+/*
+ * Read rows above the lane's cursor, and move it; returns how many.  They become
+ * flights or, if only to be listed, go to the lane's list.
+ */
+static int
+claim_next(Dispatch *dispatch, Lane *lane, int limit, bool list_only)
+{
+	static SqlStatement claim = SQL_STATEMENT(
+		CLAIM_COLUMNS CLAIM_ABOVE_CURSOR CLAIM_LOCK,
+		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+	static SqlStatement list = SQL_STATEMENT(
+		"SELECT id FROM feishu.outbox o" CLAIM_ABOVE_CURSOR,
+		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+	/* a row with a lower id that commits later is told by its id */
+	int64		last_value = discover_last_id(dispatch);
+	int64		last = 0;
+	int			num_flights;
+	int64	   *ids = flight_ids(dispatch, lane->cursor, &num_flights);
+	Datum		values[5] = {
+		CStringGetTextDatum(lane->server),
+		ObjectIdGetDatum(lane->roleid),
+		Int64GetDatum(lane->cursor),
+		ids_array(ids, num_flights),
+		Int32GetDatum(limit)
+	};
+	int			num;
 
-		values[2] = Int64GetDatum(lane->cursor);
-		ids = flight_ids(dispatch, lane->cursor, &num_flights);
-		values[3] = ids_array(ids, num_flights);
-		values[4] = Int32GetDatum(limit - claimed);
-		num = sql_run(&by_cursor, values, NULL, SPI_OK_SELECT, NULL);
+	num = (int) sql_run(list_only ? &list : &claim, values, NULL, SPI_OK_SELECT, NULL);
+	if (!list_only)
 		last = make_flights(dispatch, lane, num);
-		claimed += num;
-		if ((int) num < DatumGetInt32(values[4]))
+	for (int row = 0; list_only && row < num; row++)
+	{
+		last = sql_int64(row, 1);
+		id_list_add(dispatch, &lane->ready, last);
+	}
+	if (num < limit)
+	{
+		/* seen all there is, rows behind others of their key included */
+		lane->more = false;
+		lane->cursor = Max(lane->cursor, last_value);
+	}
+	else
+		lane->cursor = last;
+	return num;
+}
+
+
+/* ---------- Rows that cannot be read ---------- */
+
+/* An error in the middle of a claim: what it made of rows so far is undone. */
+static void
+forget_claimed(Dispatch *dispatch, Lane *lane, int64 large_bytes)
+{
+	dlist_mutable_iter iter;
+
+	dispatch->large_bytes = large_bytes;
+	dlist_foreach_modify(iter, &dispatch->flights)
+	{
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+		if (flight->lane != lane || flight->call != NULL)
+			continue;
+		id_list_add(dispatch, &lane->ready, flight->id);
+		dlist_delete(&flight->node);
+		dispatch->num_flights--;
+		lane->in_flight--;
+		MemoryContextDelete(flight->context);
+	}
+}
+
+/*
+ * Claim in a subtransaction: returns how many, or -1 and the error when a row
+ * cannot be read.  With listed_only, rows above the cursor are left alone.
+ */
+static int
+claim_try(Dispatch *dispatch, Lane *lane, int limit, bool listed_only, ErrorData **error)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	int64		large_bytes = dispatch->large_bytes;
+	volatile int claimed = 0;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		MemoryContextSwitchTo(context);
+		if (lane->ready.num > 0)
+			claimed = claim_listed(dispatch, lane, limit);
+		if (claimed < limit && lane->more && !listed_only)
+			claimed += claim_next(dispatch, lane, limit - claimed, false);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		*error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (ERRCODE_TO_CATEGORY((*error)->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			ReThrowError(*error);
+		forget_claimed(dispatch, lane, large_bytes);
+		claimed = -1;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return claimed;
+}
+
+/*
+ * Claim up to limit rows of a lane: they become flights, without a call yet.
+ * Returns how many.  If one cannot be read (its file is damaged, memory runs
+ * out), they are claimed one by one, and only that one fails.
+ */
+int
+claim_rows(Dispatch *dispatch, Lane *lane, int limit)
+{
+	ErrorData  *error;
+	int			claimed = claim_try(dispatch, lane, limit, false, &error);
+
+	if (claimed >= 0)
+		return claimed;
+
+	if (lane->ready.num < limit && lane->more)
+		(void) claim_next(dispatch, lane, limit - lane->ready.num, true);
+	claimed = 0;
+	for (int tries = Min(limit, lane->ready.num); tries > 0; tries--)
+	{
+		int64		id = lane->ready.ids[0];
+		int			num = claim_try(dispatch, lane, 1, true, &error);
+
+		if (num >= 0)
 		{
-			/* seen all there is, rows behind others of their key included */
-			lane->more = false;
-			lane->cursor = Max(lane->cursor, last_value);
+			claimed += num;
+			continue;
 		}
-		else
-			lane->cursor = last;
+		lane->ready.num--;
+		memmove(lane->ready.ids, lane->ready.ids + 1, lane->ready.num * sizeof(int64));
+		record_unreadable(dispatch, lane, id, error);
 	}
 	return claimed;
 }

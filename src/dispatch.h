@@ -151,6 +151,8 @@ extern void lane_claim_all(Dispatch *dispatch, TimestampTz now);
 /* record.c; likewise */
 extern void record_ended(Dispatch *dispatch);
 extern void record_holds(Dispatch *dispatch);
+extern void record_unreadable(Dispatch *dispatch, Lane *lane, int64 id,
+							  const ErrorData *error);
 extern bool record_purge(void);
 extern void record_expire_held(Dispatch *dispatch);
 extern void record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate,

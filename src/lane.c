@@ -146,8 +146,11 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
+		/* an internal error: more memory was asked for than anything may have */
 		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
-			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+			error->sqlerrcode != ERRCODE_OUT_OF_MEMORY &&
+			error->sqlerrcode != ERRCODE_INTERNAL_ERROR)
 			PG_RE_THROW();
 		FlushErrorState();
 		limiter_abandon(place);

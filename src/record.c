@@ -157,9 +157,18 @@ record_decide(Flight *flight, const FlowOutcome *outcome)
 void
 record_decide_error(Flight *flight, int sqlstate, const char *message)
 {
+	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
+
 	flight->state = 'f';
 	flight->sqlstate = sqlstate;
-	flight->error = MemoryContextStrdup(flight->context, message);
+	flight->error = pstrdup(message);
+	/* there may be memory later */
+	if (sqlstate == ERRCODE_OUT_OF_MEMORY)
+	{
+		flight->attempts++;
+		decide_retry(flight);
+	}
+	MemoryContextSwitchTo(old_context);
 }
 
 /* What went wrong at the last attempt, if there was one, still matters. */
@@ -362,6 +371,47 @@ record_ended(Dispatch *dispatch)
 		}
 	}
 	find_successors(dispatch, dispatch->num_ended);
+}
+
+/*
+ * A row cannot be read: it fails, or is tried again later if it was memory that
+ * was wanting.  The row is changed without being read.
+ */
+void
+record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *error)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"UPDATE feishu.outbox SET attempts = attempts + $5,"
+		" state = CASE WHEN $4 IS NULL OR attempts + 1 >= COALESCE(max_attempts, $6)"
+		" THEN 'f' ELSE 'q' END::\"char\","
+		" next_at = CASE WHEN attempts + 1 < COALESCE(max_attempts, $6) THEN $4 END,"
+		" finished_at = CASE WHEN $4 IS NULL OR attempts + 1 >= COALESCE(max_attempts, $6)"
+		" THEN now() END, sqlstate = $2, error = $3"
+		" WHERE id = $1 AND state = 'q'",
+		6, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT4OID, INT4OID);
+	bool		again = error->sqlerrcode == ERRCODE_OUT_OF_MEMORY;
+	TimestampTz next_at = backoff_until(1);
+	Datum		values[6] = {
+		Int64GetDatum(id),
+		CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
+		CStringGetTextDatum(error->message),
+		TimestampTzGetDatum(next_at),
+		Int32GetDatum(again ? 1 : 0),
+		Int32GetDatum(feishu_guc_max_attempts)
+	};
+	char		nulls[6] = {' ', ' ', ' ', again ? ' ' : 'n', ' ', ' '};
+
+	sql_run(&statement, values, nulls, SPI_OK_UPDATE, NULL);
+	if (again)
+		discover_expect_due(lane, next_at);
+	else
+	{
+		/* others of its ordering key were passed over */
+		discover_reopen(dispatch, id);
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, error->message)));
+	}
 }
 
 /* Write which lanes are held and why, where that has changed. */
