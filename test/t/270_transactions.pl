@@ -113,12 +113,7 @@ arrived('... once', 46, 47);
 
 # ---- two-phase commit ----
 
-# (its commit is found by the slow poll)
-$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '200ms'");
-$node->restart;
-$_ = FeishuFlow::Session->new($node) foreach $session, $other;
-until_dispatcher($other);
-$mock->mark;
+# (its end is heard of: the slow poll would take ten minutes)
 $session->value('BEGIN;' . queue(50) . "PREPARE TRANSACTION 'one'");
 $session->value('BEGIN;' . queue(51) . "PREPARE TRANSACTION 'two'");
 $session->value('BEGIN;' . queue(52) . "PREPARE TRANSACTION 'three'");
@@ -136,25 +131,21 @@ arrived('... nor what stays prepared over a restart');
 $session->value("COMMIT PREPARED 'three'");
 $mock->wait_for(1, kind => 'execute');
 arrived('... and is committed after it', 52);
-my $cancelled = enqueue($session, run_at => \"now() + interval '1 second'", params => '{"n": 53}');
-$session->value("BEGIN; SELECT feishu.cancel_flow($cancelled); PREPARE TRANSACTION 'cancel'");
-$other->value('SELECT pg_sleep_until(run_at) FROM feishu.flows WHERE id = ' . $cancelled);
-my $id = enqueue($other, params => '{"n": 54}');
-$other->value("SELECT feishu.wait_flow($id)");
-is(join(' ', numbers($mock)), '54', 'a flow is not sent while its cancellation is prepared');
+due_while_cancelled(53, "PREPARE TRANSACTION 'cancel'");
 $session->value("ROLLBACK PREPARED 'cancel'");
-$mock->wait_for(2, kind => 'execute');
-arrived('... but when that is rolled back', 53, 54);
+ok($mock->wait_for(2, kind => 'execute'), '... but when that is rolled back');
+arrived('... once', 53, 54);
 
-$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
-$node->restart;
-$_ = FeishuFlow::Session->new($node) foreach $session, $other;
+# Nobody is there to hear of it.
+$node->append_conf('postgresql.conf', "feishu_flow.dispatch = off");
+$node->reload;
+wait_until('there is no dispatcher', sub { dispatcher($other) eq '' });
+$session->value('BEGIN;' . queue(55) . "PREPARE TRANSACTION 'unheard'");
+$session->value("COMMIT PREPARED 'unheard'");
+$node->append_conf('postgresql.conf', "feishu_flow.dispatch = on");
+$node->reload;
 until_dispatcher($other);
-$mock->mark;
-due_while_cancelled(55, "PREPARE TRANSACTION 'cancel'");
-$session->value("ROLLBACK PREPARED 'cancel'");
-ok($mock->wait_for(2, kind => 'execute'), '... but when that is rolled back, without the poll');
-arrived('... once', 55, 56);
+arrived('what is committed while there is no dispatcher is sent by the next one', 55);
 
 # ---- long transactions ----
 
@@ -234,6 +225,26 @@ $other->value('ROLLBACK');
 $first->value(queue(601));
 arrived('... what is queued after it is sent', 601);
 $first->quit;
+
+# ---- the trigger, from the row to the platform ----
+
+$session->value(q{CREATE TABLE watched (id int PRIMARY KEY, amount numeric);
+	CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON watched FOR EACH ROW
+		EXECUTE FUNCTION feishu.flow_trigger('app', 'changed', '{"_id": 1111}',
+			'{"n": "$.new.id", "was": "$.old.id", "op": "$.op", "amount": "$.new.amount"}', '{"ordering_key": "$.new.id"}');
+	CREATE TRIGGER s AFTER INSERT ON watched REFERENCING NEW TABLE AS loaded FOR EACH STATEMENT
+		EXECUTE FUNCTION feishu.flow_trigger('app', 'loaded', '{"_id": 1111}', '{"n": "$.new_rows.size()", "ids": "$.new_rows[*].id"}')});
+$session->value('BEGIN; INSERT INTO watched SELECT g, g + 0.50 FROM generate_series(650, 652) g; ROLLBACK');
+$session->value('BEGIN; INSERT INTO watched VALUES (653, 1.10), (654, 2); SAVEPOINT a; INSERT INTO watched VALUES (655); ROLLBACK TO a;'
+	  . 'UPDATE watched SET amount = 1816970091484211.10 WHERE id = 653; COMMIT');
+until_ended($other);
+is(join('; ', sort map { "$_->{flow_id} $_->{json}{params}" =~ s/[ "]//gr } arrivals($mock)),
+	join('; ', sort 'changed{n:653,op:INSERT,was:null,amount:1.10}', 'changed{n:654,op:INSERT,was:null,amount:2}',
+		'changed{n:653,op:UPDATE,was:653,amount:1816970091484211.10}', 'loaded{n:2,ids:[653,654]}'),
+	'what rows became arrives, once for each row and once for the statement; nothing of what was rolled back');
+is(join(' ', map { $_->{json}{params} =~ /"op": "(\w+)"/ } grep { $_->{json}{params} =~ /"n": 653/ } arrivals($mock)), 'INSERT UPDATE', '... in order');
+$session->value('DROP TABLE watched');
+$mock->mark;
 
 # ---- triggers, cursors, deferred ----
 
