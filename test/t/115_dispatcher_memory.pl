@@ -1,0 +1,78 @@
+
+# Memory and descriptors of a dispatcher stay flat, however many flows it sends
+# and however they end.
+#
+# FEISHU_TEST_FLOWS: flows after the first ones (default 6,000; script/bench
+# sends a million).
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use Test::More;
+
+my $FIRST = 4000;
+my $flows = $ENV{FEISHU_TEST_FLOWS} // 6_000;
+
+# What the server may take in any case, and what caches and the allocator may
+# still grow by: less than 100 bytes for each flow.
+my $MOST = 64 * 1024;
+my $TOLERANCE = 512;
+
+my $mock = FeishuFlow::Mock->start('--log-limit', '1000');
+my $node = queue_cluster('main', conf => "jit = off\n");
+create_server($node, 'feishu', { base_url => $mock->url });
+create_server($node, 'closed', { base_url => 'http://127.0.0.1:' . closed_port() });
+my $session = FeishuFlow::Session->new($node);
+
+# Of all ends that there are: success, refusal, retry, lost answer, large params
+# and answers, flows of a key.
+$mock->rules(
+	[ { kind => 'execute', flow_id => 'retried' }, { type => 'inner', code => 'k_ec_000001' }, every => 2 ],
+	[ { kind => 'execute', flow_id => 'lost' }, { type => 'half_answer' }, every => 2 ],
+	[ { kind => 'execute', flow_id => 'big' }, { type => 'big', bytes => 100_000 } ]);
+
+sub send_flows
+{
+	my ($n) = @_;
+	while ($n > 0)
+	{
+		enqueue_many($session, 1, 1400);
+		enqueue_many($session, 1, 200, flow_id => 'refusedFlow');
+		enqueue_many($session, 1, 200, flow_id => 'retried');
+		enqueue_many($session, 1, 20, flow_id => 'lost');
+		enqueue_many($session, 1, 20, flow_id => 'big', params => \"jsonb_build_object('n', g, 'text', repeat(md5(g::text), 10000))");
+		enqueue_many($session, 1, 160, ordering_key => \"'key' || g % 40");
+		until_ended($session, "server = 'feishu'");
+		$session->value("SELECT feishu.purge_flows('infinity')");
+		$n -= 2000;
+	}
+	return;
+}
+
+my $pid = until_dispatcher($session);
+send_flows($FIRST);
+my ($memory, $files) = (private_kilobytes($pid), open_files($pid));
+send_flows($flows);
+my ($memory_after, $files_after) = (private_kilobytes($pid), open_files($pid));
+is(dispatcher($session), $pid, 'one dispatcher sends all');
+cmp_ok($memory_after - $memory, '<=', $TOLERANCE, "memory of the dispatcher stays flat over $flows flows");
+cmp_ok($memory_after, '<', $MOST, '... below 64 MB');
+cmp_ok($files_after, '<=', $files + 8, '... and so do descriptors');
+note("after $FIRST flows $memory kB, $files descriptors; after $flows more $memory_after kB, $files_after descriptors");
+
+# Attempts without a connection.
+$session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'closed', max_attempts => 1000)) FROM generate_series(1, 5)");
+my $attempts = sub { return $session->value("SELECT coalesce(sum(no_connection), 0) FROM feishu.stat_flows"); };
+wait_until('it is tried', sub { $attempts->() >= 10 });
+$memory = private_kilobytes($pid);
+$files = open_files($pid);
+wait_until('it is tried', sub { $attempts->() >= 30 });
+cmp_ok(private_kilobytes($pid) - $memory, '<=', $TOLERANCE, 'memory stays flat while nobody answers');
+cmp_ok(open_files($pid), '<=', $files + 1, '... and so do descriptors');
+
+done_testing();
