@@ -8,6 +8,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
+use FeishuQueue;
 use IO::Select;
 use IO::Socket::INET;
 use PostgreSQL::Test::Utils;
@@ -244,6 +245,22 @@ foreach my $fault (
 	$mock->well;
 	succeeds($session, flow(server => 'valid'), '... and the next call works');
 }
+
+# The queue sends over few HTTP/2 connections, many flows at once on each.
+begin_anew($mock, $session, 'valid');
+my $before = scalar(logged('valid'));
+$mock->fault(type => 'hold');
+enqueue_many($session, 1, 96, server => 'valid');
+$mock->wait_for(96, kind => 'execute');
+is($mock->stats->{max_concurrent_executes}, 96, '96 queued flows are under way at once over HTTP/2');
+$mock->well;
+until_ended($session);
+started_once($mock, 96, '... and start once');
+wait_until('nginx has logged', sub { scalar(logged('valid')) >= $before + 96 });
+@lines = (logged('valid'))[ $before .. $before + 95 ];
+is_deeply([ grep { !m{ HTTP/2\.0 } } @lines ], [], '... over HTTP/2 indeed');
+%connections = map { (split)[2] => 1 } @lines;
+cmp_ok(scalar(keys %connections), '<=', 8, '... over few connections: ' . keys %connections);
 
 # A server ends a connection when it has served so many requests, and refuses those
 # that were sent meanwhile: they are sent again, and the server is not in trouble.
