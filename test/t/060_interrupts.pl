@@ -77,6 +77,9 @@ restart_sessions();
 
 # ---- cancel ----
 
+# what they took, in seconds
+my %took;
+
 # what a call opens once and keeps is open now
 hang($session, $phases[3]);
 $watch->value('SELECT pg_cancel_backend(' . $session->pid . ')');
@@ -95,6 +98,7 @@ foreach my $phase (@phases)
 	is($result->{sqlstate}, '57014', "cancelled while $name: 57014");
 	cmp_ok($seconds, '<', $AT_ONCE, '... at once');
 	note('cancelled after ' . milliseconds($seconds));
+	push @{ $took{cancel} }, $seconds;
 	if ($phase->[2] || $phase->[3])
 	{
 		$mock->wait_for(1, kind => $phase->[2] ? 'token' : 'execute', state => 'aborted');
@@ -246,12 +250,20 @@ foreach my $phase (@phases)
 	cmp_ok($seconds, '<', $AT_ONCE, '... at once');
 	wait_until('the backend is gone', sub { !alive($victim->pid) });
 	note('terminated after ' . milliseconds($seconds));
+	push @{ $took{terminate} }, $seconds;
 	$mock->wait_for(1, kind => $phase->[2] ? 'token' : 'execute', state => 'aborted')
 	  if $phase->[2] || $phase->[3];
 	$mock->well;
 	$victim->quit;
 }
 succeeds($session, flow(), 'other sessions are not concerned');
+
+# Each may be late on a busy machine, but not most of them.
+foreach my $what (sort keys %took)
+{
+	my @sorted = sort { $a <=> $b } @{ $took{$what} };
+	cmp_ok($sorted[ @sorted / 2 ], '<', 0.1 * $FeishuFlow::SLOW, "$what is heard within 100 ms, whatever the call does");
+}
 
 # ---- shutdown ----
 
