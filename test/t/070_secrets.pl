@@ -8,6 +8,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
+use FeishuQueue;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -220,6 +221,63 @@ foreach my $kind ('token', 'execute')
 }
 like($activity, qr/execute_flow/, 'pg_stat_activity was seen during a call');
 
+# ---- the queue ----
+
+# The same echoes, to the dispatcher; each flow is looked at when it has been
+# tried, and then cancelled.
+my $queue = '';
+
+sub tried
+{
+	my ($name) = @_;
+	my $id = enqueue($session, server => $name, max_attempts => \2);
+	wait_until('a flow is tried, or held back',
+		sub { $watch->value("SELECT EXISTS (SELECT FROM feishu.flows WHERE id = $id AND (attempts > 0 OR finished_at IS NOT NULL)) "
+				  . "OR EXISTS (SELECT FROM feishu.dispatch_status WHERE server = '$name' AND paused)") eq 't' });
+	# the column response is what the platform sent, whatever that was
+	$queue .= $watch->value("SELECT to_jsonb(o) - 'response' FROM feishu.$_ o") . "\n" foreach qw(outbox flows held_lane claim dispatch_status stat_flows);
+	$activity .= $watch->value("SELECT a FROM pg_stat_activity a WHERE backend_type LIKE 'feishu_flow%'") . "\n";
+	show("SELECT feishu.cancel_flow($id)");
+	show("SELECT feishu.wait_flow($id, '0')");
+	show("SELECT feishu.resume_server('$name')");
+	return;
+}
+
+until_dispatcher($watch);
+$activity .= slurp_file('/proc/' . dispatcher($watch) . '/cmdline') . "\n";
+foreach my $kind (sort keys %echo)
+{
+	foreach my $body ("<html>Bad request: $echo{$kind}</html>", (map { { code => $_, msg => "wrong: $secret", error => { message => $secret, log_id => $secret } } } 10014, 2320001))
+	{
+		$mock->revoke;
+		$mock->rules([ { kind => $kind }, { type => 'status', status => 400, body => $body } ]);
+		tried($kind eq 'oauth' ? 'oauth' : 'feishu');
+	}
+}
+unlike($watch->value('SELECT response FROM feishu.outbox'), qr/$secret/, 'no answer to a token request is kept');
+foreach my $status (200, 400, 401, 502)
+{
+	foreach my $body ("<html>Your request: Authorization: Bearer $fixed_token</html>",
+		{ code => 2320001, msg => "token $fixed_token", data => { error_msg => $fixed_token }, error => { message => $fixed_token, log_id => $fixed_token } })
+	{
+		$mock->fault(type => 'status', status => $status, body => $body, headers => { 'X-Tt-Logid' => $fixed_token });
+		tried('fixed');
+	}
+}
+$mock->well;
+tried($_) foreach qw(feishu oauth wrong wrong_oauth down);
+like($queue, qr/"state": "failed".*"code": 2320001|"code": 2320001.*"state": "failed"/, 'the queue keeps what became of flows');
+
+# ---- cores ----
+
+# The mapping that has the tokens of all sessions is marked as not to be dumped,
+# in every process that has it.
+foreach my $pid ($session->pid, dispatcher($watch))
+{
+	my @shared = grep { /^[0-9a-f]+-[0-9a-f]+ rw-s /m } split /(?=^[0-9a-f]+-[0-9a-f]+ )/m, slurp_file("/proc/$pid/smaps");
+	cmp_ok(scalar(grep { /^VmFlags:.* dd\b/m } @shared), '>', 0, 'the token cache is left out of cores');
+}
+
 # ---- catalogs, settings, statistics ----
 
 my $catalogs = '';
@@ -253,6 +311,7 @@ cmp_ok(scalar(keys %tokens), '>', 10, 'many tokens were issued');
 my %places = (
 	'what clients were told' => $shown,
 	'pg_stat_activity and process titles' => $activity,
+	'the queue and its views' => $queue,
 	'catalogs, settings, statistics' => $catalogs);
 $node->stop;
 $places{'the server log'} = slurp_file($node->logfile);
