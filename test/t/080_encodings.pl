@@ -8,6 +8,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
+use FeishuQueue;
 use JSON::PP;
 use Test::More;
 
@@ -138,6 +139,33 @@ ok( $result->{sqlstate} eq '00000' && $result->{out} =~ /结束/
 note("Chinese in SQL_ASCII: $result->{sqlstate}");
 $mock->well;
 succeeds($ascii, flow(), 'the next call works');
+
+# ---- the queue ----
+
+# One flow whose text the database holds, and whose answer it cannot.
+until_dispatcher($_) foreach $latin1, $ascii;
+$mock->mark;
+my $id = enqueue($latin1, params => '{"naïve": "déjà vu £"}', idempotent_key => 'clé 2', ordering_key => 'après', loop_masks => '["é"]');
+like($latin1->value("SELECT feishu.wait_flow($id)"), qr/"execution_id": "18169700914/, 'a flow with LATIN1 text is queued and sent');
+($request) = $mock->log(kind => 'execute');
+is($request->{json}{params} =~ s/ //gr, "{\"na\x{ef}ve\":\"d\x{e9}j\x{e0}vu\x{a3}\"}", '... as UTF-8');
+is("$request->{json}{idempotent_key} $request->{json}{loop_masks}[0]", "cl\x{e9} 2 \x{e9}", '... its key and loop_masks, too');
+is($latin1->value("SELECT params, idempotent_key, ordering_key FROM feishu.flows WHERE id = $id"), '{"naïve": "déjà vu £"}|clé 2|après', '... and shown as it was');
+$mock->rules([ { kind => 'execute' }, { type => 'wrong_types', %mixed }, times => 1 ]);
+$id = enqueue($latin1, params => '{"n": 1}');
+until_ended($latin1);
+is($latin1->value("SELECT state, attempts, execution_id ~ '^18169700914', response IS NULL FROM feishu.flows WHERE id = $id"), 'succeeded|1|t|t',
+	'a success whose answer LATIN1 cannot hold is a success, with its execution_id and no answer');
+is($latin1->value("SELECT feishu.wait_flow($id) IS NULL"), 't', '... which wait_flow returns as NULL');
+$mock->rules([ { kind => 'execute' }, { type => 'code', code => 2320001, msg => "\x{53c2}\x{6570} wrong" }, times => 1 ]);
+$id = enqueue($latin1, params => '{"n": 2}');
+until_ended($latin1);
+like($latin1->value("SELECT state || ' ' || sqlstate || ' ' || error FROM feishu.flows WHERE id = $id"), qr/^failed LK400 .*wrong/, 'Chinese in a refusal is recorded as well as it can be');
+$id = enqueue($ascii, params => '{"text": "déjà"}');
+until_ended($ascii);
+is($ascii->value("SELECT state, attempts FROM feishu.flows WHERE id = $id"), 'succeeded|1', 'a flow with UTF-8 bytes in SQL_ASCII is queued and sent');
+($request) = reverse $mock->log(kind => 'execute');
+is($request->{json}{params} =~ s/ //gr, "{\"text\":\"d\x{e9}j\x{e0}\"}", '... as it is');
 
 # ---- UTF8 with another client ----
 
