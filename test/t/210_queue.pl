@@ -41,6 +41,7 @@ is("@$row{qw(id state server role namespace flow_id attempts code)}", "$id succe
 	'the view shows what became of it');
 is($row->{is_async}, JSON::PP::true, 'a queued flow is asynchronous unless asked otherwise');
 like($row->{idempotent_key}, $UUID, 'a key is made');
+is($session->value("SELECT expires_at - run_at = '1 day' FROM feishu.flows WHERE id = $id"), 't', 'it expires max_age after its run_at');
 is_deeply($row->{operator}, { _id => 1111 }, '... the operator is there');
 is_deeply($row->{params}, { n => 1, text => "\x{6d41}\x{7a0b}" }, '... the params');
 ok(defined $row->{$_}, "... $_") foreach qw(created_at run_at expires_at finished_at execution_id flow_status response);
@@ -119,6 +120,8 @@ until_state($session, $id, 'sending');
 pass('a flow under way is "sending"');
 is($session->value("SELECT queued || ' ' || sending || ' ' || paused FROM feishu.dispatch_status WHERE server = 'feishu'"),
 	'0 1 false', '... in dispatch_status, too');
+my $activity = "SELECT state || ': ' || query FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'";
+is($session->value($activity), 'active: sending 1 flows', '... and pg_stat_activity says what the dispatcher does');
 fails_with($session, "SELECT feishu.wait_flow($id, '50 ms')", 'LK504', 'wait_flow gives up in time');
 fails_with($session, "SET statement_timeout = '50ms'; SELECT feishu.wait_flow($id)", '57014', 'wait_flow can be cancelled');
 $session->value('RESET statement_timeout');
@@ -126,6 +129,7 @@ $session->send("SELECT feishu.wait_flow($id)");
 wait_until('a session waits', sub { $other->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid) eq 'Extension' });
 $mock->well;
 succeeds($session, $session->result, 'wait_flow returns when the flow ends');
+wait_until('the dispatcher is idle', sub { $session->value($activity) eq 'idle: idle' });
 
 my $started = time();
 for my $n (1 .. 20)
