@@ -53,6 +53,13 @@ sub status_of
 	return $session->value("SELECT $columns FROM feishu.dispatch_status WHERE server = '$server'");
 }
 
+# Lines of the server's log about a server.
+sub log_lines
+{
+	my ($server, $expression) = @_;
+	return scalar(grep { /LOG:  feishu_flow server "$server"/ && /$expression/ } split /\n/, slurp_file($node->logfile));
+}
+
 sub keys_seen
 {
 	my %keys = map { $_->{key} => 1 } arrivals($mock);
@@ -76,6 +83,8 @@ foreach my $case (
 		"$name, twice: the third attempt succeeds");
 	is($mock->executes . ' ' . keys_seen(), '3 1', '... three requests, one key');
 	started_once($mock, 1, '... and one flow');
+	is($session->value("SELECT calls || ' ' || successes || ' ' || retries FROM feishu.stat_flows WHERE server = 's$apps'"),
+		'3 1 2', '... and stat_flows counts them');
 }
 
 $id = with_fault({ type => 'status', status => 503 }, max_attempts => \3);
@@ -103,6 +112,61 @@ $mock->revoke;
 $id = enqueue($session, server => "s$apps", params => '{"n": 2}');
 succeeds($session, "SELECT feishu.wait_flow($id)", 'a token that cannot be had is waited for');
 started_once($mock, 2, '... and the flow starts once');
+
+# ---- when it is tried again ----
+
+# Exponential backoff with full jitter: each delay is a random part of what
+# doubles with each attempt, and has a limit.  The platform asks for patience in
+# words of its own, so that no breaker is in the way.
+sub set_delays
+{
+	my ($base, $limit) = @_;
+	$node->safe_psql('postgres', 'ALTER SYSTEM SET feishu_flow.dispatch = off');
+	$node->safe_psql('postgres', "ALTER SYSTEM SET feishu_flow.retry_base_delay = '$base'");
+	$node->safe_psql('postgres', "ALTER SYSTEM SET feishu_flow.retry_max_delay = '$limit'");
+	$node->reload;
+	wait_until('there is no dispatcher', sub { dispatcher($session) eq '' });
+	$node->safe_psql('postgres', 'ALTER SYSTEM SET feishu_flow.dispatch = on');
+	$node->reload;
+	until_dispatcher($session);
+	return;
+}
+
+foreach my $case ([ '1d', 1e9, 'it doubles with each attempt' ], [ '2min', 120, 'it has a limit' ])
+{
+	my ($limit, $most, $name) = @$case;
+	set_delays('50ms', '1d');
+	my $server = new_server();
+	$mock->fault(type => 'inner', code => 'k_ec_000001');
+	enqueue_many($session, 1, 100, server => $server, max_attempts => \1000);
+	until_true($session, 'all were tried some times', "SELECT min(attempts) >= 3 FROM feishu.flows WHERE server = '$server'");
+	$session->value("SELECT feishu.pause_server('$server')");
+	until_true($session, 'none is under way', "SELECT sending = 0 FROM feishu.dispatch_status WHERE server = '$server'");
+	set_delays('100s', $limit);
+	$mock->mark;
+	$session->value("SELECT feishu.resume_server('$server')");
+	$mock->wait_for(100, kind => 'execute', state => 'done');
+	until_true($session, 'all wait for long', "SELECT bool_and(state = 'retrying' AND run_at > created_at) FROM feishu.flows WHERE server = '$server'");
+	my %last = map { $_->{json}{params} =~ /(\d+)/ ? ($1 => $_->{time}) : () } arrivals($mock);
+	my @parts;
+	foreach (split /\n/, $session->value("SELECT params->>'n', attempts, extract(epoch FROM run_at) FROM feishu.flows WHERE server = '$server'"))
+	{
+		my ($n, $attempts, $at) = split /\|/;
+		my $longest = 100 * 2**($attempts - 1);
+		$longest = $most if $longest > $most;
+		push @parts, ($at - $last{$n}) / $longest;
+	}
+	@parts = sort { $a <=> $b } @parts;
+	my $mean = 0;
+	$mean += $_ / 100 foreach @parts;
+	note(sprintf('parts of the longest delay: %.3f to %.3f, mean %.3f', @parts[ 0, 99 ], $mean));
+	cmp_ok($parts[99], '<', 1.1, "the delay before the next attempt: $name");
+	cmp_ok($parts[99], '>', 0.8, '... nearly all of it is used');
+	cmp_ok($parts[0], '<', 0.2, '... from nearly nothing on');
+	cmp_ok(abs($mean - 0.5), '<', 0.15, '... at random');
+	$session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE server = '$server'");
+}
+set_delays('20ms', '200ms');
 
 # ---- no answer, and the key is used: unconfirmed ----
 
@@ -193,6 +257,7 @@ $mock->config(rate => undef);
 is($session->value("SELECT string_agg(DISTINCT state || attempts, ' ') FROM feishu.flows WHERE server = 's$apps'"),
 	'succeeded1', '120 flows to a platform that takes 40 a second succeed at the first attempt');
 started_once($mock, 120, '... and start once');
+is(log_lines("s$apps", qr/limits the rate/) . ' ' . log_lines("s$apps", qr//), '1 1', '... one line of the log tells of the limit');
 my $refused = grep { $_->{status} != 200 } arrivals($mock);
 note("$refused requests were refused for the rate");
 
@@ -223,6 +288,7 @@ $mock->well;
 $session->value("SELECT feishu.resume_server('s$apps')");
 until_ended($session);
 started_once($mock, 300, '... until somebody resumes the server');
+is(log_lines("s$apps", qr/app is paused/) . ' ' . log_lines("s$apps", qr//), '1 1', '... of which one line of the log tells');
 
 # ---- the platform is down ----
 
@@ -235,7 +301,8 @@ foreach my $down (
 	enqueue_many($session, 1, 3000, server => $server);
 	until_true($session, 'the breaker is open', "SELECT paused AND sending <= 1 FROM feishu.dispatch_status WHERE server = '$server'");
 	like(status_of($server, 'pause_reason'), qr/does not answer/, "a platform that $down->[0] opens the breaker");
-	ok(status_of($server, 'resume_at') ne '', '... which says when it tries again');
+	# not while it does
+	until_true($session, 'it says when it tries again', "SELECT resume_at > now() - interval '1 min' FROM feishu.dispatch_status WHERE server = '$server'");
 	cmp_ok($mock->executes, '<=', 256 + 20, '... no more was tried than was under way');
 	$mock->mark;
 	$mock->wait_for(5, kind => 'execute');
@@ -250,6 +317,8 @@ foreach my $down (
 	is(ends($session, "server = '$server'"), 'succeeded 3000', 'when it works again, all are sent');
 	started_once($mock, 3000, '... once');
 	is(status_of($server, 'paused') || 'gone', 'gone', '... and nothing is held back');
+	is(log_lines($server, qr/does not answer/) . ' ' . log_lines($server, qr/answers again/) . ' ' . log_lines($server, qr//),
+		'1 1 2', '... one line of the log says that it did not answer, one that it does, and no other');
 }
 
 my $port = closed_port();
@@ -277,6 +346,7 @@ $session->value("ALTER USER MAPPING FOR PUBLIC SERVER s$apps OPTIONS (SET app_se
 until_ended($session);
 started_once($mock, 300, 'a corrected user mapping resumes it');
 is(status_of("s$apps", 'paused') || 'gone', 'gone', '... and the pause is over');
+is(log_lines("s$apps", qr/app is paused/) . ' ' . log_lines("s$apps", qr//), '1 1', '... one line of the log told of it');
 
 new_server();
 enqueue_many($session, 1, 50, server => "s$apps");
