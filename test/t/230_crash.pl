@@ -205,23 +205,31 @@ settle('kill -9 of the postmaster and immediate shutdowns, in a loop under load'
 
 # ---- a shutdown in good order ----
 
+# of which one server may have three quarters: 256
+$node->append_conf('postgresql.conf', 'feishu_flow.max_in_flight = 342');
+$node->reload;
+my $quickest;
 foreach my $fault ({ type => 'hang' }, { type => 'hold' })
 {
 	anew();
 	$mock->fault(%$fault);
 	$session->value("INSERT INTO wanted SELECT generate_series(1, 500)");
 	enqueue_many($session, 1, 500);
-	$mock->wait_for(192, kind => 'execute');
+	$mock->wait_for(256, kind => 'execute');
 	my $requests = $mock->stats->{max_concurrent_executes};
+	is($requests, 256, "256 requests are under way ($fault->{type})");
 	$session->quit;
 	my $begun = time();
 	$node->stop('fast');
-	cmp_ok(time() - $begun, '<', 5, sprintf('a fast shutdown with %d requests under way (%s) takes %.1f s', $requests, $fault->{type}, time() - $begun));
+	my $seconds = time() - $begun;
+	cmp_ok($seconds, '<', 5, sprintf('... a fast shutdown takes %.2f s', $seconds));
+	$quickest = $seconds if !defined $quickest || $seconds < $quickest;
 	$mock->well;
 	$node->start;
 	connect_again();
 	settle('... and the flows are sent after the restart');
 }
+cmp_ok($quickest, '<', 1 * $FeishuFlow::SLOW, '... and less than a second when the machine has nothing else to do');
 
 # ---- the state of a crash survives ----
 
