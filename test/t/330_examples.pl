@@ -1,0 +1,81 @@
+
+# The examples of the README work, in the order in which they stand there, and
+# give what it says that they give.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $readme = slurp_file("$FindBin::RealBin/../../README.md");
+my %secret = $readme =~ /app_id '(\w+)', app_secret '([^']+)'/g;
+my $mock = FeishuFlow::Mock->start(map { ('--app', "$_:$secret{$_}") } sort keys %secret);
+my $url = $mock->url;
+my $node = new_cluster('examples');
+
+# SQL, and what is shown after it.
+my @examples;
+while ($readme =~ /^```sql\n(.*?)^```\n(?:\n```\n(.*?)^```\n)?/msg)
+{
+	push @examples, { sql => $1, shown => $2 };
+}
+cmp_ok(scalar(@examples), '>', 60, 'there are examples: ' . @examples);
+cmp_ok(scalar(grep { defined $_->{shown} } @examples), '>', 5, '... some with what they give');
+
+# The mock is the platform of all servers; those of somebody else's network are
+# not called.
+sub for_the_mock
+{
+	my ($sql) = @_;
+	$sql =~ s{http://127\.0\.0\.1:8080}{$url}g;
+	foreach my $create ($sql =~ /^(CREATE SERVER [^;]*;)/mg)
+	{
+		next if $create =~ /base_url/;
+		my ($name) = $create =~ /^CREATE SERVER (\w+)/;
+		$sql =~ s/\Q$create\E/$create\nALTER SERVER $name OPTIONS (ADD base_url '$url');/;
+	}
+	return $sql;
+}
+
+# Digits differ from run to run, and so does the width of columns.
+sub shape
+{
+	my ($line) = @_;
+	return $line =~ s/\d+/0/gr =~ s/[ -]+/ /gr =~ s/^ | $//gr;
+}
+
+my $script = PostgreSQL::Test::Utils::tempdir() . '/examples.sql';
+append_to_file($script, "\\echo example-$_\n\\warn example-$_\n" . for_the_mock($examples[$_]{sql})) foreach 0 .. $#examples;
+append_to_file($script, "\\echo example-end\n\\warn example-end\n");
+my ($out, $err) = ('', '');
+IPC::Run::run([ 'psql', '-X', '-d', $node->connstr('postgres'), '-f', $script ], '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(2 * $FeishuFlow::PATIENCE));
+like($out, qr/^example-end$/m, 'all examples are run');
+
+my (@failed, @differ);
+foreach my $i (0 .. $#examples)
+{
+	my $next = $i < $#examples ? $i + 1 : 'end';
+	my ($said) = $err =~ /^example-$i\n(.*?)^example-$next\n/ms;
+	my ($given) = $out =~ /^example-$i\n(.*?)^example-$next\n/ms;
+	push @failed, "$examples[$i]{sql}\n$said" if ($said // '') =~ /ERROR|FATAL/;
+	next if !defined $examples[$i]{shown};
+	my %given = map { shape($_) => 1 } split /\n/, $given // '';
+	my @missing = grep { !$given{ shape($_) } } split /\n/, $examples[$i]{shown};
+	push @differ, "$examples[$i]{sql}\nshown: @missing\ngiven: $given" if @missing;
+}
+is(join("\n", @failed), '', 'none fails');
+is(join("\n", @differ), '', 'what is shown is what they give');
+
+my $session = FeishuFlow::Session->new($node);
+until_ended($session, "run_at < now() + interval '1 hour'");
+is($session->value("SELECT string_agg(DISTINCT flow_id || ' ' || state || ' ' || coalesce(sqlstate, ''), ', ') FROM feishu.flows WHERE state NOT IN ('succeeded', 'cancelled')"),
+	'refusedFlow failed LK400', 'what they queue is sent, and succeeds but for what is to be refused');
+cmp_ok($mock->started, '>', 20, '... on the platform');
+
+done_testing();
