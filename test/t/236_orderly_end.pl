@@ -1,0 +1,74 @@
+
+# A dispatcher that is told to end records the answers that it has: none of them
+# is lost, and no flow that was answered is sent again.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main');
+create_server($node, 'feishu', { base_url => $mock->url });
+my $session = FeishuFlow::Session->new($node);
+my $flows = 60;
+
+# All flows but one are answered at the same moment, and at once it is told to
+# end; with one under way it would have waited a little for more to record.
+sub told_to_end
+{
+	my ($deed) = @_;
+	$session = FeishuFlow::Session->new($node);
+	my $pid = until_dispatcher($session);
+	$session->value("SELECT feishu.purge_flows('infinity')");
+	begin_anew($mock, $session);
+	$mock->rules([ { kind => 'execute', params_regex => '"n": *0\D' }, { type => 'hang' }, times => 1 ],
+		[ { kind => 'execute', params_regex => '"n": *[1-9]' }, { type => 'hold' } ]);
+	enqueue_many($session, 0, $flows);
+	$mock->wait_for($flows + 1, kind => 'execute');
+	until_true($session, 'the claims are written', "SELECT sending = $flows + 1 FROM feishu.dispatch_status");
+	$mock->release;
+	$mock->wait_for($flows, kind => 'execute', state => 'done');
+	$deed->($pid);
+	wait_until('it has ended', sub { !alive($pid) });
+	$session->quit;
+	return;
+}
+
+sub all_were_recorded
+{
+	my ($how) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	$mock->well;
+	wait_until('the server is there', sub { $session = eval { FeishuFlow::Session->new($node) } });
+	until_ended($session);
+	is($session->value("SELECT string_agg(state || ' ' || attempts || ' ' || n, ', ' ORDER BY attempts) "
+			  . 'FROM (SELECT state, attempts, count(*) AS n FROM feishu.flows GROUP BY state, attempts) s'),
+		"succeeded 1 $flows, succeeded 2 1", "$how: what was answered is recorded, and the one that was not is sent again");
+	is($mock->executes, $flows + 2, '... nothing else is');
+	started_once($mock, $flows + 1, '... and each starts once');
+	$session->quit;
+	return;
+}
+
+foreach my $round (1, 2)
+{
+	told_to_end(sub { kill 'TERM', $_[0] });
+	all_were_recorded("terminated, round $round");
+}
+foreach my $round (1, 2)
+{
+	told_to_end(sub { kill 'INT', $node->{_pid} });
+	$node->stop('fast', fail_ok => 1);
+	$node->start;
+	all_were_recorded("a fast shutdown, round $round");
+}
+unlike(slurp_file($node->logfile), qr/FATAL:  .*background worker|ERROR:/, 'it ends in good order');
+
+done_testing();
