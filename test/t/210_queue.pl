@@ -121,7 +121,8 @@ pass('a flow under way is "sending"');
 is($session->value("SELECT queued || ' ' || sending || ' ' || paused FROM feishu.dispatch_status WHERE server = 'feishu'"),
 	'0 1 false', '... in dispatch_status, too');
 my $activity = "SELECT state || ': ' || query FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'";
-is($session->value($activity), 'active: sending 1 flows', '... and pg_stat_activity says what the dispatcher does');
+wait_until('pg_stat_activity says so', sub { $session->value($activity) eq 'active: sending 1 flows' });
+pass('... and pg_stat_activity says what the dispatcher does');
 fails_with($session, "SELECT feishu.wait_flow($id, '50 ms')", 'LK504', 'wait_flow gives up in time');
 fails_with($session, "SET statement_timeout = '50ms'; SELECT feishu.wait_flow($id)", '57014', 'wait_flow can be cancelled');
 $session->value('RESET statement_timeout');
