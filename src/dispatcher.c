@@ -197,10 +197,18 @@ typedef struct Work
  * price: somebody may have locked the tables, and being told again ends us.
  */
 static void
-finish_and_exit(void)
+finish_and_exit(uint32 wait_event)
 {
+	int			num_ended;
+
 	ProcDiePending = false;
-	lane_take_ended(&dispatch);
+	/* answers that have come in, and were not looked at */
+	do
+	{
+		num_ended = dispatch.num_ended;
+		flow_calls_turn(GetCurrentTimestamp(), wait_event);
+		lane_take_ended(&dispatch);
+	} while (dispatch.num_ended > num_ended);
 	if (dispatch.num_ended > 0)
 	{
 		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
@@ -215,12 +223,12 @@ finish_and_exit(void)
 
 /* Take news from shared memory into our own. */
 static void
-take_news(Work *work)
+take_news(Work *work, uint32 wait_event)
 {
 	DispatchNews news;
 
 	if (!launcher_take_news(&news))
-		finish_and_exit();
+		finish_and_exit(wait_event);
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
 }
@@ -477,7 +485,7 @@ feishu_dispatcher_main(Datum main_arg)
 
 		/* a shutdown is nothing to log as FATAL */
 		if (ProcDiePending)
-			finish_and_exit();
+			finish_and_exit(wait_event);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{
@@ -488,7 +496,7 @@ feishu_dispatcher_main(Datum main_arg)
 														   feishu_guc_poll_interval));
 		}
 		allow_connections();
-		take_news(&work);
+		take_news(&work, wait_event);
 		lane_take_ended(&dispatch);
 		now = GetCurrentTimestamp();
 		if (has_work(&work, now))

@@ -23,7 +23,7 @@ my $flows = 60;
 # end; with one under way it would have waited a little for more to record.
 sub told_to_end
 {
-	my ($deed) = @_;
+	my ($deed, $before) = @_;
 	$session = FeishuFlow::Session->new($node);
 	my $pid = until_dispatcher($session);
 	$session->value("SELECT feishu.purge_flows('infinity')");
@@ -33,6 +33,7 @@ sub told_to_end
 	enqueue_many($session, 0, $flows);
 	$mock->wait_for($flows + 1, kind => 'execute');
 	until_true($session, 'the claims are written', "SELECT sending = $flows + 1 FROM feishu.dispatch_status");
+	$before->($pid) if defined $before;
 	$mock->release;
 	$mock->wait_for($flows, kind => 'execute', state => 'done');
 	$deed->($pid);
@@ -62,6 +63,9 @@ foreach my $round (1, 2)
 	told_to_end(sub { kill 'TERM', $_[0] });
 	all_were_recorded("terminated, round $round");
 }
+# It has not even looked at them.
+told_to_end(sub { kill 'TERM', $_[0]; kill 'CONT', $_[0] }, sub { kill 'STOP', $_[0] });
+all_were_recorded('terminated while it was busy');
 foreach my $round (1, 2)
 {
 	told_to_end(sub { kill 'INT', $node->{_pid} });
