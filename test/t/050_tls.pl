@@ -135,7 +135,7 @@ daemon off;
 master_process off;
 pid $dir/nginx.pid;
 error_log $dir/error.log;
-events { worker_connections 256; }
+events { worker_connections 1024; }
 http {
 	log_format protocol '\$server_port \$server_protocol \$connection \$request_uri';
 	access_log $dir/access.log protocol;
@@ -246,6 +246,17 @@ foreach my $fault (
 	succeeds($session, flow(server => 'valid'), '... and the next call works');
 }
 
+# A server ends a connection when it has served so many requests, and refuses those
+# that were sent meanwhile: they are sent again, and the server is not in trouble.
+$mock->fault(type => 'latency', ms => 20);
+$session->value("SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'few') FROM generate_series(1, 500)");
+wait_until('all flows have ended',
+	sub { $session->value("SELECT count(*) FROM feishu.flows WHERE state IN ('queued', 'sending', 'retrying')") == 0 });
+is($session->value("SELECT string_agg(DISTINCT state, ' ') FROM feishu.flows"), 'succeeded',
+	'flows succeed though the server ends connections');
+unlike(slurp_file($node->logfile), qr/server "few" does not answer/, '... and nothing is held back for that');
+$mock->well;
+
 # The queue sends over few HTTP/2 connections, many flows at once on each.
 begin_anew($mock, $session, 'valid');
 my $before = scalar(logged('valid'));
@@ -261,17 +272,6 @@ wait_until('nginx has logged', sub { scalar(logged('valid')) >= $before + 96 });
 is_deeply([ grep { !m{ HTTP/2\.0 } } @lines ], [], '... over HTTP/2 indeed');
 %connections = map { (split)[2] => 1 } @lines;
 cmp_ok(scalar(keys %connections), '<=', 8, '... over few connections: ' . keys %connections);
-
-# A server ends a connection when it has served so many requests, and refuses those
-# that were sent meanwhile: they are sent again, and the server is not in trouble.
-$mock->fault(type => 'latency', ms => 20);
-$session->value("SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'few') FROM generate_series(1, 500)");
-wait_until('all flows have ended',
-	sub { $session->value("SELECT count(*) FROM feishu.flows WHERE state IN ('queued', 'sending', 'retrying')") == 0 });
-is($session->value("SELECT string_agg(DISTINCT state, ' ') FROM feishu.flows"), 'succeeded',
-	'flows succeed though the server ends connections');
-unlike(slurp_file($node->logfile), qr/server "few" does not answer/, '... and nothing is held back for that');
-$mock->well;
 
 # ---- a ca_file that is replaced ----
 
