@@ -311,8 +311,11 @@ FROM (SELECT o.server,
         min(GREATEST(o.run_at, o.created_at)) FILTER (WHERE NOT o.sending AND o.run_at <= now()) AS oldest_due
       FROM (SELECT server, created_at, run_at,
               id IN (SELECT unnest(c.ids) FROM feishu.claim c) AS sending
-            FROM feishu.outbox
-            WHERE state = 'q') o
+            FROM (SELECT id, server, created_at, run_at FROM feishu.outbox
+                  WHERE state = 'q' AND next_at IS NULL     -- each by its own index
+                  UNION ALL
+                  SELECT id, server, created_at, run_at FROM feishu.outbox
+                  WHERE state = 'q' AND next_at IS NOT NULL) w) o
       GROUP BY o.server) q
 FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resume_at) AS resume_at
       FROM feishu.held_lane

@@ -138,6 +138,18 @@ mask_response(FlowCall *call, FlowResponse *response)
 	mask_secrets(call, response->status);
 }
 
+/* The answer to a request that had our token; it is returned, and kept, whole. */
+static FlowResponse *
+read_answer(FlowCall *call, const HttpResult *result)
+{
+	HttpAnswer	answer = http_answer(result);
+
+	mask_secret_bytes(result->body, result->body_len, call->lease.token);
+	mask_secret_bytes(result->body, result->body_len, call->server->fixed_token);
+	mask_secret_bytes(result->body, result->body_len, call->server->app_secret);
+	return codec_read_answer(&answer);
+}
+
 /* The outcome of an answer. */
 static void
 outcome_of_response(FlowCall *call, FlowResponse *response)
@@ -333,11 +345,7 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	FlowResponse *response = NULL;
 
 	if (result->outcome == HTTP_ANSWERED)
-	{
-		HttpAnswer	answer = http_answer(result);
-
-		response = codec_read_answer(&answer);
-	}
+		response = read_answer(call, result);
 	if (is_fixed && (response == NULL ||
 					 (response->has_code && response->action == FLOW_REFRESH_TOKEN)))
 	{
@@ -433,11 +441,7 @@ call_on_end(TransferListener *listener, HttpTransfer *transfer)
 	else
 	{
 		if (result->outcome == HTTP_ANSWERED)
-		{
-			HttpAnswer	answer = http_answer(result);
-
-			response = codec_read_answer(&answer);
-		}
+			response = read_answer(call, result);
 		if (response != NULL && call_replace_token(call, response))
 			call_try_token(call);
 		else

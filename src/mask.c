@@ -23,6 +23,9 @@
 /* A beginning of a secret so long is hidden, too, where text was cut. */
 #define SECRET_PREFIX_LENGTH	6
 
+/* A secret so long does not turn up in an answer by chance. */
+#define SECRET_SURE_LENGTH		16
+
 /* Longest of the forms below, such as "&quot;", and a NUL byte. */
 #define FORM_SIZE		16
 
@@ -133,5 +136,21 @@ mask_secret(char *text, const char *secret)
 		if (len > 0)
 			memset(text, '*', len);
 		text += Max(len, 1);
+	}
+}
+
+void
+mask_secret_bytes(char *bytes, size_t len, const char *secret)
+{
+	size_t		secret_len = secret != NULL ? strlen(secret) : 0;
+	char	   *found;
+
+	if (bytes == NULL || secret_len < SECRET_SURE_LENGTH)
+		return;
+	while ((found = memmem(bytes, len, secret, secret_len)) != NULL)
+	{
+		memset(found, '*', secret_len);
+		len -= found + secret_len - bytes;
+		bytes = found + secret_len;
 	}
 }

@@ -18,4 +18,11 @@
  */
 extern void mask_secret(char *text, const char *secret);
 
+/*
+ * The same in bytes that are yet to be read, so only where it stands as it is:
+ * what they mean stays.  Of a secret that is too short to be sure, nothing is
+ * masked.
+ */
+extern void mask_secret_bytes(char *bytes, size_t len, const char *secret);
+
 #endif							/* FEISHU_MASK_H */

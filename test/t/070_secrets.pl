@@ -234,8 +234,7 @@ sub tried
 	wait_until('a flow is tried, or held back',
 		sub { $watch->value("SELECT EXISTS (SELECT FROM feishu.flows WHERE id = $id AND (attempts > 0 OR finished_at IS NOT NULL)) "
 				  . "OR EXISTS (SELECT FROM feishu.dispatch_status WHERE server = '$name' AND paused)") eq 't' });
-	# the column response is what the platform sent, whatever that was
-	$queue .= $watch->value("SELECT to_jsonb(o) - 'response' FROM feishu.$_ o") . "\n" foreach qw(outbox flows held_lane claim dispatch_status stat_flows);
+	$queue .= $watch->value("SELECT to_jsonb(o) FROM feishu.$_ o") . "\n" foreach qw(outbox flows held_lane claim dispatch_status stat_flows);
 	$activity .= $watch->value("SELECT a FROM pg_stat_activity a WHERE backend_type LIKE 'feishu_flow%'") . "\n";
 	show("SELECT feishu.cancel_flow($id)");
 	show("SELECT feishu.wait_flow($id, '0')");
