@@ -73,7 +73,7 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 #define BATCH_DELAY_MS		10
 
 /* Told to end, the last ends are to be written within this time. */
-#define FINISH_MS			500
+#define FINISH_MS			800
 
 /* After so many rows found new at once, all lanes are looked for, but not more
  * often than this. */
