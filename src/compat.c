@@ -14,6 +14,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_authid.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
 #endif
@@ -54,6 +55,7 @@ bool
 feishu_input(PGFunction function, char *text, Datum *result, ErrorData **error)
 {
 	MemoryContext context = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
 	volatile bool parsed = false;
 
 	PG_TRY();
@@ -68,6 +70,8 @@ feishu_input(PGFunction function, char *text, Datum *result, ErrorData **error)
 
 		MemoryContextSwitchTo(context);
 		caught = CopyErrorData();
+		/* the error has ended all HOLD_INTERRUPTS, but those of our callers hold */
+		InterruptHoldoffCount = holdoff;
 		if (ERRCODE_TO_CATEGORY(caught->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
 			caught->sqlerrcode != ERRCODE_SYNTAX_ERROR &&
 			caught->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED)

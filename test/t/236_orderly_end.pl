@@ -21,11 +21,16 @@ my $flows = 60;
 
 # All flows but one are answered at the same moment, and at once it is told to
 # end; with one under way it would have waited a little for more to record.
+# Before that it has read an answer that jsonb cannot hold, an error inside.
 sub told_to_end
 {
 	my ($deed, $before) = @_;
 	$session = FeishuFlow::Session->new($node);
 	my $pid = until_dispatcher($session);
+	$mock->fault(type => 'status', status => 200, content_type => 'application/json', body => '{"code": 0, "data": {"n": 1e999999}}');
+	enqueue($session);
+	until_ended($session);
+	$mock->well;
 	$session->value("SELECT feishu.purge_flows('infinity')");
 	begin_anew($mock, $session);
 	$mock->rules([ { kind => 'execute', params_regex => '"n": *0\D' }, { type => 'hang' }, times => 1 ],

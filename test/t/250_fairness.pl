@@ -317,12 +317,14 @@ sub rows_read
 		  . "FROM pg_stat_user_tables WHERE relname = 'outbox'");
 }
 
-# Waits until the slow poll has come, which finds a flow that nobody tells of.
+# Waits until the slow poll has come, which finds a flow that nobody tells of; maybe after something else was done.
 sub until_polled
 {
+	my ($otherwise) = @_;
 	my $unheard = $second->value('INSERT INTO feishu.outbox (id, roleid, database, is_async, own_key, created_at, run_at, expires_at, '
 		  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, database, is_async, own_key, now(), now(), }
 		  . "now() + interval '1 hour', server, namespace, flow_id, operator, gen_random_uuid() FROM feishu.outbox WHERE id = $old RETURNING id");
+	$otherwise->() if defined $otherwise;
 	until_ended($second, "id = $unheard");
 	return;
 }
@@ -344,7 +346,8 @@ enqueue($second, server => 'quick', ordering_key => 'blocked', run_at => \"now()
 enqueue_many($second, 1, 5000, server => 'quick', ordering_key => 'blocked');
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
 $node->reload;
-until_polled();
+# the next dispatcher polls at once, and then not for ten minutes
+until_polled(sub { $second->value('SELECT pg_terminate_backend(' . until_dispatcher($second) . ')') });
 $second->value("UPDATE feishu.outbox SET finished_at = now() - interval '30 days' WHERE finished_at IS NOT NULL");
 $pid = until_dispatcher($second);
 $second->value("SELECT pg_stat_reset_single_table_counters('feishu.outbox_ready_idx'::regclass); SELECT pg_terminate_backend($pid)");
