@@ -55,13 +55,16 @@ sub threads
 	return scalar(grep { /^\d/ } readdir($dir));
 }
 
-# A call that hangs in the resolver's thread.
+# A call that hangs in the resolver's thread, a new one or (libcurl 8.20 and later) one that hangs already.
 sub hang
 {
 	my ($server) = @_;
-	my $before = threads($session->pid);
 	$session->send(flow(server => $server));
-	wait_until('the resolver hangs', sub { threads($session->pid) > $before });
+	wait_until('the resolver hangs',
+		sub {
+			threads($session->pid) > 1
+			  && $watch->value("SELECT state = 'active' AND wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = " . $session->pid) eq 't';
+		});
 	return;
 }
 
