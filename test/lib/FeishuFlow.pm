@@ -549,7 +549,7 @@ use warnings;
 
 use Carp;
 use IPC::Run;
-use Time::HiRes qw(time);
+use Time::HiRes qw(time usleep);
 
 # Options: database, user.
 sub new
@@ -605,7 +605,9 @@ sub result
 		{
 			last
 			  if $self->{out} =~ /^\Q$mark\E/m && $self->{err} =~ /^\Q$mark\E/m;
-			$self->{run}->pump;
+			# not pump, which at times waits for more although all has come
+			$self->{run}->pump_nb;
+			usleep(500);
 		}
 		1;
 	} or do
