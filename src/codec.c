@@ -137,6 +137,7 @@ find_text(JsonbContainer *object, const char *key, int max)
 		char	   *text = numeric_text(value.val.numeric);
 
 		result = wiretext_fit(text, (int) strlen(text), max);
+		pfree(text);			/* of a large exponent it is long */
 	}
 	else
 		return NULL;
@@ -284,6 +285,7 @@ read_data(JsonbContainer *root, FlowResponse *response)
 	if (code[0] == '\0' || (find_int64(data, "code", &number) && number == 0))
 		return true;
 	response->inner_code = wiretext_fit(code, (int) strlen(code), MAX_ID_SIZE);
+	pfree(code);
 	return true;
 }
 
