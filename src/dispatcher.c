@@ -502,6 +502,13 @@ feishu_dispatcher_main(Datum main_arg)
 		if (has_work(&work, now))
 		{
 			do_work(&work, now);
+
+			/*
+			 * Told to end while the commit waited for a standby, which gives the
+			 * wait up: the standby need not have the claims, so nothing may be sent.
+			 */
+			if (ProcDiePending)
+				proc_exit(0);
 			flush_claims();
 			report_activity();
 			continue;

@@ -121,12 +121,12 @@ foreach my $own (0, 1)
 # ---- a commit that waits for a standby ----
 
 # Commits wait from now on: proved by one that does.
+my $attempt = 0;
 sub standby_missing
 {
 	$node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
 	$node->reload;
 	$session->value('SET synchronous_commit = local');
-	my $attempt = 0;
 	wait_until(
 		'commits wait',
 		sub {
