@@ -110,13 +110,13 @@ class Worker(threading.Thread):
             # its own flow_id: the others' faults would not do, as each flow may be retried here
             arguments["ordering_key"] = f"'lane-{self.number}-{self.random.randint(0, 2)}'"
         elif kind == "later":
-            arguments["run_at"] = f"now() + '{seconds} s'"
+            arguments["run_at"] = f"now() + '{seconds:.6f} s'"
         elif kind == "far":
             arguments["run_at"] = "now() + '1 hour'"
         elif kind == "few":
             arguments["max_attempts"] = str(self.random.randint(1, 3))
         elif kind == "brief":
-            arguments["expires_at"] = f"clock_timestamp() + '{seconds + 0.5} s'"
+            arguments["expires_at"] = f"clock_timestamp() + '{seconds + 0.5:.6f} s'"
         elif kind in ("refused", "rejected"):
             flow_id = kind + "Flow"
         padding = ", \"padding\": \"" + "x" * self.random.randint(1000, 200000) + "\"" if kind == "large" else ""
