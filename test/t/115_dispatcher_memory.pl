@@ -22,6 +22,7 @@ my $flows = $ENV{FEISHU_TEST_FLOWS} // 6_000;
 # still grow by: less than 100 bytes for each flow.
 my $MOST = 64 * 1024;
 my $TOLERANCE = 512;
+my $ROUNDS = 4;
 
 my $mock = FeishuFlow::Mock->start('--log-limit', '1000');
 my $node = queue_cluster('main', conf => "jit = off\n");
@@ -54,25 +55,41 @@ sub send_flows
 	return;
 }
 
+# How many kB the process grows by while $work is done. A leak adds to each
+# round, the allocator and caches to a round now and then: the least of a few
+# rounds says which it is.
+sub least_growth
+{
+	my ($pid, $work) = @_;
+	my $least;
+	for my $round (1 .. $ROUNDS)
+	{
+		my $before = private_kilobytes($pid);
+		$work->();
+		my $after = private_kilobytes($pid);
+		note("round $round: from $before to $after kB");
+		$least = $after - $before if !defined $least || $after - $before < $least;
+		last if $least <= $TOLERANCE;
+	}
+	return $least;
+}
+
 my $pid = until_dispatcher($session);
 send_flows($FIRST);
-my ($memory, $files) = (private_kilobytes($pid), open_files($pid));
-send_flows($flows);
-my ($memory_after, $files_after) = (private_kilobytes($pid), open_files($pid));
+my $files = open_files($pid);
+my $growth = least_growth($pid, sub { send_flows($flows); });
 is(dispatcher($session), $pid, 'one dispatcher sends all');
-cmp_ok($memory_after - $memory, '<=', $TOLERANCE, "memory of the dispatcher stays flat over $flows flows");
-cmp_ok($memory_after, '<', $MOST, '... below 64 MB');
-cmp_ok($files_after, '<=', $files + 8, '... and so do descriptors');
-note("after $FIRST flows $memory kB, $files descriptors; after $flows more $memory_after kB, $files_after descriptors");
+cmp_ok($growth, '<=', $TOLERANCE, "memory of the dispatcher stays flat over $flows flows");
+cmp_ok(private_kilobytes($pid), '<', $MOST, '... below 64 MB');
+cmp_ok(open_files($pid), '<=', $files + 8, '... and so do descriptors');
 
 # Attempts without a connection.
 $session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'closed', max_attempts => 1000)) FROM generate_series(1, 5)");
 my $attempts = sub { return $session->value("SELECT coalesce(sum(no_connection), 0) FROM feishu.stat_flows"); };
 wait_until('it is tried', sub { $attempts->() >= 10 });
-$memory = private_kilobytes($pid);
 $files = open_files($pid);
-wait_until('it is tried', sub { $attempts->() >= 30 });
-cmp_ok(private_kilobytes($pid) - $memory, '<=', $TOLERANCE, 'memory stays flat while nobody answers');
+my $tried = sub { my $before = $attempts->(); wait_until('it is tried', sub { $attempts->() >= $before + 20 }); };
+cmp_ok(least_growth($pid, $tried), '<=', $TOLERANCE, 'memory stays flat while nobody answers');
 cmp_ok(open_files($pid), '<=', $files + 1, '... and so do descriptors');
 
 done_testing();
