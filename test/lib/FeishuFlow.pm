@@ -32,7 +32,7 @@ use Time::HiRes qw(time usleep);
 our @EXPORT = qw(
   new_cluster create_server alter_server quote flow function_call
   succeeds fails_with wait_until
-  open_files open_sockets private_kilobytes alive
+  open_files open_sockets private_kilobytes least_growth alive
   full_port closed_port start_process stop_process forked
 );
 
@@ -307,6 +307,25 @@ sub private_kilobytes
 	  PostgreSQL::Test::Utils::slurp_file("/proc/$pid/smaps_rollup") =~
 	  /^Anonymous:\s+(\d+) kB/m;
 	return $anonymous;
+}
+
+# How many kB the process grows by while $work is done. A leak adds to each
+# round, caches and the allocator to a round now and then: what matters is the
+# least of a few rounds, and no more are made once it is below $most.
+sub least_growth
+{
+	my ($pid, $most, $work) = @_;
+	my $least;
+	foreach my $round (1 .. 4)
+	{
+		my $before = private_kilobytes($pid);
+		$work->();
+		my $after = private_kilobytes($pid);
+		note("memory from $before to $after kB in round $round");
+		$least = $after - $before if !defined $least || $after - $before < $least;
+		last if $least <= $most;
+	}
+	return $least;
 }
 
 # ---- ports ----
