@@ -42,6 +42,7 @@ OBJS = \
 	src/server.o \
 	src/sqlrun.o \
 	src/stats.o \
+	src/stop.o \
 	src/template.o \
 	src/token.o \
 	src/trigger.o \

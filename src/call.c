@@ -65,6 +65,7 @@ struct FlowCall
 	FlowServer *server;
 	FlowLimits	limits;
 	bool		check_only;		/* obtain a token, start no flow */
+	bool		dispatching;	/* for the limiter */
 	char	   *url;
 	StringInfoData body;
 	CallState	state;
@@ -287,12 +288,15 @@ call_send(FlowCall *call, const char *token)
 static void
 call_try_place(FlowCall *call)
 {
+	/* while we waited for the token */
+	if (limiter_is_stale(&call->place))
+		limiter_abandon(&call->place);
 	if (!call->place.taken)
 	{
 		TimestampTz try_at = call->state == CALL_LIMITED &&
 			call->held_by == LIMITER_QUOTA ? call->retry_at : DT_NOEND;
 
-		if (limiter_acquire(call->server, false, &call->place,
+		if (limiter_acquire(call->server, call->dispatching, &call->place,
 							&call->retry_at, &call->held_by) == LIMITER_WAIT)
 		{
 			/*
@@ -555,6 +559,7 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	call->server = server;
 	call->limits = *limits;
 	call->check_only = request == NULL;
+	call->dispatching = place != NULL;
 	call->outcome.reset_seconds = -1;
 	call->outcome.url = server->base_url;
 	call->callback.func = call_on_reset;

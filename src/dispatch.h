@@ -164,4 +164,9 @@ extern void record_decide_error(Flight *flight, int sqlstate, const char *messag
 extern void record_decide_expired(Flight *flight);
 extern void record_decide_not_ours(Flight *flight);
 
+/* stop.c: SIGTERM ends this process, but is put off from here to there */
+extern void stop_init(void);
+extern void stop_put_off(void);
+extern void stop_take_up(void);
+
 #endif							/* FEISHU_DISPATCH_H */

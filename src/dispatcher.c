@@ -72,8 +72,12 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 #define BATCH_ROWS			128
 #define BATCH_DELAY_MS		10
 
-/* Told to end, the last ends are to be written within this time. */
-#define FINISH_MS			800
+/*
+ * Told to end, answers are waited for so long, and written within this time: a
+ * fast shutdown is to take less than a second.
+ */
+#define DRAIN_MS			400
+#define FINISH_MS			500
 
 /* After so many rows found new at once, all lanes are looked for, but not more
  * often than this. */
@@ -193,22 +197,42 @@ typedef struct Work
 } Work;
 
 /*
- * Told to end: record what has ended, so that no answer is lost.  Not at any
- * price: somebody may have locked the tables, and being told again ends us.
+ * Take answers that come in time, first of all those that have come already.
+ * Nothing is claimed any more.
  */
 static void
-finish_and_exit(uint32 wait_event)
+drain(TimestampTz until, uint32 wait_event)
 {
 	int			num_ended;
 
-	ProcDiePending = false;
-	/* answers that have come in, and were not looked at */
+	HOLD_INTERRUPTS();
 	do
 	{
 		num_ended = dispatch.num_ended;
 		flow_calls_turn(GetCurrentTimestamp(), wait_event);
 		lane_take_ended(&dispatch);
 	} while (dispatch.num_ended > num_ended);
+
+	/* being told again ends the wait */
+	while (dispatch.num_flights > 0 && !ProcDiePending && GetCurrentTimestamp() < until)
+	{
+		flow_calls_turn(until, wait_event);
+		lane_take_ended(&dispatch);
+	}
+	ProcDiePending = false;
+	RESUME_INTERRUPTS();
+}
+
+/*
+ * Told to end: record what has ended and what ends soon, so that no answer is
+ * lost.  Not at any price: somebody may have locked the tables, and being told
+ * once more ends us.
+ */
+static void
+finish_and_exit(TimestampTz drain_until, uint32 wait_event)
+{
+	ProcDiePending = false;
+	drain(drain_until, wait_event);
 	if (dispatch.num_ended > 0)
 	{
 		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
@@ -228,7 +252,7 @@ take_news(Work *work, uint32 wait_event)
 	DispatchNews news;
 
 	if (!launcher_take_news(&news))
-		finish_and_exit(wait_event);
+		finish_and_exit(0, wait_event);
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
 }
@@ -433,7 +457,7 @@ feishu_dispatcher_main(Datum main_arg)
 
 	database = launcher_attach_dispatcher(DatumGetInt32(main_arg));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
+	stop_init();
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	pgstat_report_activity(STATE_IDLE, "idle");
@@ -485,7 +509,8 @@ feishu_dispatcher_main(Datum main_arg)
 
 		/* a shutdown is nothing to log as FATAL */
 		if (ProcDiePending)
-			finish_and_exit(wait_event);
+			finish_and_exit(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DRAIN_MS),
+							wait_event);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{
@@ -501,14 +526,17 @@ feishu_dispatcher_main(Datum main_arg)
 		now = GetCurrentTimestamp();
 		if (has_work(&work, now))
 		{
+			stop_put_off();
 			do_work(&work, now);
 
 			/*
-			 * Told to end while the commit waited for a standby, which gives the
-			 * wait up: the standby need not have the claims, so nothing may be sent.
+			 * Not put off any longer.  If the commit waited for a standby, it has
+			 * given the wait up, and the standby need not have the claims: nothing
+			 * may be sent.
 			 */
 			if (ProcDiePending)
 				proc_exit(0);
+			stop_take_up();
 			flush_claims();
 			report_activity();
 			continue;

@@ -343,6 +343,14 @@ limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 }
 
 bool
+limiter_is_stale(const LimiterPlace *place)
+{
+	return place->taken && !place->used && place->counted_at != 0 &&
+		!place->is_probe && !place->is_trial &&
+		rate_is_stale(place->counted_at, GetCurrentTimestamp());
+}
+
+bool
 limiter_is_waiting(void)
 {
 	return num_waiting > 0;

@@ -127,6 +127,12 @@ extern void limiter_release(const FlowServer *server, LimiterPlace *place,
 							LimiterReport report, double reset_seconds,
 							const char *reason);
 
+/*
+ * The place was given for a request that was to go out at once, and has not:
+ * for max_rate, another one must be had.
+ */
+extern bool limiter_is_stale(const LimiterPlace *place);
+
 /* Give the place or the turn back, if there is one.  Does not throw. */
 extern void limiter_abandon(LimiterPlace *place);
 

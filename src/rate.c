@@ -133,6 +133,12 @@ rate_ready_at(RateHistory *history, const FlowRate *rate, uint32 wanted, Timesta
 	return ready_at;
 }
 
+bool
+rate_is_stale(TimestampTz counted_at, TimestampTz now)
+{
+	return now - counted_at > part_us(RATE_SECOND);
+}
+
 void
 rate_count(RateHistory *history, TimestampTz now)
 {

@@ -49,6 +49,12 @@ typedef struct RateHistory
 extern TimestampTz rate_ready_at(RateHistory *history, const FlowRate *rate,
 								 uint32 wanted, TimestampTz now);
 
+/*
+ * Was a request counted so long ago that the windows do not tell of it if it
+ * goes out only now?
+ */
+extern bool rate_is_stale(TimestampTz counted_at, TimestampTz now);
+
 /* A request is to go out. */
 extern void rate_count(RateHistory *history, TimestampTz now);
 

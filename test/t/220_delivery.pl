@@ -267,6 +267,17 @@ until_ended($session);
 @seen = arrivals($mock);
 cmp_ok($seen[-1]{time} - $seen[0]{time}, '>=', 0.9, 'max_rate is kept');
 started_once($mock, 100, '... with all sent once');
+
+# Requests that were to go out long ago and wait for the token are counted when they go.
+new_server(max_rate => '50');
+$mock->rules([ { kind => 'token' }, { type => 'latency', ms => 1500 } ]);
+enqueue_many($session, 1, 150, server => "s$apps");
+until_ended($session);
+$mock->well;
+@seen = arrivals($mock);
+my ($shortest) = sort { $a <=> $b } map { $seen[ $_ + 50 ]{time} - $seen[$_]{time} } 0 .. $#seen - 50;
+cmp_ok($shortest, '>=', 0.9, 'max_rate is kept when the token comes late');
+started_once($mock, 150, '... with all sent once');
 new_server(max_concurrency => 3);
 $mock->rules([ { kind => 'execute' }, { type => 'latency', ms => 10 } ]);
 enqueue_many($session, 1, 60, server => "s$apps");
