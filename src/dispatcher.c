@@ -539,9 +539,12 @@ feishu_dispatcher_main(Datum main_arg)
 			stop_take_up();
 			flush_claims();
 			report_activity();
-			continue;
 		}
-		/* told to end, it returns: there may be ends to record */
+
+		/*
+		 * A turn after each transaction, or calls would stand still while one
+		 * is always due.  Told to end, it returns: there may be ends to record.
+		 */
 		HOLD_INTERRUPTS();
 		flow_calls_turn(next_work(&work), wait_event);
 		RESUME_INTERRUPTS();

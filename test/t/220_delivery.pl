@@ -408,6 +408,12 @@ foreach (1 .. 5)
 		  . "now() + interval '1 hour', 's$apps', namespace, flow_id, operator, gen_random_uuid() FROM feishu.outbox WHERE server = '$gone' LIMIT 1 RETURNING id");
 	until_ended($session, "id = $id");
 }
+$session->value(q{CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE LOG ''slow poll''; PERFORM pg_sleep(0.2); RETURN NULL; END';
+	CREATE TRIGGER slow BEFORE DELETE ON feishu.outbox FOR EACH STATEMENT EXECUTE FUNCTION slow()});
+wait_until('polls follow each other', sub { my @polls = slurp_file($node->logfile) =~ /LOG:  slow poll/g; @polls > 2 });
+$id = enqueue($session, server => "s$apps");
+succeeds($session, "SELECT feishu.wait_flow($id, '60s')", 'flows are sent though each slow poll takes longer than the time between two');
+$session->value('DROP FUNCTION slow CASCADE');
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
 $node->reload;
 unlike(slurp_file($node->logfile), qr/holds back flows for server "$gone"/, 'of a dropped server without flows the log says nothing');
