@@ -285,7 +285,7 @@ static Flight *
 make_flight(Dispatch *dispatch, Lane *lane, uint64 row)
 {
 	MemoryContext context = AllocSetContextCreate(dispatch->context, "feishu_flow flight",
-												  ALLOCSET_SMALL_SIZES);
+												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	Flight	   *flight = palloc0(sizeof(Flight));
 	bool		is_null;

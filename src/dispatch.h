@@ -101,6 +101,13 @@ typedef struct Dispatch
 	int64		last_id;		/* given out last, when we looked */
 } Dispatch;
 
+/*
+ * Flights recorded or claimed at once.  Each has two memory contexts of the
+ * default size; PostgreSQL keeps up to 100 such for the next ones (aset.c), and
+ * has to ask malloc for more.
+ */
+#define DISPATCH_BATCH		96
+
 /* Why a flow that was queued in another database is cancelled.  No quotes. */
 #define DISPATCH_NOT_OURS \
 	"the database was copied while this flow was waiting; the original sends it"

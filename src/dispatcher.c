@@ -69,7 +69,7 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
  * nothing else is under way.  Rows are claimed when there is room for so many
  * (or for as many as are under way), or the last claim was so long ago.
  */
-#define BATCH_ROWS			128
+#define BATCH_ROWS			DISPATCH_BATCH
 #define BATCH_DELAY_MS		10
 
 /*

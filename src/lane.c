@@ -31,7 +31,7 @@
 #include "stats.h"
 
 /* Rows of a lane claimed at once. */
-#define CLAIM_ROWS			128
+#define CLAIM_ROWS			DISPATCH_BATCH
 
 /* A lane whose server cannot be looked up is tried again so often. */
 #define LOOKUP_RETRY_MS		(60 * 1000)
