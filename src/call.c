@@ -83,6 +83,7 @@ struct FlowCall
 
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
 static dlist_head done = DLIST_STATIC_INIT(done);
+static bool send_no_more = false;	/* calls that are dispatched */
 
 static void call_on_end(TransferListener *listener, HttpTransfer *transfer);
 static void call_try_token(FlowCall *call);
@@ -226,7 +227,7 @@ call_finish_shared_failure(FlowCall *call, const TokenFailure *failure)
 	call_finish_transfer(call, &result, true, true, response);
 }
 
-/* End the call because the limiter has no place for it in time. */
+/* End the call because it has no place in time, or may not use it any more. */
 static void
 call_finish_held_back(FlowCall *call)
 {
@@ -288,6 +289,11 @@ call_send(FlowCall *call, const char *token)
 static void
 call_try_place(FlowCall *call)
 {
+	if (send_no_more && call->dispatching)
+	{
+		call_finish_held_back(call);
+		return;
+	}
 	/* while we waited for the token */
 	if (limiter_is_stale(&call->place))
 		limiter_abandon(&call->place);
@@ -596,6 +602,12 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	}
 	MemoryContextSwitchTo(old_context);
 	return call;
+}
+
+void
+flow_calls_send_no_more(void)
+{
+	send_no_more = true;
 }
 
 const FlowOutcome *

@@ -72,6 +72,12 @@ typedef struct FlowLimits
 } FlowLimits;
 
 /*
+ * From now on no call is sent that got its place from its caller: it ends as
+ * held back.  For a process that is about to end.
+ */
+extern void flow_calls_send_no_more(void);
+
+/*
  * Start a call.  Its memory is a child of parent, and so is everything that
  * has to be given up with it.  server and request must outlive it; server's
  * secrets are wiped when it goes.  Needs a transaction.

@@ -3,8 +3,8 @@
  * codes.c
  *	  What each answer of the platform means and what a caller should do.
  *
- * An answer is judged by the most specific thing it says: data.code, else
- * the outer code, else the HTTP status, else what is wrong with its bytes.
+ * An answer is judged by its outer code if that is a known one, else by
+ * data.code, else by the HTTP status, else by what is wrong with its bytes.
  * There is one table for each, and nothing else in the extension knows a
  * code.  "msg" is never looked at: the platform says that it may change.
  *

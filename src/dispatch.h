@@ -146,6 +146,12 @@ extern void claim_write_ids(Dispatch *dispatch);
 /* lane.c: calls that have ended become ended flights, to be recorded */
 extern void lane_take_ended(Dispatch *dispatch);
 
+/*
+ * lane.c: the calls of the last num flights, of which nothing was sent, end as if
+ * they had never been made
+ */
+extern void lane_give_back(Dispatch *dispatch, int num);
+
 /* lane.c: forget the flights whose ends are recorded */
 extern void lane_forget_ended(Dispatch *dispatch);
 
@@ -171,9 +177,17 @@ extern void record_decide_error(Flight *flight, int sqlstate, const char *messag
 extern void record_decide_expired(Flight *flight);
 extern void record_decide_not_ours(Flight *flight);
 
-/* stop.c: SIGTERM ends this process, but is put off from here to there */
+/*
+ * stop.c: from stop_init on SIGTERM only tells us to end.  Told while a
+ * transaction between begin_work and end_work takes too long, it ends us at the
+ * next check of interrupts (ProcDiePending).
+ */
 extern void stop_init(void);
-extern void stop_put_off(void);
-extern void stop_take_up(void);
+extern void stop_begin_work(void);
+extern void stop_end_work(void);
+extern bool stop_is_told(void);
+
+/* stop.c: when we were told; now, if by something else than SIGTERM */
+extern TimestampTz stop_told_at(void);
 
 #endif							/* FEISHU_DISPATCH_H */

@@ -73,11 +73,13 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 #define BATCH_DELAY_MS		10
 
 /*
- * Told to end, answers are waited for so long, and written within this time: a
- * fast shutdown is to take less than a second.
+ * From when it is told to end, the dispatcher waits for answers so long, and
+ * has so long in all: a fast shutdown is to take less than a second.  Who asks
+ * otherwise than by SIGTERM sends that after STOP_ASK_MS (launcher_slots.c).
  */
 #define DRAIN_MS			400
-#define FINISH_MS			500
+#define FINISH_MS			900
+#define FINISH_LEAST_MS		100
 
 /* After so many rows found new at once, all lanes are looked for, but not more
  * often than this. */
@@ -198,7 +200,7 @@ typedef struct Work
 
 /*
  * Take answers that come in time, first of all those that have come already.
- * Nothing is claimed any more.
+ * Nothing is sent any more.
  */
 static void
 drain(TimestampTz until, uint32 wait_event)
@@ -206,15 +208,15 @@ drain(TimestampTz until, uint32 wait_event)
 	int			num_ended;
 
 	HOLD_INTERRUPTS();
+	flow_calls_send_no_more();
 	do
 	{
 		num_ended = dispatch.num_ended;
-		flow_calls_turn(GetCurrentTimestamp(), wait_event);
+		flow_calls_turn(0, wait_event);
 		lane_take_ended(&dispatch);
 	} while (dispatch.num_ended > num_ended);
 
-	/* being told again ends the wait */
-	while (dispatch.num_flights > 0 && !ProcDiePending && GetCurrentTimestamp() < until)
+	while (dispatch.num_flights > 0 && GetCurrentTimestamp() < until)
 	{
 		flow_calls_turn(until, wait_event);
 		lane_take_ended(&dispatch);
@@ -224,18 +226,22 @@ drain(TimestampTz until, uint32 wait_event)
 }
 
 /*
- * Told to end: record what has ended and what ends soon, so that no answer is
- * lost.  Not at any price: somebody may have locked the tables, and being told
- * once more ends us.
+ * Told to end: record what has ended and, if there is time to wait, what ends
+ * soon, so that no answer is lost.  Not at any price: somebody may have locked
+ * the tables.
  */
 static void
-finish_and_exit(TimestampTz drain_until, uint32 wait_event)
+finish_and_exit(bool wait, uint32 wait_event)
 {
-	ProcDiePending = false;
-	drain(drain_until, wait_event);
+	TimestampTz told_at = stop_told_at();
+	long		left_ms;
+
+	drain(wait ? TimestampTzPlusMilliseconds(told_at, DRAIN_MS) : 0, wait_event);
 	if (dispatch.num_ended > 0)
 	{
-		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
+		left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												  TimestampTzPlusMilliseconds(told_at, FINISH_MS));
+		enable_timeout_after(STATEMENT_TIMEOUT, (int) Max(left_ms, FINISH_LEAST_MS));
 		begin_work();
 		record_ended(&dispatch);
 		lane_forget_ended(&dispatch);
@@ -252,7 +258,7 @@ take_news(Work *work, uint32 wait_event)
 	DispatchNews news;
 
 	if (!launcher_take_news(&news))
-		finish_and_exit(0, wait_event);
+		finish_and_exit(false, wait_event);
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
 }
@@ -295,12 +301,16 @@ has_work(const Work *work, TimestampTz now)
 	return false;
 }
 
-/* When has_work may become true without anything happening. */
+/* When has_work may become true, or something else be to do, without anything
+ * happening. */
 static TimestampTz
 next_work(const Work *work)
 {
 	TimestampTz at = Min(work->poll_at, Min(work->discover_at, work->purge_at));
 
+	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
+		ConfigReloadPending || stop_is_told())
+		return 0;
 	if (dispatch.num_ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS));
 	for (int i = 0; i < dispatch.num_lanes; i++)
@@ -337,8 +347,8 @@ reopen_lanes(void)
 	}
 }
 
-/* One transaction. */
-static void
+/* One transaction.  Returns how many flights it began: the last ones. */
+static int
 do_work(Work *work, TimestampTz now)
 {
 	int			num_ended = dispatch.num_ended;
@@ -375,7 +385,8 @@ do_work(Work *work, TimestampTz now)
 	 * flight any more */
 	lane_forget_ended(&dispatch);
 	work->claimed_at = GetCurrentTimestamp();
-	lane_claim_all(&dispatch, work->claimed_at);
+	if (!stop_is_told())
+		lane_claim_all(&dispatch, work->claimed_at);
 	record_holds(&dispatch);
 	if (num_ended > 0 || dispatch.num_flights != before || dispatch.num_ended > 0)
 		claim_write_ids(&dispatch);
@@ -384,6 +395,7 @@ do_work(Work *work, TimestampTz now)
 	dispatch.claim_durably = false;
 	if (num_ended > 0)
 		wakeup_broadcast();
+	return dispatch.num_flights - before;
 }
 
 /*
@@ -457,7 +469,7 @@ feishu_dispatcher_main(Datum main_arg)
 
 	database = launcher_attach_dispatcher(DatumGetInt32(main_arg));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	stop_init();
+	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	pgstat_report_activity(STATE_IDLE, "idle");
@@ -495,6 +507,7 @@ feishu_dispatcher_main(Datum main_arg)
 	begin_work();
 	claim_recover(&dispatch);
 	end_work(true);
+	stop_init();
 	work.discover_all = true;
 	work.control = true;
 	work.poll_at = GetCurrentTimestamp();
@@ -508,9 +521,8 @@ feishu_dispatcher_main(Datum main_arg)
 		TimestampTz now;
 
 		/* a shutdown is nothing to log as FATAL */
-		if (ProcDiePending)
-			finish_and_exit(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DRAIN_MS),
-							wait_event);
+		if (stop_is_told())
+			finish_and_exit(true, wait_event);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{
@@ -526,25 +538,33 @@ feishu_dispatcher_main(Datum main_arg)
 		now = GetCurrentTimestamp();
 		if (has_work(&work, now))
 		{
-			stop_put_off();
-			do_work(&work, now);
+			int			begun;
+
+			stop_begin_work();
+			begun = do_work(&work, now);
 
 			/*
-			 * Not put off any longer.  If the commit waited for a standby, it has
-			 * given the wait up, and the standby need not have the claims: nothing
-			 * may be sent.
+			 * Told while the commit waited for a standby, it has given the wait up:
+			 * the standby need not have the claims, so nothing may be sent.
 			 */
 			if (ProcDiePending)
 				proc_exit(0);
-			stop_take_up();
+			stop_end_work();
+			if (stop_is_told())
+			{
+				lane_give_back(&dispatch, begun);
+				finish_and_exit(true, wait_event);
+			}
 			flush_claims();
 			report_activity();
 		}
 
 		/*
 		 * A turn after each transaction, or calls would stand still while one
-		 * is always due.  Told to end, it returns: there may be ends to record.
+		 * is always due.  Whoever told us something meanwhile has set the latch,
+		 * which a wait in the transaction may have reset.
 		 */
+		take_news(&work, wait_event);
 		HOLD_INTERRUPTS();
 		flow_calls_turn(next_work(&work), wait_event);
 		RESUME_INTERRUPTS();

@@ -74,10 +74,27 @@ lane_take_ended(Dispatch *dispatch)
 		const FlowOutcome *outcome = flow_call_outcome(call);
 
 		record_decide(flight, outcome);
-		stats_count_call(flight->serverid,
-						 flight->request.namespace_name, flight->request.flow_id,
-						 outcome, flight->attempts > 1,
-						 GetCurrentTimestamp() - flight->started);
+		if (!outcome->held_back)
+			stats_count_call(flight->serverid,
+							 flight->request.namespace_name, flight->request.flow_id,
+							 outcome, flight->attempts > 1,
+							 GetCurrentTimestamp() - flight->started);
+		flight_ended(dispatch, flight);
+	}
+}
+
+/* Of the last flights nothing was sent, nor will be. */
+void
+lane_give_back(Dispatch *dispatch, int num)
+{
+	while (num-- > 0)
+	{
+		Flight	   *flight = dlist_tail_element(Flight, node, &dispatch->flights);
+
+		flow_call_free(flight->call);
+		flight->call = NULL;
+		flight->state = 'q';
+		flight->silent = true;
 		flight_ended(dispatch, flight);
 	}
 }

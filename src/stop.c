@@ -1,13 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * stop.c
- *	  How a dispatcher is told to end while it must not.
+ *	  How a dispatcher is told to end.
  *
- * A worker that gets SIGTERM ends at its next CHECK_FOR_INTERRUPTS.  In the
- * middle of the transaction that records ends, all answers in it would be
- * lost: the flows ran, would be sent again, and be "unconfirmed".  So while
- * that transaction is open the signal is put off, though not for ever, since
- * somebody may have locked the tables.
+ * A worker that gets SIGTERM usually ends at its next CHECK_FOR_INTERRUPTS.
+ * In the middle of the transaction that records ends, all answers in it would
+ * be lost: the flows ran, would be sent again, and be "unconfirmed".  So the
+ * dispatcher is only told, and ends where it likes to, which is between two
+ * transactions.  But somebody may have locked the tables, or a standby may
+ * not answer: a transaction that has taken PATIENCE_MS ends us at once when we
+ * are told.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -18,28 +20,29 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
 
-/* A signal is put off for so many looks, so far apart, at most. */
-#define LOOKS				4
-#define LOOK_MS				150
+#define PATIENCE_MS			450
 
-static TimeoutId look_timeout;
-static volatile sig_atomic_t put_off = false;
+static TimeoutId patience_timeout;
 static volatile sig_atomic_t told = false;
-static volatile sig_atomic_t looks = 0;
+static volatile sig_atomic_t impatient = false;	/* the transaction takes long */
+static TimestampTz told_at = 0;
 
 /* As die() does. */
 static void
 end_at_next_check(void)
 {
-	InterruptPending = true;
-	ProcDiePending = true;
-	SetLatch(MyLatch);
+	if (!proc_exit_inprogress)
+	{
+		InterruptPending = true;
+		ProcDiePending = true;
+	}
 }
 
 /* SIGTERM */
@@ -48,44 +51,52 @@ on_sigterm(SIGNAL_ARGS)
 {
 	int			save_errno = errno;
 
-	if (put_off)
-		told = true;
-	else
+	if (!told)
+		told_at = GetCurrentTimestamp();
+	told = true;
+	if (impatient)
 		end_at_next_check();
+	SetLatch(MyLatch);
 	errno = save_errno;
 }
 
-/* Every LOOK_MS while the signal is put off. */
+/* PATIENCE_MS are over.  (The latch is set by timeout.c.) */
 static void
-on_look(void)
+on_patience_over(void)
 {
-	if (told && ++looks >= LOOKS)
+	impatient = true;
+	if (told)
 		end_at_next_check();
 }
 
 void
 stop_init(void)
 {
-	look_timeout = RegisterTimeout(USER_TIMEOUT, on_look);
+	patience_timeout = RegisterTimeout(USER_TIMEOUT, on_patience_over);
 	pqsignal(SIGTERM, on_sigterm);
 }
 
-void
-stop_put_off(void)
+bool
+stop_is_told(void)
 {
-	looks = 0;
-	put_off = true;
-	enable_timeout_every(look_timeout,
-						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_MS),
-						 LOOK_MS);
+	return told || ProcDiePending;
+}
+
+TimestampTz
+stop_told_at(void)
+{
+	return told ? told_at : GetCurrentTimestamp();
 }
 
 void
-stop_take_up(void)
+stop_begin_work(void)
 {
-	disable_timeout(look_timeout, false);
-	put_off = false;
-	if (told)
-		end_at_next_check();
-	told = false;
+	enable_timeout_after(patience_timeout, PATIENCE_MS);
+}
+
+void
+stop_end_work(void)
+{
+	disable_timeout(patience_timeout, false);
+	impatient = false;
 }

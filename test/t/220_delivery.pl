@@ -414,7 +414,25 @@ wait_until('polls follow each other', sub { my @polls = slurp_file($node->logfil
 $id = enqueue($session, server => "s$apps");
 succeeds($session, "SELECT feishu.wait_flow($id, '60s')", 'flows are sent though each slow poll takes longer than the time between two');
 $session->value('DROP FUNCTION slow CASCADE');
-$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'\nlog_lock_waits = on\ndeadlock_timeout = '100ms'");
+$node->reload;
+new_server();
+$mock->fault(type => 'hold');
+$id = enqueue($session, server => "s$apps");
+until_true($session, 'it is sent', "SELECT sending = 1 FROM feishu.dispatch_status WHERE server = 's$apps'");
+my $locker = FeishuFlow::Session->new($node);
+$locker->value("BEGIN; SELECT id FROM feishu.outbox WHERE id = $id FOR UPDATE");
+$mock->release;
+$mock->well;
+until_true($session, 'the dispatcher waits for a row', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = " . dispatcher($session));
+$id = enqueue($session, server => "s$apps");
+wait_until('that is logged', sub { slurp_file($node->logfile) =~ /still waiting for/ });
+$locker->value('COMMIT');
+$locker->quit;
+succeeds($session, "SELECT feishu.wait_flow($id, '60s')", 'what is queued while the dispatcher waits for a lock is sent after that');
+my @waits = slurp_file($node->logfile) =~ /still waiting for/g;
+is(scalar(@waits), 1, '... of which the log has one line');
+$node->append_conf('postgresql.conf', "log_lock_waits = off\ndeadlock_timeout = '1s'");
 $node->reload;
 unlike(slurp_file($node->logfile), qr/holds back flows for server "$gone"/, 'of a dropped server without flows the log says nothing');
 

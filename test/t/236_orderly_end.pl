@@ -77,52 +77,6 @@ foreach my $round (1 .. 4)
 	told_to_end(sub { kill 'TERM', $_[0]; told($_[0]) }, \&hold);
 	all_were_recorded("terminated, round $round");
 }
-
-# It waits a little for what is under way, and for what it is writing: on a
-# machine that is busy with something else that may be too little, once.
-sub told_in_time
-{
-	my ($name, $deed) = @_;
-	my $recorded;
-	foreach my $round (1 .. 5)
-	{
-		$session = FeishuFlow::Session->new($node);
-		my $pid = until_dispatcher($session);
-		$session->value("SELECT feishu.purge_flows('infinity')");
-		begin_anew($mock, $session);
-		$mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
-		enqueue_many($session, 1, $flows);
-		$mock->wait_for($flows, kind => 'execute');
-		until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status");
-		$deed->($pid);
-		wait_until('it has ended', sub { !alive($pid) });
-		$mock->well;
-		until_ended($session);
-		$recorded = $session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows");
-		$session->quit;
-		note("round $round: $recorded");
-		last if $recorded eq 'succeeded 1';
-	}
-	is($recorded, 'succeeded 1', $name);
-	is($mock->executes, $flows, '... and none is sent again');
-	return;
-}
-told_in_time('told to end, it waits for answers that come soon', sub {
-	my ($pid) = @_;
-	kill 'TERM', $pid;
-	wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
-	$mock->release;
-});
-told_in_time('told to end while it records answers, it records them', sub {
-	my ($pid) = @_;
-	my $other = FeishuFlow::Session->new($node);
-	$other->value('BEGIN; SELECT id FROM feishu.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');
-	$mock->release;
-	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
-	kill 'TERM', $pid;
-	$other->value('COMMIT');
-	$other->quit;
-});
 unlike(slurp_file($node->logfile), qr/FATAL:  .*background worker|ERROR:/, 'it ends in good order');
 
 done_testing();

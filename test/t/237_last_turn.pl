@@ -1,0 +1,117 @@
+
+# What a dispatcher that is told to end still does: it finishes what it is
+# writing and waits a little for answers, but sends nothing new.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main');
+create_server($node, 'feishu', { base_url => $mock->url });
+my $session;
+my $flows = 60;
+
+# It waits a little for what is under way, and for what it is writing: on a
+# machine that is busy with something else that may be too little, once.
+sub told_in_time
+{
+	my ($name, $deed) = @_;
+	my $recorded;
+	foreach my $round (1 .. 5)
+	{
+		$session = FeishuFlow::Session->new($node);
+		my $pid = until_dispatcher($session);
+		$session->value("SELECT feishu.purge_flows('infinity')");
+		begin_anew($mock, $session);
+		$mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
+		enqueue_many($session, 1, $flows);
+		$mock->wait_for($flows, kind => 'execute');
+		until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status");
+		$deed->($pid);
+		wait_until('it has ended', sub { !alive($pid) });
+		$mock->well;
+		until_ended($session);
+		$recorded = $session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows");
+		$session->quit;
+		note("round $round: $recorded");
+		last if $recorded eq 'succeeded 1';
+	}
+	is($recorded, 'succeeded 1', $name);
+	is($mock->executes, $flows, '... and none is sent again');
+	return;
+}
+told_in_time('told to end, it waits for answers that come soon', sub {
+	my ($pid) = @_;
+	kill 'TERM', $pid;
+	wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+	$mock->release;
+});
+told_in_time('told to end while it records answers, it records them', sub {
+	my ($pid) = @_;
+	my $other = FeishuFlow::Session->new($node);
+	$other->value('BEGIN; SELECT id FROM feishu.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');
+	$mock->release;
+	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+	kill 'TERM', $pid;
+	$other->value('COMMIT');
+	$other->quit;
+});
+
+# What it does not need to send any more, it does not.
+sub nothing_new
+{
+	my ($name, $sent, $deed) = @_;
+	$session = FeishuFlow::Session->new($node);
+	my $pid = until_dispatcher($session);
+	$session->value("SELECT feishu.purge_flows('infinity')");
+	begin_anew($mock, $session);
+	$deed->($pid);
+	wait_until('it has ended', sub { !alive($pid) });
+	is($mock->executes, $sent, $name);
+	$mock->well;
+	$session->value("SELECT feishu.resume_server(srvname) FROM pg_foreign_server");
+	until_ended($session);
+	is($session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows"), 'succeeded 1', '... until it is there again');
+	$session->quit;
+	return;
+}
+nothing_new('told to end while it records answers, it claims nothing more', $flows, sub {
+	my ($pid) = @_;
+	$mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
+	enqueue_many($session, 1, $flows);
+	$mock->wait_for($flows, kind => 'execute');
+	until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status");
+	my $other = FeishuFlow::Session->new($node);
+	$other->value('BEGIN; SELECT id FROM feishu.outbox ORDER BY id FOR UPDATE');
+	$mock->release;
+	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+	enqueue_many($session, 1 + $flows, 2 * $flows);
+	# the next one is not to send them; this one hears of it too late
+	$session->value("SELECT feishu.pause_server('feishu')");
+	kill 'TERM', $pid;
+	$other->value('COMMIT');
+	$other->quit;
+});
+nothing_new('told to end before a token came, it sends nothing', 0, sub {
+	my ($pid) = @_;
+	$mock->config(apps => { cli_other => 'other-secret' });
+	create_server($node, 'other', { base_url => $mock->url }, { app_id => 'cli_other', app_secret => 'other-secret' });
+	$mock->rules([ { kind => 'token' }, { type => 'hold' } ]);
+	enqueue_many($session, 1, $flows, server => 'other');
+	until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status WHERE server = 'other'");
+	$session->value("SELECT feishu.pause_server('other')");
+	kill 'TERM', $pid;
+	wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+	$mock->release;
+});
+unlike(slurp_file($node->logfile), qr/FATAL:  .*background worker|ERROR:/, 'it ends in good order');
+
+done_testing();
