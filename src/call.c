@@ -289,11 +289,6 @@ call_send(FlowCall *call, const char *token)
 static void
 call_try_place(FlowCall *call)
 {
-	if (send_no_more && call->dispatching)
-	{
-		call_finish_held_back(call);
-		return;
-	}
 	/* while we waited for the token */
 	if (limiter_is_stale(&call->place))
 		limiter_abandon(&call->place);
@@ -471,6 +466,11 @@ call_try_token(FlowCall *call)
 	TokenFailure failure;
 	TokenState	state;
 
+	if (send_no_more && call->dispatching)
+	{
+		call_finish_held_back(call);
+		return;
+	}
 	state = token_cache_acquire(&call->lease, call->limits.deadline, &failure);
 	if (state == TOKEN_READY_REFRESH)
 		token_fetch_start(TopMemoryContext, call->server, &call->lease,
@@ -608,6 +608,13 @@ void
 flow_calls_send_no_more(void)
 {
 	send_no_more = true;
+}
+
+bool
+flow_call_is_sent(const FlowCall *call)
+{
+	return call->state == CALL_DONE ||
+		(call->state == CALL_SENDING && http_transfer_is_sent(call->transfer));
 }
 
 const FlowOutcome *

@@ -72,10 +72,13 @@ typedef struct FlowLimits
 } FlowLimits;
 
 /*
- * From now on no call is sent that got its place from its caller: it ends as
- * held back.  For a process that is about to end.
+ * From now on a call that got its place from its caller asks for no token, also
+ * not for another one: it ends as held back.  For a process that is about to end.
  */
 extern void flow_calls_send_no_more(void);
+
+/* May the platform have received the flow, now or in the end? */
+extern bool flow_call_is_sent(const FlowCall *call);
 
 /*
  * Start a call.  Its memory is a child of parent, and so is everything that

@@ -146,11 +146,8 @@ extern void claim_write_ids(Dispatch *dispatch);
 /* lane.c: calls that have ended become ended flights, to be recorded */
 extern void lane_take_ended(Dispatch *dispatch);
 
-/*
- * lane.c: the calls of the last num flights, of which nothing was sent, end as if
- * they had never been made
- */
-extern void lane_give_back(Dispatch *dispatch, int num);
+/* lane.c: flights of which nothing was sent yet end as if never begun */
+extern void lane_give_back_unsent(Dispatch *dispatch);
 
 /* lane.c: forget the flights whose ends are recorded */
 extern void lane_forget_ended(Dispatch *dispatch);
@@ -187,7 +184,7 @@ extern void stop_begin_work(void);
 extern void stop_end_work(void);
 extern bool stop_is_told(void);
 
-/* stop.c: when we were told; now, if by something else than SIGTERM */
-extern TimestampTz stop_told_at(void);
+/* stop.c: what is left of so many ms from when we were told by SIGTERM, or now */
+extern int	stop_left_ms(int limit_ms);
 
 #endif							/* FEISHU_DISPATCH_H */

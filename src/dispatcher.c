@@ -200,15 +200,17 @@ typedef struct Work
 
 /*
  * Take answers that come in time, first of all those that have come already.
- * Nothing is sent any more.
+ * No flow is sent any more.
  */
 static void
-drain(TimestampTz until, uint32 wait_event)
+drain(int ms, uint32 wait_event)
 {
 	int			num_ended;
+	int			left_ms;
 
 	HOLD_INTERRUPTS();
 	flow_calls_send_no_more();
+	lane_give_back_unsent(&dispatch);
 	do
 	{
 		num_ended = dispatch.num_ended;
@@ -216,9 +218,9 @@ drain(TimestampTz until, uint32 wait_event)
 		lane_take_ended(&dispatch);
 	} while (dispatch.num_ended > num_ended);
 
-	while (dispatch.num_flights > 0 && GetCurrentTimestamp() < until)
+	while (dispatch.num_flights > 0 && (left_ms = stop_left_ms(ms)) > 0)
 	{
-		flow_calls_turn(until, wait_event);
+		flow_calls_turn(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), left_ms), wait_event);
 		lane_take_ended(&dispatch);
 	}
 	ProcDiePending = false;
@@ -231,17 +233,12 @@ drain(TimestampTz until, uint32 wait_event)
  * the tables.
  */
 static void
-finish_and_exit(bool wait, uint32 wait_event)
+finish_and_exit(int drain_ms, uint32 wait_event)
 {
-	TimestampTz told_at = stop_told_at();
-	long		left_ms;
-
-	drain(wait ? TimestampTzPlusMilliseconds(told_at, DRAIN_MS) : 0, wait_event);
+	drain(drain_ms, wait_event);
 	if (dispatch.num_ended > 0)
 	{
-		left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-												  TimestampTzPlusMilliseconds(told_at, FINISH_MS));
-		enable_timeout_after(STATEMENT_TIMEOUT, (int) Max(left_ms, FINISH_LEAST_MS));
+		enable_timeout_after(STATEMENT_TIMEOUT, Max(stop_left_ms(FINISH_MS), FINISH_LEAST_MS));
 		begin_work();
 		record_ended(&dispatch);
 		lane_forget_ended(&dispatch);
@@ -258,7 +255,7 @@ take_news(Work *work, uint32 wait_event)
 	DispatchNews news;
 
 	if (!launcher_take_news(&news))
-		finish_and_exit(false, wait_event);
+		finish_and_exit(0, wait_event);
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
 }
@@ -347,8 +344,8 @@ reopen_lanes(void)
 	}
 }
 
-/* One transaction.  Returns how many flights it began: the last ones. */
-static int
+/* One transaction. */
+static void
 do_work(Work *work, TimestampTz now)
 {
 	int			num_ended = dispatch.num_ended;
@@ -395,7 +392,6 @@ do_work(Work *work, TimestampTz now)
 	dispatch.claim_durably = false;
 	if (num_ended > 0)
 		wakeup_broadcast();
-	return dispatch.num_flights - before;
 }
 
 /*
@@ -522,7 +518,7 @@ feishu_dispatcher_main(Datum main_arg)
 
 		/* a shutdown is nothing to log as FATAL */
 		if (stop_is_told())
-			finish_and_exit(true, wait_event);
+			finish_and_exit(DRAIN_MS, wait_event);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{
@@ -538,33 +534,27 @@ feishu_dispatcher_main(Datum main_arg)
 		now = GetCurrentTimestamp();
 		if (has_work(&work, now))
 		{
-			int			begun;
-
 			stop_begin_work();
-			begun = do_work(&work, now);
+			do_work(&work, now);
+			stop_end_work();
 
 			/*
-			 * Told while the commit waited for a standby, it has given the wait up:
-			 * the standby need not have the claims, so nothing may be sent.
+			 * Whoever told us something meanwhile has set the latch, which a wait
+			 * in the transaction may have reset.  Told to end, what was claimed is
+			 * not sent: if the commit waited for a standby, it has given that up,
+			 * and the standby need not have the claims.
 			 */
-			if (ProcDiePending)
-				proc_exit(0);
-			stop_end_work();
 			if (stop_is_told())
-			{
-				lane_give_back(&dispatch, begun);
-				finish_and_exit(true, wait_event);
-			}
+				finish_and_exit(DRAIN_MS, wait_event);
+			take_news(&work, wait_event);
 			flush_claims();
 			report_activity();
 		}
 
 		/*
 		 * A turn after each transaction, or calls would stand still while one
-		 * is always due.  Whoever told us something meanwhile has set the latch,
-		 * which a wait in the transaction may have reset.
+		 * is always due.
 		 */
-		take_news(&work, wait_event);
 		HOLD_INTERRUPTS();
 		flow_calls_turn(next_work(&work), wait_event);
 		RESUME_INTERRUPTS();

@@ -133,6 +133,9 @@ extern HttpTransfer *http_transfer_start(HttpLoop *loop, MemoryContext context,
  */
 extern void http_transfer_free(HttpTransfer *transfer);
 
+/* May the peer have received the request, or a part of it? */
+extern bool http_transfer_is_sent(const HttpTransfer *transfer);
+
 extern const HttpResult *http_transfer_result(const HttpTransfer *transfer);
 extern void *http_transfer_owner(const HttpTransfer *transfer);
 

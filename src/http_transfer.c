@@ -577,6 +577,13 @@ transfer_on_reset(void *arg)
 	}
 }
 
+bool
+http_transfer_is_sent(const HttpTransfer *transfer)
+{
+	return transfer->handle == NULL ? transfer->result.request_sent :
+		transfer_is_sent(transfer);
+}
+
 void
 http_transfer_free(HttpTransfer *transfer)
 {

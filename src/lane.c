@@ -83,14 +83,18 @@ lane_take_ended(Dispatch *dispatch)
 	}
 }
 
-/* Of the last flights nothing was sent, nor will be. */
+/* Flights of which nothing was sent yet end as if never begun. */
 void
-lane_give_back(Dispatch *dispatch, int num)
+lane_give_back_unsent(Dispatch *dispatch)
 {
-	while (num-- > 0)
-	{
-		Flight	   *flight = dlist_tail_element(Flight, node, &dispatch->flights);
+	dlist_mutable_iter iter;
 
+	dlist_foreach_modify(iter, &dispatch->flights)
+	{
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+		if (flow_call_is_sent(flight->call))
+			continue;
 		flow_call_free(flight->call);
 		flight->call = NULL;
 		flight->state = 'q';

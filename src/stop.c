@@ -20,10 +20,10 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/timeout.h"
-#include "utils/timestamp.h"
 
 #include "dispatch.h"
 
@@ -32,7 +32,7 @@
 static TimeoutId patience_timeout;
 static volatile sig_atomic_t told = false;
 static volatile sig_atomic_t impatient = false;	/* the transaction takes long */
-static TimestampTz told_at = 0;
+static instr_time told_at;
 
 /* As die() does. */
 static void
@@ -52,7 +52,7 @@ on_sigterm(SIGNAL_ARGS)
 	int			save_errno = errno;
 
 	if (!told)
-		told_at = GetCurrentTimestamp();
+		INSTR_TIME_SET_CURRENT(told_at);
 	told = true;
 	if (impatient)
 		end_at_next_check();
@@ -82,10 +82,16 @@ stop_is_told(void)
 	return told || ProcDiePending;
 }
 
-TimestampTz
-stop_told_at(void)
+int
+stop_left_ms(int limit_ms)
 {
-	return told ? told_at : GetCurrentTimestamp();
+	instr_time	since;
+
+	if (!told)
+		return limit_ms;
+	INSTR_TIME_SET_CURRENT(since);
+	INSTR_TIME_SUBTRACT(since, told_at);
+	return (int) Max(limit_ms - INSTR_TIME_GET_MILLISEC(since), 0);
 }
 
 void

@@ -68,22 +68,24 @@ told_in_time('told to end while it records answers, it records them', sub {
 # What it does not need to send any more, it does not.
 sub nothing_new
 {
-	my ($name, $sent, $deed) = @_;
+	my ($name, $deed) = @_;
 	$session = FeishuFlow::Session->new($node);
 	my $pid = until_dispatcher($session);
 	$session->value("SELECT feishu.purge_flows('infinity')");
 	begin_anew($mock, $session);
-	$deed->($pid);
+	my $sent = $deed->($pid);
 	wait_until('it has ended', sub { !alive($pid) });
 	is($mock->executes, $sent, $name);
 	$mock->well;
+	$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = on');
+	$node->reload;
 	$session->value("SELECT feishu.resume_server(srvname) FROM pg_foreign_server");
 	until_ended($session);
 	is($session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows"), 'succeeded 1', '... until it is there again');
 	$session->quit;
 	return;
 }
-nothing_new('told to end while it records answers, it claims nothing more', $flows, sub {
+nothing_new('told to end while it records answers, it claims nothing more', sub {
 	my ($pid) = @_;
 	$mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 	enqueue_many($session, 1, $flows);
@@ -99,19 +101,43 @@ nothing_new('told to end while it records answers, it claims nothing more', $flo
 	kill 'TERM', $pid;
 	$other->value('COMMIT');
 	$other->quit;
+	return $flows;
 });
-nothing_new('told to end before a token came, it sends nothing', 0, sub {
+nothing_new('asked to end while it records answers, it sends nothing more', sub {
 	my ($pid) = @_;
-	$mock->config(apps => { cli_other => 'other-secret' });
-	create_server($node, 'other', { base_url => $mock->url }, { app_id => 'cli_other', app_secret => 'other-secret' });
-	$mock->rules([ { kind => 'token' }, { type => 'hold' } ]);
-	enqueue_many($session, 1, $flows, server => 'other');
-	until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status WHERE server = 'other'");
-	$session->value("SELECT feishu.pause_server('other')");
-	kill 'TERM', $pid;
-	wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+	$mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
+	enqueue_many($session, 1, 300);
+	$mock->wait_for(192, kind => 'execute');
+	until_true($session, 'the claims are written', "SELECT sending = 192 FROM feishu.dispatch_status");
+	my $other = FeishuFlow::Session->new($node);
+	$other->value('BEGIN; SELECT id FROM feishu.outbox ORDER BY id FOR UPDATE');
 	$mock->release;
+	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+	my $sent = $mock->executes;
+	$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
+	$node->reload;
+	# most likely the launcher has asked when a session knows
+	until_true($session, 'the setting is known', "SELECT current_setting('feishu_flow.dispatch') = 'off'");
+	$other->value('COMMIT');
+	$other->quit;
+	return $sent;
 });
+$mock->config(apps => { map { +"cli_other$_" => 'other-secret' } 0, 1 });
+foreach my $in_time (0, 1)
+{
+	nothing_new('told to end before a token came, it sends nothing', sub {
+		my ($pid) = @_;
+		create_server($node, "other$in_time", { base_url => $mock->url }, { app_id => "cli_other$in_time", app_secret => 'other-secret' });
+		$mock->rules([ { kind => 'token' }, { type => 'hold' } ]);
+		enqueue_many($session, 1, $flows, server => "other$in_time");
+		until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status WHERE server = 'other$in_time'");
+		$session->value("SELECT feishu.pause_server('other$in_time')");
+		kill 'TERM', $pid;
+		wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+		$mock->release if $in_time;
+		return 0;
+	});
+}
 unlike(slurp_file($node->logfile), qr/FATAL:  .*background worker|ERROR:/, 'it ends in good order');
 
 done_testing();
