@@ -23,6 +23,9 @@ sub run_quietly
 	return ($ok, $out);
 }
 
+my (undef, $configured) = run_quietly($ENV{PG_CONFIG}, '--configure');
+plan(skip_all => 'this PostgreSQL speaks no other languages') if $configured !~ /--enable-nls/;
+
 # ---- the catalog ----
 
 # A copy of the sources, for init-po writes into them.
