@@ -73,13 +73,12 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 #define BATCH_DELAY_MS		10
 
 /*
- * From when it is told to end, the dispatcher waits for answers so long, and
- * has so long in all: a fast shutdown is to take less than a second.  Who asks
- * otherwise than by SIGTERM sends that after STOP_ASK_MS (launcher_slots.c).
+ * Told to end, the dispatcher waits for answers so long, and has so long to write
+ * them: that takes some ms, unless the disk is slow or somebody has locked the
+ * tables.  A fast shutdown is to take less than a second.
  */
 #define DRAIN_MS			400
-#define FINISH_MS			900
-#define FINISH_LEAST_MS		100
+#define FINISH_MS			800
 
 /* After so many rows found new at once, all lanes are looked for, but not more
  * often than this. */
@@ -238,7 +237,7 @@ finish_and_exit(int drain_ms, uint32 wait_event)
 	drain(drain_ms, wait_event);
 	if (dispatch.num_ended > 0)
 	{
-		enable_timeout_after(STATEMENT_TIMEOUT, Max(stop_left_ms(FINISH_MS), FINISH_LEAST_MS));
+		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
 		begin_work();
 		record_ended(&dispatch);
 		lane_forget_ended(&dispatch);

@@ -27,7 +27,7 @@
 
 #include "dispatch.h"
 
-#define PATIENCE_MS			450
+#define PATIENCE_MS			800
 
 static TimeoutId patience_timeout;
 static volatile sig_atomic_t told = false;
