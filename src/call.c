@@ -181,16 +181,7 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 
 	outcome->for_token = for_token;
 	outcome->url = for_token ? call->server->token_url : call->server->base_url;
-	outcome->too_large = result->outcome == HTTP_TOO_LARGE;
-	outcome->http_status = result->http_status;
-	outcome->reset_seconds = result->reset_seconds;
-	if (result->location[0] != '\0')
-		outcome->location = codec_printable(result->location, strlen(result->location),
-											HTTP_HEADER_SIZE);
-	outcome->duration_us = result->duration_us;
-	if (result->log_id[0] != '\0')
-		outcome->log_id = codec_printable(result->log_id, strlen(result->log_id),
-										  HTTP_HEADER_SIZE);
+	outcome_take_result(outcome, result);
 	mask_secrets(call, outcome->location);
 	mask_secrets(call, outcome->log_id);
 	if (response != NULL)
@@ -317,19 +308,6 @@ call_try_place(FlowCall *call)
 			  call->server->fixed_token : call->lease.token);
 }
 
-/* The platform's clock against ours, as far as an answer shows it. */
-static void
-check_clock(FlowCheck *check, const HttpResult *result)
-{
-	TimestampTz theirs;
-	TimestampTz ours = GetCurrentTimestamp();
-
-	if (result->date[0] == '\0' || !http_read_date(result->date, &theirs))
-		return;
-	check->has_clock = true;
-	check->clock_behind_us = theirs - (ours - ours % USECS_PER_SEC);
-}
-
 /* The token that is checked was had, or came from the user mapping. */
 static void
 call_begin_check(FlowCall *call)
@@ -362,7 +340,7 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	{
 		call->outcome.http_status = result->http_status;
 		call->outcome.duration_us = result->duration_us;
-		check_clock(check, result);
+		outcome_check_clock(check, result);
 	}
 	if (response != NULL && response->has_code)
 	{
@@ -405,7 +383,7 @@ call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
 			call_begin_check(call);
 			call->outcome.http_status = result->http_status;
 			call->outcome.duration_us = result->duration_us;
-			check_clock(call->outcome.check, result);
+			outcome_check_clock(call->outcome.check, result);
 			call_send(call, call->lease.token);
 		}
 		else

@@ -177,3 +177,30 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 			break;
 	}
 }
+
+void
+outcome_take_result(FlowOutcome *outcome, const HttpResult *result)
+{
+	outcome->too_large = result->outcome == HTTP_TOO_LARGE;
+	outcome->http_status = result->http_status;
+	outcome->reset_seconds = result->reset_seconds;
+	outcome->duration_us = result->duration_us;
+	if (result->location[0] != '\0')
+		outcome->location = codec_printable(result->location, strlen(result->location),
+											HTTP_HEADER_SIZE);
+	if (result->log_id[0] != '\0')
+		outcome->log_id = codec_printable(result->log_id, strlen(result->log_id),
+										  HTTP_HEADER_SIZE);
+}
+
+void
+outcome_check_clock(FlowCheck *check, const HttpResult *result)
+{
+	TimestampTz theirs;
+	TimestampTz ours = GetCurrentTimestamp();
+
+	if (result->date[0] == '\0' || !http_read_date(result->date, &theirs))
+		return;
+	check->has_clock = true;
+	check->clock_behind_us = theirs - (ours - ours % USECS_PER_SEC);
+}

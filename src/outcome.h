@@ -30,4 +30,10 @@ extern void outcome_hold_back(FlowOutcome *outcome, LimiterPause why,
 extern void outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 							   const FlowLimits *limits, const HttpResult *result);
 
+/* What a transfer's result shows whatever became of it; text in the current context. */
+extern void outcome_take_result(FlowOutcome *outcome, const HttpResult *result);
+
+/* The platform's clock against ours, as far as an answer shows it. */
+extern void outcome_check_clock(FlowCheck *check, const HttpResult *result);
+
 #endif							/* FEISHU_OUTCOME_H */

@@ -13,7 +13,7 @@ use FeishuFlow;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time usleep);
+use Time::HiRes qw(time);
 
 # What is refused at once has minutes to wait otherwise.
 my $AT_ONCE = 1 * $FeishuFlow::SLOW;
@@ -91,7 +91,8 @@ sub until_kept
 	{
 		my $server = new_server(max_rate => $max_rate);
 		succeeds($session, flow(server => $server), 'a call');
-		usleep(1_200_000);    # a new window, also of the mock's
+		my $called = time();
+		wait_until('that call is in no window any more, also not the mock\'s', sub { time() - $called > 1.2 });
 		$mock->mark;
 		my $started = time();
 		@results = all_call($server, $calls, @sessions[ 0 .. $callers - 1 ]);

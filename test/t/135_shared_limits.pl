@@ -12,7 +12,7 @@ use lib "$FindBin::RealBin/../lib";
 use FeishuFlow;
 use FeishuQueue;
 use Test::More;
-use Time::HiRes qw(time usleep);
+use Time::HiRes qw(time);
 
 # What is refused at once has minutes to wait otherwise.
 my $AT_ONCE = 1 * $FeishuFlow::SLOW;
@@ -108,7 +108,8 @@ enqueue_many($queues[0], 1, 10, server => $server);
 until_true($queues[0], 'the app is paused', "SELECT paused FROM feishu.dispatch_status WHERE server = '$server'");
 like($queues[0]->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$server'"), qr/quota/, '... which pauses the queue');
 is($mock->executes, 0, '... and nothing is sent');
-usleep(1_100_000);    # a call may try once a second
+my $refused_at = time();
+wait_until('a call may try again: once a second', sub { time() - $refused_at > 1.1 });
 succeeds($callers[0], flow(server => $server, params => '{"n": 11}'), 'a call that goes well');
 until_ended($queues[0], "server = '$server'");
 started_once($mock, 11, '... lets the queue go on');
