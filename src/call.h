@@ -72,15 +72,6 @@ typedef struct FlowLimits
 } FlowLimits;
 
 /*
- * From now on a call that got its place from its caller asks for no token, also
- * not for another one: it ends as held back.  For a process that is about to end.
- */
-extern void flow_calls_send_no_more(void);
-
-/* May the platform have received the flow, now or in the end? */
-extern bool flow_call_is_sent(const FlowCall *call);
-
-/*
  * Start a call.  Its memory is a child of parent, and so is everything that
  * has to be given up with it.  server and request must outlive it; server's
  * secrets are wiped when it goes.  Needs a transaction.
@@ -112,5 +103,14 @@ extern void flow_calls_turn(TimestampTz until, uint32 wait_event);
 
 /* The next call that has ended and was not handed out, or NULL. */
 extern FlowCall *flow_calls_next_done(void);
+
+/*
+ * From now on a call that got its place from its caller asks for no token, also
+ * not for another one: it ends as held back.  For a process that is about to end.
+ */
+extern void flow_calls_send_no_more(void);
+
+/* May the platform have received the flow, now or in the end? */
+extern bool flow_call_is_sent(const FlowCall *call);
 
 #endif							/* FEISHU_CALL_H */
