@@ -110,7 +110,7 @@ extern FlowCall *flow_calls_next_done(void);
  */
 extern void flow_calls_send_no_more(void);
 
-/* May the platform have received the flow, now or in the end? */
+/* May the platform have received the flow?  Also true of any call that has ended. */
 extern bool flow_call_is_sent(const FlowCall *call);
 
 #endif							/* FEISHU_CALL_H */
