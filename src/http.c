@@ -156,15 +156,21 @@ http_loop_get(void)
 	if (!initialized)
 		initialized = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
 	if (initialized)
+	{
 		loop->multi = curl_multi_init();
-	ok = loop->multi != NULL &&
+		loop->headers = http_headers_create();
+	}
+	ok = loop->multi != NULL && loop->headers != NULL &&
 		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETFUNCTION, on_socket) == CURLM_OK &&
 		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETDATA, loop) == CURLM_OK &&
 		curl_multi_setopt(loop->multi, CURLMOPT_TIMERFUNCTION, on_timer) == CURLM_OK &&
 		curl_multi_setopt(loop->multi, CURLMOPT_TIMERDATA, loop) == CURLM_OK &&
 		curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, HTTP_MAX_IDLE_CONNECTIONS) == CURLM_OK;
-	if (!ok && loop->multi != NULL)
-		curl_multi_cleanup(loop->multi);
+	if (!ok)
+	{
+		curl_multi_cleanup(loop->multi);	/* NULL will do */
+		curl_slist_free_all(loop->headers);
+	}
 	curl_leave(&saved);
 
 	if (!ok)

@@ -8,6 +8,10 @@
  * set to: their URL, and the CA they trust.  Nothing here throws; signals are
  * blocked by the caller, see http.c.
  *
+ * libcurl copies a path, and the headers that it makes itself, character by
+ * character through its printf, twice.  So it gets only the host of a URL to
+ * parse, the rest as the request's target, and all headers ready-made.
+ *
  * Copyright (c) 2026, feishu_flow contributors
  *
  * src/http_handle.c
@@ -25,16 +29,36 @@
  */
 #define HTTP_CA_SECONDS			10L
 
+struct curl_slist *
+http_headers_create(void)
+{
+	char		user_agent[64];
+	struct curl_slist *first;
+
+	/* without the packager's name, which follows a blank */
+	snprintf(user_agent, sizeof(user_agent), "User-Agent: feishu_flow/%s PostgreSQL/%.*s",
+			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
+
+	first = curl_slist_append(NULL, user_agent);
+	if (first != NULL && curl_slist_append(first, "Accept-Encoding: gzip") == NULL)
+	{
+		curl_slist_free_all(first);
+		first = NULL;
+	}
+	return first;
+}
+
+const char *
+http_user_agent(const HttpLoop *loop)
+{
+	return loop->headers->data + strlen("User-Agent: ");
+}
+
 /* Settings that no request changes. */
 static bool
 handle_configure(HttpLoop *loop, CURL *easy)
 {
-	char		user_agent[64];
 	bool		ok = true;
-
-	/* without the packager's name, which follows a blank */
-	snprintf(user_agent, sizeof(user_agent), "feishu_flow/%s PostgreSQL/%.*s",
-			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
 
 	SET(CURLOPT_NOSIGNAL, 1L);
 	SET(FEISHU_CURLOPT_PROTOCOLS, FEISHU_CURL_PROTOCOLS);
@@ -42,7 +66,6 @@ handle_configure(HttpLoop *loop, CURL *easy)
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
 	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-	SET(CURLOPT_USERAGENT, user_agent);
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	SET(CURLOPT_NOPROXY, "");	/* the server's proxy option alone decides */
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
@@ -63,6 +86,7 @@ handle_configure(HttpLoop *loop, CURL *easy)
 #endif
 	/* Optional features of a libcurl build: no harm if they are missing. */
 	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+	/* unpacks what comes; what is asked for is said in http_headers_create */
 	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
 #ifdef FEISHU_HAVE_CURL_CA_CACHE
 	(void) curl_easy_setopt(easy, CURLOPT_CA_CACHE_TIMEOUT, HTTP_CA_SECONDS);
@@ -101,31 +125,92 @@ handle_create(HttpLoop *loop)
 }
 
 /*
+ * Where the target of a request begins in its URL: behind host and port.  0 if
+ * libcurl has to take it from the URL: a proxy that is to forward plain HTTP is
+ * sent the whole of it, and what is not as it has to be sent is put right.
+ */
+static size_t
+url_target(const char *url, const char *proxy)
+{
+	const char *host = strstr(url, "://");
+	const char *target;
+
+	if (host == NULL || (proxy != NULL && pg_strncasecmp(url, "http:", 5) == 0))
+		return 0;
+	host += 3;
+	target = host + strcspn(host, "/?#");
+	if (target[0] != '/' || strstr(target, "/.") != NULL)
+		return 0;
+	for (const char *p = target; *p != '\0'; p++)
+	{
+		if (*p <= ' ' || *p >= 0x7f || *p == '#')
+			return 0;
+	}
+	return target - url;
+}
+
+/* Is the handle set up for the URL, but maybe for another target? */
+static bool
+handle_fits(const HttpHandle *handle, const char *url, size_t target)
+{
+	if (handle->url_text == NULL || handle->target != target)
+		return false;
+	return target > 0 ? strncmp(handle->url_text, url, target) == 0 :
+		strcmp(handle->url_text, url) == 0;
+}
+
+/* Remember what the handle is set up for. */
+static bool
+handle_set_text(HttpHandle *handle, const char *url, size_t target)
+{
+	free(handle->url_text);
+	handle->url_text = strdup(url);
+	handle->target = target;
+	return handle->url_text != NULL;
+}
+
+/* Set the target of a handle that fits the URL otherwise. */
+static bool
+handle_set_target(HttpHandle *handle, const char *url, size_t target)
+{
+	CURL	   *easy = handle->easy;
+	bool		ok = true;
+
+	if (strcmp(handle->url_text, url) == 0)
+		return true;
+	SET(CURLOPT_REQUEST_TARGET, url + target);
+	return ok && handle_set_text(handle, url, target);
+}
+
+/*
  * Set the URL.  libcurl parses what comes by CURLOPT_URL for each transfer
  * anew, which makes up a fifth of its work; so it gets the URL parsed.  One
  * that cannot be parsed is for libcurl to complain of when it is used.
  */
 static bool
-handle_set_url(HttpHandle *handle, const char *url)
+handle_set_url(HttpHandle *handle, const char *url, size_t target)
 {
 	CURL	   *easy = handle->easy;
-	bool		ok = true;
+	char	   *parsed = target > 0 ? strndup(url, target) : strdup(url);
+	bool		ok = parsed != NULL;
 
-	free(handle->url_text);
-	handle->url_text = NULL;
-	if (curl_url_set(handle->url, CURLUPART_URL, url, 0) == CURLUE_OK)
+	if (ok && curl_url_set(handle->url, CURLUPART_URL, parsed, 0) == CURLUE_OK)
 	{
-		handle->url_text = strdup(url);
 		/* forget the text that libcurl made of the former one */
 		SET(CURLOPT_URL, NULL);
 		SET(CURLOPT_CURLU, handle->url);
-		ok = ok && handle->url_text != NULL;
+		SET(CURLOPT_REQUEST_TARGET, target > 0 ? url + target : NULL);
+		ok = ok && handle_set_text(handle, url, target);
 	}
 	else
 	{
+		free(handle->url_text);
+		handle->url_text = NULL;
 		SET(CURLOPT_CURLU, NULL);
 		SET(CURLOPT_URL, url);
+		SET(CURLOPT_REQUEST_TARGET, NULL);
 	}
+	free(parsed);
 	return ok;
 }
 
@@ -167,12 +252,13 @@ handle_take(HttpLoop *loop, int i)
 }
 
 /*
- * A handle set up for a URL and a CA, or NULL: one that was used for them
- * before, or another idle one of that CA, or a new one.
+ * A handle set up for a URL and a CA, or NULL: one that was used for the same
+ * host and CA before, or another idle one of that CA, or a new one.
  */
 HttpHandle *
-http_handle_acquire(HttpLoop *loop, const char *url, const char *ca_file)
+http_handle_acquire(HttpLoop *loop, const char *url, const char *ca_file, const char *proxy)
 {
+	size_t		target = url_target(url, proxy);
 	HttpHandle *handle;
 	int			other = -1;
 
@@ -181,8 +267,14 @@ http_handle_acquire(HttpLoop *loop, const char *url, const char *ca_file)
 		handle = loop->idle[i];
 		if (!handle_has_ca(handle, ca_file))
 			continue;
-		if (handle->url_text != NULL && strcmp(handle->url_text, url) == 0)
-			return handle_take(loop, i);
+		if (handle_fits(handle, url, target))
+		{
+			handle = handle_take(loop, i);
+			if (handle_set_target(handle, url, target))
+				return handle;
+			http_handle_free(handle);
+			return NULL;
+		}
 		other = i;
 	}
 
@@ -197,7 +289,7 @@ http_handle_acquire(HttpLoop *loop, const char *url, const char *ca_file)
 			handle = NULL;
 		}
 	}
-	if (handle != NULL && !handle_set_url(handle, url))
+	if (handle != NULL && !handle_set_url(handle, url, target))
 	{
 		http_handle_free(handle);
 		handle = NULL;
@@ -207,8 +299,9 @@ http_handle_acquire(HttpLoop *loop, const char *url, const char *ca_file)
 
 /*
  * Keep a handle for the next request, in the place of the one that was not
- * used for longest if there is no room.  One whose transfer failed is dropped: libcurl 8 carries some failures over to the next transfer, even
- * through curl_easy_reset (curl issue 18206).
+ * used for longest if there is no room.  One whose transfer failed is dropped:
+ * libcurl 8 carries some failures over to the next transfer, even through
+ * curl_easy_reset (curl issue 18206).
  */
 void
 http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable)

@@ -33,7 +33,9 @@ typedef struct HttpHandle
 {
 	CURL	   *easy;
 	CURLU	   *url;
-	char	   *url_text;		/* what url was parsed from; NULL: nothing */
+	char	   *url_text;		/* what it is set up for; NULL: nothing */
+	size_t		target;			/* where the request's target begins in it; 0:
+								 * libcurl takes it from url */
 	char	   *ca_file;		/* the CA it trusts; NULL: those of the system */
 } HttpHandle;
 
@@ -45,6 +47,7 @@ struct HttpLoop
 								 * clock; HTTP_NO_TIMER: not at all */
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
+	struct curl_slist *headers; /* of every request */
 	bool		deferred;		/* a new transfer waits, see http_loop_defer */
 	bool		fresh;			/* there is one */
 	dlist_head	active;			/* under way */
@@ -55,7 +58,7 @@ struct HttpTransfer
 {
 	HttpLoop   *loop;
 	HttpHandle *handle;			/* NULL once freed or ended */
-	struct curl_slist *headers;
+	struct curl_slist *headers; /* its own, then the loop's */
 	void	   *owner;
 	dlist_node	node;			/* in loop->active or loop->done */
 	bool		listed;
@@ -101,9 +104,14 @@ extern int	http_close_socket(void *userp, curl_socket_t fd);
 
 /* http_handle.c */
 extern HttpHandle *http_handle_acquire(HttpLoop *loop, const char *url,
-									   const char *ca_file);
+									   const char *ca_file, const char *proxy);
 extern void http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable);
 extern void http_handle_free(HttpHandle *handle);
+
+/* http_handle.c: the headers of every request, or NULL */
+extern struct curl_slist *http_headers_create(void);
+/* http_handle.c: the User-Agent among them */
+extern const char *http_user_agent(const HttpLoop *loop);
 
 /* http_transfer.c: callbacks of every easy handle */
 extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);

@@ -399,6 +399,23 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 
 /* ---------- Transfers ---------- */
 
+/*
+ * All headers of a request: its own, and behind them those of every request,
+ * until transfer_free_headers.
+ */
+static struct curl_slist *
+transfer_all_headers(HttpTransfer *transfer)
+{
+	struct curl_slist *last = transfer->headers;
+
+	if (last == NULL)
+		return transfer->loop->headers;
+	while (last->next != NULL)
+		last = last->next;
+	last->next = transfer->loop->headers;
+	return transfer->headers;
+}
+
 /* Set up the easy handle for one request.  Does not throw. */
 static bool
 transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
@@ -414,6 +431,8 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 
 	SET(CURLOPT_PRIVATE, (char *) transfer);
 	SET(CURLOPT_PROXY, request->proxy ? request->proxy : "");
+	/* for a proxy that makes a tunnel; the platform is told by a header */
+	SET(CURLOPT_USERAGENT, request->proxy ? http_user_agent(transfer->loop) : NULL);
 	/* over TLS, see if the connection that is being made can be shared; without
 	 * it can never, but libcurl would find that out by the first answer only */
 	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT,
@@ -423,7 +442,7 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	SET(CURLOPT_WRITEDATA, transfer);
 	SET(CURLOPT_HEADERDATA, transfer);
 	SET(CURLOPT_ERRORBUFFER, transfer->error_buffer);
-	SET(CURLOPT_HTTPHEADER, transfer->headers);
+	SET(CURLOPT_HTTPHEADER, transfer_all_headers(transfer));
 	if (request->body != NULL)
 	{
 		SET(CURLOPT_POST, 1L);
@@ -458,7 +477,11 @@ static void
 transfer_free_headers(HttpTransfer *transfer)
 {
 	for (struct curl_slist *header = transfer->headers; header != NULL; header = header->next)
+	{
 		explicit_bzero(header->data, strlen(header->data));
+		if (header->next == transfer->loop->headers)
+			header->next = NULL;
+	}
 	curl_slist_free_all(transfer->headers);
 	transfer->headers = NULL;
 }
@@ -502,7 +525,8 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	ok = ok && (authorization == NULL || transfer_add_header(transfer, authorization));
 	if (ok)
 	{
-		transfer->handle = http_handle_acquire(loop, request->url, request->ca_file);
+		transfer->handle = http_handle_acquire(loop, request->url, request->ca_file,
+											   request->proxy);
 		ok = transfer->handle != NULL && transfer_configure(transfer, request) &&
 			curl_multi_add_handle(loop->multi, transfer->handle->easy) == CURLM_OK;
 	}
