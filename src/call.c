@@ -78,7 +78,7 @@ struct FlowCall
 	dlist_node	node;			/* in waiting or done */
 	bool		listed;
 	MemoryContextCallback callback;
-	TokenLease	lease;			/* must be last: see flow_call_start */
+	TokenLease	lease;
 };
 
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
@@ -376,8 +376,7 @@ call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
 	}
 	else
 	{
-		call->lease.generation = lease->generation;
-		strcpy(call->lease.token, lease->token);
+		token_lease_take(&call->lease, lease);
 		if (call->check_only)
 		{
 			call_begin_check(call);
@@ -532,11 +531,9 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	MemoryContext context = AllocSetContextCreate(parent, "feishu_flow call",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
-	FlowCall   *call = palloc(sizeof(FlowCall));
+	FlowCall   *call = palloc0(sizeof(FlowCall));
 
-	/* all but the room for the token, which is large and last */
-	memset(call, 0, offsetof(FlowCall, lease));
-	token_lease_init(&call->lease, &server->app_key);
+	token_lease_init(&call->lease, &server->app_key, context);
 	call->listener.on_end = call_on_end;
 	call->context = context;
 	call->owner = owner;

@@ -31,30 +31,33 @@
 
 #define MAX_SEGMENT_SIZE	255 /* bytes of UTF-8; names are far shorter */
 
+/* A longer operator is written anew for each request. */
+#define KEPT_OPERATOR_SIZE	512
 
-/* Append UTF-8 text with all but RFC 3986's unreserved characters encoded. */
+
+/* RFC 3986 */
+#define UNRESERVED \
+	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+
+/* Append UTF-8 text with all but unreserved characters encoded. */
 static void
 append_percent_encoded(StringInfo buf, const char *utf8)
 {
 	static const char hex[] = "0123456789ABCDEF";
-	const char *run = utf8;		/* not appended yet */
-	const char *p;
 
-	for (p = utf8; *p != '\0'; p++)
+	for (;;)
 	{
-		unsigned char c = (unsigned char) *p;
+		size_t		run = strspn(utf8, UNRESERVED);
+		unsigned char c = (unsigned char) utf8[run];
 
-		if ((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
-			(c >= '0' && c <= '9') ||
-			c == '-' || c == '.' || c == '_' || c == '~')
-			continue;
-		appendBinaryStringInfo(buf, run, (int) (p - run));
+		appendBinaryStringInfo(buf, utf8, (int) run);
+		if (c == '\0')
+			break;
 		appendStringInfoChar(buf, '%');
 		appendStringInfoChar(buf, hex[c >> 4]);
 		appendStringInfoChar(buf, hex[c & 0x0f]);
-		run = p + 1;
+		utf8 += run + 1;
 	}
-	appendBinaryStringInfo(buf, run, (int) (p - run));
 }
 
 /* C0, DEL, and C1 (U+0080 to U+009F) in its two bytes */
@@ -101,20 +104,34 @@ codec_check_key(const char *text)
 	return result;
 }
 
+/* Text as UTF-8: text itself, if it is. */
+static char *
+as_utf8(const char *text)
+{
+	return pg_server_to_any(text, (int) strlen(text), PG_UTF8);
+}
+
+static void
+free_utf8(char *utf8, const char *text)
+{
+	if (utf8 != text)
+		pfree(utf8);
+}
+
 const char *
 codec_check_segment(const char *text)
 {
-	char	   *utf8 = codec_to_utf8(text);
+	char	   *utf8 = as_utf8(text);
 	const char *result = check_segment(utf8);
 
-	pfree(utf8);
+	free_utf8(utf8, text);
 	return result;
 }
 
 static void
 append_segment(StringInfo buf, const char *argument, const char *text)
 {
-	char	   *utf8 = codec_to_utf8(text);
+	char	   *utf8 = as_utf8(text);
 	const char *trouble = check_segment(utf8);
 
 	if (trouble != NULL)
@@ -122,7 +139,7 @@ append_segment(StringInfo buf, const char *argument, const char *text)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s %s", argument, _(trouble))));
 	append_percent_encoded(buf, utf8);
-	pfree(utf8);
+	free_utf8(utf8, text);
 }
 
 /* A URL that begins with base_url. */
@@ -184,6 +201,36 @@ append_json_string(StringInfo buf, Jsonb *value)
 	pfree(text);
 }
 
+/*
+ * Append the operator.  It is nearly always the same as in the request before,
+ * and to write it takes as long as to write a row's params.
+ */
+static void
+append_operator(StringInfo buf, Jsonb *operator_id)
+{
+	static char written[KEPT_OPERATOR_SIZE];	/* as text */
+	static int	written_len = 0;
+	static char operator_last[KEPT_OPERATOR_SIZE];	/* as jsonb */
+	static Size size_last = 0;	/* 0: none is kept */
+	Size		size = VARSIZE(operator_id);
+	int			start = buf->len;
+
+	if (size == size_last && memcmp(operator_id, operator_last, size) == 0)
+	{
+		appendBinaryStringInfo(buf, written, written_len);
+		return;
+	}
+	append_json_string(buf, operator_id);
+	size_last = 0;
+	if (size <= KEPT_OPERATOR_SIZE && buf->len - start <= KEPT_OPERATOR_SIZE)
+	{
+		memcpy(operator_last, operator_id, size);
+		size_last = size;
+		written_len = buf->len - start;
+		memcpy(written, buf->data + start, written_len);
+	}
+}
+
 /* Convert all of buf from the database encoding. */
 static void
 convert_to_utf8(StringInfo buf)
@@ -203,7 +250,7 @@ codec_write_request(const FlowRequest *request, StringInfo body)
 {
 	resetStringInfo(body);
 	appendStringInfoString(body, "{\"operator\":");
-	append_json_string(body, request->operator_id);
+	append_operator(body, request->operator_id);
 	if (request->params != NULL)
 	{
 		appendStringInfoString(body, ",\"params\":");

@@ -105,13 +105,13 @@ execute_call(MemoryContext context, FlowServer *server, const FlowRequest *reque
 	FlowCall   *ended;
 	TimestampTz until = limits->deadline;
 
-	while ((ended = flow_calls_next_done()) != call)
+	for (int turn = 0; (ended = flow_calls_next_done()) != call; turn++)
 	{
 		/* a call of an outer level of this backend cannot be under way */
 		Assert(ended == NULL);
-		flow_calls_turn(until, call_wait_event());
-		if (GetCurrentTimestamp() >= until)
+		if (turn > 0 && GetCurrentTimestamp() >= until)
 			until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LATE_LOOK_MS);
+		flow_calls_turn(until, call_wait_event());
 	}
 	return call;
 }

@@ -72,7 +72,10 @@ token_fetch_start(MemoryContext parent, const FlowServer *server,
 	fetch->listener.on_end = fetch_on_end;
 	fetch->context = context;
 	fetch->oauth = server->protocol == TOKEN_OAUTH;
-	fetch->lease = *lease;
+	token_lease_init(&fetch->lease, &lease->key, context);
+	fetch->lease.generation = lease->generation;
+	fetch->lease.flight = lease->flight;
+	fetch->lease.fetching = lease->fetching;
 	lease->fetching = false;
 	fetch->ended = ended;
 	fetch->arg = arg;

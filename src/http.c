@@ -93,12 +93,9 @@ on_timer(CURLM *multi, long timeout_ms, void *userp)
 {
 	HttpLoop   *loop = userp;
 
-	if (timeout_ms < 0)
-		loop->timer = HTTP_NO_TIMER;
-	else if (timeout_ms == 0)
-		loop->timer = 0;		/* at once */
-	else
-		loop->timer = steady_now() + (int64) timeout_ms * 1000;
+	/* comes some times a request, and a clock takes as long as all the rest */
+	loop->timer = timeout_ms == 0 ? 0 : HTTP_NO_TIMER;	/* 0: at once */
+	loop->timer_in_ms = timeout_ms > 0 ? timeout_ms : -1;
 	return 0;
 }
 
@@ -149,6 +146,7 @@ http_loop_get(void)
 	loop = MemoryContextAllocZero(TopMemoryContext, sizeof(HttpLoop));
 	loop->sockets = waitset_create();
 	loop->timer = HTTP_NO_TIMER;
+	loop->timer_in_ms = -1;
 	dlist_init(&loop->active);
 	dlist_init(&loop->done);
 
@@ -211,7 +209,11 @@ loop_action(HttpLoop *loop, curl_socket_t fd, int events)
 	int			running;
 
 	if (fd == CURL_SOCKET_TIMEOUT)
-		loop->timer = HTTP_NO_TIMER;	/* libcurl sets the next one, if any */
+	{
+		/* libcurl sets the next one, if any */
+		loop->timer = HTTP_NO_TIMER;
+		loop->timer_in_ms = -1;
+	}
 	(void) curl_multi_socket_action(loop->multi, fd, events, &running);
 }
 
@@ -224,11 +226,11 @@ loop_collect(HttpLoop *loop)
 
 	while ((message = curl_multi_info_read(loop->multi, &left)) != NULL)
 	{
-		char	   *transfer = NULL;
+		char	   *handle = NULL;
 
 		if (message->msg == CURLMSG_DONE &&
-			curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer) == CURLE_OK)
-			http_transfer_finish((HttpTransfer *) transfer, message->data.result);
+			curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &handle) == CURLE_OK)
+			http_transfer_finish(((HttpHandle *) handle)->transfer, message->data.result);
 	}
 }
 
@@ -272,13 +274,35 @@ http_loop_run_due(HttpLoop *loop)
 	loop_collect(loop);
 }
 
-/* How long to wait: until then, or until libcurl wants to be called. */
-static TimestampTz
-loop_wake_at(const HttpLoop *loop, TimestampTz until)
+/* In how many ms libcurl wants to be called, never too early; -1: not at all. */
+static long
+loop_timer_ms(HttpLoop *loop)
 {
-	if (loop->timer == HTTP_NO_TIMER)
-		return until;
-	return Min(until, GetCurrentTimestamp() + Max(loop->timer - steady_now(), 0));
+	int64		now;
+
+	if (loop->timer == 0)
+		return 0;
+	if (loop->timer == HTTP_NO_TIMER && loop->timer_in_ms < 0)
+		return -1;
+	now = steady_now();
+	if (loop->timer_in_ms >= 0)
+	{
+		loop->timer = now + (int64) loop->timer_in_ms * 1000;
+		loop->timer_in_ms = -1;
+	}
+	return (long) ((Max(loop->timer - now, 0) + 999) / 1000);
+}
+
+/* How long to wait: until then, or until libcurl wants to be called in timer_ms. */
+static long
+loop_timeout_ms(long timer_ms, TimestampTz until)
+{
+	long		until_ms;
+
+	if (TIMESTAMP_IS_NOEND(until))
+		return timer_ms;
+	until_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+	return timer_ms < 0 ? until_ms : Min(timer_ms, until_ms);
 }
 
 void
@@ -301,18 +325,20 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		SocketEvent events[HTTP_EVENTS_PER_TURN];
 		int			num_events;
 		bool		latch_set;
+		long		timer_ms = loop_timer_ms(loop);
 		sigset_t	saved;
 
-		if (loop->timer <= steady_now())
+		if (timer_ms == 0)
 		{
 			curl_enter(&saved);
 			http_loop_run_due(loop);
 			curl_leave(&saved);
+			timer_ms = loop_timer_ms(loop);
 		}
 		if (!dlist_is_empty(&loop->done))
 			return;
 
-		num_events = waitset_wait(loop->sockets, loop_wake_at(loop, until), wait_event,
+		num_events = waitset_wait(loop->sockets, loop_timeout_ms(timer_ms, until), wait_event,
 								  events, lengthof(events), &latch_set);
 		if (num_events > 0)
 		{

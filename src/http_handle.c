@@ -5,8 +5,8 @@
  *
  * To set up a handle and to parse its URL costs more than a transfer that
  * reuses them.  So handles that are not in use are kept, with what they are
- * set to: their URL, and the CA they trust.  Nothing here throws; signals are
- * blocked by the caller, see http.c.
+ * set to: their URL, their proxy, and the CA they trust.  Nothing here throws;
+ * signals are blocked by the caller, see http.c.
  *
  * libcurl copies a path, and the headers that it makes itself, character by
  * character through its printf, twice.  So it gets only the host of a URL to
@@ -29,6 +29,8 @@
  */
 #define HTTP_CA_SECONDS			10L
 
+#define USER_AGENT				"User-Agent: "
+
 struct curl_slist *
 http_headers_create(void)
 {
@@ -36,7 +38,7 @@ http_headers_create(void)
 	struct curl_slist *first;
 
 	/* without the packager's name, which follows a blank */
-	snprintf(user_agent, sizeof(user_agent), "User-Agent: feishu_flow/%s PostgreSQL/%.*s",
+	snprintf(user_agent, sizeof(user_agent), USER_AGENT "feishu_flow/%s PostgreSQL/%.*s",
 			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
 
 	first = curl_slist_append(NULL, user_agent);
@@ -48,18 +50,15 @@ http_headers_create(void)
 	return first;
 }
 
-const char *
-http_user_agent(const HttpLoop *loop)
-{
-	return loop->headers->data + strlen("User-Agent: ");
-}
-
 /* Settings that no request changes. */
 static bool
-handle_configure(HttpLoop *loop, CURL *easy)
+handle_configure(HttpHandle *handle, HttpLoop *loop)
 {
+	CURL	   *easy = handle->easy;
 	bool		ok = true;
 
+	SET(CURLOPT_PRIVATE, handle);
+	SET(CURLOPT_ERRORBUFFER, handle->error_buffer);
 	SET(CURLOPT_NOSIGNAL, 1L);
 	SET(FEISHU_CURLOPT_PROTOCOLS, FEISHU_CURL_PROTOCOLS);
 	SET(CURLOPT_FOLLOWLOCATION, 0L);
@@ -67,7 +66,8 @@ handle_configure(HttpLoop *loop, CURL *easy)
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
 	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-	SET(CURLOPT_NOPROXY, "");	/* the server's proxy option alone decides */
+	SET(CURLOPT_PROXY, "");		/* the server's proxy option alone decides */
+	SET(CURLOPT_NOPROXY, "");
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
 	/* the least there is: a request is some hundred bytes, and a dispatcher has
 	 * hundreds of them under way */
@@ -77,12 +77,15 @@ handle_configure(HttpLoop *loop, CURL *easy)
 	SET(CURLOPT_CLOSESOCKETFUNCTION, http_close_socket);
 	SET(CURLOPT_CLOSESOCKETDATA, loop);
 	SET(CURLOPT_WRITEFUNCTION, http_transfer_on_body);
+	SET(CURLOPT_WRITEDATA, handle);
 	SET(CURLOPT_HEADERFUNCTION, http_transfer_on_header);
+	SET(CURLOPT_HEADERDATA, handle);
 #ifdef FEISHU_HAVE_CURL_QUICK_EXIT
 	SET(CURLOPT_QUICK_EXIT, 1L);
 #endif
 #ifdef FEISHU_HAVE_CURL_PREREQ
 	SET(CURLOPT_PREREQFUNCTION, http_transfer_on_request);
+	SET(CURLOPT_PREREQDATA, handle);
 #endif
 	/* Optional features of a libcurl build: no harm if they are missing. */
 	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
@@ -101,6 +104,7 @@ http_handle_free(HttpHandle *handle)
 	curl_easy_cleanup(handle->easy);
 	curl_url_cleanup(handle->url);
 	free(handle->url_text);
+	free(handle->proxy);
 	free(handle->ca_file);
 	free(handle);
 }
@@ -116,7 +120,7 @@ handle_create(HttpLoop *loop)
 	handle->easy = curl_easy_init();
 	handle->url = curl_url();
 	if (handle->easy == NULL || handle->url == NULL ||
-		!handle_configure(loop, handle->easy))
+		!handle_configure(handle, loop))
 	{
 		http_handle_free(handle);
 		return NULL;
@@ -210,8 +214,37 @@ handle_set_url(HttpHandle *handle, const char *url, size_t target)
 		SET(CURLOPT_URL, url);
 		SET(CURLOPT_REQUEST_TARGET, NULL);
 	}
+	/* over TLS, see if the connection that is being made can be shared; without
+	 * it can never, but libcurl would find that out by the first answer only */
+	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT,
+							pg_strncasecmp(url, "https:", 6) == 0 ? 1L : 0L);
 	free(parsed);
 	return ok;
+}
+
+/* Are both texts NULL, or the same? */
+static bool
+same_text(const char *one, const char *other)
+{
+	if (one == NULL || other == NULL)
+		return one == other;
+	return strcmp(one, other) == 0;
+}
+
+static bool
+handle_set_proxy(HttpHandle *handle, HttpLoop *loop, const char *proxy)
+{
+	CURL	   *easy = handle->easy;
+	bool		ok = true;
+
+	if (same_text(handle->proxy, proxy))
+		return true;
+	free(handle->proxy);
+	handle->proxy = proxy != NULL ? strdup(proxy) : NULL;
+	SET(CURLOPT_PROXY, proxy != NULL ? proxy : "");
+	/* told when it is asked for a tunnel; the platform is told by a header */
+	SET(CURLOPT_USERAGENT, proxy != NULL ? loop->headers->data + strlen(USER_AGENT) : NULL);
+	return ok && (handle->proxy != NULL) == (proxy != NULL);
 }
 
 /*
@@ -230,15 +263,6 @@ handle_set_ca(HttpHandle *handle, const char *ca_file)
 	return ok && handle->ca_file != NULL;
 }
 
-/* Does the handle trust whom it should? */
-static bool
-handle_has_ca(const HttpHandle *handle, const char *ca_file)
-{
-	if (handle->ca_file == NULL || ca_file == NULL)
-		return handle->ca_file == ca_file;
-	return strcmp(handle->ca_file, ca_file) == 0;
-}
-
 /* Take an idle handle out of the list. */
 static HttpHandle *
 handle_take(HttpLoop *loop, int i)
@@ -252,48 +276,57 @@ handle_take(HttpLoop *loop, int i)
 }
 
 /*
- * A handle set up for a URL and a CA, or NULL: one that was used for the same
- * host and CA before, or another idle one of that CA, or a new one.
+ * An idle handle that trusts whom it should, or a new one, or NULL: preferably
+ * one that was used for the same host.
  */
-HttpHandle *
-http_handle_acquire(HttpLoop *loop, const char *url, const char *ca_file, const char *proxy)
+static HttpHandle *
+handle_find(HttpLoop *loop, const char *url, size_t target, const char *ca_file)
 {
-	size_t		target = url_target(url, proxy);
 	HttpHandle *handle;
 	int			other = -1;
 
 	for (int i = loop->num_idle - 1; i >= 0; i--)
 	{
-		handle = loop->idle[i];
-		if (!handle_has_ca(handle, ca_file))
+		if (!same_text(loop->idle[i]->ca_file, ca_file))
 			continue;
-		if (handle_fits(handle, url, target))
-		{
-			handle = handle_take(loop, i);
-			if (handle_set_target(handle, url, target))
-				return handle;
-			http_handle_free(handle);
-			return NULL;
-		}
 		other = i;
+		if (handle_fits(loop->idle[i], url, target))
+			break;
 	}
-
 	if (other >= 0)
-		handle = handle_take(loop, other);
-	else
-	{
-		handle = handle_create(loop);
-		if (handle != NULL && ca_file != NULL && !handle_set_ca(handle, ca_file))
-		{
-			http_handle_free(handle);
-			handle = NULL;
-		}
-	}
-	if (handle != NULL && !handle_set_url(handle, url, target))
+		return handle_take(loop, other);
+
+	handle = handle_create(loop);
+	if (handle != NULL && ca_file != NULL && !handle_set_ca(handle, ca_file))
 	{
 		http_handle_free(handle);
-		handle = NULL;
+		return NULL;
 	}
+	return handle;
+}
+
+/* A handle set up for whom a request goes to, or NULL. */
+HttpHandle *
+http_handle_acquire(HttpLoop *loop, const HttpRequest *request)
+{
+	const char *url = request->url;
+	size_t		target = url_target(url, request->proxy);
+	HttpHandle *handle = handle_find(loop, url, target, request->ca_file);
+	bool		ok;
+
+	if (handle == NULL)
+		return NULL;
+	if (handle_fits(handle, url, target))
+		ok = handle_set_target(handle, url, target);
+	else
+		ok = handle_set_url(handle, url, target);
+	ok = ok && handle_set_proxy(handle, loop, request->proxy);
+	if (!ok)
+	{
+		http_handle_free(handle);
+		return NULL;
+	}
+	handle->error_buffer[0] = '\0';
 	return handle;
 }
 

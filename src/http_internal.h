@@ -28,7 +28,7 @@
 
 #define HTTP_NO_TIMER			PG_INT64_MAX
 
-/* A configured easy handle and its URL, parsed.  malloc'ed. */
+/* A configured easy handle, and what it is set up for.  malloc'ed. */
 typedef struct HttpHandle
 {
 	CURL	   *easy;
@@ -36,7 +36,10 @@ typedef struct HttpHandle
 	char	   *url_text;		/* what it is set up for; NULL: nothing */
 	size_t		target;			/* where the request's target begins in it; 0:
 								 * libcurl takes it from url */
+	char	   *proxy;			/* NULL: none */
 	char	   *ca_file;		/* the CA it trusts; NULL: those of the system */
+	HttpTransfer *transfer;		/* that it is used for */
+	char		error_buffer[CURL_ERROR_SIZE];
 } HttpHandle;
 
 struct HttpLoop
@@ -45,6 +48,8 @@ struct HttpLoop
 	SocketWaitSet *sockets;
 	int64		timer;			/* when libcurl wants to be called, by http.c's
 								 * clock; HTTP_NO_TIMER: not at all */
+	long		timer_in_ms;	/* the same from now on, whenever that clock is
+								 * read next; -1: see timer */
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
 	struct curl_slist *headers; /* of every request */
@@ -76,7 +81,6 @@ struct HttpTransfer
 	TimestampTz started;
 	TimestampTz deadline;
 	HttpResult	result;
-	char		error_buffer[CURL_ERROR_SIZE];
 	MemoryContextCallback callback;
 };
 
@@ -103,17 +107,14 @@ extern int	http_close_socket(void *userp, curl_socket_t fd);
 	ok = ok && curl_easy_setopt(easy, option, value) == CURLE_OK
 
 /* http_handle.c */
-extern HttpHandle *http_handle_acquire(HttpLoop *loop, const char *url,
-									   const char *ca_file, const char *proxy);
+extern HttpHandle *http_handle_acquire(HttpLoop *loop, const HttpRequest *request);
 extern void http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable);
 extern void http_handle_free(HttpHandle *handle);
 
 /* http_handle.c: the headers of every request, or NULL */
 extern struct curl_slist *http_headers_create(void);
-/* http_handle.c: the User-Agent among them */
-extern const char *http_user_agent(const HttpLoop *loop);
 
-/* http_transfer.c: callbacks of every easy handle */
+/* http_transfer.c: callbacks of every easy handle; userp is the HttpHandle */
 extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);
 extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp);
 #ifdef FEISHU_HAVE_CURL_PREREQ

@@ -86,6 +86,7 @@ typedef struct TokenCache
 {
 	LWLock	   *lock;			/* NULL: not shared */
 	uint64		counter;		/* last generation or flight given out */
+	int			longest;		/* token that was stored, in bytes */
 	int			num_slots;
 	int			num_used;		/* the first so many are in use */
 	AppKey	keys[FLEXIBLE_ARRAY_MEMBER];	/* then the slots */
@@ -188,17 +189,45 @@ cache_unlock(void)
 /* ---------- Keys and slots ---------- */
 
 void
-token_lease_init(TokenLease *lease, const AppKey *key)
+token_lease_init(TokenLease *lease, const AppKey *key, MemoryContext context)
 {
-	/* all but the room for the token, which is large */
-	memset(lease, 0, offsetof(TokenLease, token) + 1);
+	static char none[1] = "";
+
+	memset(lease, 0, sizeof(TokenLease));
 	lease->key = *key;
+	lease->context = context;
+	lease->token = none;
 }
 
 void
 token_lease_wipe(TokenLease *lease)
 {
 	explicit_bzero(lease->token, strlen(lease->token));
+}
+
+/* See to it that a token of so many bytes can be copied under a lock. */
+static void
+lease_make_room(TokenLease *lease, int length)
+{
+	char	   *token;
+
+	if (length < lease->room)
+		return;
+	token = MemoryContextAlloc(lease->context, length + 1);
+	strlcpy(token, lease->token, length + 1);
+	token_lease_wipe(lease);
+	if (lease->room > 0)
+		pfree(lease->token);
+	lease->token = token;
+	lease->room = length + 1;
+}
+
+void
+token_lease_take(TokenLease *lease, const TokenLease *from)
+{
+	lease_make_room(lease, strlen(from->token));
+	strcpy(lease->token, from->token);
+	lease->generation = from->generation;
 }
 
 /* The slot of a key, or NULL.  The lock is held. */
@@ -245,10 +274,11 @@ slot_find_or_add(const AppKey *key, TimestampTz now)
 	return &slots[victim];
 }
 
-/* Hand the token of a slot to a caller.  The lock is held. */
+/* Hand the token of a slot to a caller, who has room.  The lock is held. */
 static void
 slot_hand_out(TokenSlot *slot, TokenLease *lease, TimestampTz now)
 {
+	Assert(slot->length < lease->room);
 	memcpy(lease->token, slot->token, slot->length);
 	lease->token[slot->length] = '\0';
 	lease->generation = slot->generation;
@@ -293,11 +323,13 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 	TokenSlot  *slot;
 
 	cache_ensure();
+	lease_make_room(lease, cache->longest);
 
 	/* Nearly always: a token that is young enough. */
 	cache_lock(LW_SHARED);
 	slot = slot_find(&lease->key);
-	if (slot != NULL && slot_has_token(slot, now) && slot->refresh_at > now)
+	if (slot != NULL && slot_has_token(slot, now) && slot->refresh_at > now &&
+		slot->length < lease->room)
 	{
 		slot_hand_out(slot, lease, now);
 		cache_unlock();
@@ -306,6 +338,14 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 	cache_unlock();
 
 	cache_lock(LW_EXCLUSIVE);
+	while (cache->longest >= lease->room)
+	{
+		int			longest = cache->longest;	/* of late */
+
+		cache_unlock();
+		lease_make_room(lease, longest);
+		cache_lock(LW_EXCLUSIVE);
+	}
 	slot = slot_find_or_add(&lease->key, now);
 	if (slot == NULL)
 	{
@@ -373,6 +413,7 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 	TokenSlot  *slot;
 
 	Assert(lease->fetching && length <= TOKEN_MAX_LENGTH);
+	lease_make_room(lease, length);
 	lease->fetching = false;
 	strcpy(lease->token, token);
 
@@ -388,6 +429,7 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 		slot->generation = ++cache->counter;
 		lease->generation = slot->generation;
 		slot->length = length;
+		cache->longest = Max(cache->longest, length);
 		memcpy(slot->token, token, length);
 		slot->expires_at = requested_at + (TimestampTz) life * USECS_PER_SEC;
 		slot->refresh_at = slot->expires_at -

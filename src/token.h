@@ -13,6 +13,7 @@
 #define FEISHU_TOKEN_H
 
 #include "datatype/timestamp.h"
+#include "utils/palloc.h"
 
 #include "http.h"
 #include "options.h"
@@ -60,15 +61,20 @@ typedef struct TokenLease
 	uint64		flight;			/* fetch that we do or wait for, 0: none */
 	bool		fetching;		/* we have the duty to fetch */
 	TimestampTz retry_at;		/* with TOKEN_WAIT */
-	char		token[TOKEN_MAX_LENGTH + 1];	/* must be last, see
-												 * token_lease_init */
+	MemoryContext context;		/* of the token */
+	char	   *token;			/* "": none */
+	int			room;			/* bytes that token points to; 0: a constant */
 } TokenLease;
 
 /* Hooks of the postmaster; without them each process has a cache of its own. */
 extern void token_request_shmem(void);
 extern void token_startup_shmem(void);
 
-extern void token_lease_init(TokenLease *lease, const AppKey *key);
+/* A caller's business with the cache begins; the token is in its memory. */
+extern void token_lease_init(TokenLease *lease, const AppKey *key, MemoryContext context);
+
+/* Take over the token that another lease has, for the same app. */
+extern void token_lease_take(TokenLease *lease, const TokenLease *from);
 
 /* Wipe the token. */
 extern void token_lease_wipe(TokenLease *lease);

@@ -42,7 +42,6 @@
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "waitset.h"
@@ -76,6 +75,7 @@ struct SocketWaitSet
 	bool		dirty;			/* an entry must leave it: rebuild */
 	SocketSlot *slots;			/* malloc'ed; indexed by descriptor */
 	int			num_slots;
+	int			num_known;		/* so many have been in use */
 	int		   *changed;		/* malloc'ed: descriptors to add or modify */
 	int			num_changed;
 	int			max_changed;
@@ -107,6 +107,7 @@ slot_get(SocketWaitSet *set, int fd)
 		set->slots = slots;
 		set->num_slots = num;
 	}
+	set->num_known = Max(set->num_known, fd + 1);
 	return &set->slots[fd];
 }
 
@@ -204,7 +205,7 @@ waitset_shut_noisy(SocketWaitSet *set)
 	struct pollfd polled[MAX_EVENTS_PER_WAIT];
 	int			num = 0;
 
-	for (int fd = 0; fd < set->num_slots; fd++)
+	for (int fd = 0; fd < set->num_known; fd++)
 	{
 		SocketSlot *slot = &set->slots[fd];
 
@@ -213,7 +214,7 @@ waitset_shut_noisy(SocketWaitSet *set)
 			polled[num].fd = fd;
 			polled[num++].events = POLLIN;
 		}
-		if (num < MAX_EVENTS_PER_WAIT && fd < set->num_slots - 1)
+		if (num < MAX_EVENTS_PER_WAIT && fd < set->num_known - 1)
 			continue;
 		if (num > 0 && poll(polled, num, 0) > 0)
 		{
@@ -265,7 +266,7 @@ waitset_rebuild(SocketWaitSet *set)
 		FreeWaitEventSet(set->set);
 		set->set = NULL;
 	}
-	for (int fd = 0; fd < set->num_slots; fd++)
+	for (int fd = 0; fd < set->num_known; fd++)
 	{
 		set->slots[fd].registered = 0;
 		if (slot_belongs(&set->slots[fd]))
@@ -279,7 +280,7 @@ waitset_rebuild(SocketWaitSet *set)
 	if (IsUnderPostmaster)
 		AddWaitEventToSet(set->set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	set->used = FIXED_EVENTS;
-	for (int fd = 0; fd < set->num_slots; fd++)
+	for (int fd = 0; fd < set->num_known; fd++)
 	{
 		if (slot_belongs(&set->slots[fd]))
 			slot_register(set, fd);
@@ -311,19 +312,16 @@ waitset_refresh(SocketWaitSet *set)
 }
 
 int
-waitset_wait(SocketWaitSet *set, TimestampTz until, uint32 wait_event,
+waitset_wait(SocketWaitSet *set, long timeout_ms, uint32 wait_event,
 			 SocketEvent *events, int max_events, bool *latch_set)
 {
 	WaitEvent	occurred[MAX_EVENTS_PER_WAIT];
 	int			num_occurred;
 	int			num_events = 0;
-	long		timeout_ms = -1;
 
 	*latch_set = false;
 	waitset_refresh(set);
 
-	if (!TIMESTAMP_IS_NOEND(until))
-		timeout_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
 	num_occurred = WaitEventSetWait(set->set, timeout_ms, occurred,
 									Min(max_events, MAX_EVENTS_PER_WAIT), wait_event);
 

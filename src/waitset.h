@@ -51,12 +51,12 @@ extern void waitset_quiet(SocketWaitSet *set, int fd);
 extern void waitset_shut_noisy(SocketWaitSet *set);
 
 /*
- * Wait until a socket has one of its events, the process latch is set or
- * "until" has come.  Returns the number of events stored; *latch_set tells
+ * Wait until a socket has one of its events, the process latch is set, or so
+ * many ms have passed; -1: no matter how many.  Returns the number of events stored; *latch_set tells
  * of the latch, which is then reset.  Exits when the postmaster dies.  May
  * throw when system resources run out; the set stays usable.
  */
-extern int	waitset_wait(SocketWaitSet *set, TimestampTz until, uint32 wait_event,
+extern int	waitset_wait(SocketWaitSet *set, long timeout_ms, uint32 wait_event,
 						 SocketEvent *events, int max_events, bool *latch_set);
 
 #endif							/* FEISHU_WAITSET_H */
