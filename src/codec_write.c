@@ -35,29 +35,29 @@
 #define KEPT_OPERATOR_SIZE	512
 
 
-/* RFC 3986 */
-#define UNRESERVED \
-	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
-
-/* Append UTF-8 text with all but unreserved characters encoded. */
+/* Append UTF-8 text with all but RFC 3986's unreserved characters encoded. */
 static void
 append_percent_encoded(StringInfo buf, const char *utf8)
 {
 	static const char hex[] = "0123456789ABCDEF";
+	const char *run = utf8;		/* not appended yet */
+	const char *p;
 
-	for (;;)
+	for (p = utf8; *p != '\0'; p++)
 	{
-		size_t		run = strspn(utf8, UNRESERVED);
-		unsigned char c = (unsigned char) utf8[run];
+		unsigned char c = (unsigned char) *p;
 
-		appendBinaryStringInfo(buf, utf8, (int) run);
-		if (c == '\0')
-			break;
+		if ((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
+			(c >= '0' && c <= '9') ||
+			c == '-' || c == '.' || c == '_' || c == '~')
+			continue;
+		appendBinaryStringInfo(buf, run, (int) (p - run));
 		appendStringInfoChar(buf, '%');
 		appendStringInfoChar(buf, hex[c >> 4]);
 		appendStringInfoChar(buf, hex[c & 0x0f]);
-		utf8 += run + 1;
+		run = p + 1;
 	}
+	appendBinaryStringInfo(buf, run, (int) (p - run));
 }
 
 /* C0, DEL, and C1 (U+0080 to U+009F) in its two bytes */

@@ -332,6 +332,8 @@ alter_server($session, 'feishu', 'SET', base_url => $mock->url . '/');
 $mock->mark;
 succeeds($session, flow(), 'a base_url with a slash at its end works');
 unlike(the_request->{path}, qr{//}, '... and makes no double slash');
+alter_server($session, 'feishu', 'SET', base_url => $mock->url . '/a/./../.');
+succeeds($session, flow(), 'a base_url with dots in its path works');
 alter_server($session, 'feishu', 'SET', base_url => $mock->url);
 
 $mock->config(apps => { cli_two => 'two-secret' });

@@ -370,6 +370,16 @@ succeeds($session, flow(server => 'forward'), 'a call over http through a proxy'
 ($request) = $mock->log(kind => 'execute');
 is($request->{headers}{host}, 'feishu.test', 'the proxy is asked for the host of base_url');
 
+# the same session, with a proxy and without
+create_server($node, 'alternate', { base_url => $mock->url }, { tenant_access_token => 't-fixed' });
+succeeds($session, flow(server => 'alternate'), 'a call without a proxy');
+alter_server($session, 'alternate', 'ADD', proxy => "http://$proxy");
+fails_with($session, flow(server => 'alternate'), 'LK502', 'the same call through a proxy that cannot forward', detail => qr/HTTP 405/);
+like(slurp_file("$dir/proxy.log"), qr{^POST \Q@{[$mock->url]}\E/open-apis/\S+/execute HTTP}m,
+	'... is sent with the whole URL');
+alter_server($session, 'alternate', 'DROP', 'proxy');
+succeeds($session, flow(server => 'alternate'), '... and again without');
+
 append_to_file("$dir/refuse", '');
 alter_server($session, 'tunnel', 'SET', base_url => "https://feishu.test:$port{http1}");
 fails_with($session, flow(server => 'tunnel'), 'LK503', 'a proxy that refuses is LK503', hint => qr/proxy/);
