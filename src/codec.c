@@ -220,20 +220,24 @@ apply_verdict(FlowResponse *response, Verdict verdict)
 	response->hint = verdict.hint;
 }
 
-/* The members that every answer of the platform may have. */
+/* The member "code". */
 static void
-read_common(JsonbContainer *root, FlowResponse *response)
+read_code(JsonbContainer *root, FlowResponse *response)
 {
-	JsonbContainer *error;
-	JsonbContainer *helps;
-	JsonbValue	value;
-
 	response->has_code = find_int64(root, "code", &response->code);
 	if (!response->has_code)
 		response->code = 0;
-	response->message = find_text(root, "msg", MAX_MESSAGE_SIZE);
+}
 
-	error = find_object(root, "error");
+/* What the platform says of a failure. */
+static void
+read_explanation(JsonbContainer *root, FlowResponse *response)
+{
+	JsonbContainer *error = find_object(root, "error");
+	JsonbContainer *helps;
+	JsonbValue	value;
+
+	response->message = find_text(root, "msg", MAX_MESSAGE_SIZE);
 	if (error == NULL)
 		return;
 	response->log_id = find_text(error, "log_id", MAX_ID_SIZE);
@@ -273,7 +277,6 @@ read_data(JsonbContainer *root, FlowResponse *response)
 	if (data == NULL)
 		return false;
 
-	response->inner_message = find_text(data, "error_msg", MAX_MESSAGE_SIZE);
 	response->execution_id = find_text(data, "execution_id", MAX_ID_SIZE);
 	response->status = find_text(data, "status", MAX_ID_SIZE);
 
@@ -345,20 +348,25 @@ codec_read_answer(const HttpAnswer *answer)
 		return response;
 	}
 
-	read_common(&json.value->root, response);
+	read_code(&json.value->root, response);
 	data_ok = read_data(&json.value->root, response);
 	apply_verdict(response, judge_answer(response, data_ok, answer->http_status));
+	if (ANSWER_IS_LOSSY(json.problem) && response->action == FLOW_SUCCEEDED)
+		apply_verdict(response, codes_lossy_success(json.problem));
 
+	if (response->sqlstate != 0)
+	{
+		JsonbContainer *data = find_object(&json.value->root, "data");
+
+		read_explanation(&json.value->root, response);
+		if (data != NULL)
+			response->inner_message = find_text(data, "error_msg", MAX_MESSAGE_SIZE);
+		read_excerpt(answer, response);
+	}
 	if (!ANSWER_IS_LOSSY(json.problem))
 		response->body = json.value;
 	else
-	{
 		pfree(json.value);
-		if (response->action == FLOW_SUCCEEDED)
-			apply_verdict(response, codes_lossy_success(json.problem));
-	}
-	if (response->sqlstate != 0)
-		read_excerpt(answer, response);
 	return response;
 }
 
@@ -444,7 +452,8 @@ codec_read_token_answer(bool oauth, const HttpAnswer *answer)
 	{
 		JsonbContainer *root = &json.value->root;
 
-		read_common(root, refusal);
+		read_code(root, refusal);
+		read_explanation(root, refusal);
 		if (refusal->message == NULL)
 			refusal->message = find_text(root, "error_description", MAX_MESSAGE_SIZE);
 		if (refusal->message == NULL)

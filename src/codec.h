@@ -152,6 +152,9 @@ extern char *codec_scopes_url(const char *base_url);
  */
 extern void codec_write_request(const FlowRequest *request, StringInfo body);
 
+/* Was this the operator of the last request?  In a session, it was checked then. */
+extern bool codec_wrote_operator_last(const Jsonb *operator_id);
+
 /* The body of a token request, likewise; *content_type is static. */
 extern void codec_write_token_request(bool oauth, const char *app_id,
 									  const char *app_secret,

@@ -202,32 +202,46 @@ append_json_string(StringInfo buf, Jsonb *value)
 }
 
 /*
- * Append the operator.  It is nearly always the same as in the request before,
- * and to write it takes as long as to write a row's params.
+ * The operator written last.  It is nearly always that of the next request, too,
+ * and to check and write one takes longer than to do so with a row's params.
  */
+typedef struct KeptOperator
+{
+	Size		size;			/* of value; 0: none is kept */
+	int			len;			/* of text */
+	char		value[KEPT_OPERATOR_SIZE];	/* jsonb */
+	char		text[KEPT_OPERATOR_SIZE];	/* as written */
+} KeptOperator;
+
+static KeptOperator last_operator = {0};
+
+bool
+codec_wrote_operator_last(const Jsonb *operator_id)
+{
+	return VARSIZE(operator_id) == last_operator.size &&
+		memcmp(operator_id, last_operator.value, last_operator.size) == 0;
+}
+
 static void
 append_operator(StringInfo buf, Jsonb *operator_id)
 {
-	static char written[KEPT_OPERATOR_SIZE];	/* as text */
-	static int	written_len = 0;
-	static char operator_last[KEPT_OPERATOR_SIZE];	/* as jsonb */
-	static Size size_last = 0;	/* 0: none is kept */
-	Size		size = VARSIZE(operator_id);
 	int			start = buf->len;
+	int			len;
 
-	if (size == size_last && memcmp(operator_id, operator_last, size) == 0)
+	if (codec_wrote_operator_last(operator_id))
 	{
-		appendBinaryStringInfo(buf, written, written_len);
+		appendBinaryStringInfo(buf, last_operator.text, last_operator.len);
 		return;
 	}
 	append_json_string(buf, operator_id);
-	size_last = 0;
-	if (size <= KEPT_OPERATOR_SIZE && buf->len - start <= KEPT_OPERATOR_SIZE)
+	len = buf->len - start;
+	last_operator.size = 0;
+	if (VARSIZE(operator_id) <= KEPT_OPERATOR_SIZE && len <= KEPT_OPERATOR_SIZE)
 	{
-		memcpy(operator_last, operator_id, size);
-		size_last = size;
-		written_len = buf->len - start;
-		memcpy(written, buf->data + start, written_len);
+		memcpy(last_operator.value, operator_id, VARSIZE(operator_id));
+		memcpy(last_operator.text, buf->data + start, len);
+		last_operator.len = len;
+		last_operator.size = VARSIZE(operator_id);
 	}
 }
 

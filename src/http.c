@@ -93,7 +93,7 @@ on_timer(CURLM *multi, long timeout_ms, void *userp)
 {
 	HttpLoop   *loop = userp;
 
-	/* comes some times a request, and a clock takes as long as all the rest */
+	/* comes several times a request: the clock is read when that is needed */
 	loop->timer = timeout_ms == 0 ? 0 : HTTP_NO_TIMER;	/* 0: at once */
 	loop->timer_in_ms = timeout_ms > 0 ? timeout_ms : -1;
 	return 0;
@@ -202,6 +202,25 @@ http_loop_defer(HttpLoop *loop)
 	loop->deferred = true;
 }
 
+/* In how many ms libcurl wants to be called, never too early; -1: not at all. */
+static long
+loop_timer_ms(HttpLoop *loop)
+{
+	int64		now;
+
+	if (loop->timer == 0)
+		return 0;
+	if (loop->timer == HTTP_NO_TIMER && loop->timer_in_ms < 0)
+		return -1;
+	now = steady_now();
+	if (loop->timer_in_ms >= 0)
+	{
+		loop->timer = now + (int64) loop->timer_in_ms * 1000;
+		loop->timer_in_ms = -1;
+	}
+	return (long) ((Max(loop->timer - now, 0) + 999) / 1000);
+}
+
 /* Let libcurl act on a socket, or on its timer with CURL_SOCKET_TIMEOUT. */
 static void
 loop_action(HttpLoop *loop, curl_socket_t fd, int events)
@@ -215,6 +234,9 @@ loop_action(HttpLoop *loop, curl_socket_t fd, int events)
 		loop->timer_in_ms = -1;
 	}
 	(void) curl_multi_socket_action(loop->multi, fd, events, &running);
+	/* a dispatcher may be long in a transaction before the next turn */
+	if (loop->deferred)
+		(void) loop_timer_ms(loop);
 }
 
 /* Fetch the transfers that libcurl has ended.  Signals are blocked. */
@@ -272,25 +294,6 @@ http_loop_run_due(HttpLoop *loop)
 	loop->fresh = false;
 	loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
 	loop_collect(loop);
-}
-
-/* In how many ms libcurl wants to be called, never too early; -1: not at all. */
-static long
-loop_timer_ms(HttpLoop *loop)
-{
-	int64		now;
-
-	if (loop->timer == 0)
-		return 0;
-	if (loop->timer == HTTP_NO_TIMER && loop->timer_in_ms < 0)
-		return -1;
-	now = steady_now();
-	if (loop->timer_in_ms >= 0)
-	{
-		loop->timer = now + (int64) loop->timer_in_ms * 1000;
-		loop->timer_in_ms = -1;
-	}
-	return (long) ((Max(loop->timer - now, 0) + 999) / 1000);
 }
 
 /* How long to wait: until then, or until libcurl wants to be called in timer_ms. */

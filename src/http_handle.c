@@ -8,9 +8,9 @@
  * set to: their URL, their proxy, and the CA they trust.  Nothing here throws;
  * signals are blocked by the caller, see http.c.
  *
- * libcurl copies a path, and the headers that it makes itself, character by
- * character through its printf, twice.  So it gets only the host of a URL to
- * parse, the rest as the request's target, and all headers ready-made.
+ * libcurl copies a path, and headers that it makes of an option, character by
+ * character, twice.  So where it can be, it gets only the host of a URL to parse
+ * and the rest as the request's target, and those headers ready-made.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *

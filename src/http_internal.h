@@ -38,6 +38,8 @@ typedef struct HttpHandle
 								 * libcurl takes it from url */
 	char	   *proxy;			/* NULL: none */
 	char	   *ca_file;		/* the CA it trusts; NULL: those of the system */
+	long		timeout_ms;		/* these two: 0 if not set */
+	long		connect_timeout_ms;
 	HttpTransfer *transfer;		/* that it is used for */
 	char		error_buffer[CURL_ERROR_SIZE];
 } HttpHandle;

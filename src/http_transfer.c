@@ -347,9 +347,14 @@ static void
 expect_silence(HttpTransfer *transfer)
 {
 	CURL	   *easy = transfer->handle->easy;
+	long		new_connections = 1;
 	long		version = 0;
 	curl_socket_t fd = CURL_SOCKET_BAD;
 
+	/* of one that was kept before, it was said then */
+	if (curl_easy_getinfo(easy, CURLINFO_NUM_CONNECTS, &new_connections) == CURLE_OK &&
+		new_connections == 0)
+		return;
 	if (curl_easy_getinfo(easy, CURLINFO_HTTP_VERSION, &version) == CURLE_OK &&
 		(version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1) &&
 		curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK &&
@@ -428,18 +433,25 @@ transfer_all_headers(HttpTransfer *transfer)
 static bool
 transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 {
-	CURL	   *easy = transfer->handle->easy;
+	HttpHandle *handle = transfer->handle;
+	CURL	   *easy = handle->easy;
 	TimestampTz now = transfer->started;
 	long		timeout_ms;
+	long		connect_timeout_ms;
 	bool		ok = true;
 
 	/* 0 would mean no limit */
 	timeout_ms = (long) Min((request->deadline - now + 999) / 1000, INT_MAX);
 	timeout_ms = Max(timeout_ms, 1);
 
-	transfer->handle->transfer = transfer;
-	SET(CURLOPT_TIMEOUT_MS, timeout_ms);
-	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Max(request->connect_timeout_ms, 1));
+	handle->transfer = transfer;
+	connect_timeout_ms = Max(request->connect_timeout_ms, 1);
+	if (handle->timeout_ms != timeout_ms)
+		SET(CURLOPT_TIMEOUT_MS, timeout_ms);
+	if (handle->connect_timeout_ms != connect_timeout_ms)
+		SET(CURLOPT_CONNECTTIMEOUT_MS, connect_timeout_ms);
+	handle->timeout_ms = timeout_ms;
+	handle->connect_timeout_ms = connect_timeout_ms;
 	SET(CURLOPT_HTTPHEADER, transfer_all_headers(transfer));
 	if (request->body != NULL)
 	{
@@ -573,8 +585,8 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 	HttpHandle *handle = transfer->handle;
 
 	transfer->handle = NULL;
-	handle->transfer = NULL;
 	curl_multi_remove_handle(transfer->loop->multi, handle->easy);
+	handle->transfer = NULL;
 	http_handle_release(transfer->loop, handle, reusable);
 	transfer_free_headers(transfer);
 	ReleaseExternalFD();

@@ -142,7 +142,8 @@ request_check(const FlowRequest *request)
 	if (request->operator_id == NULL)
 		report_argument("operator", gettext_noop("must not be null, since the server has no default operator"),
 						gettext_noop("Give it, like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}', or set the server's operator option."));
-	problem = request_check_operator(request->operator_id);
+	problem = codec_wrote_operator_last(request->operator_id) ? NULL :
+		request_check_operator(request->operator_id);
 	if (problem != NULL)
 		report_argument("operator", problem,
 						gettext_noop("Write it like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}': the user of the low-code platform in whose name the flow runs."));

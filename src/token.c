@@ -202,7 +202,7 @@ token_lease_init(TokenLease *lease, const AppKey *key, MemoryContext context)
 void
 token_lease_wipe(TokenLease *lease)
 {
-	explicit_bzero(lease->token, strlen(lease->token));
+	explicit_bzero(lease->token, lease->room);	/* a former, longer one, too */
 }
 
 /* See to it that a token of so many bytes can be copied under a lock. */

@@ -52,9 +52,10 @@ extern void waitset_shut_noisy(SocketWaitSet *set);
 
 /*
  * Wait until a socket has one of its events, the process latch is set, or so
- * many ms have passed; -1: no matter how many.  Returns the number of events stored; *latch_set tells
- * of the latch, which is then reset.  Exits when the postmaster dies.  May
- * throw when system resources run out; the set stays usable.
+ * many ms have passed; -1: no matter how many.  Returns the number of events
+ * stored; *latch_set tells of the latch, which is then reset.  Exits when the
+ * postmaster dies.  May throw when system resources run out; the set stays
+ * usable.
  */
 extern int	waitset_wait(SocketWaitSet *set, long timeout_ms, uint32 wait_event,
 						 SocketEvent *events, int max_events, bool *latch_set);
