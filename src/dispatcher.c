@@ -416,6 +416,26 @@ ask_again(void)
 	}
 }
 
+/*
+ * The time.  If the clock was set back, what was to be done soon, by the clock as
+ * it was, would be done late by as much: do it now.  What tables say stays.
+ */
+static TimestampTz
+read_clock(Work *work)
+{
+	static TimestampTz last = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < last - USECS_PER_SEC)
+	{
+		work->poll_at = now;
+		work->claimed_at = Min(work->claimed_at, now);
+		dispatch.ended_since = Min(dispatch.ended_since, now);
+	}
+	last = now;
+	return now;
+}
+
 /* What pg_stat_activity shows. */
 static void
 report_activity(void)
@@ -530,7 +550,7 @@ feishu_dispatcher_main(Datum main_arg)
 		allow_connections();
 		take_news(&work, wait_event);
 		lane_take_ended(&dispatch);
-		now = GetCurrentTimestamp();
+		now = read_clock(&work);
 		if (has_work(&work, now))
 		{
 			stop_begin_work();

@@ -1,5 +1,6 @@
 
-# The clock of the machine is set while a call is under way: the call ends in its time all the same.
+# The clock of the machine is set while a call is under way: the call ends in its time all the same; and while a
+# dispatcher is at work: it does not wait for the clock.
 
 use strict;
 use warnings;
@@ -8,6 +9,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
+use FeishuQueue;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -22,7 +24,7 @@ my $node;
 {
 	local $ENV{LD_PRELOAD} = $library;
 	local $ENV{SET_CLOCK} = "$dir/an_hour_earlier";
-	$node = new_cluster('main');
+	$node = queue_cluster('main', conf => "feishu_flow.poll_interval = '1s'\n");
 }
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
@@ -49,5 +51,18 @@ $result = $session->result;
 like($result->{sqlstate}, qr/^(?:00000|LK504)$/, 'a call while the clock is set forward ends');
 $mock->well;
 succeeds($session, flow(), '... and the next call works');
+
+# ---- the slow poll finds what nobody told of ----
+
+my $id = enqueue($session);
+until_state($session, $id, 'succeeded');
+append_to_file("$dir/an_hour_earlier", '');
+my $unheard = $session->value('INSERT INTO feishu.outbox (id, roleid, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, '
+	  . q{flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, database, is_async, own_key, clock_timestamp(), }
+	  . q{clock_timestamp(), clock_timestamp() + interval '1 hour', server, namespace, flow_id, operator, gen_random_uuid() }
+	  . "FROM feishu.outbox WHERE id = $id RETURNING id");
+ok(until_state($session, $unheard, 'succeeded'), 'what nobody told of is sent after the clock was set back, with the next poll');
+unlink "$dir/an_hour_earlier";
+ok(until_state($session, enqueue($session), 'succeeded'), '... and a flow after it was set forward');
 
 done_testing();
