@@ -347,14 +347,9 @@ static void
 expect_silence(HttpTransfer *transfer)
 {
 	CURL	   *easy = transfer->handle->easy;
-	long		new_connections = 1;
 	long		version = 0;
 	curl_socket_t fd = CURL_SOCKET_BAD;
 
-	/* of one that was kept before, it was said then */
-	if (curl_easy_getinfo(easy, CURLINFO_NUM_CONNECTS, &new_connections) == CURLE_OK &&
-		new_connections == 0)
-		return;
 	if (curl_easy_getinfo(easy, CURLINFO_HTTP_VERSION, &version) == CURLE_OK &&
 		(version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1) &&
 		curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK &&

@@ -182,8 +182,14 @@ waitset_want(SocketWaitSet *set, int fd, uint32 events)
 void
 waitset_quiet(SocketWaitSet *set, int fd)
 {
-	if (fd < set->num_slots && set->slots[fd].owned)
-		set->slots[fd].quiet = true;
+	SocketSlot *slot = slot_get(set, fd);
+
+	if (slot == NULL)
+		return;
+	/* an answer that came at once was never waited for */
+	slot->opened = true;
+	slot->owned = true;
+	slot->quiet = true;
 }
 
 /* Something came on an idle socket. */

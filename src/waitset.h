@@ -39,8 +39,8 @@ extern void waitset_closed(SocketWaitSet *set, int fd);
 extern bool waitset_want(SocketWaitSet *set, int fd, uint32 events);
 
 /*
- * From now on nothing may come on fd while nothing is wanted of it.  Ends with
- * fd.
+ * From now on nothing may come on fd while nothing is wanted of it.  It is one
+ * that we opened, and connected.  Ends with fd.
  */
 extern void waitset_quiet(SocketWaitSet *set, int fd);
 

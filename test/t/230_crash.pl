@@ -177,7 +177,10 @@ for my $round (1 .. 3)
 	$bench = pgbench_start($node, $script, '-c', '4', '-j', '2', '-T', '20');
 	$mock->mark;
 	$mock->wait_for(100, kind => 'execute');
-	my ($pid) = split /\n/, $session->value("SELECT pid FROM pg_stat_activity WHERE application_name = 'pgbench' ORDER BY random()");
+	my $pid;
+	wait_until('a backend is there to be killed', sub {
+		($pid) = split /\n/, $session->value("SELECT pid FROM pg_stat_activity WHERE application_name = 'pgbench' ORDER BY random()");
+	});
 	kill 'KILL', $pid;
 	wait_until('it is gone', sub { !alive($pid) });
 	$session->quit;
