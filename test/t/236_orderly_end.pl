@@ -65,7 +65,14 @@ sub all_were_recorded
 
 # The dispatcher is stopped while the answers come in, and has been told to end when it goes on: it has looked at none of
 # them. So does a fast shutdown tell it.
-sub hold { return kill 'STOP', $_[0]; }
+sub hold
+{
+	my ($pid) = @_;
+	kill 'STOP', $pid;
+	# until it stands still, a signal of a lower number comes first
+	wait_until('it is stopped', sub { slurp_file("/proc/$pid/status") =~ /^State:\s+T/m });
+	return;
+}
 sub told
 {
 	my ($pid) = @_;
