@@ -99,7 +99,7 @@ execute_limits(const FlowServer *server, int timeout_ms)
 
 FlowCall *
 execute_call(MemoryContext context, FlowServer *server, const FlowRequest *request,
-		 const FlowLimits *limits)
+			 const FlowLimits *limits)
 {
 	FlowCall   *call = flow_call_start(context, server, request, limits, NULL, NULL);
 	FlowCall   *ended;

@@ -463,7 +463,7 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	return ok;
 }
 
-/* A header; psprintf takes five times as long. */
+/* A header; psprintf takes more than twice as long. */
 static char *
 header_line(const char *name, const char *value)
 {

@@ -70,7 +70,7 @@ typedef struct TokenLease
 extern void token_request_shmem(void);
 extern void token_startup_shmem(void);
 
-/* A caller's business with the cache begins; the token is in its memory. */
+/* A caller's business with the cache begins; a token is kept in that context. */
 extern void token_lease_init(TokenLease *lease, const AppKey *key, MemoryContext context);
 
 /* Take over the token that another lease has, for the same app. */

@@ -26,7 +26,7 @@
  * We hear of the end of a socket that we opened ourselves, so not of the name
  * resolver's; and only once it is connected: libcurl 7.88.0 to 8.2.0 closes
  * one that is not by itself (curl pull request 11439).  Connected is what it
- * wants to read from.
+ * wants to read from, and what is said to be quiet.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
