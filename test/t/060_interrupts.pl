@@ -49,8 +49,10 @@ sub hang
 	wait_until(
 		'the call hangs',
 		sub {
-			$watch->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $victim->pid)
-			  =~ /^Extension$/;
+			# 17 and later have a name for it
+			$watch->value("SELECT wait_event_type = 'Extension' AND "
+				  . "(wait_event = 'FeishuFlowCall' OR current_setting('server_version_num')::int < 170000) "
+				  . 'FROM pg_stat_activity WHERE pid = ' . $victim->pid) eq 't';
 		});
 	return;
 }

@@ -128,6 +128,19 @@ fails_with($session, "SET statement_timeout = '50ms'; SELECT feishu.wait_flow($i
 $session->value('RESET statement_timeout');
 $session->send("SELECT feishu.wait_flow($id)");
 wait_until('a session waits', sub { $other->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid) eq 'Extension' });
+
+# 17 and later have names for what an extension waits for.
+sub waits_for
+{
+	my ($pid, $name) = @_;
+	wait_until("it waits for $name", sub {
+		$other->value("SELECT wait_event = CASE WHEN current_setting('server_version_num')::int >= 170000 THEN '$name' ELSE 'Extension' END "
+			  . "FROM pg_stat_activity WHERE pid = $pid") eq 't';
+	});
+	return pass("pg_stat_activity says so: $name");
+}
+waits_for($session->pid, 'FeishuFlowWait');
+waits_for(dispatcher($other), 'FeishuFlowDispatch');
 $mock->well;
 succeeds($session, $session->result, 'wait_flow returns when the flow ends');
 wait_until('the dispatcher is idle', sub { $session->value($activity) eq 'idle: idle' });
