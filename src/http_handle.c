@@ -42,7 +42,10 @@ http_headers_create(void)
 			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
 
 	first = curl_slist_append(NULL, user_agent);
-	if (first != NULL && curl_slist_append(first, "Accept-Encoding: gzip") == NULL)
+	/* not every libcurl can unpack */
+	if (first != NULL &&
+		(curl_version_info(CURLVERSION_NOW)->features & CURL_VERSION_LIBZ) != 0 &&
+		curl_slist_append(first, "Accept-Encoding: gzip") == NULL)
 	{
 		curl_slist_free_all(first);
 		first = NULL;
