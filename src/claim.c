@@ -11,7 +11,10 @@
  *
  * Of an ordering key only the row with the lowest id is claimed, and only if
  * none of the key is in flight (retry_flow may put back a lower one).  The
- * others are passed over, and found again by record.c when that one ends.
+ * others are passed over, and found again by record.c when that one ends.  Any
+ * number of rows may wait behind one, and of the rows before it any number may
+ * be kept by an old snapshot: so which is first is asked once for each key, not
+ * for each row, and not more than a page of rows is looked at in a transaction.
  *
  * To claim is to lock the row, and to write the ids of all flights into the
  * one row of feishu.claim, in one transaction.  After a crash that row says
@@ -44,6 +47,9 @@
 
 /* Due rows taken into memory at once. */
 #define DUE_ROWS			256
+
+/* Rows looked at in a transaction for some that may be claimed. */
+#define PAGE_ROWS			2048
 
 /* Larger params (not compressed) are read one by one, when they are sent. */
 #define LARGE_PARAMS		65536
@@ -239,11 +245,6 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 	" is_async, idempotent_key, loop_masks, ordering_key, attempts, max_attempts," \
 	" expires_at, own_key, unanswered, database, error FROM feishu.outbox o"
 
-#define CLAIM_FIRST_OF_KEY \
-	" AND (ordering_key IS NULL OR NOT EXISTS (SELECT FROM feishu.outbox p" \
-	" WHERE p.server = o.server AND p.ordering_key = o.ordering_key" \
-	" AND p.state = 'q' AND p.id < o.id))"
-
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
 
 /* A text column as a string in the current context, or NULL. */
@@ -363,19 +364,31 @@ has_large_room(Dispatch *dispatch, const Flight *flight)
 }
 
 /*
- * Make flights of all rows of the last result; returns the highest id.  What
- * is large and finds no room in memory goes back to wait for its turn.
+ * Make a flight of each row of the last result; returns how many.  What is
+ * large and finds no room in memory goes back to wait for its turn.  Rows with
+ * an ordering key of which it is not known if they are first go to the lane's
+ * list instead.
  */
-static int64
-make_flights(Dispatch *dispatch, Lane *lane, uint64 num)
+static int
+make_flights(Dispatch *dispatch, Lane *lane, uint64 num, bool are_first)
 {
 	Flight	  **large = palloc(Max(num, 1) * sizeof(Flight *));
 	int			num_large = 0;
-	int64		last = 0;
+	int			made = 0;
 
 	for (uint64 row = 0; row < num; row++)
 	{
-		Flight	   *flight = make_flight(dispatch, lane, row);
+		Flight	   *flight;
+		bool		no_key;
+
+		(void) sql_value(row, 9, &no_key);
+		if (!no_key && !are_first)
+		{
+			id_list_add(dispatch, &lane->ready, sql_int64(row, 1));
+			lane->keyed = true;
+			continue;
+		}
+		flight = make_flight(dispatch, lane, row);
 
 		/* one with a higher id was sent while this one was not in the queue */
 		if (is_behind_another(dispatch, flight))
@@ -390,7 +403,7 @@ make_flights(Dispatch *dispatch, Lane *lane, uint64 num)
 		dlist_push_tail(&dispatch->flights, &flight->node);
 		dispatch->num_flights++;
 		lane->in_flight++;
-		last = flight->id;
+		made++;
 	}
 
 	/* now that the result is not needed any more */
@@ -411,7 +424,7 @@ make_flights(Dispatch *dispatch, Lane *lane, uint64 num)
 		flight->request.params = read_large_params(flight->id);
 		MemoryContextSwitchTo(old_context);
 	}
-	return last;
+	return made;
 }
 
 /* Claim rows that are in the lane's list, by their ids; returns how many. */
@@ -420,8 +433,10 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		CLAIM_COLUMNS " WHERE server = $1 AND roleid = $2 AND state = 'q'"
-		" AND id = ANY ($3) AND id <> ALL ($4)"
-		CLAIM_FIRST_OF_KEY " ORDER BY id LIMIT $5" CLAIM_LOCK,
+		" AND id = ANY ($3) AND id <> ALL ($4) AND "
+		/* no more conditions, lest an index is thought of that has all keys */
+		DISPATCH_IS_FIRST("FROM feishu.outbox k WHERE k.id = ANY ($3)")
+		" ORDER BY id LIMIT $5" CLAIM_LOCK,
 		5, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID);
 	int			take = Min(lane->ready.num, limit);
 	int			num_flights;
@@ -434,35 +449,22 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 		Int32GetDatum(take)
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	int			made = make_flights(dispatch, lane, num, true);
 
-	(void) make_flights(dispatch, lane, num);
 	lane->ready.num -= take;
 	memmove(lane->ready.ids, lane->ready.ids + take, lane->ready.num * sizeof(int64));
-	return (int) num;
+	return made;
 }
 
-/* Rows of a lane above its cursor, of all columns or of the id alone. */
+/* In SQL: so many rows of a lane above its cursor. */
 #define CLAIM_ABOVE_CURSOR \
 	" WHERE server = $1 AND roleid = $2 AND state = 'q'" \
-	" AND next_at IS NULL AND id > $3 AND id <> ALL ($4)" \
-	CLAIM_FIRST_OF_KEY " ORDER BY id LIMIT $5"
+	" AND next_at IS NULL AND id > $3 AND id <> ALL ($4) ORDER BY id LIMIT $5"
 
-/*
- * Read rows above the lane's cursor, and move it; returns how many.  They become
- * flights or, if only to be listed, go to the lane's list.
- */
-static int
-claim_next(Dispatch *dispatch, Lane *lane, int limit, bool list_only)
+/* Run a statement with them. */
+static uint64
+read_above_cursor(Dispatch *dispatch, const Lane *lane, SqlStatement *statement, int limit)
 {
-	static SqlStatement claim = SQL_STATEMENT(
-		CLAIM_COLUMNS CLAIM_ABOVE_CURSOR CLAIM_LOCK,
-		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
-	static SqlStatement list = SQL_STATEMENT(
-		"SELECT id FROM feishu.outbox o" CLAIM_ABOVE_CURSOR,
-		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
-	/* a row with a lower id that commits later is told by its id */
-	int64		last_value = discover_last_id(dispatch);
-	int64		last = 0;
 	int			num_flights;
 	int64	   *ids = flight_ids(dispatch, lane->cursor, &num_flights);
 	Datum		values[5] = {
@@ -472,25 +474,78 @@ claim_next(Dispatch *dispatch, Lane *lane, int limit, bool list_only)
 		ids_array(ids, num_flights),
 		Int32GetDatum(limit)
 	};
-	int			num;
 
-	num = (int) sql_run(list_only ? &list : &claim, values, NULL, SPI_OK_SELECT, NULL);
-	if (!list_only)
-		last = make_flights(dispatch, lane, num);
-	for (int row = 0; list_only && row < num; row++)
+	return sql_run(statement, values, NULL, SPI_OK_SELECT, NULL);
+}
+
+/*
+ * Rows above the lane's cursor were looked at, the last one's id is last.  If
+ * these were all, those that are behind others of their key included, nothing
+ * is left below last_value, which was read before: a row with a lower id that
+ * commits later is told by its id.
+ */
+static void
+move_cursor(Lane *lane, bool all, int64 last, int64 last_value)
+{
+	if (all)
 	{
-		last = sql_int64(row, 1);
-		id_list_add(dispatch, &lane->ready, last);
-	}
-	if (num < limit)
-	{
-		/* seen all there is, rows behind others of their key included */
 		lane->more = false;
 		lane->cursor = Max(lane->cursor, last_value);
 	}
 	else
 		lane->cursor = last;
-	return num;
+}
+
+/* Claim rows above the cursor of a lane without ordering keys; returns how many. */
+static int
+claim_next(Dispatch *dispatch, Lane *lane, int limit)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		CLAIM_COLUMNS CLAIM_ABOVE_CURSOR CLAIM_LOCK,
+		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+	int64		last_value = discover_last_id(dispatch);
+	uint64		num = read_above_cursor(dispatch, lane, &statement, limit);
+	int64		last = num > 0 ? sql_int64(num - 1, 1) : 0;
+	int			made = make_flights(dispatch, lane, num, false);
+
+	move_cursor(lane, num < (uint64) limit, last, last_value);
+	return made;
+}
+
+/*
+ * List up to limit rows above the lane's cursor that may be claimed; looks at a
+ * page, which grows while it has too few of them.
+ */
+static void
+list_next(Dispatch *dispatch, Lane *lane, int limit)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH page AS MATERIALIZED ("
+		" SELECT id, server, ordering_key FROM feishu.outbox" CLAIM_ABOVE_CURSOR ")"
+		" SELECT o.id, o.ordering_key IS NULL, "
+		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
+		" FROM page o ORDER BY o.id",
+		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+	int64		last_value = discover_last_id(dispatch);
+	int			page_rows = Max(lane->page_rows, limit);
+	uint64		num = read_above_cursor(dispatch, lane, &statement, page_rows);
+	int64		last = 0;
+	int			listed = 0;
+	uint64		row;
+
+	lane->keyed = false;
+	for (row = 0; row < num && listed < limit; row++)
+	{
+		last = sql_int64(row, 1);
+		if (!DatumGetBool(sql_value(row, 2, NULL)))
+			lane->keyed = true;
+		if (!DatumGetBool(sql_value(row, 3, NULL)))
+			continue;
+		id_list_add(dispatch, &lane->ready, last);
+		listed++;
+	}
+	move_cursor(lane, row == num && num < (uint64) page_rows, last, last_value);
+	lane->page_rows = listed < limit ? Min(page_rows * 2, PAGE_ROWS) : 0;
 }
 
 
@@ -536,7 +591,15 @@ claim_try(Dispatch *dispatch, Lane *lane, int limit, bool listed_only, ErrorData
 		if (lane->ready.num > 0)
 			claimed = claim_listed(dispatch, lane, limit);
 		if (claimed < limit && lane->more && !listed_only)
-			claimed += claim_next(dispatch, lane, limit - claimed, false);
+		{
+			if (lane->keyed)
+				list_next(dispatch, lane, limit - claimed);
+			else
+				claimed += claim_next(dispatch, lane, limit - claimed);
+			/* what has an ordering key, too */
+			if (lane->ready.num > 0 && claimed < limit)
+				claimed += claim_listed(dispatch, lane, limit - claimed);
+		}
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -573,7 +636,7 @@ claim_rows(Dispatch *dispatch, Lane *lane, int limit)
 		return claimed;
 
 	if (lane->ready.num < limit && lane->more)
-		(void) claim_next(dispatch, lane, limit - lane->ready.num, true);
+		list_next(dispatch, lane, limit - lane->ready.num);
 	claimed = 0;
 	for (int tries = Min(limit, lane->ready.num); tries > 0; tries--)
 	{

@@ -261,6 +261,8 @@ discover_all(Dispatch *dispatch, bool from_start)
  * rows that the cursors have passed already.  Returns true if there were too
  * many to see all, so that discover_all is needed.
  *
+ * What is behind another flow of its ordering key is left to that one's end.
+ *
  * An old id (a flow put back by retry_flow, a transaction that took long, a
  * prepared one, of which nothing is known) may have millions of finished rows
  * after it.  Then lanes look for themselves: their indexes have none of these.
@@ -269,8 +271,12 @@ bool
 discover_from(Dispatch *dispatch, int64 min_id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT server, roleid, id, next_at FROM feishu.outbox"
-		" WHERE id >= $1 AND state = 'q' ORDER BY id LIMIT $2",
+		"WITH page AS MATERIALIZED ("
+		" SELECT server, roleid, id, next_at, ordering_key FROM feishu.outbox"
+		" WHERE id >= $1 AND state = 'q' ORDER BY id LIMIT $2)"
+		" SELECT o.server, o.roleid, o.id, o.next_at, "
+		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
+		" FROM page o ORDER BY o.id",
 		2, INT8OID, INT4OID);
 	int64		max_cursor = 0;
 	uint64		num;
@@ -299,10 +305,10 @@ discover_from(Dispatch *dispatch, int64 min_id)
 			id = sql_int64(i, 3);
 			if (!is_null)
 				discover_expect_due(lane, DatumGetTimestampTz(next_at));
-			else if (id <= lane->cursor)
-				id_list_add(dispatch, &lane->ready, id);
-			else
+			else if (id > lane->cursor)
 				lane->more = true;
+			else if (DatumGetBool(sql_value(i, 5, NULL)))
+				id_list_add(dispatch, &lane->ready, id);
 		}
 		if (num < DISCOVER_ROWS)
 			return false;

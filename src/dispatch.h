@@ -38,6 +38,8 @@ typedef struct Lane
 	Oid			roleid;
 	int64		cursor;			/* rows at once with an id up to this were seen */
 	bool		more;			/* there may be others above the cursor */
+	bool		keyed;			/* those seen there last had ordering keys */
+	int			page_rows;		/* how many to look at there then; 0: a batch */
 	TimestampTz due_floor;		/* delayed rows before this were seen, and */
 	int64		due_floor_id;	/* those of this time with an id up to this */
 	TimestampTz next_due;		/* when to look at delayed rows; DT_NOEND */
@@ -115,6 +117,18 @@ typedef struct Dispatch
 /* Why a flow that may not be sent any more has failed. */
 #define DISPATCH_EXPIRED \
 	"expired before it could be sent"
+
+/*
+ * In SQL: is row o first of its ordering key, or has none?  among: rows, of
+ * which it is one, as the end of a query of k.  Which is first is asked once for
+ * each key of them, and not before a row has a key.
+ */
+#define DISPATCH_IS_FIRST(among) \
+	"(o.ordering_key IS NULL OR o.id IN (SELECT f.id" \
+	" FROM (SELECT DISTINCT k.server, k.ordering_key " among ") k, LATERAL" \
+	" (SELECT p.id FROM feishu.outbox p WHERE p.server = k.server" \
+	" AND p.ordering_key = k.ordering_key AND p.state = 'q'" \
+	" ORDER BY p.id LIMIT 1) f))"
 
 /* Add an id to a list that does not have it yet. */
 extern void id_list_add(Dispatch *dispatch, IdList *list, int64 id);

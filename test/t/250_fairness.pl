@@ -290,6 +290,26 @@ until_ended($second);
 $entries = entries_of_indexes() - $entries;
 note("$entries entries of indexes read for 3040 flows, with those of 6000 kept by an old snapshot");
 cmp_ok($entries, '<', 100_000, 'what an old snapshot keeps is not read by each claim');
+
+# Hundreds of flows behind one of their ordering key, and before that one what
+# the snapshot keeps of it.
+$entries = entries_of_indexes();
+my %later = (server => 'quick', ordering_key => 'crowd', run_at => \"now() + '1 hour'");
+enqueue_many($second, 1, 300, %later);
+$second->value(q{SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE ordering_key = 'crowd'});
+my $leader = enqueue($second, %later);
+enqueue_many($second, 1, 600, server => 'quick', ordering_key => 'crowd');
+my $beside = enqueue($second, server => 'quick');
+$second->value("SELECT feishu.wait_flow($beside)");
+is($second->value(q{SELECT count(*) FROM feishu.flows WHERE ordering_key = 'crowd' AND state = 'queued'}),
+	'601', 'flows wait for the first of their ordering key');
+$entries = entries_of_indexes() - $entries;
+note("$entries entries of indexes read with 600 flows behind one of their key, and 300 kept before it");
+cmp_ok($entries, '<', 60_000, 'which flow of an ordering key is first is not asked for each of them');
+$second->value("SELECT feishu.cancel_flow($leader)");
+until_ended($second);
+is($second->value(q{SELECT count(*) FROM feishu.flows WHERE ordering_key = 'crowd' AND state = 'succeeded'}),
+	'600', '... and all are sent when that one is gone');
 $keeper->value('COMMIT');
 $keeper->quit;
 
