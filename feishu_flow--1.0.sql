@@ -251,7 +251,7 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION feishu.purge_flows(timestamptz) IS
 'Deletes flows of the caller''s roles that finished before a time; returns how many.';
 
-CREATE FUNCTION feishu.pause_server(name)
+CREATE FUNCTION feishu.pause_server(server name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'feishu_pause_server'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -259,7 +259,7 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION feishu.pause_server(name) IS
 'Stops the dispatch of queued flows to a server until resume_server; for the server''s owner.';
 
-CREATE FUNCTION feishu.resume_server(name)
+CREATE FUNCTION feishu.resume_server(server name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'feishu_resume_server'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -293,14 +293,22 @@ WHERE pg_has_role(o.roleid, 'MEMBER');
 COMMENT ON VIEW feishu.flows IS
 'Queued and finished flows of the roles that the current user is a member of.';
 
+CREATE FUNCTION feishu.dispatch_problem()
+RETURNS text
+AS 'MODULE_PATHNAME', 'feishu_dispatch_problem'
+LANGUAGE C VOLATILE PARALLEL SAFE;
+
+COMMENT ON FUNCTION feishu.dispatch_problem() IS
+'Why nothing sends what is queued in this database; NULL when a dispatcher does.';
+
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
 SELECT COALESCE(q.server, h.server, p.server)::name AS server,
     COALESCE(q.queued, 0) AS queued,
     COALESCE(q.sending, 0) AS sending,
     q.oldest_queued,
-    p.server IS NOT NULL OR h.server IS NOT NULL AS paused,
-    CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by ELSE h.reason END AS pause_reason,
-    CASE WHEN p.server IS NULL THEN h.resume_at END AS resume_at,
+    p.server IS NOT NULL OR d.problem IS NOT NULL OR h.server IS NOT NULL AS paused,
+    CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by ELSE COALESCE(d.problem, h.reason) END AS pause_reason,
+    CASE WHEN p.server IS NULL AND d.problem IS NULL THEN h.resume_at END AS resume_at,
     COALESCE(q.due, 0) AS due,
     q.oldest_due
 FROM (SELECT o.server,
@@ -321,6 +329,7 @@ FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resum
       FROM feishu.held_lane
       GROUP BY server) h ON h.server = q.server
 FULL JOIN feishu.paused_server p ON p.server = COALESCE(q.server, h.server)
+CROSS JOIN feishu.dispatch_problem() AS d (problem)
 WHERE (pg_has_role('pg_monitor', 'MEMBER') AND q.server IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
               WHERE s.srvname = COALESCE(q.server, h.server, p.server)

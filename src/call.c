@@ -145,11 +145,19 @@ static FlowResponse *
 read_answer(FlowCall *call, const HttpResult *result)
 {
 	HttpAnswer	answer = http_answer(result);
+	const char *secrets[] = {call->lease.token, call->server->fixed_token, call->server->app_secret};
+	FlowResponse *response;
 
-	mask_secret_bytes(result->body, result->body_len, call->lease.token);
-	mask_secret_bytes(result->body, result->body_len, call->server->fixed_token);
-	mask_secret_bytes(result->body, result->body_len, call->server->app_secret);
-	return codec_read_answer(&answer);
+	for (int i = 0; i < (int) lengthof(secrets); i++)
+		mask_secret_bytes(result->body, result->body_len, secrets[i]);
+	response = codec_read_answer(&answer);
+	/* what the peer has escaped shows itself when it has been read */
+	if (result->body_len > 0 && memchr(result->body, '\\', result->body_len) != NULL)
+	{
+		for (int i = 0; i < (int) lengthof(secrets); i++)
+			response->body = mask_secret_jsonb(response->body, secrets[i]);
+	}
+	return response;
 }
 
 /* The outcome of an answer. */

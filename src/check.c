@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * check.c
- *	  SQL function check_server: what is wrong with the way to the platform?
+ *	  SQL functions check_server and dispatch_problem: what is wrong with the way
+ *	  to the platform, and with the queue's?
  *
  * It obtains a token, which proves name service, proxy, TLS, base_url and
  * credentials; then it asks for the app's permissions, which is an API that
  * needs none; and, for a namespace, it asks for a flow that does not exist.
- * No flow is ever started.
+ * No flow is ever started.  At last it looks at what queued flows wait for.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -31,12 +32,14 @@
 #include "execute.h"
 #include "guc.h"
 #include "launcher.h"
+#include "limiter.h"
 #include "nls.h"
 #include "report.h"
 #include "request.h"
 #include "sqlrun.h"
 
 PG_FUNCTION_INFO_V1(feishu_check_server);
+PG_FUNCTION_INFO_V1(feishu_dispatch_problem);
 
 /* A flow's API name ends in ten hexadecimal digits: there is none like this. */
 #define NO_SUCH_FLOW		"feishu_flow_check_server"
@@ -203,19 +206,42 @@ is_paused(const char *server_name)
 	return paused;
 }
 
-/* Is there somebody to send what is queued? */
+/* Is there somebody to send what is queued, and may he? */
 static void
-check_dispatch(CheckReport *report, const char *server_name)
+check_dispatch(CheckReport *report, const FlowServer *server)
 {
-	if (!launcher_present())
-		add_sentence(&report->hint,
-					 _("Calls work, but nothing sends queued flows: add feishu_flow to shared_preload_libraries and restart the server."));
-	else if (!feishu_guc_dispatch)
-		add_sentence(&report->hint,
-					 _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off."));
-	else if (is_paused(server_name))
+	LimiterStatus status = {0};
+
+	switch (launcher_problem())
+	{
+		case DISPATCH_NOT_PRELOADED:
+			add_sentence(&report->hint,
+						 _("Calls work, but nothing sends queued flows: add feishu_flow to shared_preload_libraries and restart the server."));
+			return;
+		case DISPATCH_OFF:
+			add_sentence(&report->hint,
+						 _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off."));
+			return;
+		case DISPATCH_NO_WORKER:
+			add_sentence(&report->hint,
+						 psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server."),
+								  max_worker_processes));
+			return;
+		case DISPATCH_FAILS:
+			add_sentence(&report->hint,
+						 _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why."));
+			return;
+		case DISPATCH_NO_PROBLEM:
+			break;
+	}
+	if (is_paused(server->name))
 		add_sentence(&report->hint,
 					 _("Calls work, but queued flows wait: the server was paused, and its owner ends that with feishu.resume_server."));
+	else if (limiter_status(&server->app_key, &status) && status.pause != LIMITER_RUNNING)
+		add_sentence(&report->hint,
+					 psprintf(_("Queued flows wait until %s: %s. The server's owner ends that with feishu.resume_server."),
+							  timestamptz_to_str(status.resume_at),
+							  _(limiter_pause_text(status.pause))));
 }
 
 /* All of it, with the server looked up for the current role. */
@@ -265,7 +291,7 @@ check_all(CheckReport *report, MemoryContext context, const char *server_name,
 	if (check_permissions(report, outcome) && namespace_name != NULL)
 		check_namespace(report, context, server, &request);
 	check_clock(report, outcome->check);
-	check_dispatch(report, server->name);
+	check_dispatch(report, server);
 }
 
 /*
@@ -314,4 +340,18 @@ feishu_check_server(PG_FUNCTION_ARGS)
 	tuple = heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls);
 	MemoryContextDelete(context);
 	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
+}
+
+/*
+ * dispatch_problem(): why nothing sends what is queued in this database; NULL
+ * when a dispatcher does.
+ */
+Datum
+feishu_dispatch_problem(PG_FUNCTION_ARGS)
+{
+	const char *problem = launcher_problem_text(launcher_problem());
+
+	if (problem == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(problem));
 }

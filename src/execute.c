@@ -135,9 +135,10 @@ call_run_flow(MemoryContext context, FlowServer *server, const FlowRequest *requ
 }
 
 /*
- * The answer as jsonb in the current memory context, or NULL.  Of a token
- * request's answer, which may hold more than is good to show, only code and
- * message.
+ * The answer as jsonb in the current memory context, or NULL if there is none
+ * that says by its code what became of the flow: a failure must not look like a
+ * success to who reads it.  Of a token request's answer, which may hold more
+ * than is good to show, only code and message.
  */
 static Jsonb *
 outcome_answer(const FlowOutcome *outcome)
@@ -147,7 +148,10 @@ outcome_answer(const FlowOutcome *outcome)
 
 	if (response == NULL)
 		return NULL;
-	if (outcome->for_token && response->has_code)
+	if (outcome->sqlstate != 0 &&
+		(!response->has_code || (response->code == 0 && response->inner_code == NULL)))
+		return NULL;
+	if (outcome->for_token)
 	{
 		StringInfoData json;
 

@@ -332,8 +332,9 @@ gate_report(AppGate *gate, const LimiterPlace *place, LimiterReport report,
 				changes |= gate_set_stop(gate, LIMITER_RUNNING, now);
 			break;
 		case LIMITER_REPORT_TOKEN:
+			changes = gate_note_answer(gate);
 			if (gate->stop == LIMITER_CREDENTIALS)
-				changes = gate_set_stop(gate, LIMITER_RUNNING, now);
+				changes |= gate_set_stop(gate, LIMITER_RUNNING, now);
 			break;
 		case LIMITER_REPORT_TROUBLE:
 			if (same_open)

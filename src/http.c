@@ -99,11 +99,11 @@ on_timer(CURLM *multi, long timeout_ms, void *userp)
 	return 0;
 }
 
-/* CURLOPT_OPENSOCKETFUNCTION */
+/* CURLOPT_OPENSOCKETFUNCTION; userp is the HttpHandle */
 curl_socket_t
 http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *address)
 {
-	HttpLoop   *loop = userp;
+	HttpTransfer *transfer = ((HttpHandle *) userp)->transfer;
 	curl_socket_t fd;
 	int			type = address->socktype;
 
@@ -111,15 +111,18 @@ http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *addres
 	type |= SOCK_CLOEXEC;
 #endif
 	fd = socket(address->family, type, address->protocol);
-	if (fd >= 0 && !waitset_opened(loop->sockets, fd))
+	transfer->starved = fd < 0 && (errno == EMFILE || errno == ENFILE ||
+								   errno == ENOBUFS || errno == ENOMEM);
+	if (fd >= 0 && !waitset_opened(transfer->loop->sockets, fd))
 	{
 		close(fd);
 		fd = CURL_SOCKET_BAD;
+		transfer->starved = true;
 	}
 	return fd;
 }
 
-/* CURLOPT_CLOSESOCKETFUNCTION */
+/* CURLOPT_CLOSESOCKETFUNCTION; the loop, for the handle may be gone by then */
 int
 http_close_socket(void *userp, curl_socket_t fd)
 {

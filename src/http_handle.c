@@ -76,7 +76,7 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	 * hundreds of them under way */
 	SET(CURLOPT_UPLOAD_BUFFERSIZE, 16384L);
 	SET(CURLOPT_OPENSOCKETFUNCTION, http_open_socket);
-	SET(CURLOPT_OPENSOCKETDATA, loop);
+	SET(CURLOPT_OPENSOCKETDATA, handle);
 	SET(CURLOPT_CLOSESOCKETFUNCTION, http_close_socket);
 	SET(CURLOPT_CLOSESOCKETDATA, loop);
 	SET(CURLOPT_WRITEFUNCTION, http_transfer_on_body);

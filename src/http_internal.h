@@ -73,7 +73,7 @@ struct HttpTransfer
 	bool		begun;			/* a connection was there to send it on */
 	bool		resent;			/* refused to send it a second time */
 	bool		too_large;
-	bool		out_of_memory;
+	bool		starved;		/* there was no memory, or no descriptor, for it */
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
 	size_t		header_size;	/* of all headers so far */

@@ -68,7 +68,7 @@ http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp)
 		body = realloc(result->body, wanted);
 		if (body == NULL)
 		{
-			transfer->out_of_memory = true;
+			transfer->starved = true;
 			return 0;
 		}
 		result->body = body;
@@ -327,9 +327,16 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 			result->trouble = HTTP_TROUBLE_RESET;
 			break;
 	}
-	if (transfer->resent)
+
+	/*
+	 * libcurl was about to send the request a second time: we refused that, or
+	 * it found no way to.
+	 */
+	if (transfer->resent ||
+		(result->request_sent && !transfer->resend_ok && !answer_began &&
+		 result->trouble != HTTP_TROUBLE_RESET && result->trouble != HTTP_TROUBLE_LOCAL))
 		result->trouble = HTTP_TROUBLE_KEPT;
-	if (transfer->out_of_memory)
+	if (transfer->starved)
 		result->trouble = HTTP_TROUBLE_LOCAL;
 
 	/* An answer that broke off is not the same as none. */
@@ -387,7 +394,7 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 
 	if (code != CURLE_OK)
 	{
-		if (transfer->resent)
+		if (result->trouble == HTTP_TROUBLE_KEPT)
 			text = "the connection was closed before an answer came";
 		else if (text[0] == '\0')
 			text = curl_easy_strerror(code);

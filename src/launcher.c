@@ -226,6 +226,7 @@ no_room_log(const char *name)
 	if (no_room)
 		return;
 	no_room = true;
+	slots_set_no_room(true);
 	ereport(LOG,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("feishu_flow has no background worker for database \"%s\", and maybe others",
@@ -554,6 +555,7 @@ launcher_pass(void)
 	else if (no_room && may_start && now >= no_room_until && num_probers == 0)
 	{
 		no_room = false;
+		slots_set_no_room(false);
 		ereport(LOG,
 				(errmsg("feishu_flow has background workers for all its databases again")));
 	}
@@ -569,6 +571,7 @@ feishu_launcher_main(Datum main_arg)
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 	slots_attach_launcher();
+	slots_set_no_room(false);
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
 	wait_event = feishu_wait_event_new("FeishuFlowLauncherMain");

@@ -22,6 +22,23 @@ extern void launcher_register(void);
 /* Are there launcher and dispatchers at all (was the library preloaded)? */
 extern bool launcher_present(void);
 
+/* Why nothing sends what is queued in a database. */
+typedef enum DispatchProblem
+{
+	DISPATCH_NO_PROBLEM,		/* there is a dispatcher, or will be at once; on
+								 * a standby it is the primary's */
+	DISPATCH_NOT_PRELOADED,
+	DISPATCH_OFF,
+	DISPATCH_NO_WORKER,			/* PostgreSQL has no background worker free */
+	DISPATCH_FAILS				/* the dispatcher fails, and is started again */
+} DispatchProblem;
+
+/* What it is in this database. */
+extern DispatchProblem launcher_problem(void);
+
+/* In words, untranslated; NULL for none. */
+extern const char *launcher_problem_text(DispatchProblem problem);
+
 /*
  * What the dispatcher of a database has to be told.  Kept in shared memory
  * until it asks, so nothing is lost while it is busy or not there yet.

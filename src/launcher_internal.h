@@ -68,6 +68,7 @@ extern void slots_wait_until_free(int place);
 extern void slots_attach_launcher(void);
 extern void slots_wake_launcher(bool databases_changed);
 extern bool slots_take_changes(bool *overflowed);
+extern void slots_set_no_room(bool no_room);
 
 /* By a worker that may be a prober, too. */
 extern Oid	slots_attach_worker(int place);

@@ -40,6 +40,7 @@
 #include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/xlog.h"
 #include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
@@ -55,7 +56,9 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "guc.h"
 #include "launcher_internal.h"
+#include "nls.h"
 
 #define LAUNCHER_TRANCHE		"feishu_flow_launcher"
 
@@ -100,6 +103,7 @@ typedef struct LauncherShared
 	ProcNumber	launcher;		/* or INVALID_PROC_NUMBER */
 	bool		databases_changed;	/* pg_database, or a slot's state */
 	bool		overflowed;		/* a slot was needed and there was none */
+	bool		no_room;		/* a worker was needed and there was none */
 	int			num_slots;
 	DatabaseSlot slots[FLEXIBLE_ARRAY_MEMBER];
 } LauncherShared;
@@ -659,4 +663,61 @@ slots_take_changes(bool *overflowed)
 	shared->overflowed = false;
 	LWLockRelease(shared->lock);
 	return changed;
+}
+
+/* Had PostgreSQL no room for a worker that is still wanted? */
+void
+slots_set_no_room(bool no_room)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->no_room = no_room;
+	LWLockRelease(shared->lock);
+}
+
+
+/* ---------- For those who wonder ---------- */
+
+DispatchProblem
+launcher_problem(void)
+{
+	DispatchProblem problem = DISPATCH_NO_PROBLEM;
+	int			place;
+
+	if (!launcher_present())
+		return DISPATCH_NOT_PRELOADED;
+	if (!feishu_guc_dispatch)
+		return DISPATCH_OFF;
+	if (RecoveryInProgress())
+		return DISPATCH_NO_PROBLEM;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	place = place_find(MyDatabaseId);
+	if (place < 0 || shared->slots[place].worker == WORKER_NONE)
+	{
+		if (shared->no_room || shared->launcher == INVALID_PROC_NUMBER)
+			problem = DISPATCH_NO_WORKER;
+		else if (place >= 0 && !shared->slots[place].ended_well)
+			problem = DISPATCH_FAILS;
+	}
+	LWLockRelease(shared->lock);
+	return problem;
+}
+
+const char *
+launcher_problem_text(DispatchProblem problem)
+{
+	switch (problem)
+	{
+		case DISPATCH_NO_PROBLEM:
+			break;
+		case DISPATCH_NOT_PRELOADED:
+			return gettext_noop("feishu_flow is not in shared_preload_libraries");
+		case DISPATCH_OFF:
+			return gettext_noop("feishu_flow.dispatch is off");
+		case DISPATCH_NO_WORKER:
+			return gettext_noop("there is no background worker for the dispatcher");
+		case DISPATCH_FAILS:
+			return gettext_noop("the dispatcher fails, see the server log");
+	}
+	return NULL;
 }

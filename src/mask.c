@@ -18,6 +18,9 @@
 
 #include <ctype.h>
 
+#include "fmgr.h"
+#include "utils/fmgrprotos.h"
+
 #include "mask.h"
 
 /* A beginning of a secret so long is hidden, too, where text was cut. */
@@ -153,4 +156,21 @@ mask_secret_bytes(char *bytes, size_t len, const char *secret)
 		len -= found + secret_len - bytes;
 		bytes = found + secret_len;
 	}
+}
+
+Jsonb *
+mask_secret_jsonb(Jsonb *json, const char *secret)
+{
+	size_t		secret_len = secret != NULL ? strlen(secret) : 0;
+	char	   *text;
+
+	if (json == NULL || secret_len < SECRET_SURE_LENGTH ||
+		memmem(VARDATA(json), VARSIZE(json) - VARHDRSZ, secret, secret_len) == NULL)
+		return json;
+
+	/* what is masked may be a key, by which the others are sorted */
+	text = JsonbToCString(NULL, &json->root, VARSIZE(json));
+	explicit_bzero(VARDATA(json), VARSIZE(json) - VARHDRSZ);
+	mask_secret(text, secret);
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
 }

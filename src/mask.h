@@ -12,6 +12,8 @@
 #ifndef FEISHU_MASK_H
 #define FEISHU_MASK_H
 
+#include "utils/jsonb.h"
+
 /*
  * Overwrite each occurrence of a secret in text by asterisks, in place.  Both
  * may be NULL.  Does not throw.
@@ -24,5 +26,12 @@ extern void mask_secret(char *text, const char *secret);
  * masked.
  */
 extern void mask_secret_bytes(char *bytes, size_t len, const char *secret);
+
+/*
+ * The same in jsonb that was read of such bytes, where no escape hides a secret
+ * any more: the jsonb itself, or another one in the current memory context,
+ * and then the first one is wiped.
+ */
+extern Jsonb *mask_secret_jsonb(Jsonb *json, const char *secret);
 
 #endif							/* FEISHU_MASK_H */

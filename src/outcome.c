@@ -130,7 +130,9 @@ transport_hint(const FlowServer *server, const HttpResult *result,
 		case HTTP_TROUBLE_TLS:
 			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
 		case HTTP_TROUBLE_LOCAL:
-			return gettext_noop("The database host ran short of memory or file descriptors.");
+			return may_have_started ?
+				gettext_noop("The flow may have started: try again only with the same idempotent_key. See that the database host has memory and file descriptors left.") :
+				gettext_noop("See that the database host has memory and file descriptors left.");
 		default:
 			return may_have_started ?
 				gettext_noop("The flow may have started: try again only with the same idempotent_key.") :
@@ -170,10 +172,19 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 			break;
 		default:
 			outcome->sqlstate = ERRCODE_FEISHU_NO_CONNECTION;
-			outcome->reason = result->trouble == HTTP_TROUBLE_RESET ||
-				result->trouble == HTTP_TROUBLE_KEPT ?
-				gettext_noop("the connection was lost before an answer came") :
-				gettext_noop("could not connect");
+			switch (result->trouble)
+			{
+				case HTTP_TROUBLE_RESET:
+				case HTTP_TROUBLE_KEPT:
+					outcome->reason = gettext_noop("the connection was lost before an answer came");
+					break;
+				case HTTP_TROUBLE_LOCAL:
+					outcome->reason = gettext_noop("the database host ran short of memory or file descriptors");
+					break;
+				default:
+					outcome->reason = gettext_noop("could not connect");
+					break;
+			}
 			break;
 	}
 }

@@ -335,7 +335,10 @@ server_lookup(const char *name, Oid userid)
 		check_usage(last_server->serverid, name, userid);
 		/* looking may have brought news of a change */
 		if (last_server != NULL)
+		{
+			check_ca_file(last_server);
 			return server_copy(last_server);
+		}
 	}
 
 	changes = catalog_changes;

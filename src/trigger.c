@@ -427,9 +427,10 @@ check_number_of_arguments(const Trigger *trigger)
 	if (trigger->tgnargs < MIN_ARGUMENTS || trigger->tgnargs > MAX_ARGUMENTS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("trigger \"%s\" calls feishu.flow_trigger() with %d arguments",
-						trigger->tgname, trigger->tgnargs),
-				 errdetail("It takes %d to %d.", MIN_ARGUMENTS, MAX_ARGUMENTS),
+				 errmsg("trigger \"%s\" calls feishu.flow_trigger() with a wrong number of arguments",
+						trigger->tgname),
+				 errdetail("It takes %d to %d, and has %d.", MIN_ARGUMENTS, MAX_ARGUMENTS,
+						   trigger->tgnargs),
 				 errhint(SYNTAX_HINT)));
 }
 

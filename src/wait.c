@@ -29,6 +29,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "launcher.h"
 #include "nls.h"
 #include "options.h"
 #include "outbox.h"
@@ -112,6 +113,20 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 	sql_end_as_owner(&caller);
 }
 
+/* Throw that a flow has not ended yet. */
+static void
+report_timeout(int64 id)
+{
+	const char *problem = launcher_problem_text(launcher_problem());
+
+	ereport(ERROR,
+			(errcode(ERRCODE_FEISHU_TIMEOUT),
+			 errmsg("flow %lld has not ended in time", (long long) id),
+			 problem != NULL ?
+			 errhint("It stays queued, and nothing sends it: %s.", _(problem)) :
+			 errhint("It stays queued; look at the views feishu.flows and feishu.dispatch_status.")));
+}
+
 /* wait_flow(id, timeout) */
 Datum
 feishu_wait_flow(PG_FUNCTION_ARGS)
@@ -143,10 +158,7 @@ feishu_wait_flow(PG_FUNCTION_ARGS)
 			break;
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (left <= 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEISHU_TIMEOUT),
-					 errmsg("flow %lld has not ended in time", (long long) id),
-					 errhint("It stays queued; look at the views feishu.flows and feishu.dispatch_status.")));
+			report_timeout(id);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 Min(left, WAIT_LOOK_MS), wait_event);
 		ResetLatch(MyLatch);

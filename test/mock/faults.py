@@ -2,6 +2,7 @@
 import asyncio
 import base64
 import http
+import os
 import zlib
 
 from .message import JSON_TYPE, Answer, dump, load_or_none
@@ -88,6 +89,9 @@ class Faults:
 
     def do_close_after(self, conn, request, fault, answer):
         conn.drop(request)
+
+    def do_die(self, conn, request, fault, answer):
+        os._exit(0)
 
     async def do_half_answer(self, conn, request, fault, answer):
         answer = self.valid(answer)

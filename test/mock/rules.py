@@ -12,6 +12,7 @@ FAULTS = {
     "reset_before": ("", False, "TCP reset on arrival"),
     "reset_after": ("", True, "accepted, then TCP reset instead of an answer"),
     "close_after": ("", True, "accepted, then a clean close (FIN) without a byte"),
+    "die": ("", False, "accepted, and then there is no mock any more"),
     "half_answer": ("rst", True, "headers and half of the body, then FIN (rst true: RST)"),
     "twice": ("", True, "a gateway sends the request twice and passes on the second answer (the key is used then)"),
     "unasked": ("interval_ms", True, "answers as usual, and after interval_ms (20) once more (member unasked of the log: it did)"),

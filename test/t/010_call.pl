@@ -305,6 +305,20 @@ fails_with($session, flow(raise_error => 'false'),
 $mock->fault(type => 'garbage');
 fails_with($session, flow(raise_error => 'false'),
 	'LK502', 'garbage is an error with raise_error => false, too');
+foreach my $case ([ 429, '{"code": 0}', 'LK429' ], [ 500, '{"code": 0, "data": {}}', 'LK500' ], [ 408, '{"code": 0}', 'LK504' ],
+	[ 301, '{"code": 0}', 'LK502' ], [ 200, '{"code": 0, "data": "x"}', 'LK502' ], [ 200, '{"code": 0, "data": []}', 'LK502' ],
+	[ 404, '{"message": "no Route matched"}', 'LK404' ])
+{
+	my ($status, $body, $sqlstate) = @$case;
+	$mock->fault(type => 'status', status => $status, content_type => 'application/json', body => $body);
+	fails_with($session, flow(raise_error => 'false'),
+		$sqlstate, "a failure that looks like a success, or says nothing, is an error with raise_error => false, too ($status $body)");
+}
+$mock->well;
+$mock->revoke;
+$mock->rules([ { kind => 'token' }, { type => 'wrong_types', remove => ['tenant_access_token'] } ]);
+fails_with($session, flow(raise_error => 'false'),
+	'LK502', 'so is a token request that brought no token');
 $mock->well;
 fails_with($session, flow(raise_error => 'false', operator => '{}'),
 	'22023', 'a bad argument is an error with raise_error => false, too');

@@ -118,6 +118,27 @@ $mock->well;
 succeeds($fresh, flow(), '... and the next call of this session works');
 $fresh->quit;
 
+# The platform takes a request on a kept connection, and is gone for good.
+my $dying = FeishuFlow::Mock->start;
+create_server($node, 'dying', { base_url => $dying->url });
+succeeds($session, flow(server => 'dying'), 'a call on a connection that is kept');
+$dying->rules([ { kind => 'execute' }, { type => 'die' } ]);
+fails_with($session, flow(server => 'dying'),
+	'LK503', 'a platform that is gone after it has got the request is LK503',
+	message => qr/lost before an answer/, detail => qr/waiting for the answer: the connection was closed/,
+	hint => qr/may have started/);
+$dying->stop;
+goes_on();
+
+# ---- a host that runs out ----
+
+$fresh = FeishuFlow::Session->new($node);
+succeeds($fresh, flow(), 'a call with descriptors left');
+system('prlimit', '--pid', $fresh->pid, '--nofile=4:4') == 0 or die "prlimit: $?";
+fails_with($fresh, flow(server => 'silent'),
+	'LK503', 'a call without a descriptor left is LK503', message => qr/short of memory or file descriptors/, hint => qr/descriptors/);
+$fresh->quit;
+
 # ---- a hang at each phase ----
 
 # phase => fault, what DETAIL says that it was doing, on a kept connection too

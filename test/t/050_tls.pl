@@ -7,6 +7,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
+use File::Copy qw(copy);
 use FeishuFlow;
 use FeishuQueue;
 use IO::Select;
@@ -394,5 +395,11 @@ fails_with($session, flow(server => 'valid', timeout => '1s'), '42809',
 	'a ca_file that is no regular file is refused', hint => qr/PEM/);
 alter_server($session, 'valid', 'SET', %ca);
 succeeds($session, flow(server => 'valid'), 'after all this a call works');
+copy($ca{ca_file}, "$dir/becomes_fifo") or die "copy: $!";
+alter_server($session, 'valid', 'SET', ca_file => "$dir/becomes_fifo");
+succeeds($session, flow(server => 'valid'), 'a call with a copy of the CA');
+unlink("$dir/becomes_fifo");
+POSIX::mkfifo("$dir/becomes_fifo", 0600) or die "mkfifo: $!";
+fails_with($session, flow(server => 'valid', timeout => '1s'), '42809', 'so is one that has become none');
 
 done_testing();

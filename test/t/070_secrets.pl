@@ -200,6 +200,18 @@ $mock->fault(type => 'status', status => 400, content_type => 'text/html',
 show(flow(server => 'odd'));
 $mock->well;
 
+# What is returned as a value, of a refusal and of a success; with escapes that only JSON's reader undoes.
+my @escaped;
+foreach my $code (2320001, 0)
+{
+	my $echoed = $fixed_token =~ s/-/\\u002d/r;
+	push @escaped, qq({"code": $code, "msg": "Bearer $echoed", "data": {"$echoed": ["$echoed"], "execution_id": "1", "b": 2}});
+	$mock->fault(type => 'status', status => 200, content_type => 'application/json', body => $escaped[-1]);
+	show(flow(server => 'fixed', raise_error => 'false'));
+	is($watch->value('SELECT (' . flow(server => 'fixed', raise_error => 'false') . ") #>> '{data,b}'"), '2', 'the rest of an answer that repeats a token is returned');
+}
+$mock->well;
+
 # ---- while a call is under way ----
 
 my $activity = '';
@@ -262,6 +274,11 @@ foreach my $status (200, 400, 401, 502)
 		$mock->fault(type => 'status', status => $status, body => $body, headers => { 'X-Tt-Logid' => $fixed_token });
 		tried('fixed');
 	}
+}
+foreach my $body (@escaped)
+{
+	$mock->fault(type => 'status', status => 200, content_type => 'application/json', body => $body);
+	tried('fixed');
 }
 $mock->well;
 tried($_) foreach qw(feishu oauth wrong wrong_oauth down);

@@ -8,6 +8,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
+use FeishuQueue;
 use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
@@ -153,6 +154,11 @@ $node->safe_psql('postgres', 'ALTER SYSTEM SET feishu_flow.dispatch = off');
 $node->reload;
 wait_until('the setting arrives', sub { $session->value('SHOW feishu_flow.dispatch') eq 'off' });
 finds(check($session, 'feishu'), 't', qr/obtained/, qr/feishu_flow\.dispatch is off/, 'dispatch is off');
+my $waits = enqueue($session);
+is($session->value("SELECT paused || ' ' || pause_reason FROM feishu.dispatch_status WHERE server = 'feishu'"),
+	'true feishu_flow.dispatch is off', '... dispatch_status says so, too');
+fails_with($session, "SELECT feishu.wait_flow($waits, '0')", 'LK504', '... and wait_flow', hint => qr/nothing sends it: feishu_flow\.dispatch is off/);
+$session->value("SELECT feishu.cancel_flow($waits)");
 
 $node->safe_psql('postgres', 'ALTER SYSTEM RESET feishu_flow.dispatch');
 $node->reload;
@@ -171,5 +177,37 @@ finds($row, 'f', qr/token was refused/, qr/tenant_access_token/, 'a bad fixed to
 unlike("$row->{message} $row->{hint}", qr/t-nonsense/, 'a bad fixed token is not shown');
 
 is($mock->started, 0, 'no flow was started by all of this');
+
+# ---- no worker ----
+
+my $crowded = new_cluster('crowded', conf => 'max_worker_processes = 1');
+create_server($crowded, 'feishu', { base_url => $mock->url });
+my $unserved = FeishuFlow::Session->new($crowded);
+finds(check($unserved, 'feishu'), 't', qr/obtained/, qr/Increase max_worker_processes, currently 1/, 'no background worker');
+$waits = enqueue($unserved);
+is($unserved->value("SELECT paused || ' ' || pause_reason FROM feishu.dispatch_status"),
+	'true there is no background worker for the dispatcher', '... dispatch_status says so, too');
+fails_with($unserved, "SELECT feishu.wait_flow($waits, '0')", 'LK504', '... and wait_flow', hint => qr/no background worker/);
+$unserved->quit;
+$crowded->stop;
+
+# ---- an outage that is over, a quota ----
+
+my $patient = new_cluster('patient', conf => "feishu_flow.retry_base_delay = '1h'\nfeishu_flow.retry_max_delay = '1h'\n");
+create_server($patient, 'feishu', { base_url => $mock->url });
+my $sends = FeishuFlow::Session->new($patient);
+$mock->rules([ { kind => 'execute' }, { type => 'status', status => 502 } ]);
+enqueue_many($sends, 1, 6, server => 'feishu');
+until_true($sends, 'all are tried', 'SELECT bool_and(attempts > 0) FROM feishu.flows');
+enqueue($sends);
+until_true($sends, 'the breaker is open', "SELECT paused AND pause_reason ~ 'does not answer' FROM feishu.dispatch_status");
+$mock->well;
+finds(check($sends, 'feishu'), 't', qr/obtained/, qr/^none$/, 'an outage that is over');
+until_true($sends, 'queued flows are not held back any more', 'SELECT NOT paused FROM feishu.dispatch_status');
+$mock->rules([ { kind => 'execute' }, { type => 'code', code => 99991403, http_status => 429 } ]);
+enqueue_many($sends, 7, 300, server => 'feishu');
+until_true($sends, 'the app is paused', "SELECT paused AND pause_reason ~ 'quota' FROM feishu.dispatch_status");
+$mock->well;
+finds(check($sends, 'feishu'), 't', qr/obtained/, qr/Queued flows wait until .*: the quota is used up\. .*resume_server/, 'a quota that was used up');
 
 done_testing();

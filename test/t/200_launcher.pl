@@ -297,6 +297,12 @@ my %served = map { $_ => 1 } split / /, dispatchers();
 my @unserved = grep { !$served{$_} } map { "many$_" } 1 .. 28;
 my @served = grep { /^many/ } keys %served;
 is(scalar(keys %served), 8, 'as many dispatchers as there is room for');
+foreach my $case ([ $unserved[0], 'there is no background worker for the dispatcher' ], [ $served[0], 'none' ])
+{
+	my $other = FeishuFlow::Session->new($node, database => $case->[0]);
+	is($other->value("SELECT coalesce(feishu.dispatch_problem(), 'none')"), $case->[1], "... which dispatch_problem tells ($case->[1])");
+	$other->quit;
+}
 at_once($session, "DROP DATABASE $served[0]", 'a database with a dispatcher is dropped then');
 at_once($session, "DROP DATABASE $unserved[0]", 'one without a dispatcher, too');
 wait_until('another database is served',
