@@ -72,7 +72,8 @@ add_sentence(StringInfo text, const char *sentence)
 {
 	if (sentence == NULL || sentence[0] == '\0')
 		return;
-	if (text->len > 0)
+	/* not after a full stop that is as wide as two letters */
+	if (text->len > 0 && !IS_HIGHBIT_SET(text->data[text->len - 1]))
 		appendStringInfoChar(text, ' ');
 	appendStringInfoString(text, sentence);
 }
@@ -86,7 +87,7 @@ report_refusal(CheckReport *report, const FlowOutcome *outcome)
 	report->http_status = outcome->http_status;
 	report->has_code = response != NULL && response->has_code;
 	report->code = report->has_code ? response->code : 0;
-	add_sentence(&report->message, psprintf("%s. %s", report_message(outcome),
+	add_sentence(&report->message, psprintf(_("%s. %s"), report_message(outcome),
 											report_detail(outcome)));
 	add_sentence(&report->hint, report_hint(outcome));
 

@@ -390,12 +390,13 @@ log_changes(const char *server_name, int changes, LimiterPause stop,
 
 	if (changes & GATE_OPENED)
 		LOG_LINE("feishu_flow server \"%s\" does not answer, queued flows wait but for single probes: %s",
-				 server_name, reason ? reason : "no reason given");
+				 server_name, reason ? _(reason) : _("no reason given"));
 	if (changes & GATE_CLOSED)
 		LOG_LINE("feishu_flow server \"%s\" answers again", server_name);
 	if (changes & GATE_PAUSED)
 		LOG_LINE("feishu_flow server \"%s\": app is paused, %s: %s",
-				 server_name, limiter_pause_text(stop), reason ? reason : "no reason given");
+				 server_name, _(limiter_pause_text(stop)),
+				 reason ? _(reason) : _("no reason given"));
 	if (changes & GATE_RESUMED)
 		LOG_LINE("feishu_flow server \"%s\": app is no longer paused", server_name);
 	if (changes & GATE_RATE)

@@ -76,11 +76,11 @@ describe(const FlowOutcome *outcome)
 	if (outcome->http_status != 0)
 		appendStringInfo(&text, _("; HTTP status %d"), outcome->http_status);
 	if (outcome->error != NULL)
-		appendStringInfo(&text, "; %s", outcome->error);
+		appendStringInfo(&text, _("; %s"), outcome->error);
 	if (response != NULL && response->inner_message != NULL)
-		appendStringInfo(&text, "; %s", response->inner_message);
+		appendStringInfo(&text, _("; %s"), response->inner_message);
 	else if (response != NULL && response->message != NULL)
-		appendStringInfo(&text, "; %s", response->message);
+		appendStringInfo(&text, _("; %s"), response->message);
 	return text.data;
 }
 

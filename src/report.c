@@ -49,8 +49,9 @@ report_detail(const FlowOutcome *outcome)
 		else
 			appendStringInfo(&detail, _("The request to \"%s\" failed"), outcome->url);
 		if (outcome->error != NULL)
-			appendStringInfo(&detail, ": %s", outcome->error);
-		appendStringInfoChar(&detail, '.');
+			appendStringInfo(&detail, _(": %s."), outcome->error);
+		else
+			appendStringInfoString(&detail, _("."));
 		if (outcome->http_status != 0)
 			appendStringInfo(&detail, _(" HTTP status %d."), outcome->http_status);
 		if (outcome->log_id != NULL)
@@ -76,7 +77,7 @@ report_detail(const FlowOutcome *outcome)
 	else if (response->message != NULL)
 		appendStringInfo(&detail, _(", message: %s"), response->message);
 	else
-		appendStringInfoChar(&detail, '.');
+		appendStringInfoString(&detail, _("."));
 	return detail.data;
 }
 

@@ -34,6 +34,9 @@
 /* The document allows 0 to 20. */
 #define MAX_LOOP_MASKS		20
 
+/* Bytes of jsonb that a message shows. */
+#define MAX_SHOWN			1000
+
 /* The member of an object, or NULL; the object is known to be one. */
 static JsonbValue *
 object_member(Jsonb *object, const char *name, JsonbValue *value)
@@ -96,6 +99,20 @@ report_argument(const char *argument, const char *problem, const char *hint)
 			 hint ? errhint("%s", _(hint)) : 0));
 }
 
+/* Throw that the operator is wrong, and show it: a template may have made it. */
+static void
+report_operator(Jsonb *operator_id, const char *problem)
+{
+	char	   *json = VARSIZE(operator_id) <= MAX_SHOWN ?
+		JsonbToCString(NULL, &operator_id->root, VARSIZE(operator_id)) : NULL;
+
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("argument \"%s\" %s", "operator", _(problem)),
+			 json != NULL ? errdetail("It is %s.", json) : 0,
+			 errhint("Write it like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}': the user of the low-code platform in whose name the flow runs.")));
+}
+
 /* namespace or flow_id */
 static void
 check_segment(const char *argument, const char *text, const char *hint)
@@ -145,8 +162,7 @@ request_check(const FlowRequest *request)
 	problem = codec_wrote_operator_last(request->operator_id) ? NULL :
 		request_check_operator(request->operator_id);
 	if (problem != NULL)
-		report_argument("operator", problem,
-						gettext_noop("Write it like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}': the user of the low-code platform in whose name the flow runs."));
+		report_operator(request->operator_id, problem);
 
 	if (request->params != NULL && !JB_ROOT_IS_OBJECT(request->params))
 		report_argument("params", gettext_noop("must be a JSON object"),
