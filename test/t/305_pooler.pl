@@ -47,7 +47,9 @@ CREATE TRIGGER queue_flow AFTER INSERT ON orders FOR EACH ROW
 SQL
 	$cluster->safe_psql('postgres', 'ALTER SERVER apps OPTIONS (ADD base_url ' . quote($mock->url) . ')');
 }
-$node->safe_psql('postgres', "ALTER ROLE alice SET statement_timeout = '300ms'; ALTER ROLE bob SET feishu_flow.server = 'apps'");
+$node->safe_psql('postgres',
+	"ALTER ROLE alice SET statement_timeout = '300ms'; ALTER ROLE bob SET feishu_flow.server = 'apps'; "
+	  . "ALTER ROLE bob SET client_connection_check_interval = '100ms'");
 
 # ---- pgbouncer, which has one server connection for each mode and role ----
 
@@ -198,7 +200,17 @@ foreach my $mode (qw(transaction statement))
 	$mock->mark;
 	succeeds($other, flow(), 'feishu_flow.server of the role is in force');
 	is($mock->count(kind => 'execute', app_id => 'cli_bob'), 1, '... and its credentials are used');
-	$other->quit;
+
+	# The pooler closes the server connection of a client that is gone.
+	hang($other);
+	$other->{run}->kill_kill;
+	$mock->wait_for(1, kind => 'execute', state => 'aborted');
+	pass('client_connection_check_interval ends the call of a client that is gone');
+	$mock->well;
+	my $bob = client($mode, 'bob');
+	succeeds($bob, flow(), '... and the next call of its role works');
+	isnt($bob->pid, $other->pid, '... on a new server connection');
+	$bob->quit;
 
 	# ---- the queue ----
 
