@@ -131,13 +131,15 @@ END
 # ---- clusters ----
 
 # A running cluster of the extension.  Options: preload (default 1), conf (lines
-# of postgresql.conf), connections (default 30), streaming.
+# of postgresql.conf), connections (default 30), streaming, install_path (of an
+# installation other than the one in PATH), extra (arguments of initdb).
 sub new_cluster
 {
 	my ($name, %options) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node = PostgreSQL::Test::Cluster->new($name,
+		$options{install_path} ? (install_path => $options{install_path}) : ());
 	$node->init(
-		extra => [ '--encoding=UTF8', '--locale=C' ],
+		extra => [ '--encoding=UTF8', '--locale=C', @{ $options{extra} // [] } ],
 		allows_streaming => $options{streaming} // 0);
 	my $connections = $options{connections} // 30;
 	my $preload =
