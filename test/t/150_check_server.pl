@@ -156,7 +156,7 @@ wait_until('the setting arrives', sub { $session->value('SHOW feishu_flow.dispat
 finds(check($session, 'feishu'), 't', qr/obtained/, qr/feishu_flow\.dispatch is off/, 'dispatch is off');
 my $waits = enqueue($session);
 is($session->value("SELECT paused || ' ' || pause_reason FROM feishu.dispatch_status WHERE server = 'feishu'"),
-	'true feishu_flow.dispatch is off', '... dispatch_status says so, too');
+	'false feishu_flow.dispatch is off', '... dispatch_status says so, too');
 fails_with($session, "SELECT feishu.wait_flow($waits, '0')", 'LK504', '... and wait_flow', hint => qr/nothing sends it: feishu_flow\.dispatch is off/);
 $session->value("SELECT feishu.cancel_flow($waits)");
 
@@ -186,7 +186,7 @@ my $unserved = FeishuFlow::Session->new($crowded);
 finds(check($unserved, 'feishu'), 't', qr/obtained/, qr/Increase max_worker_processes, currently 1/, 'no background worker');
 $waits = enqueue($unserved);
 is($unserved->value("SELECT paused || ' ' || pause_reason FROM feishu.dispatch_status"),
-	'true there is no background worker for the dispatcher', '... dispatch_status says so, too');
+	'false there is no background worker for the dispatcher', '... dispatch_status says so, too');
 fails_with($unserved, "SELECT feishu.wait_flow($waits, '0')", 'LK504', '... and wait_flow', hint => qr/no background worker/);
 $unserved->quit;
 $crowded->stop;
