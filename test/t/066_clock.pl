@@ -1,6 +1,6 @@
 
 # The clock of the machine is set while a call is under way: the call ends in its time all the same; and while a
-# dispatcher is at work: it does not wait for the clock.
+# dispatcher is at work: it does not wait for the clock. A clock that can be set shows what happens after an hour, too.
 
 use strict;
 use warnings;
@@ -64,5 +64,33 @@ my $unheard = $session->value('INSERT INTO feishu.outbox (id, roleid, database, 
 ok(until_state($session, $unheard, 'succeeded'), 'what nobody told of is sent after the clock was set back, with the next poll');
 unlink "$dir/an_hour_earlier";
 ok(until_state($session, enqueue($session), 'succeeded'), '... and a flow after it was set forward');
+
+# ---- trials of an app that is paused ----
+
+# Its flows are tried again at that time, and not before; there is a poll each second.
+sub is_tried_after
+{
+	my ($server, $minutes, $reason, $repair) = @_;
+	append_to_file("$dir/an_hour_earlier", '');
+	create_server($node, $server, { base_url => $mock->url }, { app_id => "cli_$server", app_secret => "secret-$server" });
+	enqueue_many($session, 1, 5, server => $server);
+	until_true($session, 'the app is paused', "SELECT paused AND sending = 0 AND pause_reason ~ '$reason' FROM feishu.dispatch_status WHERE server = '$server'");
+	is($session->value("SELECT resume_at - clock_timestamp() BETWEEN '$minutes min'::interval - '30 s' AND '$minutes min' FROM feishu.dispatch_status WHERE server = '$server'"),
+		't', "$reason: the next trial is said to be after $minutes minutes");
+	$repair->();
+	# the dispatcher has looked since
+	enqueue_many($session, 6, 6, server => $server);
+	until_state($session, enqueue($session), 'succeeded');
+	is($session->value("SELECT count(*) FROM feishu.flows WHERE server = '$server' AND state <> 'queued'"), '0', '... and none is sent meanwhile');
+	unlink "$dir/an_hour_earlier";
+	until_ended($session, "server = '$server'");
+	is(ends($session, "server = '$server'"), 'succeeded 6', '... then one is tried, and all are sent');
+	return;
+}
+
+$mock->config(apps => { cli_quota => 'secret-quota', cli_secret => 'another' });
+$mock->rules([ { kind => 'execute', app_id => 'cli_quota' }, { type => 'code', code => 99991403, http_status => 429 } ]);
+is_tried_after('quota', 60, 'quota', sub { $mock->well });
+is_tried_after('secret', 10, 'credentials', sub { $mock->config(apps => { cli_secret => 'secret-secret' }) });
 
 done_testing();
