@@ -12,6 +12,7 @@ OBJS = \
 	src/codes.o \
 	src/compat.o \
 	src/discover.o \
+	src/dispatch_problem.o \
 	src/dispatcher.o \
 	src/event.o \
 	src/execute.o \

@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * check.c
- *	  SQL functions check_server and dispatch_problem: what is wrong with the way
- *	  to the platform, and with the queue's?
+ *	  SQL function check_server: what is wrong with the way to the platform?
  *
  * It obtains a token, which proves name service, proxy, TLS, base_url and
  * credentials; then it asks for the app's permissions, which is an API that
@@ -39,7 +38,6 @@
 #include "sqlrun.h"
 
 PG_FUNCTION_INFO_V1(feishu_check_server);
-PG_FUNCTION_INFO_V1(feishu_dispatch_problem);
 
 /* A flow's API name ends in ten hexadecimal digits: there is none like this. */
 #define NO_SUCH_FLOW		"feishu_flow_check_server"
@@ -341,18 +339,4 @@ feishu_check_server(PG_FUNCTION_ARGS)
 	tuple = heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls);
 	MemoryContextDelete(context);
 	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
-}
-
-/*
- * dispatch_problem(): why nothing sends what is queued in this database; NULL
- * when a dispatcher does.
- */
-Datum
-feishu_dispatch_problem(PG_FUNCTION_ARGS)
-{
-	const char *problem = launcher_problem_text(launcher_problem());
-
-	if (problem == NULL)
-		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(problem));
 }

@@ -48,6 +48,7 @@ typedef struct SlotView
 /* Slots; of all these functions only slots_wait_until_free may throw. */
 extern int	slots_count(void);
 extern bool slots_view(int place, SlotView *view);
+extern int	slots_find(Oid database);
 extern int	slots_add(Oid database);
 extern void slots_add_known(Oid database);
 extern bool slots_remove(int place, bool database_gone);
@@ -69,6 +70,7 @@ extern void slots_attach_launcher(void);
 extern void slots_wake_launcher(bool databases_changed);
 extern bool slots_take_changes(bool *overflowed);
 extern void slots_set_no_room(bool no_room);
+extern bool slots_may_start(void);
 
 /* By a worker that may be a prober, too. */
 extern Oid	slots_attach_worker(int place);

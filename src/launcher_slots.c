@@ -40,7 +40,6 @@
 #include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
-#include "access/xlog.h"
 #include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
@@ -56,9 +55,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "guc.h"
 #include "launcher_internal.h"
-#include "nls.h"
 
 #define LAUNCHER_TRANCHE		"feishu_flow_launcher"
 
@@ -252,6 +249,18 @@ slots_add_known(Oid database)
 		slots_wake_launcher(false);
 }
 
+/* The slot of a database at this moment, or -1. */
+int
+slots_find(Oid database)
+{
+	int			place;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	place = place_find(database);
+	LWLockRelease(shared->lock);
+	return place;
+}
+
 /* Copy a slot; false when it is free. */
 bool
 slots_view(int place, SlotView *view)
@@ -323,11 +332,8 @@ place_tell(int place, Oid database, const DispatchNews *news)
 void
 slots_tell_database(Oid database, const DispatchNews *news)
 {
-	int			place;
+	int			place = slots_find(database);
 
-	LWLockAcquire(shared->lock, LW_SHARED);
-	place = place_find(database);
-	LWLockRelease(shared->lock);
 	if (place >= 0)
 		(void) place_tell(place, database, news);
 }
@@ -674,50 +680,14 @@ slots_set_no_room(bool no_room)
 	LWLockRelease(shared->lock);
 }
 
-
-/* ---------- For those who wonder ---------- */
-
-DispatchProblem
-launcher_problem(void)
+/* Could the launcher start a worker now, if it wanted one? */
+bool
+slots_may_start(void)
 {
-	DispatchProblem problem = DISPATCH_NO_PROBLEM;
-	int			place;
-
-	if (!launcher_present())
-		return DISPATCH_NOT_PRELOADED;
-	if (!feishu_guc_dispatch)
-		return DISPATCH_OFF;
-	if (RecoveryInProgress())
-		return DISPATCH_NO_PROBLEM;
+	bool		may;
 
 	LWLockAcquire(shared->lock, LW_SHARED);
-	place = place_find(MyDatabaseId);
-	if (place < 0 || shared->slots[place].worker == WORKER_NONE)
-	{
-		if (shared->no_room || shared->launcher == INVALID_PROC_NUMBER)
-			problem = DISPATCH_NO_WORKER;
-		else if (place >= 0 && !shared->slots[place].ended_well)
-			problem = DISPATCH_FAILS;
-	}
+	may = !shared->no_room && shared->launcher != INVALID_PROC_NUMBER;
 	LWLockRelease(shared->lock);
-	return problem;
-}
-
-const char *
-launcher_problem_text(DispatchProblem problem)
-{
-	switch (problem)
-	{
-		case DISPATCH_NO_PROBLEM:
-			break;
-		case DISPATCH_NOT_PRELOADED:
-			return gettext_noop("feishu_flow is not in shared_preload_libraries");
-		case DISPATCH_OFF:
-			return gettext_noop("feishu_flow.dispatch is off");
-		case DISPATCH_NO_WORKER:
-			return gettext_noop("there is no background worker for the dispatcher");
-		case DISPATCH_FAILS:
-			return gettext_noop("the dispatcher fails, see the server log");
-	}
-	return NULL;
+	return may;
 }
