@@ -137,8 +137,9 @@ foreach my $synchronous (1, 0)
 	{
 		# it falls behind
 		$standby->stop;
-		$mock->mark;
-		$mock->wait_for(100, kind => 'execute');
+		my $last = $primary->safe_psql('postgres', 'SELECT max(id) FROM feishu.flows');
+		wait_until('flows are sent that it has not got',
+			sub { $primary->safe_psql('postgres', "SELECT count(*) >= 20 FROM feishu.flows WHERE id > $last AND state = 'succeeded'") eq 't' });
 	}
 	kill_postmaster($primary);
 	$standby->start if !$synchronous;
