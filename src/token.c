@@ -167,6 +167,7 @@ cache_ensure(void)
 		return;
 	memory = MemoryContextAllocZero(TopMemoryContext, cache_size(TOKEN_LOCAL_APPS));
 	memory->num_slots = TOKEN_LOCAL_APPS;
+	cache_keep_out_of_core(memory, cache_size(TOKEN_LOCAL_APPS));
 	cache = memory;
 	slots = cache_slots(memory);
 }

@@ -294,6 +294,15 @@ foreach my $pid ($session->pid, dispatcher($watch))
 	cmp_ok(scalar(grep { /^VmFlags:.* dd\b/m } @shared), '>', 0, 'the token cache is left out of cores');
 }
 
+my $bare = new_cluster('bare', preload => 0);
+create_server($bare, 'feishu', { base_url => $mock->url }, { app_id => 'cli_mock', app_secret => $secret });
+my $alone = FeishuFlow::Session->new($bare);
+succeeds($alone, flow(), 'a call of a session with a token cache of its own');
+cmp_ok(scalar(grep { /^VmFlags:.* dd\b/m && /^[0-9a-f]+-[0-9a-f]+ rw-p /m } split /(?=^[0-9a-f]+-[0-9a-f]+ )/m, slurp_file('/proc/' . $alone->pid . '/smaps')),
+	'>', 0, '... which is left out of cores, too');
+$alone->quit;
+$bare->stop;
+
 # ---- catalogs, settings, statistics ----
 
 my $catalogs = '';
