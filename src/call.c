@@ -124,6 +124,15 @@ mask_secrets(FlowCall *call, char *text)
 	mask_secret(text, call->server->app_secret);
 }
 
+/* The same in what an answer says of the flow, which success has, too. */
+static void
+mask_ids(FlowCall *call, FlowResponse *response)
+{
+	mask_secrets(call, response->log_id);
+	mask_secrets(call, response->execution_id);
+	mask_secrets(call, response->status);
+}
+
 /* The same in all that a message shows of an answer. */
 static void
 mask_response(FlowCall *call, FlowResponse *response)
@@ -135,9 +144,7 @@ mask_response(FlowCall *call, FlowResponse *response)
 	mask_secrets(call, response->inner_message);
 	mask_secrets(call, response->inner_code);
 	mask_secrets(call, response->helps);
-	mask_secrets(call, response->log_id);
-	mask_secrets(call, response->execution_id);
-	mask_secrets(call, response->status);
+	mask_ids(call, response);
 }
 
 /* The answer to a request that had our token; it is returned, and kept, whole. */
@@ -156,7 +163,34 @@ read_answer(FlowCall *call, const HttpResult *result)
 	{
 		for (int i = 0; i < (int) lengthof(secrets); i++)
 			response->body = mask_secret_jsonb(response->body, secrets[i]);
+		mask_ids(call, response);
 	}
+	return response;
+}
+
+/*
+ * The same for a dispatcher, which nothing that a peer says may stop: what
+ * throws (memory runs out) is an answer that cannot be used.
+ */
+static FlowResponse *
+read_answer_or_fail(FlowCall *call, const HttpResult *result)
+{
+	MemoryContext context = CurrentMemoryContext;
+	FlowResponse *volatile response = NULL;
+
+	PG_TRY();
+	{
+		response = read_answer(call, result);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_OPERATOR_INTERVENTION)
+			PG_RE_THROW();
+		FlushErrorState();
+		response = codec_unread_answer(result->http_status);
+	}
+	PG_END_TRY();
 	return response;
 }
 
@@ -334,6 +368,7 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	FlowCheck  *check = call->outcome.check;
 	bool		is_fixed = call->server->protocol == TOKEN_FIXED;
 	FlowResponse *response = NULL;
+	LimiterReport report;
 
 	if (result->outcome == HTTP_ANSWERED)
 		response = read_answer(call, result);
@@ -356,7 +391,12 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 		check->scopes = response;
 		check->scopes_status = result->http_status;
 	}
-	call_finish(call, is_fixed ? LIMITER_REPORT_NOTHING : LIMITER_REPORT_TOKEN);
+	if (response != NULL && response->has_code && result->http_status < 500)
+		report = is_fixed && response->sqlstate != 0 ?
+			LIMITER_REPORT_NOTHING : LIMITER_REPORT_REACHED;
+	else
+		report = is_fixed ? LIMITER_REPORT_NOTHING : LIMITER_REPORT_TOKEN;
+	call_finish(call, report);
 }
 
 /*
@@ -431,7 +471,8 @@ call_on_end(TransferListener *listener, HttpTransfer *transfer)
 	else
 	{
 		if (result->outcome == HTTP_ANSWERED)
-			response = read_answer(call, result);
+			response = call->dispatching ?
+				read_answer_or_fail(call, result) : read_answer(call, result);
 		if (response != NULL && call_replace_token(call, response))
 			call_try_token(call);
 		else

@@ -221,9 +221,13 @@ check_dispatch(CheckReport *report, const FlowServer *server)
 			add_sentence(&report->hint,
 						 _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off."));
 			return;
+		case DISPATCH_CLOSED:
+			add_sentence(&report->hint,
+						 _("Calls work, but nothing sends queued flows: the database is a template, or allows no connections."));
+			return;
 		case DISPATCH_NO_WORKER:
 			add_sentence(&report->hint,
-						 psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server."),
+						 psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server; the server log tells if it is something else."),
 								  max_worker_processes));
 			return;
 		case DISPATCH_FAILS:

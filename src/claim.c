@@ -188,15 +188,22 @@ claim_write_ids(Dispatch *dispatch)
 
 /* ---------- Delayed rows ---------- */
 
-/* Take delayed rows of a lane that are due into its list. */
+/*
+ * Take delayed rows of a lane that are due into its list; those behind another
+ * of their ordering key are left to that one's end.
+ */
 void
 claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
 	static SqlStatement due = SQL_STATEMENT(
-		"SELECT id, next_at FROM feishu.outbox"
+		"WITH page AS MATERIALIZED ("
+		" SELECT id, next_at, server, ordering_key FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
 		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
-		" ORDER BY next_at, id LIMIT $6",
+		" ORDER BY next_at, id LIMIT $6)"
+		" SELECT o.id, o.next_at, "
+		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
+		" FROM page o ORDER BY o.next_at, o.id",
 		7, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID);
 	static SqlStatement later = SQL_STATEMENT(
 		"SELECT next_at FROM feishu.outbox"
@@ -222,7 +229,8 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		/* any number of rows may share a time */
 		lane->due_floor = DatumGetTimestampTz(sql_value(i, 2, NULL));
 		lane->due_floor_id = sql_int64(i, 1);
-		id_list_add(dispatch, &lane->ready, lane->due_floor_id);
+		if (DatumGetBool(sql_value(i, 3, NULL)))
+			id_list_add(dispatch, &lane->ready, lane->due_floor_id);
 	}
 	if (num == DUE_ROWS)
 	{
@@ -551,18 +559,22 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 
 /* ---------- Rows that cannot be read ---------- */
 
-/* An error in the middle of a claim: what it made of rows so far is undone. */
+/*
+ * An error in the middle of a claim: what it made of rows so far, all flights
+ * but the first so many, is undone.
+ */
 static void
-forget_claimed(Dispatch *dispatch, Lane *lane, int64 large_bytes)
+forget_claimed(Dispatch *dispatch, Lane *lane, int num_before, int64 large_bytes)
 {
 	dlist_mutable_iter iter;
+	int			num = 0;
 
 	dispatch->large_bytes = large_bytes;
 	dlist_foreach_modify(iter, &dispatch->flights)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
-		if (flight->lane != lane || flight->call != NULL)
+		if (num++ < num_before)
 			continue;
 		id_list_add(dispatch, &lane->ready, flight->id);
 		dlist_delete(&flight->node);
@@ -582,6 +594,7 @@ claim_try(Dispatch *dispatch, Lane *lane, int limit, bool listed_only, ErrorData
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	int64		large_bytes = dispatch->large_bytes;
+	int			num_before = dispatch->num_flights;
 	volatile int claimed = 0;
 
 	BeginInternalSubTransaction(NULL);
@@ -612,7 +625,7 @@ claim_try(Dispatch *dispatch, Lane *lane, int limit, bool listed_only, ErrorData
 		CurrentResourceOwner = owner;
 		if (ERRCODE_TO_CATEGORY((*error)->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
 			ReThrowError(*error);
-		forget_claimed(dispatch, lane, large_bytes);
+		forget_claimed(dispatch, lane, num_before, large_bytes);
 		claimed = -1;
 	}
 	PG_END_TRY();

@@ -370,6 +370,16 @@ codec_read_answer(const HttpAnswer *answer)
 	return response;
 }
 
+FlowResponse *
+codec_unread_answer(int http_status)
+{
+	FlowResponse *response = palloc0(sizeof(FlowResponse));
+
+	response->excerpt = "";
+	apply_verdict(response, codes_unusable(http_status, ANSWER_TOO_LARGE, false));
+	return response;
+}
+
 /*
  * The token in an answer, or NULL when there is none that can be sent in a
  * header.  A "?" in a lossy copy may not be the platform's.

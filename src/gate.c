@@ -332,7 +332,9 @@ gate_report(AppGate *gate, const LimiterPlace *place, LimiterReport report,
 				changes |= gate_set_stop(gate, LIMITER_RUNNING, now);
 			break;
 		case LIMITER_REPORT_TOKEN:
-			changes = gate_note_answer(gate);
+		case LIMITER_REPORT_REACHED:
+			if (report == LIMITER_REPORT_REACHED)
+				changes = gate_note_answer(gate);
 			if (gate->stop == LIMITER_CREDENTIALS)
 				changes |= gate_set_stop(gate, LIMITER_RUNNING, now);
 			break;
@@ -388,6 +390,8 @@ gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status)
 		status->pause = LIMITER_BREAKER;
 		status->resume_at = gate->probe_at;
 	}
+	if (status->pause != LIMITER_RUNNING)
+		status->resume_at = Max(status->resume_at, now);
 }
 
 void

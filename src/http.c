@@ -111,13 +111,13 @@ http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *addres
 	type |= SOCK_CLOEXEC;
 #endif
 	fd = socket(address->family, type, address->protocol);
-	transfer->starved = fd < 0 && (errno == EMFILE || errno == ENFILE ||
-								   errno == ENOBUFS || errno == ENOMEM);
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
+		transfer->no_socket = true;
 	if (fd >= 0 && !waitset_opened(transfer->loop->sockets, fd))
 	{
 		close(fd);
 		fd = CURL_SOCKET_BAD;
-		transfer->starved = true;
+		transfer->no_socket = true;
 	}
 	return fd;
 }

@@ -73,7 +73,8 @@ struct HttpTransfer
 	bool		begun;			/* a connection was there to send it on */
 	bool		resent;			/* refused to send it a second time */
 	bool		too_large;
-	bool		starved;		/* there was no memory, or no descriptor, for it */
+	bool		out_of_memory;	/* for the answer */
+	bool		no_socket;		/* out of descriptors, or of memory for one */
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
 	size_t		header_size;	/* of all headers so far */

@@ -68,7 +68,7 @@ http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp)
 		body = realloc(result->body, wanted);
 		if (body == NULL)
 		{
-			transfer->starved = true;
+			transfer->out_of_memory = true;
 			return 0;
 		}
 		result->body = body;
@@ -256,6 +256,23 @@ transfer_phase(HttpTransfer *transfer)
 	return gettext_noop("sending the request");
 }
 
+/*
+ * The connection that the request was sent on has died, and libcurl could not
+ * make another to send it again?
+ */
+static bool
+is_lost_at_resend(const HttpTransfer *transfer, bool answer_began)
+{
+#ifdef FEISHU_HAVE_CURL_PREREQ
+	HttpTrouble trouble = transfer->result.trouble;
+
+	return transfer->result.request_sent && !transfer->resend_ok && !answer_began &&
+		trouble != HTTP_TROUBLE_RESET && trouble != HTTP_TROUBLE_LOCAL;
+#else
+	return false;				/* always on a fresh connection: no second time */
+#endif
+}
+
 /* libcurl's result code in terms of the caller. */
 static void
 classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
@@ -332,11 +349,10 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 	 * libcurl was about to send the request a second time: we refused that, or
 	 * it found no way to.
 	 */
-	if (transfer->resent ||
-		(result->request_sent && !transfer->resend_ok && !answer_began &&
-		 result->trouble != HTTP_TROUBLE_RESET && result->trouble != HTTP_TROUBLE_LOCAL))
+	if (transfer->resent || is_lost_at_resend(transfer, answer_began))
 		result->trouble = HTTP_TROUBLE_KEPT;
-	if (transfer->starved)
+	if (transfer->out_of_memory ||
+		(transfer->no_socket && result->trouble == HTTP_TROUBLE_CONNECT))
 		result->trouble = HTTP_TROUBLE_LOCAL;
 
 	/* An answer that broke off is not the same as none. */

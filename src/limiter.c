@@ -433,7 +433,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 	limiter_ensure();
 	if (is_pinned)
 		n = place->slot;
-	else if (report > LIMITER_REPORT_TOKEN)
+	else if (report > LIMITER_REPORT_REACHED)
 		n = slot_find_or_add(&server->app_key);
 	else
 	{

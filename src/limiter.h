@@ -56,8 +56,9 @@ typedef enum LimiterReport
 	LIMITER_REPORT_NOTHING,		/* given up, or known already */
 	LIMITER_REPORT_ANSWERED,	/* the platform works: closes the breaker, ends
 								 * a pause */
-	LIMITER_REPORT_TOKEN,		/* a token was granted: closes the breaker, ends
-								 * a pause of the credentials */
+	LIMITER_REPORT_TOKEN,		/* a token was granted: ends a pause of the
+								 * credentials */
+	LIMITER_REPORT_REACHED,		/* and base_url answers: closes the breaker, too */
 	LIMITER_REPORT_TROUBLE,		/* no answer, or a platform-side failure */
 	LIMITER_REPORT_RATE,		/* 429: pause for reset_seconds */
 	LIMITER_REPORT_CREDENTIALS,

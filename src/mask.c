@@ -18,9 +18,7 @@
 
 #include <ctype.h>
 
-#include "fmgr.h"
-#include "utils/fmgrprotos.h"
-
+#include "compat.h"
 #include "mask.h"
 
 /* A beginning of a secret so long is hidden, too, where text was cut. */
@@ -158,19 +156,39 @@ mask_secret_bytes(char *bytes, size_t len, const char *secret)
 	}
 }
 
+/* Mask a secret in a copy of a string. */
+static void
+mask_string(JsonbValue *value, const char *secret)
+{
+	value->val.string.val = pnstrdup(value->val.string.val, value->val.string.len);
+	mask_secret_bytes(value->val.string.val, value->val.string.len, secret);
+}
+
 Jsonb *
 mask_secret_jsonb(Jsonb *json, const char *secret)
 {
 	size_t		secret_len = secret != NULL ? strlen(secret) : 0;
-	char	   *text;
+	JsonbInState state = {0};
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	Jsonb	   *masked;
 
 	if (json == NULL || secret_len < SECRET_SURE_LENGTH ||
 		memmem(VARDATA(json), VARSIZE(json) - VARHDRSZ, secret, secret_len) == NULL)
 		return json;
 
-	/* what is masked may be a key, by which the others are sorted */
-	text = JsonbToCString(NULL, &json->root, VARSIZE(json));
+	/* anew, for keys are sorted */
+	iterator = JsonbIteratorInit(&json->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		bool		has_value = token == WJB_KEY || token == WJB_VALUE || token == WJB_ELEM;
+
+		if (has_value && value.type == jbvString)
+			mask_string(&value, secret);
+		feishu_jsonb_push(&state, token, has_value ? &value : NULL);
+	}
+	masked = JsonbValueToJsonb(state.result);
 	explicit_bzero(VARDATA(json), VARSIZE(json) - VARHDRSZ);
-	mask_secret(text, secret);
-	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
+	return masked;
 }

@@ -34,7 +34,7 @@
 /* The document allows 0 to 20. */
 #define MAX_LOOP_MASKS		20
 
-/* Bytes of jsonb that a message shows. */
+/* An operator of more bytes is not shown. */
 #define MAX_SHOWN			1000
 
 /* The member of an object, or NULL; the object is known to be one. */
@@ -105,6 +105,10 @@ report_operator(Jsonb *operator_id, const char *problem)
 {
 	char	   *json = VARSIZE(operator_id) <= MAX_SHOWN ?
 		JsonbToCString(NULL, &operator_id->root, VARSIZE(operator_id)) : NULL;
+
+	/* a number of a few bytes may have very many digits */
+	if (json != NULL && strlen(json) > MAX_SHOWN)
+		json = NULL;
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -205,8 +205,13 @@ my @escaped;
 foreach my $code (2320001, 0)
 {
 	my $echoed = $fixed_token =~ s/-/\\u002d/r;
-	push @escaped, qq({"code": $code, "msg": "Bearer $echoed", "data": {"$echoed": ["$echoed"], "execution_id": "1", "b": 2}});
-	$mock->fault(type => 'status', status => 200, content_type => 'application/json', body => $escaped[-1]);
+	push @escaped, qq({"code": $code, "msg": "Bearer $echoed", "data": {"$echoed": ["$echoed"], "execution_id": "$echoed", "status": "x$echoed", "b": 2}});
+	# a backslash before it, which is not part of it
+	push @escaped, qq({"code": $code, "msg": "\\\\$echoed", "data": {"b": 2}, "log_id": "$echoed"});
+}
+foreach my $body (@escaped)
+{
+	$mock->fault(type => 'status', status => 200, content_type => 'application/json', body => $body);
 	show(flow(server => 'fixed', raise_error => 'false'));
 	is($watch->value('SELECT (' . flow(server => 'fixed', raise_error => 'false') . ") #>> '{data,b}'"), '2', 'the rest of an answer that repeats a token is returned');
 }
@@ -275,11 +280,13 @@ foreach my $status (200, 400, 401, 502)
 		tried('fixed');
 	}
 }
+my $worker = dispatcher($watch);
 foreach my $body (@escaped)
 {
 	$mock->fault(type => 'status', status => 200, content_type => 'application/json', body => $body);
 	tried('fixed');
 }
+is(dispatcher($watch), $worker, 'no answer ends the dispatcher');
 $mock->well;
 tried($_) foreach qw(feishu oauth wrong wrong_oauth down);
 like($queue, qr/"state": "failed".*"code": 2320001|"code": 2320001.*"state": "failed"/, 'the queue keeps what became of flows');

@@ -191,6 +191,15 @@ fails_with($unserved, "SELECT feishu.wait_flow($waits, '0')", 'LK504', '... and 
 $unserved->quit;
 $crowded->stop;
 
+# ---- a template ----
+
+$node->safe_psql('postgres', 'CREATE DATABASE model');
+create_server($node, 'feishu', { base_url => $mock->url }, undef, 'model');
+$node->safe_psql('postgres', 'ALTER DATABASE model IS_TEMPLATE true');
+my $model = FeishuFlow::Session->new($node, database => 'model');
+wait_until('it has no dispatcher', sub { dispatcher($model) eq '' });
+finds(check($model, 'feishu'), 't', qr/obtained/, qr/the database is a template/, 'a template');
+
 # ---- an outage that is over, a quota ----
 
 my $patient = new_cluster('patient', conf => "feishu_flow.retry_base_delay = '1h'\nfeishu_flow.retry_max_delay = '1h'\n");
@@ -201,6 +210,8 @@ enqueue_many($sends, 1, 6, server => 'feishu');
 until_true($sends, 'all are tried', 'SELECT bool_and(attempts > 0) FROM feishu.flows');
 enqueue($sends);
 until_true($sends, 'the breaker is open', "SELECT paused AND pause_reason ~ 'does not answer' FROM feishu.dispatch_status");
+$mock->rules([ { kind => 'execute' }, { type => 'reset_before' } ], [ { kind => 'scopes' }, { type => 'reset_before' } ]);
+finds(check($sends, 'feishu'), 't', qr/obtained/, qr/^Queued flows wait until .*: the platform does not answer/, 'an outage of all but the token');
 $mock->well;
 finds(check($sends, 'feishu'), 't', qr/obtained/, qr/^none$/, 'an outage that is over');
 until_true($sends, 'queued flows are not held back any more', 'SELECT NOT paused FROM feishu.dispatch_status');
@@ -208,6 +219,10 @@ $mock->rules([ { kind => 'execute' }, { type => 'code', code => 99991403, http_s
 enqueue_many($sends, 7, 300, server => 'feishu');
 until_true($sends, 'the app is paused', "SELECT paused AND pause_reason ~ 'quota' FROM feishu.dispatch_status");
 $mock->well;
-finds(check($sends, 'feishu'), 't', qr/obtained/, qr/Queued flows wait until .*: the quota is used up\. .*resume_server/, 'a quota that was used up');
+$mock->rules([ { kind => 'execute' }, { type => 'hang' } ]);
+fails_with($sends, flow(timeout => '1500ms'), 'LK504', 'a call that is the trial of an app without quota, and is not answered');
+$mock->well;
+my $year = (localtime)[5] + 1900;
+finds(check($sends, 'feishu'), 't', qr/obtained/, qr/Queued flows wait until $year-.*: the quota is used up\. .*resume_server/, 'a quota that was used up');
 
 done_testing();

@@ -58,4 +58,42 @@ is(enqueue_many($session, 31, 230), 200, 'flows that are queued afterwards');
 until_ended($session);
 started_once($mock, 230, '... are sent');
 
+# ---- one that cannot be read behind many large ones ----
+
+# How many of four large flows are under way at once.
+sub large_at_once
+{
+	begin_anew($mock, $session);
+	$mock->rules([ { kind => 'execute' }, { type => 'latency', ms => 500 } ]);
+	$session->value('BEGIN');
+	enqueue($session, params => kept_apart(900)) for 1 .. 4;
+	$session->value('COMMIT');
+	until_ended($session);
+	$mock->well;
+	return $mock->stats->{max_concurrent_executes};
+}
+$session->value('REINDEX TABLE feishu.outbox');
+cmp_ok(large_at_once(), '>=', 2, 'large flows are sent side by side');
+$session->value("SELECT feishu.pause_server('feishu')");
+enqueue($session, params => kept_apart(1000)) for 1 .. 40;
+my $toast = "FROM pg_class WHERE oid = 'feishu.outbox'::regclass";
+$file = $node->data_dir . '/' . $session->value("SELECT pg_relation_filepath(reltoastrelid) $toast");
+my $sound = $session->value("SELECT pg_relation_size(reltoastrelid) $toast");
+my $last = enqueue($session, params => kept_apart(200));
+$session->quit;
+$node->stop;
+$size = -s $file;
+open $handle, '+<', $file or die "$file: $!";
+seek $handle, $sound + 8192, 0;
+print $handle "\0" x ($size - $sound - 8192);
+close $handle;
+$node->start;
+$session = FeishuFlow::Session->new($node);
+until_dispatcher($session);
+$session->value("SELECT feishu.resume_server('feishu')");
+until_ended($session);
+$session->value('REINDEX TABLE feishu.outbox');
+is(look($session, $last, 'state, sqlstate'), 'failed|XX001', 'a row that cannot be read fails behind many large ones');
+cmp_ok(large_at_once(), '>=', 2, '... after which large flows are sent side by side as before');
+
 done_testing();
