@@ -3,6 +3,7 @@ EXTVERSION = 1.0
 MODULE_big = feishu_flow
 
 OBJS = \
+	src/answer.o \
 	src/call.o \
 	src/change.o \
 	src/check.o \

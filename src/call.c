@@ -41,9 +41,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "answer.h"
 #include "call.h"
 #include "fetch.h"
-#include "mask.h"
 #include "outcome.h"
 #include "token.h"
 #include "wakeup.h"
@@ -115,83 +115,16 @@ call_finish(FlowCall *call, LimiterReport report)
 	call_list(call, &done);
 }
 
-/* Overwrite our secrets in text of the peer: it may echo what it was sent. */
-static void
-mask_secrets(FlowCall *call, char *text)
+/* What of ours a peer may echo. */
+static AnswerSecrets
+call_secrets(const FlowCall *call)
 {
-	mask_secret(text, call->lease.token);
-	mask_secret(text, call->server->fixed_token);
-	mask_secret(text, call->server->app_secret);
-}
-
-/* The same in what an answer says of the flow, which success has, too. */
-static void
-mask_ids(FlowCall *call, FlowResponse *response)
-{
-	mask_secrets(call, response->log_id);
-	mask_secrets(call, response->execution_id);
-	mask_secrets(call, response->status);
-}
-
-/* The same in all that a message shows of an answer. */
-static void
-mask_response(FlowCall *call, FlowResponse *response)
-{
-	if (response->sqlstate == 0)
-		return;
-	mask_secrets(call, response->excerpt);
-	mask_secrets(call, response->message);
-	mask_secrets(call, response->inner_message);
-	mask_secrets(call, response->inner_code);
-	mask_secrets(call, response->helps);
-	mask_ids(call, response);
-}
-
-/* The answer to a request that had our token; it is returned, and kept, whole. */
-static FlowResponse *
-read_answer(FlowCall *call, const HttpResult *result)
-{
-	HttpAnswer	answer = http_answer(result);
-	const char *secrets[] = {call->lease.token, call->server->fixed_token, call->server->app_secret};
-	FlowResponse *response;
-
-	for (int i = 0; i < (int) lengthof(secrets); i++)
-		mask_secret_bytes(result->body, result->body_len, secrets[i]);
-	response = codec_read_answer(&answer);
-	/* what the peer has escaped shows itself when it has been read */
-	if (result->body_len > 0 && memchr(result->body, '\\', result->body_len) != NULL)
+	return (AnswerSecrets)
 	{
-		for (int i = 0; i < (int) lengthof(secrets); i++)
-			response->body = mask_secret_jsonb(response->body, secrets[i]);
-		mask_ids(call, response);
-	}
-	return response;
-}
-
-/*
- * The same for a dispatcher, which nothing that a peer says may stop: what
- * throws (memory runs out) is an answer that cannot be used.
- */
-static FlowResponse *
-read_answer_or_fail(FlowCall *call, const HttpResult *result)
-{
-	MemoryContext context = CurrentMemoryContext;
-	FlowResponse *volatile response = NULL;
-
-	PG_TRY();
-	{
-		response = read_answer(call, result);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_OPERATOR_INTERVENTION)
-			PG_RE_THROW();
-		FlushErrorState();
-		response = codec_unread_answer(result->http_status);
-	}
-	PG_END_TRY();
-	return response;
+		{
+			call->lease.token, call->server->fixed_token, call->server->app_secret
+		}
+	};
 }
 
 /* The outcome of an answer. */
@@ -199,8 +132,9 @@ static void
 outcome_of_response(FlowCall *call, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
+	AnswerSecrets secrets = call_secrets(call);
 
-	mask_response(call, response);
+	answer_mask_response(&secrets, response);
 	outcome->response = response;
 	outcome->action = response->action;
 	outcome->sqlstate = response->sqlstate;
@@ -219,18 +153,19 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 					 bool is_shared, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
+	AnswerSecrets secrets = call_secrets(call);
 	LimiterReport report;
 
 	outcome->for_token = for_token;
 	outcome->url = for_token ? call->server->token_url : call->server->base_url;
 	outcome_take_result(outcome, result);
-	mask_secrets(call, outcome->location);
-	mask_secrets(call, outcome->log_id);
+	answer_mask_text(&secrets, outcome->location);
+	answer_mask_text(&secrets, outcome->log_id);
 	if (response != NULL)
 		outcome_of_response(call, response);
 	else
 		outcome_of_trouble(outcome, call->server, &call->limits, result);
-	mask_secrets(call, outcome->error);
+	answer_mask_text(&secrets, outcome->error);
 
 	if (call->check_only)
 		report = LIMITER_REPORT_NOTHING;
@@ -368,10 +303,11 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	FlowCheck  *check = call->outcome.check;
 	bool		is_fixed = call->server->protocol == TOKEN_FIXED;
 	FlowResponse *response = NULL;
+	AnswerSecrets secrets = call_secrets(call);
 	LimiterReport report;
 
 	if (result->outcome == HTTP_ANSWERED)
-		response = read_answer(call, result);
+		response = answer_read(&secrets, result);
 	if (is_fixed && (response == NULL ||
 					 (response->has_code && response->action == FLOW_REFRESH_TOKEN)))
 	{
@@ -387,7 +323,7 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	}
 	if (response != NULL && response->has_code)
 	{
-		mask_response(call, response);
+		answer_mask_response(&secrets, response);
 		check->scopes = response;
 		check->scopes_status = result->http_status;
 	}
@@ -465,6 +401,7 @@ call_on_end(TransferListener *listener, HttpTransfer *transfer)
 	const HttpResult *result = http_transfer_result(transfer);
 	MemoryContext old_context = MemoryContextSwitchTo(call->context);
 	FlowResponse *response = NULL;
+	AnswerSecrets secrets = call_secrets(call);
 
 	if (call->check_only)
 		call_finish_check(call, result);
@@ -472,7 +409,7 @@ call_on_end(TransferListener *listener, HttpTransfer *transfer)
 	{
 		if (result->outcome == HTTP_ANSWERED)
 			response = call->dispatching ?
-				read_answer_or_fail(call, result) : read_answer(call, result);
+				answer_read_or_fail(&secrets, result) : answer_read(&secrets, result);
 		if (response != NULL && call_replace_token(call, response))
 			call_try_token(call);
 		else
