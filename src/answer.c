@@ -11,9 +11,12 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
+
 #include "answer.h"
 #include "fetch.h"
 #include "mask.h"
+#include "nls.h"
 
 void
 answer_mask_text(const AnswerSecrets *secrets, char *text)
@@ -68,6 +71,7 @@ FlowResponse *
 answer_read_or_fail(const AnswerSecrets *secrets, const HttpResult *result)
 {
 	MemoryContext context = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
 	FlowResponse *volatile response = NULL;
 
 	PG_TRY();
@@ -76,10 +80,22 @@ answer_read_or_fail(const AnswerSecrets *secrets, const HttpResult *result)
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		if (ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_OPERATOR_INTERVENTION)
+		int			sqlerrcode = geterrcode();
+		ErrorData  *error;
+
+		if (sqlerrcode != ERRCODE_OUT_OF_MEMORY &&
+			ERRCODE_TO_CATEGORY(sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+			sqlerrcode != ERRCODE_INTERNAL_ERROR)	/* beyond what palloc gives */
 			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
 		FlushErrorState();
+		/* the error has let them through */
+		InterruptHoldoffCount = holdoff;
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("feishu_flow could not read an answer: %s", error->message)));
+		FreeErrorData(error);
 		response = codec_unread_answer(result->http_status);
 	}
 	PG_END_TRY();

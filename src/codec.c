@@ -376,7 +376,7 @@ codec_unread_answer(int http_status)
 	FlowResponse *response = palloc0(sizeof(FlowResponse));
 
 	response->excerpt = "";
-	apply_verdict(response, codes_unusable(http_status, ANSWER_TOO_LARGE, false));
+	apply_verdict(response, codes_unusable(http_status, ANSWER_NO_MEMORY, false));
 	return response;
 }
 

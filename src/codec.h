@@ -167,7 +167,7 @@ extern void codec_write_token_request(bool oauth, const char *app_id,
  */
 extern FlowResponse *codec_read_answer(const HttpAnswer *answer);
 
-/* One for which there was no memory: as if it were too large. */
+/* One for which there was no memory. */
 extern FlowResponse *codec_unread_answer(int http_status);
 extern TokenResponse *codec_read_token_answer(bool oauth, const HttpAnswer *answer);
 

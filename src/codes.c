@@ -318,6 +318,9 @@ static const Verdict problems[] = {
 	UNUSABLE(gettext_noop("the answer has too many values"), HINT_LARGE),
 	[ANSWER_NOT_JSON] =
 	UNUSABLE(gettext_noop("the answer is not a JSON object"), HINT_UNKNOWN),
+	[ANSWER_NO_MEMORY] =
+	UNUSABLE(gettext_noop("there was no memory to read the answer"),
+			 gettext_noop("The flow may have started: try again only with the same idempotent_key. See that the database host has memory left, or have the flow return less.")),
 	[ANSWER_NO_CODE] =
 	UNUSABLE(gettext_noop("the answer has no usable member \"code\""), HINT_UNKNOWN),
 	[ANSWER_BAD_DATA] =

@@ -46,6 +46,7 @@ typedef enum AnswerProblem
 	ANSWER_TOO_DEEP,
 	ANSWER_TOO_MANY_VALUES,
 	ANSWER_NOT_JSON,
+	ANSWER_NO_MEMORY,			/* here */
 
 	/* there is one, but it is not an answer of the platform */
 	ANSWER_NO_CODE,

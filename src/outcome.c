@@ -49,10 +49,6 @@ outcome_report(const FlowOutcome *outcome, TokenProtocol protocol)
 			if (outcome->trouble == HTTP_TROUBLE_KEPT)
 				return LIMITER_REPORT_NOTHING;
 
-			/* not the platform's */
-			if (outcome->trouble == HTTP_TROUBLE_LOCAL)
-				return LIMITER_REPORT_NOTHING;
-
 			/*
 			 * What the platform can say in its own words is the trouble of
 			 * one flow, and so is an answer of more than we read.

@@ -387,7 +387,7 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 		" next_at = CASE WHEN attempts + 1 < COALESCE(max_attempts, $6) THEN $4 END,"
 		" finished_at = CASE WHEN $4 IS NULL OR attempts + 1 >= COALESCE(max_attempts, $6)"
 		" THEN now() END, sqlstate = $2, error = $3"
-		" WHERE id = $1 AND state = 'q'",
+		" WHERE id = $1 AND state = 'q' RETURNING state = 'q'",
 		6, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT4OID, INT4OID);
 	bool		again = error->sqlerrcode == ERRCODE_OUT_OF_MEMORY;
 	TimestampTz next_at = backoff_until(1);
@@ -401,8 +401,9 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 	};
 	char		nulls[6] = {' ', ' ', ' ', again ? ' ' : 'n', ' ', ' '};
 
-	sql_run(&statement, values, nulls, SPI_OK_UPDATE, NULL);
-	if (again)
+	if (sql_run(&statement, values, nulls, SPI_OK_UPDATE_RETURNING, NULL) == 0)
+		return;
+	if (DatumGetBool(sql_value(0, 1, NULL)))
 		discover_expect_due(lane, next_at);
 	else
 	{
