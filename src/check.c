@@ -219,11 +219,11 @@ check_dispatch(CheckReport *report, const FlowServer *server)
 			return;
 		case DISPATCH_OFF:
 			add_sentence(&report->hint,
-						 _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off."));
+						 _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off. Set it to on in postgresql.conf and reload."));
 			return;
 		case DISPATCH_CLOSED:
 			add_sentence(&report->hint,
-						 _("Calls work, but nothing sends queued flows: the database is a template, or allows no connections."));
+						 _("Calls work, but nothing sends queued flows: the database is a template, or allows no connections. ALTER DATABASE changes that."));
 			return;
 		case DISPATCH_NO_WORKER:
 			add_sentence(&report->hint,

@@ -394,9 +394,11 @@ gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status)
 		status->resume_at = Max(status->resume_at, now);
 }
 
-void
+bool
 gate_resume(AppGate *gate)
 {
+	bool		was_paused = gate->open || gate->stop != LIMITER_RUNNING;
+
 	gate->rate_until = 0;
 	gate->stop = LIMITER_RUNNING;
 	gate->stop_epoch++;
@@ -404,4 +406,5 @@ gate_resume(AppGate *gate)
 	gate->open_epoch++;
 	gate->probe_pid = 0;
 	gate->troubles = 0;
+	return was_paused;
 }

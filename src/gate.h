@@ -85,6 +85,6 @@ extern void gate_forget_process(AppGate *gate, int pid, int places, int turns);
 extern void gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status);
 
 /* Forget all pauses. */
-extern void gate_resume(AppGate *gate);
+extern bool gate_resume(AppGate *gate);
 
 #endif							/* FEISHU_GATE_H */

@@ -559,14 +559,20 @@ limiter_pause_text(LimiterPause pause)
 }
 
 void
-limiter_resume(const AppKey *key)
+limiter_resume(const char *server_name, const AppKey *key)
 {
 	LimiterSlot *slot = slot_lock(key);
+	bool		was_paused = false;
 
 	if (slot != NULL)
 	{
-		gate_resume(&slot->gate);
+		was_paused = gate_resume(&slot->gate);
 		slot_unlock(slot);
 	}
 	tell_pause_ended();
+	if (was_paused)
+		ereport(LOG,
+				(errmsg("feishu_flow server \"%s\": queued flows are sent again, somebody resumed it",
+						server_name),
+				 errhidestmt(true), errhidecontext(true)));
 }

@@ -152,7 +152,7 @@ extern bool limiter_status(const AppKey *key, LimiterStatus *status);
 /* A few words on a pause, for views; untranslated.  NULL when running. */
 extern const char *limiter_pause_text(LimiterPause pause);
 
-/* Forget all pauses of an app (resume_server). */
-extern void limiter_resume(const AppKey *key);
+/* Forget all pauses of an app (resume_server), with a line in the log. */
+extern void limiter_resume(const char *server_name, const AppKey *key);
 
 #endif							/* FEISHU_LIMITER_H */

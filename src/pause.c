@@ -95,7 +95,7 @@ resume_apps(ForeignServer *server)
 		AppKey		key_of_app;
 
 		if (server_app_key(server, userid, &key_of_app))
-			limiter_resume(&key_of_app);
+			limiter_resume(server->servername, &key_of_app);
 	}
 	systable_endscan(scan);
 	table_close(mappings, AccessShareLock);

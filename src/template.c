@@ -72,7 +72,7 @@ path_error_callback(void *arg)
 	PathContext *context = arg;
 
 	errcontext("jsonpath \"%s\" in the %s", context->path->text,
-			   context->template->argument);
+			   _(context->template->argument));
 }
 
 /* Throw that something is no jsonpath. */
@@ -83,7 +83,7 @@ report_path(const Template *template, const char *text, int sqlstate,
 	ereport(ERROR,
 			(errcode(sqlstate),
 			 errmsg("%s of trigger \"%s\" has an invalid jsonpath: %s",
-					template->argument, template->trigger, text),
+					_(template->argument), template->trigger, text),
 			 errdetail_internal("%s", problem),
 			 errhint("A string that begins with \"$\" is a jsonpath, such as \"$.new.id\". Write \"$$\" at the beginning for a text that begins with \"$\".")));
 }
@@ -191,7 +191,7 @@ template_parse(const char *argument, const char *trigger, const char *text)
 	if (!feishu_input(jsonb_in, pstrdup(text), &datum, &error))
 		ereport(ERROR,
 				(errcode(error->sqlerrcode),
-				 errmsg("%s of trigger \"%s\" is not valid JSON", argument, trigger),
+				 errmsg("%s of trigger \"%s\" is not valid JSON", _(argument), trigger),
 				 error->detail ? errdetail_internal("%s", error->detail) :
 				 errdetail_internal("%s", error->message),
 				 errhint("Strings and jsonpaths stand in double quotes, such as '{\"_id\": \"$.new.id\"}'.")));

@@ -57,7 +57,7 @@ PG_FUNCTION_INFO_V1(feishu_flow_trigger);
 #define MAX_ARGUMENTS		5
 
 #define SYNTAX_HINT \
-	"Write EXECUTE FUNCTION feishu.flow_trigger(namespace, flow_id [, operator template [, params template [, options template]]])."
+	gettext_noop("Write EXECUTE FUNCTION feishu.flow_trigger(namespace, flow_id [, operator template [, params template [, options template]]]).")
 
 /* A trigger's arguments, parsed.  Strings are the plan's own. */
 typedef struct TriggerPlan
@@ -431,7 +431,7 @@ check_number_of_arguments(const Trigger *trigger)
 						trigger->tgname),
 				 errdetail("It takes %d to %d, and has %d.", MIN_ARGUMENTS, MAX_ARGUMENTS,
 						   trigger->tgnargs),
-				 errhint(SYNTAX_HINT)));
+				 errhint("%s", _(SYNTAX_HINT))));
 }
 
 /* Argument n as a template, NULL when it is not there, empty, or null. */
@@ -470,9 +470,9 @@ plan_create(const TriggerData *trigdata, const char *table)
 	plan->table = pstrdup(table);
 	plan->namespace_name = pstrdup(trigger->tgargs[ARG_NAMESPACE]);
 	plan->flow_id = pstrdup(trigger->tgargs[ARG_FLOW_ID]);
-	plan->operator_id = plan_template(plan, trigger, ARG_OPERATOR, "operator template");
-	plan->params = plan_template(plan, trigger, ARG_PARAMS, "params template");
-	plan->options = plan_template(plan, trigger, ARG_OPTIONS, "options template");
+	plan->operator_id = plan_template(plan, trigger, ARG_OPERATOR, gettext_noop("operator template"));
+	plan->params = plan_template(plan, trigger, ARG_PARAMS, gettext_noop("params template"));
+	plan->options = plan_template(plan, trigger, ARG_OPTIONS, gettext_noop("options template"));
 
 	if (plan->operator_id != NULL)
 		template_add_needs(plan->operator_id, &needs);

@@ -299,7 +299,7 @@ $mock->well;
 $session->value("SELECT feishu.resume_server('s$apps')");
 until_ended($session);
 started_once($mock, 300, '... until somebody resumes the server');
-is(log_lines("s$apps", qr/app is paused/) . ' ' . log_lines("s$apps", qr//), '1 1', '... of which one line of the log tells');
+is(join(' ', map { log_lines("s$apps", $_) } qr/app is paused/, qr/somebody resumed it/, qr//), '1 1 2', '... one line of the log told of it, one of its end, and no other');
 
 # ---- the platform is down ----
 
