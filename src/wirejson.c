@@ -32,6 +32,7 @@
 
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
@@ -50,10 +51,16 @@
  * Longest answer, and most values in one, that are read.  Within these, no
  * limit of jsonb (256 MB in all) and of palloc (1 GB, reached by the parser's
  * arrays) can be hit.  No cancel interrupts the parser: on a fast machine at
- * rest it takes some 0.1 s for an answer of 16 MB, or of as many values.
+ * rest it takes less than 0.1 s for an answer of 16 MB, or of as many values.
  */
 #define MAX_ANSWER_SIZE	(128 * 1024 * 1024)
 #define MAX_ANSWER_VALUES (256 * 1024)
+
+/*
+ * A cancel is heard between the steps of reading an answer so long, which only
+ * that to an execute request can be: none for a token.
+ */
+#define LONG_ANSWER		(1024 * 1024)
 
 /*
  * Numbers with more digits, or with an exponent of more digits, are suspected
@@ -322,6 +329,14 @@ json_resolve(const char *text, size_t len, bool drop_numbers, AnswerProblem *pro
 	return out.data;
 }
 
+/* Hear a cancel, if the answer is long. */
+static void
+check_between_steps(size_t len)
+{
+	if (len >= LONG_ANSWER)
+		CHECK_FOR_INTERRUPTS();
+}
+
 /*
  * Parse JSON text in the database encoding, NUL-terminated, in the current
  * context.  json->problem tells what the text has lost already.
@@ -335,6 +350,7 @@ parse_text(char *text, size_t len, int64 max_values, WireJson *json)
 	json->value = NULL;
 
 	json_scan(text, len, &scan);
+	check_between_steps(len);
 	if (scan.too_deep)
 	{
 		json->problem = ANSWER_TOO_DEEP;
@@ -446,10 +462,12 @@ wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 		json->problem = ANSWER_NOT_JSON;
 	else
 	{
+		check_between_steps(len);
 		caller_context = scratch_begin();
 		text = wiretext_from_utf8(bytes, len, &text_len, &lossy);
 		json->problem = lossy ? ANSWER_LOSSY_ENCODING : ANSWER_OK;
 		parse_text(text, text_len, MAX_ANSWER_VALUES, json);
+		check_between_steps(len);
 		scratch_end(caller_context, json);
 	}
 }

@@ -323,4 +323,30 @@ $node->start;
 restart_sessions();
 pass('the cluster starts again');
 
+# ---- while a long answer is read ----
+
+# Wherever in the reading the time is up.
+$mock->rules([ { kind => 'execute' }, { type => 'big', bytes => 15 << 20 } ]);
+$session->value(flow());
+my $pid = $session->pid;
+sub sockets { return scalar(grep { (readlink($_) // '') =~ /^socket/ } glob("/proc/$pid/fd/*")); }
+my $sockets = sockets();
+my (%ends, $latest);
+foreach my $ms (map { 15 * $_ } 1 .. 20)
+{
+	my $result = $session->ask("BEGIN; SET LOCAL statement_timeout = $ms; SELECT length((" . flow() . ')::text)');
+	$session->ask('ROLLBACK');
+	$ends{ $result->{sqlstate} }++;
+	next if $result->{sqlstate} ne '57014';
+	my $late = 1000 * $result->{seconds} - $ms;
+	$latest = $late if !defined $latest || $late > $latest;
+}
+is(join(' ', sort grep { !/^(?:00000|57014)$/ } keys %ends), '', 'a call whose answer is being read ends when it is told to');
+cmp_ok($ends{'57014'}, '>', 0, '... wherever it is');
+note(sprintf('up to %.0f ms late', $latest));
+$mock->well;
+succeeds($session, flow(), '... and the next call works');
+is($session->pid, $pid, '... in the same session');
+is(sockets(), $sockets, '... which has no connection left of the others');
+
 done_testing();
