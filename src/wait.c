@@ -113,17 +113,50 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 	sql_end_as_owner(&caller);
 }
 
+/* What a flow waits for, as dispatch_status has it; NULL: nothing known. */
+static char *
+read_hold(int64 id, MemoryContext context)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT CASE WHEN p.server IS NULL THEN h.reason"
+		" ELSE 'paused by ' OPERATOR(pg_catalog.||) p.paused_by END"
+		" FROM feishu.outbox o"
+		" LEFT JOIN feishu.paused_server p ON p.server OPERATOR(pg_catalog.=) o.server"
+		" LEFT JOIN feishu.held_lane h ON h.server OPERATOR(pg_catalog.=) o.server"
+		" AND h.roleid OPERATOR(pg_catalog.=) o.roleid"
+		" WHERE o.id OPERATOR(pg_catalog.=) $1",
+		1, INT8OID);
+	Datum		values[1] = {Int64GetDatum(id)};
+	SqlCaller	caller;
+	char	   *hold = NULL;
+
+	sql_begin_as_owner(&caller);
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0)
+	{
+		bool		is_null;
+		Datum		value = sql_value(0, 1, &is_null);
+
+		if (!is_null)
+			hold = MemoryContextStrdup(context, TextDatumGetCString(value));
+	}
+	sql_end_as_owner(&caller);
+	return hold;
+}
+
 /* Throw that a flow has not ended yet. */
 static void
 report_timeout(int64 id)
 {
 	const char *problem = launcher_problem_text(launcher_problem());
+	const char *hold = read_hold(id, CurrentMemoryContext);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_FEISHU_TIMEOUT),
 			 errmsg("flow %lld has not ended in time", (long long) id),
 			 problem != NULL ?
 			 errhint("It stays queued, and nothing sends it: %s.", _(problem)) :
+			 hold != NULL ?
+			 errhint("It stays queued, and is held back: %s.", _(hold)) :
 			 errhint("It stays queued; look at the views feishu.flows and feishu.dispatch_status.")));
 }
 

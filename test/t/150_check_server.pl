@@ -165,6 +165,9 @@ $node->reload;
 wait_until('the setting arrives', sub { $session->value('SHOW feishu_flow.dispatch') eq 'on' });
 $session->value("SELECT feishu.pause_server('feishu')");
 finds(check($session, 'feishu'), 't', qr/obtained/, qr/paused.*feishu\.resume_server/, 'paused by hand');
+$waits = enqueue($session);
+fails_with($session, "SELECT feishu.wait_flow($waits, '0')", 'LK504', '... wait_flow says so, too', hint => qr/held back: paused by \w+\./);
+$session->value("SELECT feishu.cancel_flow($waits)");
 $session->value("SELECT feishu.resume_server('feishu')");
 
 # ---- a fixed token ----
@@ -212,6 +215,8 @@ enqueue($sends);
 until_true($sends, 'the breaker is open', "SELECT paused AND pause_reason ~ 'does not answer' FROM feishu.dispatch_status");
 $mock->rules([ { kind => 'execute' }, { type => 'reset_before' } ], [ { kind => 'scopes' }, { type => 'reset_before' } ]);
 finds(check($sends, 'feishu'), 't', qr/obtained/, qr/^Queued flows wait until .*: the platform does not answer/, 'an outage of all but the token');
+fails_with($sends, "SELECT feishu.wait_flow(max(id), '0') FROM feishu.flows WHERE state = 'queued'", 'LK504', '... wait_flow says so, too',
+	hint => qr/held back: the platform does not answer\./);
 $mock->well;
 finds(check($sends, 'feishu'), 't', qr/obtained/, qr/^none$/, 'an outage that is over');
 until_true($sends, 'queued flows are not held back any more', 'SELECT NOT paused FROM feishu.dispatch_status');
