@@ -223,6 +223,8 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 				 hint ? errhint("%s", hint) : 0));
 	}
 	MemoryContextDelete(context);
+	/* what came while the answer was read is not for the next statement */
+	CHECK_FOR_INTERRUPTS();
 	PG_RETURN_JSONB_P(answer);
 }
 
