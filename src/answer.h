@@ -29,7 +29,7 @@ extern void answer_mask_response(const AnswerSecrets *secrets, FlowResponse *res
 
 /*
  * Read an answer.  It is returned, and kept, whole, but for the secrets.
- * Throws only when memory runs out.
+ * Throws when memory runs out, and at a cancel if the answer is long.
  */
 extern FlowResponse *answer_read(const AnswerSecrets *secrets, const HttpResult *result);
 

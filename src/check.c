@@ -29,7 +29,6 @@
 #include "codes.h"
 #include "compat.h"
 #include "execute.h"
-#include "guc.h"
 #include "launcher.h"
 #include "limiter.h"
 #include "nls.h"
@@ -205,39 +204,39 @@ is_paused(const char *server_name)
 	return paused;
 }
 
+/* How to have somebody send what is queued; NULL if there is somebody. */
+static const char *
+dispatch_hint(void)
+{
+	switch (launcher_problem())
+	{
+		case DISPATCH_NO_PROBLEM:
+			break;
+		case DISPATCH_NOT_PRELOADED:
+			return _("Calls work, but nothing sends queued flows: add feishu_flow to shared_preload_libraries and restart the server.");
+		case DISPATCH_OFF:
+			return _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off. Set it to on in postgresql.conf and reload.");
+		case DISPATCH_CLOSED:
+			return _("Calls work, but nothing sends queued flows: the database is a template, or allows no connections. ALTER DATABASE changes that.");
+		case DISPATCH_NO_WORKER:
+			return psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server; the server log tells if it is something else."),
+							max_worker_processes);
+		case DISPATCH_FAILS:
+			return _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why.");
+	}
+	return NULL;
+}
+
 /* Is there somebody to send what is queued, and may he? */
 static void
 check_dispatch(CheckReport *report, const FlowServer *server)
 {
+	const char *problem = dispatch_hint();
 	LimiterStatus status = {0};
 
-	switch (launcher_problem())
-	{
-		case DISPATCH_NOT_PRELOADED:
-			add_sentence(&report->hint,
-						 _("Calls work, but nothing sends queued flows: add feishu_flow to shared_preload_libraries and restart the server."));
-			return;
-		case DISPATCH_OFF:
-			add_sentence(&report->hint,
-						 _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off. Set it to on in postgresql.conf and reload."));
-			return;
-		case DISPATCH_CLOSED:
-			add_sentence(&report->hint,
-						 _("Calls work, but nothing sends queued flows: the database is a template, or allows no connections. ALTER DATABASE changes that."));
-			return;
-		case DISPATCH_NO_WORKER:
-			add_sentence(&report->hint,
-						 psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server; the server log tells if it is something else."),
-								  max_worker_processes));
-			return;
-		case DISPATCH_FAILS:
-			add_sentence(&report->hint,
-						 _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why."));
-			return;
-		case DISPATCH_NO_PROBLEM:
-			break;
-	}
-	if (is_paused(server->name))
+	if (problem != NULL)
+		add_sentence(&report->hint, problem);
+	else if (is_paused(server->name))
 		add_sentence(&report->hint,
 					 _("Calls work, but queued flows wait: the server was paused, and its owner ends that with feishu.resume_server."));
 	else if (limiter_status(&server->app_key, &status) && status.pause != LIMITER_RUNNING)

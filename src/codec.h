@@ -166,10 +166,10 @@ extern void codec_write_token_request(bool oauth, const char *app_id,
  * and the action its HTTP status calls for.
  */
 extern FlowResponse *codec_read_answer(const HttpAnswer *answer);
-
-/* One for which there was no memory. */
-extern FlowResponse *codec_unread_answer(int http_status);
 extern TokenResponse *codec_read_token_answer(bool oauth, const HttpAnswer *answer);
+
+/* What stands for an answer that there was no memory for. */
+extern FlowResponse *codec_unread_answer(int http_status);
 
 /*
  * data.out_params of a response object as one object; NULL when there are

@@ -84,7 +84,7 @@ extern void gate_forget_process(AppGate *gate, int pid, int places, int turns);
 
 extern void gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status);
 
-/* Forget all pauses. */
+/* Forget all pauses; true if there was one but for the rate. */
 extern bool gate_resume(AppGate *gate);
 
 #endif							/* FEISHU_GATE_H */

@@ -34,10 +34,10 @@ typedef enum DispatchProblem
 	DISPATCH_FAILS				/* the dispatcher fails, and is started again */
 } DispatchProblem;
 
-/* What it is in this database. */
+/* dispatch_problem.c: what it is in this database. */
 extern DispatchProblem launcher_problem(void);
 
-/* In words, untranslated; NULL for none. */
+/* dispatch_problem.c: in words, untranslated; NULL for none. */
 extern const char *launcher_problem_text(DispatchProblem problem);
 
 /*

@@ -57,8 +57,8 @@
 #define MAX_ANSWER_VALUES (256 * 1024)
 
 /*
- * A cancel is heard between the steps of reading an answer so long, which only
- * that to an execute request can be: none for a token.
+ * A cancel is heard between the steps of reading an answer so long.  None to a
+ * token request is, which must not end in the middle: others wait for it.
  */
 #define LONG_ANSWER		(1024 * 1024)
 
