@@ -56,7 +56,8 @@ OBJS = \
 DATA = feishu_flow--1.0.sql
 PG_CONFIG ?= pg_config
 
-# -Wno-unused-parameter: PostgreSQL's own headers have unused parameters.
+# -Wno-unused-parameter: PostgreSQL's own headers have unused parameters, and so have functions of ours whose arguments
+# somebody else's interface says (callbacks, PG_FUNCTION_ARGS).
 PG_CFLAGS = -Wextra -Wno-unused-parameter $(shell curl-config --cflags)
 SHLIB_LINK = $(shell curl-config --libs)
 

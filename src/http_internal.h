@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * http_internal.h
- *	  What http.c and http_transfer.c share; for no other file.
+ *	  What http.c, http_transfer.c and http_handle.c share; for no other file.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
