@@ -66,7 +66,9 @@ has_control(const char *utf8)
 {
 	for (const unsigned char *p = (const unsigned char *) utf8; *p != '\0'; p++)
 	{
-		if (*p < 0x20 || *p == 0x7f || (p[0] == 0xc2 && p[1] <= 0x9f))
+		if (*p >= 0x20 && *p < 0x7f)
+			continue;
+		if (*p <= 0x7f || (p[0] == 0xc2 && p[1] <= 0x9f))
 			return true;
 	}
 	return false;

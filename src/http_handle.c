@@ -308,9 +308,23 @@ handle_find(HttpLoop *loop, const char *url, size_t target, const char *ca_file)
 	return handle;
 }
 
-/* A handle set up for whom a request goes to, or NULL. */
-HttpHandle *
-http_handle_acquire(HttpLoop *loop, const HttpRequest *request)
+/* The handle that was used last, if it is set up for just this; else NULL. */
+static HttpHandle *
+handle_take_last(HttpLoop *loop, const HttpRequest *request)
+{
+	HttpHandle *last = loop->num_idle > 0 ? loop->idle[loop->num_idle - 1] : NULL;
+
+	if (last == NULL || !same_text(last->url_text, request->url) ||
+		!same_text(last->proxy, request->proxy) ||
+		!same_text(last->ca_file, request->ca_file))
+		return NULL;
+	loop->num_idle--;
+	return last;
+}
+
+/* Any handle, set up for whom a request goes to, or NULL. */
+static HttpHandle *
+handle_set_up(HttpLoop *loop, const HttpRequest *request)
 {
 	const char *url = request->url;
 	size_t		target = url_target(url, request->proxy);
@@ -329,7 +343,19 @@ http_handle_acquire(HttpLoop *loop, const HttpRequest *request)
 		http_handle_free(handle);
 		return NULL;
 	}
-	handle->error_buffer[0] = '\0';
+	return handle;
+}
+
+/* A handle for a request, or NULL. */
+HttpHandle *
+http_handle_acquire(HttpLoop *loop, const HttpRequest *request)
+{
+	HttpHandle *handle = handle_take_last(loop, request);
+
+	if (handle == NULL)
+		handle = handle_set_up(loop, request);
+	if (handle != NULL)
+		handle->error_buffer[0] = '\0';
 	return handle;
 }
 

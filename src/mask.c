@@ -35,6 +35,9 @@ static const char *const forms[] = {
 	"\\%c", "\\u%04x", "%%%02x", "&#%d;", "&#x%x;", "&%s;"
 };
 
+/* What the forms begin with. */
+#define FORM_STARTS		"\\%&"
+
 /* The name that a character has in HTML, or NULL. */
 static const char *
 html_name(char c)
@@ -127,9 +130,12 @@ match_secret(const char *text, const char *secret, const char *s)
 void
 mask_secret(char *text, const char *secret)
 {
+	char		starts[sizeof(FORM_STARTS) + 1] = FORM_STARTS;
+
 	if (text == NULL || secret == NULL || secret[0] == '\0')
 		return;
-	while (*text != '\0')
+	starts[sizeof(FORM_STARTS) - 1] = secret[0];
+	while (*(text += strcspn(text, starts)) != '\0')
 	{
 		const char *end = match_secret(text, secret, secret);
 		size_t		len = end != NULL ? end - text : 0;

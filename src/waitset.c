@@ -205,6 +205,19 @@ slot_mute(SocketWaitSet *set, int fd)
 		(void) shutdown(fd, SHUT_RDWR);
 }
 
+/* Shut down those of the sockets that have something to read. */
+static void
+shut_readable(SocketWaitSet *set, struct pollfd *polled, int num)
+{
+	if (num == 0 || poll(polled, num, 0) <= 0)
+		return;
+	for (int i = 0; i < num; i++)
+	{
+		if (polled[i].revents != 0)
+			slot_mute(set, polled[i].fd);
+	}
+}
+
 void
 waitset_shut_noisy(SocketWaitSet *set)
 {
@@ -215,23 +228,17 @@ waitset_shut_noisy(SocketWaitSet *set)
 	{
 		SocketSlot *slot = &set->slots[fd];
 
-		if (slot->owned && slot->quiet && slot->wanted == 0 && !slot->muted)
-		{
-			polled[num].fd = fd;
-			polled[num++].events = POLLIN;
-		}
-		if (num < MAX_EVENTS_PER_WAIT && fd < set->num_known - 1)
+		if (!slot->quiet || !slot->owned || slot->muted || slot->wanted != 0)
 			continue;
-		if (num > 0 && poll(polled, num, 0) > 0)
+		polled[num].fd = fd;
+		polled[num++].events = POLLIN;
+		if (num == MAX_EVENTS_PER_WAIT)
 		{
-			for (int i = 0; i < num; i++)
-			{
-				if (polled[i].revents != 0)
-					slot_mute(set, polled[i].fd);
-			}
+			shut_readable(set, polled, num);
+			num = 0;
 		}
-		num = 0;
 	}
+	shut_readable(set, polled, num);
 }
 
 /* Must a new set have this socket? */
