@@ -247,10 +247,25 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 		lane_hold(lane, 0, NULL);
 	}
 	else if (strcmp(lane->told, lane->reason) != 0)
+	{
 		ereport(LOG,
 				(errmsg("feishu_flow holds back flows for server \"%s\": %s",
 						lane->server, lane->reason)));
+		lane->logged = true;
+		memset(&lane->logged_app, 0, sizeof(AppKey));
+	}
 	return NULL;
+}
+
+/* Flows of the lane may be sent, by an app. */
+static void
+lane_log_open(Lane *lane, const AppKey *app)
+{
+	/* that an app is no longer paused, the limiter has logged */
+	if (lane->logged && memcmp(&lane->logged_app, app, sizeof(AppKey)) != 0)
+		ereport(LOG,
+				(errmsg("feishu_flow sends flows for server \"%s\" again", lane->server)));
+	lane->logged = false;
 }
 
 /* May rows of this lane be claimed now? */
@@ -317,8 +332,14 @@ lane_claim(Dispatch *dispatch, Lane *lane, TimestampTz now)
 			lane_hold(lane, retry_at,
 					  why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ? NULL :
 					  limiter_pause_text(why));
+			if (lane->reason[0] != '\0')
+			{
+				lane->logged = true;
+				lane->logged_app = server->app_key;
+			}
 			break;
 		}
+		lane_log_open(lane, &server->app_key);
 		places[num_places++] = lane->place;
 		memset(&lane->place, 0, sizeof(lane->place));
 	}

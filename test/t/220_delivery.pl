@@ -57,7 +57,7 @@ sub status_of
 sub log_lines
 {
 	my ($server, $expression) = @_;
-	return scalar(grep { /LOG:  feishu_flow server "$server"/ && /$expression/ } split /\n/, slurp_file($node->logfile));
+	return scalar(grep { /LOG:  feishu_flow .*server "$server"/ && /$expression/ } split /\n/, slurp_file($node->logfile));
 }
 
 sub keys_seen
@@ -358,7 +358,8 @@ $session->value("ALTER USER MAPPING FOR PUBLIC SERVER s$apps OPTIONS (SET app_se
 until_ended($session);
 started_once($mock, 300, 'a corrected user mapping resumes it');
 is(status_of("s$apps", 'paused') || 'gone', 'gone', '... and the pause is over');
-is(log_lines("s$apps", qr/app is paused/) . ' ' . log_lines("s$apps", qr//), '1 1', '... one line of the log told of it');
+is(join(' ', map { log_lines("s$apps", $_) } qr/app is paused/, qr/sends flows/, qr//), '1 1 2',
+	'... one line of the log told of it, and one of its end');
 
 new_server();
 enqueue_many($session, 1, 50, server => "s$apps");
@@ -382,6 +383,7 @@ until_true($session, 'the flow is held', "SELECT paused FROM feishu.dispatch_sta
 like(status_of("s$apps", 'pause_reason'), qr/user mapping/, 'without a user mapping flows wait, and dispatch_status says so');
 $session->value("CREATE USER MAPPING FOR PUBLIC SERVER s$apps OPTIONS (app_id 'cli_$apps', app_secret 'secret-$apps')");
 succeeds($session, "SELECT feishu.wait_flow($id)", '... until there is one');
+is(join(' ', map { log_lines("s$apps", $_) } qr/holds back flows/, qr/sends flows .* again/), '1 1', '... and the log tells of both');
 
 new_server();
 $session->value("SELECT feishu.pause_server('s$apps')");
