@@ -52,8 +52,9 @@ typedef struct Lane
 	char		reason[256];	/* why held, "" when not worth telling */
 	char		told[256];		/* reason that feishu.held_lane has */
 	TimestampTz told_until;
-	bool		logged;			/* the log says that it is held, */
-	AppKey		logged_app;		/* as this app is paused; none: not for an app */
+	AppKey		app;			/* as looked up last */
+	bool		logged;			/* the log says that it is held, or that an app
+								 * that is no longer its own is paused */
 } Lane;
 
 typedef struct Flight

@@ -30,9 +30,8 @@
 /* libcurl limits the headers of an answer, but not the trailers behind it. */
 #define HTTP_MAX_HEADERS		(512 * 1024)
 
-/* First size of a response buffer: the usual answer is far shorter, and the C
- * library keeps freed memory of up to 1032 bytes at hand. */
-#define HTTP_INITIAL_BODY		1000
+/* First size of a response buffer; the usual answer is far shorter. */
+#define HTTP_INITIAL_BODY		1024
 
 /*
  * libcurl would wait for "100 Continue" before a body of more than 1 MB, and

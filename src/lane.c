@@ -252,19 +252,38 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 				(errmsg("feishu_flow holds back flows for server \"%s\": %s",
 						lane->server, lane->reason)));
 		lane->logged = true;
-		memset(&lane->logged_app, 0, sizeof(AppKey));
 	}
 	return NULL;
 }
 
-/* Flows of the lane may be sent, by an app. */
+/*
+ * Note the app that flows of the lane are sent by.  The log does not tell of the
+ * former one, if any, that it is no longer paused.
+ */
 static void
-lane_log_open(Lane *lane, const AppKey *app)
+lane_note_app(Lane *lane, const AppKey *app)
 {
-	/* that an app is no longer paused, the limiter has logged */
-	if (lane->logged && memcmp(&lane->logged_app, app, sizeof(AppKey)) != 0)
+	LimiterStatus status;
+
+	if (memcmp(&lane->app, app, sizeof(AppKey)) == 0)
+		return;
+	if (limiter_status(&lane->app, &status) &&
+		(status.pause == LIMITER_BREAKER || status.pause == LIMITER_CREDENTIALS ||
+		 status.pause == LIMITER_QUOTA))
+		lane->logged = true;
+	lane->app = *app;
+}
+
+/* Flows of the lane are sent. */
+static void
+lane_log_open(Lane *lane)
+{
+	const char *role = lane->logged ? GetUserNameFromId(lane->roleid, true) : NULL;
+
+	if (role != NULL)
 		ereport(LOG,
-				(errmsg("feishu_flow sends flows for server \"%s\" again", lane->server)));
+				(errmsg("feishu_flow sends flows of role \"%s\" for server \"%s\" again",
+						role, lane->server)));
 	lane->logged = false;
 }
 
@@ -315,6 +334,7 @@ lane_claim(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		limiter_abandon(&lane->place);
 		return 0;
 	}
+	lane_note_app(lane, &server->app_key);
 
 	/* not more than can be claimed: millions may be due */
 	if (lane->next_due <= now && lane->ready.num < limit)
@@ -332,20 +352,16 @@ lane_claim(Dispatch *dispatch, Lane *lane, TimestampTz now)
 			lane_hold(lane, retry_at,
 					  why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ? NULL :
 					  limiter_pause_text(why));
-			if (lane->reason[0] != '\0')
-			{
-				lane->logged = true;
-				lane->logged_app = server->app_key;
-			}
 			break;
 		}
-		lane_log_open(lane, &server->app_key);
 		places[num_places++] = lane->place;
 		memset(&lane->place, 0, sizeof(lane->place));
 	}
 
 	granted = num_places;
 	claimed = granted > 0 ? claim_rows(dispatch, lane, granted) : 0;
+	if (claimed > 0)
+		lane_log_open(lane);
 	num_places = 0;
 	dlist_foreach_modify(iter, &dispatch->flights)
 	{

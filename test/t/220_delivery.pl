@@ -341,6 +341,15 @@ pass('a platform that is not there opens the breaker');
 alter_server($session, "s$apps", 'SET', base_url => $mock->url);
 until_ended($session);
 started_once($mock, 500, 'a corrected base_url takes effect at once');
+is(log_lines("s$apps", qr/sends flows of role "\w+" .* again/), 1, '... and one line of the log says so');
+
+new_server(base_url => "http://127.0.0.1:$port");
+$id = enqueue($session, server => "s$apps", params => '{"n": 1}');
+until_true($session, 'the flow waits to be tried again', "SELECT attempts > 0 AND sqlstate IS NOT NULL FROM feishu.flows WHERE id = $id");
+fails_with($session, flow(server => "s$apps"), 'LK503', 'calls open the breaker') foreach 1 .. 5;
+alter_server($session, "s$apps", 'SET', base_url => $mock->url);
+succeeds($session, "SELECT feishu.wait_flow($id, '60s')", '... and a corrected base_url ends that');
+is(log_lines("s$apps", qr/sends flows/), 1, '... with a line in the log, though no flow was held back');
 
 # ---- credentials ----
 
@@ -383,7 +392,7 @@ until_true($session, 'the flow is held', "SELECT paused FROM feishu.dispatch_sta
 like(status_of("s$apps", 'pause_reason'), qr/user mapping/, 'without a user mapping flows wait, and dispatch_status says so');
 $session->value("CREATE USER MAPPING FOR PUBLIC SERVER s$apps OPTIONS (app_id 'cli_$apps', app_secret 'secret-$apps')");
 succeeds($session, "SELECT feishu.wait_flow($id)", '... until there is one');
-is(join(' ', map { log_lines("s$apps", $_) } qr/holds back flows/, qr/sends flows .* again/), '1 1', '... and the log tells of both');
+is(join(' ', map { log_lines("s$apps", $_) } qr/holds back flows/, qr/sends flows of role "\w+" .* again/), '1 1', '... and the log tells of both');
 
 new_server();
 $session->value("SELECT feishu.pause_server('s$apps')");
