@@ -135,9 +135,8 @@ claim_recover(Dispatch *dispatch)
 		1, OIDOID);
 	static SqlStatement disown = SQL_STATEMENT(
 		"UPDATE feishu.outbox SET state = 'c', next_at = NULL, finished_at = now(),"
-		" error = '" DISPATCH_NOT_OURS "'"
-		" WHERE state = 'q' AND database <> $1",
-		1, OIDOID);
+		" error = $2 WHERE state = 'q' AND database <> $1",
+		2, OIDOID, TEXTOID);
 	static SqlStatement begin = SQL_STATEMENT(
 		"UPDATE feishu.claim SET ids = '{}', database = $1 WHERE ctid = $2 RETURNING ctid",
 		2, OIDOID, TIDOID);
@@ -152,7 +151,13 @@ claim_recover(Dispatch *dispatch)
 	if (DatumGetObjectId(sql_value(0, 2, NULL)) == MyDatabaseId)
 		sql_run(&recover, values, NULL, SPI_OK_UPDATE, NULL);
 	else
-		sql_run(&disown, values, NULL, SPI_OK_UPDATE, NULL);
+	{
+		Datum		disowned[2] = {
+			values[0], CStringGetTextDatum(record_not_ours_text())
+		};
+
+		sql_run(&disown, disowned, NULL, SPI_OK_UPDATE, NULL);
+	}
 	sql_run(&forget_holds, NULL, NULL, SPI_OK_DELETE, NULL);
 	sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL);
 	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));

@@ -113,14 +113,6 @@ typedef struct Dispatch
  */
 #define DISPATCH_BATCH		96
 
-/* Why a flow that was queued in another database is cancelled.  No quotes. */
-#define DISPATCH_NOT_OURS \
-	"the database was copied while this flow was waiting; the original sends it"
-
-/* Why a flow that may not be sent any more has failed. */
-#define DISPATCH_EXPIRED \
-	"expired before it could be sent"
-
 /*
  * In SQL: is row o first of its ordering key, or has none?  among: rows, of
  * which it is one, as the end of a query of k.  Which is first is asked once for
@@ -190,6 +182,9 @@ extern void record_decide(Flight *flight, const FlowOutcome *outcome);
 extern void record_decide_error(Flight *flight, int sqlstate, const char *message);
 extern void record_decide_expired(Flight *flight);
 extern void record_decide_not_ours(Flight *flight);
+
+/* Why a flow that was queued in another database is cancelled. */
+extern const char *record_not_ours_text(void);
 
 /*
  * stop.c: from stop_init on SIGTERM only tells us to end.  Told while a

@@ -377,3 +377,23 @@ http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable)
 		http_handle_free(handle_take(loop, 0));
 	loop->idle[loop->num_idle++] = handle;
 }
+
+/*
+ * The socket that the transfer under way uses, or -1 if it has none yet.
+ * (CURLINFO_ACTIVESOCKET tells only of one that has ended.)
+ */
+int
+http_handle_socket(const HttpLoop *loop, const HttpHandle *handle)
+{
+	CURL	   *easy = handle->easy;
+	long		local_port = 0;
+	long		peer_port = 0;
+	char	   *peer_address = NULL;
+
+	if (curl_easy_getinfo(easy, CURLINFO_LOCAL_PORT, &local_port) != CURLE_OK || local_port <= 0 ||
+		curl_easy_getinfo(easy, CURLINFO_PRIMARY_PORT, &peer_port) != CURLE_OK ||
+		curl_easy_getinfo(easy, CURLINFO_PRIMARY_IP, &peer_address) != CURLE_OK ||
+		peer_address == NULL)
+		return -1;
+	return waitset_find(loop->sockets, (int) local_port, peer_address, (int) peer_port);
+}

@@ -75,6 +75,7 @@ struct HttpTransfer
 	bool		too_large;
 	bool		out_of_memory;	/* for the answer */
 	bool		no_socket;		/* out of descriptors, or of memory for one */
+	size_t		request_len;	/* of its body */
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
 	size_t		header_size;	/* of all headers so far */
@@ -82,6 +83,7 @@ struct HttpTransfer
 	bool		have_tt_logid;
 	bool		have_ogw_reset;
 	TimestampTz started;
+	uint64		heard_before;	/* waitset_num_heard then */
 	TimestampTz deadline;
 	HttpResult	result;
 	MemoryContextCallback callback;
@@ -113,6 +115,7 @@ extern int	http_close_socket(void *userp, curl_socket_t fd);
 extern HttpHandle *http_handle_acquire(HttpLoop *loop, const HttpRequest *request);
 extern void http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable);
 extern void http_handle_free(HttpHandle *handle);
+extern int	http_handle_socket(const HttpLoop *loop, const HttpHandle *handle);
 
 /* http_handle.c: the headers of every request, or NULL */
 extern struct curl_slist *http_headers_create(void);

@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include <ctype.h>
+#include <sys/socket.h>
 
 #include "storage/fd.h"
 #include "utils/memutils.h"
@@ -245,7 +246,14 @@ transfer_phase(HttpTransfer *transfer)
 	if (curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &number) == CURLE_OK && number > 0)
 		return gettext_noop("receiving the answer");
 	if (transfer_is_sent(transfer))
+	{
+		curl_off_t	uploaded = 0;
+
+		if (curl_easy_getinfo(easy, CURLINFO_SIZE_UPLOAD_T, &uploaded) == CURLE_OK &&
+			uploaded > 0 && uploaded < (curl_off_t) transfer->request_len)
+			return gettext_noop("sending the request");
 		return gettext_noop("waiting for the answer");
+	}
 	for (int i = 0; i < (int) lengthof(phases); i++)
 	{
 		double		seconds = 0;
@@ -365,18 +373,23 @@ classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
 		result->outcome = HTTP_NO_CONNECTION;
 }
 
-/* The connection is kept.  Of HTTP/1 nothing is to be heard of it meanwhile. */
+/*
+ * The connection is kept after an answer, which may have been read without being
+ * waited for.  Of HTTP/1 nothing is to be heard of it meanwhile.
+ */
 static void
-expect_silence(HttpTransfer *transfer)
+note_answered(HttpTransfer *transfer)
 {
 	CURL	   *easy = transfer->handle->easy;
 	long		version = 0;
 	curl_socket_t fd = CURL_SOCKET_BAD;
 
-	if (curl_easy_getinfo(easy, CURLINFO_HTTP_VERSION, &version) == CURLE_OK &&
-		(version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1) &&
-		curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK &&
-		fd != CURL_SOCKET_BAD)
+	if (curl_easy_getinfo(easy, CURLINFO_HTTP_VERSION, &version) != CURLE_OK ||
+		curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, &fd) != CURLE_OK ||
+		fd == CURL_SOCKET_BAD)
+		return;
+	waitset_hear(transfer->loop->sockets, fd);
+	if (version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1)
 		waitset_quiet(transfer->loop->sockets, fd);
 }
 
@@ -421,7 +434,7 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 			result->error[--len] = '\0';
 	}
 	if (code == CURLE_OK)
-		expect_silence(transfer);
+		note_answered(transfer);
 	transfer_detach(transfer, code == CURLE_OK);
 	dlist_delete(&transfer->node);
 	dlist_push_tail(&transfer->loop->done, &transfer->node);
@@ -541,9 +554,11 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->loop = loop;
 	transfer->owner = owner;
 	transfer->resend_ok = request->resend_ok;
+	transfer->request_len = request->body_len;
 	transfer->max_response = request->max_response;
 	transfer->deadline = request->deadline;
 	transfer->started = GetCurrentTimestamp();
+	transfer->heard_before = waitset_num_heard(loop->sockets);
 	transfer->result.reset_seconds = -1;
 	transfer->callback.func = transfer_on_reset;
 	transfer->callback.arg = transfer;
@@ -596,14 +611,44 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	return transfer;
 }
 
+/*
+ * The transfer has ended before its time, but its connection is kept, for HTTP/2
+ * can give up a single request.  Close it all the same when nobody else is at
+ * work, so that the peer hears of it; and when it brought nothing for as long as
+ * the transfer lasted, or every request that follows would wait in vain, too.
+ */
+static void
+hang_up(HttpTransfer *transfer, int fd, bool is_alone)
+{
+	SocketWaitSet *sockets = transfer->loop->sockets;
+
+	if (waitset_is_open(sockets, fd) &&
+		(is_alone || (transfer->result.outcome == HTTP_TIMEOUT &&
+					  !waitset_heard_since(sockets, fd, transfer->heard_before))))
+		(void) shutdown(fd, SHUT_RDWR);
+}
+
+/* Is it the only one that is under way? */
+static bool
+transfer_is_alone(const HttpTransfer *transfer)
+{
+	const dlist_head *active = &transfer->loop->active;
+
+	return active->head.next == &transfer->node && transfer->node.next == &active->head;
+}
+
 /* Take the easy handle from the loop.  Signals are blocked. */
 static void
 transfer_detach(HttpTransfer *transfer, bool reusable)
 {
 	HttpHandle *handle = transfer->handle;
+	bool		is_alone = transfer_is_alone(transfer);
+	int			fd = reusable ? -1 : http_handle_socket(transfer->loop, handle);
 
 	transfer->handle = NULL;
 	curl_multi_remove_handle(transfer->loop->multi, handle->easy);
+	if (fd >= 0)
+		hang_up(transfer, fd, is_alone);
 	handle->transfer = NULL;
 	http_handle_release(transfer->loop, handle, reusable);
 	transfer_free_headers(transfer);

@@ -206,7 +206,7 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 	if (GetUserNameFromId(lane->roleid, true) == NULL)
 	{
 		/* no other role will ever have its OID: this cannot be mended */
-		record_fail_lane(dispatch, lane, "42704", "the role that queued it was dropped");
+		record_fail_lane(dispatch, lane, "42704", _("the role that queued it was dropped"));
 		lane_hold(lane, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000), NULL);
 		return NULL;
 	}

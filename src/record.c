@@ -171,6 +171,19 @@ record_decide_error(Flight *flight, int sqlstate, const char *message)
 	MemoryContextSwitchTo(old_context);
 }
 
+/* Why a flow that may not be sent any more has failed. */
+static const char *
+expired_text(void)
+{
+	return _("expired before it could be sent");
+}
+
+const char *
+record_not_ours_text(void)
+{
+	return _("the database was copied while this flow was waiting; the original sends it");
+}
+
 /* What went wrong at the last attempt, if there was one, still matters. */
 void
 record_decide_expired(Flight *flight)
@@ -179,8 +192,8 @@ record_decide_expired(Flight *flight)
 
 	flight->state = 'f';
 	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
-	flight->error = flight->last_error == NULL ? pstrdup(DISPATCH_EXPIRED) :
-		psprintf("%s; %s", flight->last_error, DISPATCH_EXPIRED);
+	flight->error = flight->last_error == NULL ? pstrdup(expired_text()) :
+		psprintf("%s; %s", flight->last_error, expired_text());
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -192,7 +205,7 @@ void
 record_decide_not_ours(Flight *flight)
 {
 	flight->state = 'c';
-	flight->error = MemoryContextStrdup(flight->context, DISPATCH_NOT_OURS);
+	flight->error = MemoryContextStrdup(flight->context, record_not_ours_text());
 }
 
 
@@ -552,6 +565,6 @@ record_expire_held(Dispatch *dispatch)
 
 		if (lane->paused || lane->hold_until != 0)
 			(void) fail_flows(statements, lane, unpack_sql_state(ERRCODE_FEISHU_TIMEOUT),
-							  DISPATCH_EXPIRED, &more);
+							  expired_text(), &more);
 	}
 }

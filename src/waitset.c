@@ -36,6 +36,8 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -65,6 +67,7 @@ typedef struct SocketSlot
 	bool		owned;			/* open, and we will hear of its end */
 	bool		muted;			/* fired while idle: keep out of the set */
 	bool		quiet;			/* nothing may come while it is idle */
+	uint64		heard;			/* num_heard when something came last */
 } SocketSlot;
 
 struct SocketWaitSet
@@ -76,6 +79,7 @@ struct SocketWaitSet
 	SocketSlot *slots;			/* malloc'ed; indexed by descriptor */
 	int			num_slots;
 	int			num_known;		/* so many have been in use */
+	uint64		num_heard;		/* how often something came, on any */
 	int		   *changed;		/* malloc'ed: descriptors to add or modify */
 	int			num_changed;
 	int			max_changed;
@@ -126,6 +130,7 @@ waitset_opened(SocketWaitSet *set, int fd)
 	slot->owned = false;
 	slot->muted = false;
 	slot->quiet = false;
+	slot->heard = 0;
 	return true;
 }
 
@@ -190,6 +195,67 @@ waitset_quiet(SocketWaitSet *set, int fd)
 	slot->opened = true;
 	slot->owned = true;
 	slot->quiet = true;
+}
+
+void
+waitset_hear(SocketWaitSet *set, int fd)
+{
+	if (fd < set->num_slots)
+		set->slots[fd].heard = ++set->num_heard;
+}
+
+uint64
+waitset_num_heard(const SocketWaitSet *set)
+{
+	return set->num_heard;
+}
+
+bool
+waitset_heard_since(const SocketWaitSet *set, int fd, uint64 number)
+{
+	return fd < set->num_slots && set->slots[fd].heard > number;
+}
+
+bool
+waitset_is_open(const SocketWaitSet *set, int fd)
+{
+	return fd < set->num_slots && set->slots[fd].opened;
+}
+
+/* Port of a socket's address, and the address as text; -1: neither is known. */
+static int
+address_text(const struct sockaddr_storage *address, char *text, size_t size)
+{
+	const struct sockaddr_in *in = (const struct sockaddr_in *) address;
+	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *) address;
+
+	if (address->ss_family == AF_INET && inet_ntop(AF_INET, &in->sin_addr, text, size) != NULL)
+		return ntohs(in->sin_port);
+	if (address->ss_family == AF_INET6 && inet_ntop(AF_INET6, &in6->sin6_addr, text, size) != NULL)
+		return ntohs(in6->sin6_port);
+	return -1;
+}
+
+int
+waitset_find(const SocketWaitSet *set, int local_port, const char *peer_address, int peer_port)
+{
+	for (int fd = 0; fd < set->num_known; fd++)
+	{
+		struct sockaddr_storage address;
+		socklen_t	size = sizeof(address);
+		char		text[INET6_ADDRSTRLEN];
+
+		if (!set->slots[fd].opened ||
+			getsockname(fd, (struct sockaddr *) &address, &size) != 0 ||
+			address_text(&address, text, sizeof(text)) != local_port)
+			continue;
+		size = sizeof(address);
+		if (getpeername(fd, (struct sockaddr *) &address, &size) == 0 &&
+			address_text(&address, text, sizeof(text)) == peer_port &&
+			strcmp(text, peer_address) == 0)
+			return fd;
+	}
+	return -1;
 }
 
 /* Something came on an idle socket. */
@@ -355,6 +421,8 @@ waitset_wait(SocketWaitSet *set, long timeout_ms, uint32 wait_event,
 			slot_mute(set, occurred[i].fd);
 			continue;
 		}
+		if (occurred[i].events & WL_SOCKET_READABLE)
+			waitset_hear(set, occurred[i].fd);
 		events[num_events].fd = occurred[i].fd;
 		events[num_events].events = occurred[i].events;
 		num_events++;

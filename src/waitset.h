@@ -27,8 +27,8 @@ typedef struct SocketEvent
 extern SocketWaitSet *waitset_create(void);
 
 /*
- * The next five neither throw nor palloc, so that a callback of a library
- * may call them; false means that memory ran out.
+ * All but waitset_wait neither throw nor palloc, so that a callback of a library
+ * may call them; false of waitset_opened and _want means that memory ran out.
  */
 
 /* fd was opened by us, and waitset_closed will tell when it goes. */
@@ -43,6 +43,22 @@ extern bool waitset_want(SocketWaitSet *set, int fd, uint32 events);
  * that we opened, and connected.  Ends with fd.
  */
 extern void waitset_quiet(SocketWaitSet *set, int fd);
+
+/*
+ * Something was heard on fd, as each time that waitset_wait finds it readable;
+ * and was anything since waitset_num_heard gave this number?
+ */
+extern void waitset_hear(SocketWaitSet *set, int fd);
+extern uint64 waitset_num_heard(const SocketWaitSet *set);
+extern bool waitset_heard_since(const SocketWaitSet *set, int fd, uint64 number);
+
+/*
+ * The socket that we opened with this local port and peer (a numeric address), or
+ * -1; and is one that we opened still open?
+ */
+extern int	waitset_find(const SocketWaitSet *set, int local_port,
+						 const char *peer_address, int peer_port);
+extern bool waitset_is_open(const SocketWaitSet *set, int fd);
 
 /*
  * Shut down each socket on which something came that may not have come, so that

@@ -73,7 +73,7 @@ SKIP:
 	local $ENV{LOCPATH} = $dir;
 
 	my $mock = FeishuFlow::Mock->start;
-	my $node = new_cluster('chinese', conf => "lc_messages = 'zh_CN.UTF-8'\n");
+	my $node = new_cluster('chinese', conf => "lc_messages = 'zh_CN.UTF-8'\nfeishu_flow.poll_interval = '1s'\n");
 	create_server($node, 'feishu', { base_url => $mock->url });
 	my $err = '';
 	my %call = (
@@ -91,6 +91,18 @@ SKIP:
 	}
 	$node->psql('postgres', "SET lc_messages = 'C'; SELECT feishu.execute_flow('', 'f', '{\"_id\": 1}')", stderr => \$err);
 	like($err, qr/argument "namespace" must not be empty/, 'and in English, on request');
+
+	# What the dispatcher writes into the queue is Chinese, whatever the language of the session that queues.
+	my $english = FeishuFlow::Session->new($node);
+	$english->value("SET lc_messages = 'C'");
+	my $why = sub {
+		my $id = $english->value("SELECT feishu.enqueue_flow($_[0])");
+		return wait_until('the flow has failed', sub { $english->value("SELECT error FROM feishu.flows WHERE id = $id AND state = 'failed'") });
+	};
+	is($why->("'app', 'refusedFlow', '{\"_id\": 1}'"), '参数被拒绝；HTTP 状态 400；param is invalid', 'in Chinese: why a flow has failed, as the README shows it');
+	$english->value("SELECT feishu.pause_server('feishu')");
+	is($why->("'app', 'f', '{\"_id\": 1}', expires_at => clock_timestamp() + interval '10 ms'"), '在发送之前已过期', '... and that one has expired');
+	$english->value("SELECT feishu.resume_server('feishu')");
 
 	# What monitoring looks at stays the same in every language.
 	$node->safe_psql('postgres', "SELECT feishu.enqueue_flow('app', 'f', '{\"_id\": 1}')");
