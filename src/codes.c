@@ -5,8 +5,8 @@
  *
  * An answer is judged by its outer code if that is a known one, else by
  * data.code, else by the HTTP status, else by what is wrong with its bytes.
- * There is one table for each, and nothing else in the extension knows a
- * code.  "msg" is never looked at: the platform says that it may change.
+ * There is one table for each, and nothing else in the extension knows what a
+ * code means.  "msg" is never looked at: the platform says that it may change.
  *
  * The codes come from the API document, the platform's public documentation
  * and its SDKs.  Those of the inner table that the document does not list
