@@ -398,16 +398,37 @@ my @troubles = (
 	[ { type => 'code', code => 1500 }, 'LK500', 'has an internal error' ],
 	[ { type => 'code', code => 99991400, reset => 1 }, 'LK429', 'limits the rate' ],
 );
-foreach my $trouble (@troubles)
+my @oauth_troubles = map {
+	my ($fault, @rest) = @$_;
+	my %as_oauth = %$fault;
+	$as_oauth{set} = { map { s/tenant_access_token/access_token/r => $fault->{set}{$_} } keys %{ $fault->{set} } } if $fault->{set};
+	$as_oauth{remove} = ['access_token'] if $fault->{remove};
+	[ \%as_oauth, @rest ]
+} @troubles;
+push @oauth_troubles,
+  [ { type => 'status', status => 400, body => { error => 'invalid_client' } }, 'LK401', 'says invalid_client' ],
+  [ { type => 'wrong_types', set => { error => 'temporarily_unavailable' } }, 'LK401', 'says an error beside a token' ];
+foreach my $protocol ([ \%token, 'token', @troubles ], [ { kind => 'oauth' }, 'OAuth', @oauth_troubles ])
 {
-	my ($fault, $sqlstate, $what) = @$trouble;
-	$mock->mark;
-	$mock->rules([ \%token, $fault ]);
-	fails_with($session, flow(timeout => $sqlstate eq 'LK504' ? '400ms' : '30s'),
-		$sqlstate, "a token endpoint that $what is $sqlstate",
-		message => qr/token/, hint => qr/\w/);
-	is($mock->executes, 0, '... and nothing is sent');
+	my ($match, $name, @list) = @$protocol;
+	alter_server($session, 'feishu', 'ADD', token_url => $mock->url . '/oauth/v3/token') if $name eq 'OAuth';
+	foreach my $trouble (@list)
+	{
+		my ($fault, $sqlstate, $what) = @$trouble;
+		$mock->mark;
+		$mock->rules([ $match, $fault ]);
+		fails_with($session, flow(timeout => $sqlstate eq 'LK504' ? '400ms' : '30s'),
+			$sqlstate, "a $name endpoint that $what is $sqlstate",
+			message => qr/token/, hint => qr/\w/);
+		is($mock->executes, 0, '... and nothing is sent');
+	}
+	$mock->well;
 }
+alter_server($session, 'feishu', 'DROP', 'token_url');
+$mock->revoke;
+$mock->rules([ \%token, { type => 'code', code => 10014 } ]);
+is_deeply(JSON::PP->new->decode(succeeds($session, flow(raise_error => 'false'), 'a refused token request with raise_error => false')),
+	{ code => 10014, msg => 'app secret invalid' }, '... is code and message alone');
 $mock->well;
 foreach my $expire (undef, 'soon', 0, -5, '7200', 1e300, JSON::PP::true)
 {

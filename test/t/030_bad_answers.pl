@@ -105,6 +105,9 @@ bad_answer(
 bad_answer('302', { type => 'status', status => 302, headers => { Location => $mock->url } }, 'LK404');
 bad_answer('404 text/plain', { type => 'status', status => 404, body => '404 page not found' },
 	'LK404', detail => qr/404 page not found/, hint => qr/base_url/);
+bad_answer('304 of a cache', { type => 'status', status => 304, body => '' }, 'LK502', detail => qr/\b304\b/, hint => qr/base_url/);
+bad_answer('408 of a gateway', { type => 'status', status => 408, body => 'too slow' }, 'LK504');
+bad_answer('413 of a gateway', { type => 'status', status => 413, body => 'too much' }, 'LK400', hint => qr/\w/);
 bad_answer('429 of a gateway', { type => 'status', status => 429, body => 'slow down' }, 'LK429');
 bad_answer('401 of a gateway', { type => 'status', status => 401, body => 'no' }, 'LK401');
 bad_answer('403 of a gateway', { type => 'status', status => 403, body => 'no' }, 'LK403');
@@ -217,6 +220,17 @@ $session->value("SET feishu_flow.max_response_size = '64kB'");
 $mock->fault(type => 'big', bytes => 100 << 10);
 fails_with($session, flow(), 'LK502', 'max_response_size keeps an answer of 100 kB out');
 $session->value('RESET feishu_flow.max_response_size');
+foreach my $edge (
+	[ '128 levels', '[' x 127 . ']' x 127, 1 ],
+	[ '129 levels', '[' x 128 . ']' x 128, 0 ],
+	[ '262,140 values', '[' . join(',', (0) x 262_140) . ']', 1 ],
+	[ '262,150 values', '[' . join(',', (0) x 262_150) . ']', 0 ])
+{
+	my ($what, $value, $ok) = @$edge;
+	$mock->fault(type => 'status', status => 200, body => '{"code":0,"data":{},"x":' . $value . '}', content_type => 'application/json');
+	my $sql = 'SELECT length(r::text) > 0 FROM (' . flow() . ' AS r) AS s';
+	$ok ? succeeds($session, $sql, "an answer with $what is read") : fails_with($session, $sql, 'LK502', "... with $what it is not");
+}
 $mock->fault(type => 'deep', depth => 100);
 succeeds($session, 'SELECT length(r::text) FROM (' . flow() . ' AS r) AS s',
 	'an answer with a nesting of 100 is read');

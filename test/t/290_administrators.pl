@@ -64,6 +64,28 @@ is($replica->value("SELECT state FROM feishu.flows WHERE id = $waiting[0]"), 'su
 $replica->value('ALTER SUBSCRIPTION all_of_it SET (slot_name = NONE); DROP SUBSCRIPTION all_of_it');
 $session->value("SELECT pg_drop_replication_slot('all'); DROP PUBLICATION everything; SELECT feishu.resume_server('feishu')");
 until_ended($session);
+
+# a table's rows are applied in a database that has the trigger: it fires if it is told to
+$_->value('CREATE TABLE note (id int PRIMARY KEY, body text)') foreach $session, $replica;
+$session->value("CREATE PUBLICATION notes FOR TABLE note; INSERT INTO note VALUES (0, 'was there before')");
+$session->value("SELECT pg_create_logical_replication_slot('notes', 'pgoutput')");
+$replica->value(q{CREATE TRIGGER tell AFTER INSERT OR UPDATE ON note FOR EACH ROW
+	EXECUTE FUNCTION feishu.flow_trigger('app', 'fromReplica', '{"_id": 1}', '{"n": "$.new.id"}')});
+$replica->value('CREATE SUBSCRIPTION notes CONNECTION ' . FeishuFlow::quote($node->connstr('postgres'))
+	  . q{ PUBLICATION notes WITH (slot_name = 'notes', create_slot = false, copy_data = false)});
+my $told = "SELECT count(*) FROM feishu.flows WHERE flow_id = 'fromReplica'";
+$session->value("INSERT INTO note VALUES (1, 'silent')");
+until_true($replica, 'the row is replicated', 'EXISTS (SELECT FROM note WHERE id = 1)');
+is($replica->value($told), 0, 'a trigger does not fire for rows that a subscription applies');
+$replica->value('ALTER TABLE note ENABLE REPLICA TRIGGER tell');
+$session->value("INSERT INTO note VALUES (2, 'told'); UPDATE note SET body = 'told again' WHERE id = 1");
+until_true($replica, 'the rows are replicated', "(SELECT count(*) = 2 FROM note WHERE body LIKE 'told%')");
+is($replica->value($told), 2, '... unless it is ENABLE REPLICA: then flows are queued where they arrive');
+until_ended($replica);
+is($replica->value("SELECT string_agg(state, ' ') FROM feishu.flows WHERE flow_id = 'fromReplica'"), 'succeeded succeeded', '... and sent from there');
+is($session->value($told), 0, '... and nowhere else');
+$replica->value('DROP SUBSCRIPTION notes');
+$session->value('DROP PUBLICATION notes');
 $replica->quit;
 
 # ---- columns and indexes of their own ----
