@@ -57,6 +57,8 @@
 
 static const char *const OUT_PARAMS_ERROR =
 gettext_noop("could not read out_params of the flow's response");
+static const char *const OUT_PARAMS_HINT =
+gettext_noop("It is not what the platform documents: read response -> 'data' -> 'out_params' in your own way.");
 
 
 /*
@@ -492,7 +494,8 @@ out_params_unreadable(const char *detail)
 	ereport(ERROR,
 			(errcode(ERRCODE_FEISHU_BAD_ANSWER),
 			 errmsg("%s", _(OUT_PARAMS_ERROR)),
-			 errdetail("%s", _(detail))));
+			 errdetail("%s", _(detail)),
+			 errhint("%s", _(OUT_PARAMS_HINT))));
 }
 
 /* An array of {"api_name", "value"} as one object. */
@@ -524,7 +527,8 @@ join_out_params(JsonbContainer *array)
 					(errcode(ERRCODE_FEISHU_BAD_ANSWER),
 					 errmsg("%s", _(OUT_PARAMS_ERROR)),
 					 errdetail("Element %d is not an object with a string \"api_name\".",
-							   number)));
+							   number),
+					 errhint("%s", _(OUT_PARAMS_HINT))));
 
 		if (getKeyJsonValueFromContainer(param, "value", 5, &value) == NULL)
 			value.type = jbvNull;

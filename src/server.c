@@ -120,7 +120,8 @@ server_check_wrapper(const ForeignServer *foreign_server)
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("server \"%s\" does not belong to the wrapper feishu_flow",
 						foreign_server->servername),
-				 errdetail("Its foreign-data wrapper is \"%s\".", wrapper->fdwname)));
+				 errdetail("Its foreign-data wrapper is \"%s\".", wrapper->fdwname),
+				 errhint("Name a server that was made with FOREIGN DATA WRAPPER feishu_flow.")));
 }
 
 /* Throw unless the user has USAGE on the server. */
