@@ -33,7 +33,7 @@ our @EXPORT = qw(
   new_cluster create_server alter_server quote flow function_call
   succeeds fails_with wait_until
   open_files open_sockets private_kilobytes least_growth alive
-  full_port closed_port start_process stop_process forked
+  full_port closed_port start_process stop_process start_nginx forked
 );
 
 # By how much the server is slower than usual.
@@ -87,6 +87,38 @@ sub start_process
 	}
 	$processes{$pid} = { name => $name, in => $our_out };
 	return ($pid, $our_in);
+}
+
+# Starts nginx with these sites (text of its configuration) and waits until it listens on their ports.  It logs port,
+# protocol, connection and request in access.log of the folder.
+sub start_nginx
+{
+	my ($dir, $sites, @ports) = @_;
+	my ($nginx) = grep { -x $_ } '/usr/sbin/nginx', '/usr/local/sbin/nginx', '/usr/bin/nginx';
+	die 'nginx is needed, see script/bootstrap' if !defined $nginx;
+	append_to_file("$dir/nginx.conf", <<"CONF");
+daemon off;
+master_process off;
+pid $dir/nginx.pid;
+error_log $dir/error.log;
+events { worker_connections 1024; }
+http {
+	log_format protocol '\$server_port \$server_protocol \$connection \$request_uri';
+	access_log $dir/access.log protocol;
+	client_body_temp_path $dir/body;
+	proxy_temp_path $dir/proxy;
+	fastcgi_temp_path $dir/fastcgi;
+	uwsgi_temp_path $dir/uwsgi;
+	scgi_temp_path $dir/scgi;
+$sites
+}
+CONF
+	start_process('nginx', $nginx, '-e', "$dir/error.log", '-p', $dir, '-c', "$dir/nginx.conf");
+	foreach my $port (@ports)
+	{
+		wait_until('nginx listens', sub { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) });
+	}
+	return;
 }
 
 # Runs a Perl function in a child of the test.

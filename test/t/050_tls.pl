@@ -16,9 +16,6 @@ use PostgreSQL::Test::Utils;
 use POSIX ();
 use Test::More;
 
-my ($nginx) = grep { -x $_ } '/usr/sbin/nginx', '/usr/local/sbin/nginx', '/usr/bin/nginx';
-die 'nginx is needed, see script/bootstrap' if !defined $nginx;
-
 my $mock = FeishuFlow::Mock->start;
 my $dir = PostgreSQL::Test::Utils::tempdir_short();
 chmod 0700, $dir;
@@ -131,32 +128,7 @@ foreach my $site (
 	}
 CONF
 }
-append_to_file("$dir/nginx.conf", <<"CONF");
-daemon off;
-master_process off;
-pid $dir/nginx.pid;
-error_log $dir/error.log;
-events { worker_connections 1024; }
-http {
-	log_format protocol '\$server_port \$server_protocol \$connection \$request_uri';
-	access_log $dir/access.log protocol;
-	client_body_temp_path $dir/body;
-	proxy_temp_path $dir/proxy;
-	fastcgi_temp_path $dir/fastcgi;
-	uwsgi_temp_path $dir/uwsgi;
-	scgi_temp_path $dir/scgi;
-$sites
-}
-CONF
-start_process('nginx', $nginx, '-e', "$dir/error.log", '-p', $dir, '-c', "$dir/nginx.conf");
-foreach my $name (sort keys %port)
-{
-	wait_until(
-		"nginx listens",
-		sub {
-			IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port{$name});
-		});
-}
+start_nginx($dir, $sites, values %port);
 
 # The lines that nginx has logged for a site.
 sub logged

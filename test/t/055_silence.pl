@@ -16,9 +16,6 @@ use IO::Socket::INET;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my ($nginx) = grep { -x $_ } '/usr/sbin/nginx', '/usr/local/sbin/nginx', '/usr/bin/nginx';
-die 'nginx is needed, see script/bootstrap' if !defined $nginx;
-
 my $mock = FeishuFlow::Mock->start;
 my $dir = PostgreSQL::Test::Utils::tempdir_short();
 chmod 0755, $dir;
@@ -38,28 +35,7 @@ my $sites = join '', map {
 		location / { proxy_pass @{[$mock->url]}; proxy_http_version 1.1; }
 	}
 CONF
-append_to_file("$dir/nginx.conf", <<"CONF");
-daemon off;
-master_process off;
-pid $dir/nginx.pid;
-error_log $dir/error.log;
-events { worker_connections 1024; }
-http {
-	log_format protocol '\$server_port \$server_protocol \$connection';
-	access_log $dir/access.log protocol;
-	client_body_temp_path $dir/body;
-	proxy_temp_path $dir/proxy;
-	fastcgi_temp_path $dir/fastcgi;
-	uwsgi_temp_path $dir/uwsgi;
-	scgi_temp_path $dir/scgi;
-$sites
-}
-CONF
-start_process('nginx', $nginx, '-e', "$dir/error.log", '-p', $dir, '-c', "$dir/nginx.conf");
-foreach my $port (values %site)
-{
-	wait_until('nginx listens', sub { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) });
-}
+start_nginx($dir, $sites, values %site);
 
 # The relay: a process for each connection, which lets nothing through any more once there is a newer silence.
 append_to_file("$dir/silences", '');
