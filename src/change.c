@@ -187,14 +187,16 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 		"UPDATE feishu.outbox SET next_at = NULL,"
 		" finished_at = pg_catalog.clock_timestamp(),"
 		" state = CASE WHEN unanswered THEN 'u' ELSE 'c' END::pg_catalog.\"char\","
-		" error = CASE WHEN unanswered THEN pg_catalog.concat_ws('; ', error, $2)"
-		" ELSE error END"
+		" error = CASE WHEN unanswered THEN"
+		" COALESCE(error OPERATOR(pg_catalog.||) $3, $2) ELSE error END"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
-		2, INT8OID, TEXTOID);
+		3, INT8OID, TEXTOID, TEXTOID);
 	int64		id = PG_GETARG_INT64(0);
-	Datum		values[2] = {
+	const char *error = _("cancelled after it was sent");
+	Datum		values[3] = {
 		Int64GetDatum(id),
-		CStringGetTextDatum(_("cancelled after it was sent"))
+		CStringGetTextDatum(error),
+		CStringGetTextDatum(psprintf(_("; %s"), error))
 	};
 
 	PG_RETURN_BOOL(change_flow(id, "q", &statement, values, NULL) && is_cancelled(id));

@@ -380,7 +380,7 @@ http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable)
 
 /*
  * The socket that the transfer under way uses, or -1 if it has none yet.
- * (CURLINFO_ACTIVESOCKET tells only of one that has ended.)
+ * (CURLINFO_ACTIVESOCKET is only that of an ended one, in libcurl 8.14 still.)
  */
 int
 http_handle_socket(const HttpLoop *loop, const HttpHandle *handle)

@@ -469,6 +469,7 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	TimestampTz now = transfer->started;
 	long		timeout_ms;
 	long		connect_timeout_ms;
+	bool		fresh = waitset_has_doubts(transfer->loop->sockets);
 	bool		ok = true;
 
 	/* 0 would mean no limit */
@@ -494,8 +495,9 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 		SET(CURLOPT_HTTPGET, 1L);
 #ifndef FEISHU_HAVE_CURL_PREREQ
 	/* a connection that was never used before is never retried on */
-	SET(CURLOPT_FRESH_CONNECT, request->resend_ok ? 0L : 1L);
+	fresh |= !request->resend_ok;
 #endif
+	SET(CURLOPT_FRESH_CONNECT, fresh ? 1L : 0L);
 	return ok;
 }
 
@@ -614,18 +616,24 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 /*
  * The transfer has ended before its time, but its connection is kept, for HTTP/2
  * can give up a single request.  Close it all the same when nobody else is at
- * work, so that the peer hears of it; and when it brought nothing for as long as
- * the transfer lasted, or every request that follows would wait in vain, too.
+ * work, so that the peer hears of it now, and not by the next request.
+ *
+ * When others are, and it brought nothing for as long as the transfer lasted, its
+ * peer may be gone, or those others' answers may come yet.  So it is left to them,
+ * while new requests go over new connections: or each would wait in vain, too.
  */
 static void
 hang_up(HttpTransfer *transfer, int fd, bool is_alone)
 {
 	SocketWaitSet *sockets = transfer->loop->sockets;
 
-	if (waitset_is_open(sockets, fd) &&
-		(is_alone || (transfer->result.outcome == HTTP_TIMEOUT &&
-					  !waitset_heard_since(sockets, fd, transfer->heard_before))))
+	if (!waitset_is_open(sockets, fd))
+		return;
+	if (is_alone)
 		(void) shutdown(fd, SHUT_RDWR);
+	else if (transfer->result.outcome == HTTP_TIMEOUT &&
+			 !waitset_heard_since(sockets, fd, transfer->heard_before))
+		waitset_doubt(sockets, fd);
 }
 
 /* Is it the only one that is under way? */

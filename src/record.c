@@ -193,7 +193,7 @@ record_decide_expired(Flight *flight)
 	flight->state = 'f';
 	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
 	flight->error = flight->last_error == NULL ? pstrdup(expired_text()) :
-		psprintf("%s; %s", flight->last_error, expired_text());
+		psprintf("%s%s", flight->last_error, psprintf(_("; %s"), expired_text()));
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -491,13 +491,14 @@ record_purge(void)
  */
 #define FAIL_FLOWS(kind, which) \
 	"UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
-	" sqlstate = $3, error = concat_ws('; ', error, $4)" \
+	" sqlstate = $3, error = COALESCE(error || $7, $4)" \
 	" WHERE id IN (SELECT id FROM feishu.outbox" \
 	" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind which \
 	" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $6)::bigint[])" \
 	" LIMIT $5 FOR UPDATE SKIP LOCKED)"
 #define FAIL_STATEMENT(kind, which) \
-	SQL_STATEMENT(FAIL_FLOWS(kind, which), 6, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID)
+	SQL_STATEMENT(FAIL_FLOWS(kind, which), 7, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, \
+				  TEXTOID)
 #define NUM_KINDS			2
 
 /* Run such a statement; returns how many flows failed, and whether there may be
@@ -506,13 +507,14 @@ static uint64
 fail_flows(SqlStatement *statements, const Lane *lane, const char *sqlstate,
 		   const char *error, bool *more)
 {
-	Datum		values[6] = {
+	Datum		values[7] = {
 		CStringGetTextDatum(lane->server),
 		ObjectIdGetDatum(lane->roleid),
 		CStringGetTextDatum(sqlstate),
 		CStringGetTextDatum(error),
 		Int32GetDatum(MAINTENANCE_ROWS),
-		ObjectIdGetDatum(MyDatabaseId)
+		ObjectIdGetDatum(MyDatabaseId),
+		CStringGetTextDatum(psprintf(_("; %s"), error))
 	};
 	uint64		failed = 0;
 

@@ -67,6 +67,7 @@ typedef struct SocketSlot
 	bool		owned;			/* open, and we will hear of its end */
 	bool		muted;			/* fired while idle: keep out of the set */
 	bool		quiet;			/* nothing may come while it is idle */
+	bool		doubted;		/* its peer may be gone */
 	uint64		heard;			/* num_heard when something came last */
 } SocketSlot;
 
@@ -79,6 +80,7 @@ struct SocketWaitSet
 	SocketSlot *slots;			/* malloc'ed; indexed by descriptor */
 	int			num_slots;
 	int			num_known;		/* so many have been in use */
+	int			num_doubted;
 	uint64		num_heard;		/* how often something came, on any */
 	int		   *changed;		/* malloc'ed: descriptors to add or modify */
 	int			num_changed;
@@ -115,6 +117,15 @@ slot_get(SocketWaitSet *set, int fd)
 	return &set->slots[fd];
 }
 
+/* There is no doubt about a socket, any more. */
+static void
+slot_trust(SocketWaitSet *set, SocketSlot *slot)
+{
+	if (slot->doubted)
+		set->num_doubted--;
+	slot->doubted = false;
+}
+
 bool
 waitset_opened(SocketWaitSet *set, int fd)
 {
@@ -125,6 +136,7 @@ waitset_opened(SocketWaitSet *set, int fd)
 	/* A number that is in the set was closed without our knowing. */
 	if (slot->registered)
 		set->dirty = true;
+	slot_trust(set, slot);
 	slot->wanted = 0;
 	slot->opened = true;
 	slot->owned = false;
@@ -144,6 +156,7 @@ waitset_closed(SocketWaitSet *set, int fd)
 	slot = &set->slots[fd];
 	if (slot->registered)
 		set->dirty = true;
+	slot_trust(set, slot);
 	slot->wanted = 0;
 	slot->opened = false;
 	slot->owned = false;
@@ -161,6 +174,9 @@ waitset_want(SocketWaitSet *set, int fd, uint32 events)
 	{
 		if (slot->registered && !slot->owned)
 			set->dirty = true;
+		if (slot->doubted)
+			(void) shutdown(fd, SHUT_RDWR);
+		slot_trust(set, slot);
 		slot->opened = slot->owned;
 		return true;
 	}
@@ -200,8 +216,27 @@ waitset_quiet(SocketWaitSet *set, int fd)
 void
 waitset_hear(SocketWaitSet *set, int fd)
 {
-	if (fd < set->num_slots)
-		set->slots[fd].heard = ++set->num_heard;
+	if (fd >= set->num_slots)
+		return;
+	set->slots[fd].heard = ++set->num_heard;
+	slot_trust(set, &set->slots[fd]);
+}
+
+void
+waitset_doubt(SocketWaitSet *set, int fd)
+{
+	struct pollfd polled = {.fd = fd, .events = POLLIN};
+
+	if (set->slots[fd].doubted || poll(&polled, 1, 0) != 0)
+		return;
+	set->slots[fd].doubted = true;
+	set->num_doubted++;
+}
+
+bool
+waitset_has_doubts(const SocketWaitSet *set)
+{
+	return set->num_doubted > 0;
 }
 
 uint64

@@ -53,6 +53,13 @@ extern uint64 waitset_num_heard(const SocketWaitSet *set);
 extern bool waitset_heard_since(const SocketWaitSet *set, int fd, uint64 number);
 
 /*
+ * The peer of fd may be gone: shut it down as soon as nothing is wanted of it,
+ * unless something is heard before, or has come already.  Is any in doubt?
+ */
+extern void waitset_doubt(SocketWaitSet *set, int fd);
+extern bool waitset_has_doubts(const SocketWaitSet *set);
+
+/*
  * The socket that we opened with this local port and peer (a numeric address), or
  * -1; and is one that we opened still open?
  */

@@ -15,6 +15,7 @@ use IO::Select;
 use IO::Socket::INET;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time usleep);
 
 my $mock = FeishuFlow::Mock->start;
 my $dir = PostgreSQL::Test::Utils::tempdir_short();
@@ -37,7 +38,8 @@ my $sites = join '', map {
 CONF
 start_nginx($dir, $sites, values %site);
 
-# The relay: a process for each connection, which lets nothing through any more once there is a newer silence.
+# The relay: a process for each connection, which lets nothing through any more once there is a newer silence, and no
+# answers while there is the file "held".
 append_to_file("$dir/silences", '');
 
 sub relay
@@ -51,10 +53,10 @@ sub relay
 			my $silences = -s "$dir/silences";
 			next if fork();
 			my $server = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $to) or return;
-			my $select = IO::Select->new($client, $server);
-			while (my @ready = $select->can_read)
+			while (1)
 			{
-				foreach my $from (@ready)
+				my @from = -e "$dir/held" ? ($client) : ($client, $server);
+				foreach my $from (IO::Select->new(@from)->can_read(0.02))
 				{
 					sysread($from, my $data, 65536) or return;
 					syswrite($from == $client ? $server : $client, $data) if -s "$dir/silences" == $silences;
@@ -66,10 +68,16 @@ sub relay
 }
 
 sub fall_silent { append_to_file("$dir/silences", 'x'); return; }
+sub hold { append_to_file("$dir/held", ''); return; }
+sub let_go { unlink "$dir/held"; return; }
+
+# Milliseconds that a call may take.
+my $timeout = 1000 * $FeishuFlow::SLOW;
 
 my $node = queue_cluster('main');
 my $session = FeishuFlow::Session->new($node);
-create_server($node, $_, { base_url => 'https://127.0.0.1:' . relay($site{$_}), ca_file => "$dir/crt", timeout => '500ms' })
+my %port = map { $_ => relay($site{$_}) } sort keys %site;
+create_server($node, $_, { base_url => "https://127.0.0.1:$port{$_}", ca_file => "$dir/crt", timeout => "${timeout}ms" })
   foreach sort keys %site;
 
 # What nginx has logged of a site, after so many lines.
@@ -107,7 +115,9 @@ foreach my $name (sort keys %site)
 		$mock->fault(type => 'hang');
 		$mock->mark;
 		$how->[1]->();
-		ok($mock->wait_for(1, kind => 'execute', state => 'aborted'), '... is told to the peer, though no call follows');
+		my $given_up = time();
+		$mock->wait_for(1, kind => 'execute', state => 'aborted');
+		cmp_ok(time() - $given_up, '<', 10 * $FeishuFlow::SLOW, '... is told to the peer, though no call follows');
 		$mock->well;
 		succeeds($session, flow(server => $name), '... and the next call works');
 	}
@@ -123,14 +133,57 @@ foreach my $name (sort keys %site)
 	is(ends($session, "server = '$name'"), 'succeeded 21', "$name: queued flows are sent though a connection has fallen silent");
 	cmp_ok($session->value("SELECT max(attempts) FROM feishu.flows WHERE server = '$name'"), '<=', 3, '... after few attempts');
 	started_once($mock, 21, '... and start once');
+
+	# There are others under way all the time, and they have answers: of the same app, but over another connection.
+	append_to_file("$dir/$name.crt", slurp_file("$dir/crt"));
+	create_server($node, "other_$name", { base_url => "https://127.0.0.1:$port{$name}", ca_file => "$dir/$name.crt", timeout => "${timeout}ms" });
+	$session->ask(flow(server => $name));    # its connection is silent
+	begin_anew($mock, $session, $name);
+	enqueue_many($session, 1, 1, server => $name);
+	until_ended($session);
+	fall_silent();
+	my $n = 1;
+	my $last;
+	for (my $until = time() + 4 * $timeout / 1000; time() < $until; usleep(20_000))
+	{
+		enqueue($session, server => "other_$name", params => '{"n": ' . ++$n . '}');
+		$last = enqueue($session, server => $name, params => '{"n": ' . ++$n . '}');
+	}
+	until_ended($session);
+	is(ends($session, "server ~ '$name' AND id > $last - $n"), "succeeded $n", '... when others have answers meanwhile, too');
+	cmp_ok($session->value("SELECT max(attempts) FROM feishu.flows WHERE server ~ '$name' AND id > $last - $n"), '<=', 3, '... after few attempts');
+	started_once($mock, $n, '... and all start once');
 }
 
 # ---- one that is slow is no silence ----
 
+# An answer that comes late comes over the connection that brought nothing meanwhile.
+create_server($node, 'patient', { base_url => "https://127.0.0.1:$port{http2}", ca_file => "$dir/crt", timeout => '60s' },
+	{ app_id => 'cli_patient', app_secret => 'patient-secret' });
+$mock->config(apps => { cli_mock => 'mock-secret', cli_patient => 'patient-secret' });
 $session->ask(flow(server => 'http2'));    # its connection is silent by now
 begin_anew($mock, $session, 'http2');
+foreach my $server (qw(patient http2))
+{
+	enqueue($session, server => $server, params => '{"n": 1}');
+	until_ended($session);
+}
+$mock->fault(type => 'hold');
+$mock->mark;
+my $late = enqueue($session, server => 'patient', params => '{"n": 2}');
+$mock->wait_for(1, kind => 'execute');
+hold();
+my $gone = enqueue($session, server => 'http2', params => '{"n": 3}', max_attempts => 1);
+until_true($session, 'one has waited in vain', "EXISTS (SELECT FROM feishu.flows WHERE id = $gone AND state = 'failed')");
+$mock->well;
+let_go();
+until_ended($session);
+is(look($session, $late, 'state, attempts'), 'succeeded|1', 'an answer that comes later than another one\'s timeout is not lost');
+
+# ... and others go on over it
+begin_anew($mock, $session, 'http2');
 $mock->rules([ { kind => 'execute', flow_id => 'slow' }, { type => 'hang' }, times => 1 ]);
-enqueue_many($session, 1, 1, server => 'http2');
+enqueue($session, server => 'http2', params => '{"n": 1}');
 until_ended($session);
 my $skip = () = logged('http2');
 my $slow = enqueue($session, server => 'http2', flow_id => 'slow', params => '{"n": 2}');
