@@ -15,7 +15,9 @@
  *
  * - a socket in it was closed;
  * - one of which we may not hear when it is closed is not wanted any more, for
- *	 its number may come back as another socket, or as a file;
+ *	 its number may come back as another socket, or as a file.  libcurl 8.23
+ *	 wants one of its own in each transfer: so a session builds the set anew for
+ *	 each call, while the platform works;
  * - an idle one became readable, which means that the peer closed it or talks
  *	 out of turn.  It is muted until it is wanted again.
  *
