@@ -22,6 +22,7 @@ OBJS = \
 	src/gate.o \
 	src/guc.o \
 	src/http.o \
+	src/http_classify.o \
 	src/http_handle.o \
 	src/http_transfer.o \
 	src/insert.o \

@@ -4,9 +4,9 @@
  *	  HTTP transfers over one wait loop: libcurl's multi interface driven by
  *	  a WaitEventSet.
  *
- * Together with http_transfer.c, which has the single transfer, and
- * http_handle.c, this is the only code that knows of libcurl.  A process has
- * one HttpLoop, made at the first request and kept until the process ends, so
+ * Together with http_transfer.c, which has the single transfer,
+ * http_classify.c and http_handle.c, this is the only code that knows of
+ * libcurl.  A process has one HttpLoop, made at the first request and kept until the process ends, so
  * that connections, the DNS cache and loaded CA certificates outlive a call.
  *
  * Rules that everything here keeps:

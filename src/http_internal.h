@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * http_internal.h
- *	  What http.c, http_transfer.c and http_handle.c share; for no other file.
+ *	  What http.c and the other http_*.c share; for no other file.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -130,6 +130,10 @@ extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip
 
 /* http.c: start what is to be started; signals are blocked */
 extern void http_loop_run_due(HttpLoop *loop);
+
+/* http_classify.c: fill in the outcome of a transfer that has ended; its handle,
+ * http_status and request_sent are there still */
+extern void http_transfer_classify(HttpTransfer *transfer, CURLcode code);
 
 /* http_transfer.c: note the end of a transfer; signals are blocked */
 extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);

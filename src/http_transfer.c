@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * http_transfer.c
- *	  One HTTP transfer: its request, the answer, and how it ended.
+ *	  One HTTP transfer: its request, its answer, and its end.
  *
  * An HttpTransfer lives in a memory context of the caller.  Its easy handle,
  * headers and response buffer are malloc'ed; the context's reset callback
@@ -225,154 +225,6 @@ http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remot
 
 /* ---------- How it ended ---------- */
 
-/* What was going on when a transfer ended, from the times libcurl keeps. */
-static const char *
-transfer_phase(HttpTransfer *transfer)
-{
-	CURL	   *easy = transfer->handle->easy;
-	static const struct
-	{
-		CURLINFO	info;
-		const char *phase;
-	}			phases[] =
-	{
-		{CURLINFO_NAMELOOKUP_TIME, gettext_noop("resolving the host name")},
-		{CURLINFO_CONNECT_TIME, gettext_noop("connecting")},
-		{CURLINFO_PRETRANSFER_TIME, gettext_noop("establishing the connection")}
-	};
-	long		number = 0;
-
-	/* the times of a reused connection are 0: look at what came first */
-	if (curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &number) == CURLE_OK && number > 0)
-		return gettext_noop("receiving the answer");
-	if (transfer_is_sent(transfer))
-	{
-		curl_off_t	uploaded = 0;
-
-		if (curl_easy_getinfo(easy, CURLINFO_SIZE_UPLOAD_T, &uploaded) == CURLE_OK &&
-			uploaded > 0 && uploaded < (curl_off_t) transfer->request_len)
-			return gettext_noop("sending the request");
-		return gettext_noop("waiting for the answer");
-	}
-	for (int i = 0; i < (int) lengthof(phases); i++)
-	{
-		double		seconds = 0;
-
-		if (curl_easy_getinfo(easy, phases[i].info, &seconds) == CURLE_OK && seconds <= 0)
-			return phases[i].phase;
-	}
-	return gettext_noop("sending the request");
-}
-
-/*
- * The connection that the request was sent on has died, and libcurl could not
- * make another to send it again?
- */
-static bool
-is_lost_at_resend(const HttpTransfer *transfer, bool answer_began)
-{
-#ifdef FEISHU_HAVE_CURL_PREREQ
-	HttpTrouble trouble = transfer->result.trouble;
-
-	return transfer->result.request_sent && !transfer->resend_ok && !answer_began &&
-		trouble != HTTP_TROUBLE_RESET && trouble != HTTP_TROUBLE_LOCAL;
-#else
-	return false;				/* always on a fresh connection: no second time */
-#endif
-}
-
-/* libcurl's result code in terms of the caller. */
-static void
-classify(HttpTransfer *transfer, CURLcode code, bool answer_began)
-{
-	HttpResult *result = &transfer->result;
-
-	if (code == CURLE_OK)
-	{
-		result->outcome = HTTP_ANSWERED;
-		return;
-	}
-
-	result->phase = transfer_phase(transfer);
-	if (transfer->too_large)
-	{
-		result->outcome = HTTP_TOO_LARGE;
-		return;
-	}
-
-	switch (code)
-	{
-		case CURLE_OPERATION_TIMEDOUT:
-			result->outcome = HTTP_TIMEOUT;
-			return;
-		case CURLE_FILESIZE_EXCEEDED:
-			result->outcome = HTTP_TOO_LARGE;
-			return;
-
-			/* not HTTP, or not as it says */
-		case CURLE_UNSUPPORTED_PROTOCOL:	/* "HTTP/0.9" */
-		case CURLE_WEIRD_SERVER_REPLY:
-		case CURLE_BAD_CONTENT_ENCODING:
-		case CURLE_PARTIAL_FILE:
-			result->outcome = HTTP_BAD_ANSWER;
-			result->trouble = HTTP_TROUBLE_ANSWER;
-			return;
-
-		case CURLE_COULDNT_RESOLVE_HOST:
-			result->trouble = HTTP_TROUBLE_DNS;
-			break;
-		case CURLE_COULDNT_RESOLVE_PROXY:
-		case CURLE_PROXY:
-			result->trouble = HTTP_TROUBLE_PROXY;
-			break;
-		case CURLE_COULDNT_CONNECT:
-			result->trouble = HTTP_TROUBLE_CONNECT;
-			break;
-		case CURLE_PEER_FAILED_VERIFICATION:
-		case CURLE_SSL_ISSUER_ERROR:
-			result->trouble = HTTP_TROUBLE_CERTIFICATE;
-			break;
-		case CURLE_SSL_CACERT_BADFILE:
-			result->trouble = HTTP_TROUBLE_CA_FILE;
-			break;
-		case CURLE_SSL_CONNECT_ERROR:
-		case CURLE_SSL_CIPHER:
-		case CURLE_SSL_CERTPROBLEM:
-		case CURLE_SSL_ENGINE_NOTFOUND:
-			result->trouble = HTTP_TROUBLE_TLS;
-			break;
-		case CURLE_OUT_OF_MEMORY:
-			/* libcurl says so, too, when a header is beyond all measure */
-			result->trouble = answer_began ? HTTP_TROUBLE_RESET : HTTP_TROUBLE_LOCAL;
-			break;
-		case CURLE_FAILED_INIT:
-			result->trouble = HTTP_TROUBLE_LOCAL;
-			break;
-		default:
-			result->trouble = HTTP_TROUBLE_RESET;
-			break;
-	}
-
-	/*
-	 * libcurl was about to send the request a second time: we refused that, or
-	 * it found no way to.
-	 */
-	if (transfer->resent || is_lost_at_resend(transfer, answer_began))
-		result->trouble = HTTP_TROUBLE_KEPT;
-	if (transfer->out_of_memory ||
-		(transfer->no_socket && result->trouble == HTTP_TROUBLE_CONNECT))
-		result->trouble = HTTP_TROUBLE_LOCAL;
-
-	/* An answer that broke off is not the same as none. */
-	if (result->trouble == HTTP_TROUBLE_RESET && answer_began)
-	{
-		result->outcome = HTTP_BAD_ANSWER;
-		result->trouble = HTTP_TROUBLE_ANSWER;
-	}
-	else
-		result->outcome = HTTP_NO_CONNECTION;
-}
-
 /*
  * The connection is kept after an answer, which may have been read without being
  * waited for.  Of HTTP/1 nothing is to be heard of it meanwhile.
@@ -417,7 +269,7 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 			result->reset_seconds = Min(seconds, 86400);
 	}
 
-	classify(transfer, code, result->http_status > 0);
+	http_transfer_classify(transfer, code);
 	result->connect_expired = code == CURLE_OPERATION_TIMEDOUT && !result->request_sent &&
 		GetCurrentTimestamp() < transfer->deadline;
 

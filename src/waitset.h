@@ -27,8 +27,9 @@ typedef struct SocketEvent
 extern SocketWaitSet *waitset_create(void);
 
 /*
- * All but waitset_wait neither throw nor palloc, so that a callback of a library
- * may call them; false of waitset_opened and _want means that memory ran out.
+ * All below but waitset_wait neither throw nor palloc, so that a callback of a
+ * library may call them; false of waitset_opened and _want means that memory
+ * ran out.
  */
 
 /* fd was opened by us, and waitset_closed will tell when it goes. */

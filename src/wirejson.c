@@ -51,7 +51,7 @@
  * Longest answer, and most values in one, that are read.  Within these, no
  * limit of jsonb (256 MB in all) and of palloc (1 GB, reached by the parser's
  * arrays) can be hit.  No cancel interrupts the parser: on a fast machine at
- * rest it takes less than 0.1 s for an answer of 16 MB, or of as many values.
+ * rest it takes some 0.1 s for an answer of 16 MB, or of as many values.
  */
 #define MAX_ANSWER_SIZE	(128 * 1024 * 1024)
 #define MAX_ANSWER_VALUES (256 * 1024)
