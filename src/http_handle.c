@@ -308,7 +308,8 @@ handle_find(HttpLoop *loop, const char *url, size_t target, const char *ca_file)
 	return handle;
 }
 
-/* The handle that was used last, if it is set up for just this; else NULL. */
+/* The handle that was used last, if it is set up for just this, as nearly always
+ * in a session: then there is nothing to look at or to set.  Else NULL. */
 static HttpHandle *
 handle_take_last(HttpLoop *loop, const HttpRequest *request)
 {

@@ -130,6 +130,7 @@ match_secret(const char *text, const char *secret, const char *s)
 void
 mask_secret(char *text, const char *secret)
 {
+	/* its first character, as it is or escaped: nowhere else can it begin */
 	char		starts[sizeof(FORM_STARTS) + 1] = FORM_STARTS;
 
 	if (text == NULL || secret == NULL || secret[0] == '\0')
