@@ -19,6 +19,7 @@ OBJS = \
 	src/execute.o \
 	src/feishu_flow.o \
 	src/fetch.o \
+	src/flight.o \
 	src/gate.o \
 	src/guc.o \
 	src/http.o \
@@ -42,6 +43,7 @@ OBJS = \
 	src/record.o \
 	src/report.o \
 	src/request.o \
+	src/schedule.o \
 	src/server.o \
 	src/sqlrun.o \
 	src/stats.o \

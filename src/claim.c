@@ -29,7 +29,6 @@
  */
 #include "postgres.h"
 
-#include "access/detoast.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -51,13 +50,6 @@
 /* Rows looked at in a transaction for some that may be claimed. */
 #define PAGE_ROWS			2048
 
-/* Larger params (not compressed) are read one by one, when they are sent. */
-#define LARGE_PARAMS		65536
-
-/* Bytes of such params in memory at once (as jsonb; each is held in a few
- * forms).  One of each lane is always let through. */
-#define LARGE_BYTES			(32 * 1024 * 1024)
-
 
 /* ids as a bigint[] in the current memory context. */
 static Datum
@@ -71,29 +63,26 @@ ids_array(const int64 *ids, int num)
 										   TYPALIGN_DOUBLE));
 }
 
-/*
- * The ids, if above min_id, of all flights, ended ones that are not recorded
- * included.
- */
-static int64 *
-flight_ids(Dispatch *dispatch, int64 min_id, int *num)
+/* The ids of all flights, ended ones that are not recorded included, as bigint[]. */
+static Datum
+all_ids_array(Dispatch *dispatch)
 {
-	dlist_head *lists[2] = {&dispatch->flights, &dispatch->ended};
+	dlist_head *lists[3] = {&dispatch->claimed, &dispatch->flights, &dispatch->ended};
 	int64	   *ids = palloc((dispatch->num_flights + dispatch->num_ended + 1) * sizeof(int64));
+	int			num = 0;
 	dlist_iter	iter;
 
-	*num = 0;
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < 3; i++)
 	{
 		dlist_foreach(iter, lists[i])
 		{
 			Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
-			if (flight->id > min_id)
-				ids[(*num)++] = flight->id;
+			if (!flight->recorded)
+				ids[num++] = flight->id;
 		}
 	}
-	return ids;
+	return ids_array(ids, num);
 }
 
 
@@ -177,9 +166,7 @@ claim_write_ids(Dispatch *dispatch)
 	static SqlStatement anywhere = SQL_STATEMENT(
 		"UPDATE feishu.claim SET ids = $1 WHERE database = $2 RETURNING ctid",
 		2, INT8ARRAYOID, OIDOID);
-	int			num;
-	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num);
-	Datum		values[2] = {ids_array(ids, num), PointerGetDatum(&claim_row)};
+	Datum		values[2] = {all_ids_array(dispatch), PointerGetDatum(&claim_row)};
 
 	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
 	{
@@ -215,14 +202,12 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
 		" AND next_at > $3 ORDER BY next_at LIMIT 1",
 		3, TEXTOID, OIDOID, TIMESTAMPTZOID);
-	int			num_flights;
-	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
 	Datum		values[7] = {
-		CStringGetTextDatum(lane->server),
-		ObjectIdGetDatum(lane->roleid),
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
 		TimestampTzGetDatum(lane->due_floor),
 		TimestampTzGetDatum(now),
-		ids_array(ids, num_flights),
+		flight_ids_array(lane, PG_INT64_MIN),
 		Int32GetDatum(DUE_ROWS),
 		Int64GetDatum(lane->due_floor_id)
 	};
@@ -235,7 +220,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		lane->due_floor = DatumGetTimestampTz(sql_value(i, 2, NULL));
 		lane->due_floor_id = sql_int64(i, 1);
 		if (DatumGetBool(sql_value(i, 3, NULL)))
-			id_list_add(dispatch, &lane->ready, lane->due_floor_id);
+			lane_expect_row(dispatch, lane, lane->due_floor_id);
 	}
 	if (num == DUE_ROWS)
 	{
@@ -248,247 +233,45 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 	lane->next_due = DT_NOEND;
 	if (sql_run(&later, values, NULL, SPI_OK_SELECT, NULL) > 0)
 		lane->next_due = DatumGetTimestampTz(sql_value(0, 1, NULL));
+	schedule_lane(dispatch, lane);
 }
 
 
 /* ---------- Rows ---------- */
 
-#define CLAIM_COLUMNS \
-	"SELECT id, namespace, flow_id, operator, params," \
-	" is_async, idempotent_key, loop_masks, ordering_key, attempts, max_attempts," \
-	" expires_at, own_key, unanswered, database, error FROM feishu.outbox o"
+/* As flight.c numbers them. */
+#define CLAIM_COLUMNS(lane) \
+	"SELECT " lane ", o.id, o.namespace, o.flow_id, o.operator, o.params," \
+	" o.is_async, o.idempotent_key, o.loop_masks, o.ordering_key, o.attempts, o.max_attempts," \
+	" o.expires_at, o.own_key, o.unanswered, o.database, o.error FROM feishu.outbox o"
 
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
 
-/* A text column as a string in the current context, or NULL. */
-static char *
-row_text(uint64 row, int column)
-{
-	bool		is_null;
-	Datum		value = sql_value(row, column, &is_null);
-
-	return is_null ? NULL : TextDatumGetCString(value);
-}
-
-/* A jsonb column, copied to the current context, or NULL. */
-static Jsonb *
-row_jsonb(uint64 row, int column)
-{
-	bool		is_null;
-	Datum		value = sql_value(row, column, &is_null);
-
-	return is_null ? NULL : DatumGetJsonbPCopy(value);
-}
-
-/* Params that were too large to be read with the others. */
-static Jsonb *
-read_large_params(int64 id)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT params FROM feishu.outbox WHERE id = $1",
-		1, INT8OID);
-	Datum		values[1] = {Int64GetDatum(id)};
-
-	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) != 1)
-		elog(ERROR, "claimed row " INT64_FORMAT " is gone", id);
-	return row_jsonb(0, 1);
-}
-
-/* Make a flight of a row of the last result. */
-static Flight *
-make_flight(Dispatch *dispatch, Lane *lane, uint64 row)
-{
-	MemoryContext context = AllocSetContextCreate(dispatch->context, "feishu_flow flight",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old_context = MemoryContextSwitchTo(context);
-	Flight	   *flight = palloc0(sizeof(Flight));
-	bool		is_null;
-	Datum		value;
-
-	flight->lane = lane;
-	flight->context = context;
-	flight->id = sql_int64(row, 1);
-	flight->request.namespace_name = row_text(row, 2);
-	flight->request.flow_id = row_text(row, 3);
-	flight->request.operator_id = row_jsonb(row, 4);
-	/* its size is known before it is fetched */
-	value = sql_value(row, 5, &is_null);
-	if (!is_null && toast_raw_datum_size(value) >= LARGE_PARAMS)
-		flight->large_bytes = (int) toast_raw_datum_size(value);
-	else if (!is_null)
-		flight->request.params = DatumGetJsonbPCopy(value);
-	flight->request.is_async = DatumGetBool(sql_value(row, 6, NULL));
-	flight->request.idempotent_key = row_text(row, 7);
-	flight->request.loop_masks = row_jsonb(row, 8);
-	flight->ordering_key = row_text(row, 9);
-	flight->attempts = DatumGetInt32(sql_value(row, 10, NULL));
-	value = sql_value(row, 11, &is_null);
-	flight->max_attempts = is_null ? feishu_guc_max_attempts : DatumGetInt32(value);
-	flight->expires_at = DatumGetTimestampTz(sql_value(row, 12, NULL));
-	flight->own_key = DatumGetBool(sql_value(row, 13, NULL));
-	flight->unanswered = DatumGetBool(sql_value(row, 14, NULL));
-	flight->is_ours = DatumGetObjectId(sql_value(row, 15, NULL)) == MyDatabaseId;
-	flight->last_error = row_text(row, 16);
-	MemoryContextSwitchTo(old_context);
-	return flight;
-}
-
-/* Is another flow of the same ordering key in flight? */
-static bool
-is_behind_another(Dispatch *dispatch, const Flight *flight)
-{
-	dlist_iter	iter;
-
-	if (flight->ordering_key == NULL)
-		return false;
-	dlist_foreach(iter, &dispatch->flights)
-	{
-		Flight	   *other = dlist_container(Flight, node, iter.cur);
-
-		if (other->ordering_key != NULL &&
-			strcmp(other->ordering_key, flight->ordering_key) == 0 &&
-			strcmp(other->lane->server, flight->lane->server) == 0)
-			return true;
-	}
-	return false;
-}
-
-/*
- * May a flight read its large params now?  One of a lane may in any case: what
- * hangs on another server must not take the room of all.
- */
-static bool
-has_large_room(Dispatch *dispatch, const Flight *flight)
-{
-	dlist_iter	iter;
-
-	if (dispatch->large_bytes + flight->large_bytes <= LARGE_BYTES)
-		return true;
-	dlist_foreach(iter, &dispatch->flights)
-	{
-		Flight	   *other = dlist_container(Flight, node, iter.cur);
-
-		/* those of this claim come later, or have read theirs */
-		if (other->lane == flight->lane && other->large_bytes > 0 &&
-			other->request.params != NULL)
-			return false;
-	}
-	return true;
-}
-
-/*
- * Make a flight of each row of the last result; returns how many.  What is
- * large and finds no room in memory goes back to wait for its turn.  Rows with
- * an ordering key of which it is not known if they are first go to the lane's
- * list instead.
- */
-static int
-make_flights(Dispatch *dispatch, Lane *lane, uint64 num, bool are_first)
-{
-	Flight	  **large = palloc(Max(num, 1) * sizeof(Flight *));
-	int			num_large = 0;
-	int			made = 0;
-
-	for (uint64 row = 0; row < num; row++)
-	{
-		Flight	   *flight;
-		bool		no_key;
-
-		(void) sql_value(row, 9, &no_key);
-		if (!no_key && !are_first)
-		{
-			id_list_add(dispatch, &lane->ready, sql_int64(row, 1));
-			lane->keyed = true;
-			continue;
-		}
-		flight = make_flight(dispatch, lane, row);
-
-		/* one with a higher id was sent while this one was not in the queue */
-		if (is_behind_another(dispatch, flight))
-		{
-			flight->is_behind = true;
-			flight->silent = true;
-			flight->state = 'q';
-			flight->large_bytes = 0;
-		}
-		if (flight->large_bytes > 0)
-			large[num_large++] = flight;
-		dlist_push_tail(&dispatch->flights, &flight->node);
-		dispatch->num_flights++;
-		lane->in_flight++;
-		made++;
-	}
-
-	/* now that the result is not needed any more */
-	for (int i = 0; i < num_large; i++)
-	{
-		Flight	   *flight = large[i];
-		MemoryContext old_context;
-
-		if (!has_large_room(dispatch, flight))
-		{
-			flight->large_bytes = 0;
-			flight->state = 'q';
-			flight->silent = true;
-			continue;
-		}
-		dispatch->large_bytes += flight->large_bytes;
-		old_context = MemoryContextSwitchTo(flight->context);
-		flight->request.params = read_large_params(flight->id);
-		MemoryContextSwitchTo(old_context);
-	}
-	return made;
-}
-
-/* Claim rows that are in the lane's list, by their ids; returns how many. */
-static int
+/* Claim rows that are in the lane's list, by their ids. */
+static void
 claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		CLAIM_COLUMNS " WHERE server = $1 AND roleid = $2 AND state = 'q'"
+		CLAIM_COLUMNS("1") " WHERE server = $1 AND roleid = $2 AND state = 'q'"
 		" AND id = ANY ($3) AND id <> ALL ($4) AND "
 		/* no more conditions, lest an index is thought of that has all keys */
 		DISPATCH_IS_FIRST("FROM feishu.outbox k WHERE k.id = ANY ($3)")
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
 		5, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID);
 	int			take = Min(lane->ready.num, limit);
-	int			num_flights;
-	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
 	Datum		values[5] = {
-		CStringGetTextDatum(lane->server),
-		ObjectIdGetDatum(lane->roleid),
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
 		ids_array(lane->ready.ids, take),
-		ids_array(ids, num_flights),
+		flight_ids_array(lane, PG_INT64_MIN),
 		Int32GetDatum(take)
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
-	int			made = make_flights(dispatch, lane, num, true);
 
+	for (uint64 row = 0; row < num; row++)
+		flight_make(dispatch, lane, row);
 	lane->ready.num -= take;
 	memmove(lane->ready.ids, lane->ready.ids + take, lane->ready.num * sizeof(int64));
-	return made;
-}
-
-/* In SQL: so many rows of a lane above its cursor. */
-#define CLAIM_ABOVE_CURSOR \
-	" WHERE server = $1 AND roleid = $2 AND state = 'q'" \
-	" AND next_at IS NULL AND id > $3 AND id <> ALL ($4) ORDER BY id LIMIT $5"
-
-/* Run a statement with them. */
-static uint64
-read_above_cursor(Dispatch *dispatch, const Lane *lane, SqlStatement *statement, int limit)
-{
-	int			num_flights;
-	int64	   *ids = flight_ids(dispatch, lane->cursor, &num_flights);
-	Datum		values[5] = {
-		CStringGetTextDatum(lane->server),
-		ObjectIdGetDatum(lane->roleid),
-		Int64GetDatum(lane->cursor),
-		ids_array(ids, num_flights),
-		Int32GetDatum(limit)
-	};
-
-	return sql_run(statement, values, NULL, SPI_OK_SELECT, NULL);
 }
 
 /*
@@ -509,20 +292,94 @@ move_cursor(Lane *lane, bool all, int64 last, int64 last_value)
 		lane->cursor = last;
 }
 
-/* Claim rows above the cursor of a lane without ordering keys; returns how many. */
-static int
-claim_next(Dispatch *dispatch, Lane *lane, int limit)
+/* An array of so many values of a type, none of which is null. */
+static Datum
+value_array(Datum *values, int num, Oid type)
+{
+	if (type == TEXTOID)
+		return PointerGetDatum(construct_array(values, num, type, -1, false, TYPALIGN_INT));
+	if (type == INT8OID)
+		return PointerGetDatum(construct_array(values, num, type, 8, FLOAT8PASSBYVAL,
+											   TYPALIGN_DOUBLE));
+	return PointerGetDatum(construct_array(values, num, type, 4, true, TYPALIGN_INT));
+}
+
+/*
+ * Claim rows above the cursors of lanes, so many of each as it has places left.
+ * Rows with an ordering key of which it is not known if they are first go to
+ * their lane's list instead.
+ */
+static void
+claim_next(Dispatch *dispatch, Lane **lanes, const int *limits, int num_lanes)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		CLAIM_COLUMNS CLAIM_ABOVE_CURSOR CLAIM_LOCK,
-		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+		"SELECT r.* FROM unnest($1, $2, $3, $4) WITH ORDINALITY"
+		" AS l (server, roleid, cursor, places, lane), LATERAL ("
+		CLAIM_COLUMNS("l.lane")
+		" WHERE o.server = l.server AND o.roleid = l.roleid AND o.state = 'q'"
+		" AND o.next_at IS NULL AND o.id > l.cursor AND o.id <> ALL ($5)"
+		" ORDER BY o.id LIMIT l.places" CLAIM_LOCK ") r",
+		5, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID);
 	int64		last_value = discover_last_id(dispatch);
-	uint64		num = read_above_cursor(dispatch, lane, &statement, limit);
-	int64		last = num > 0 ? sql_int64(num - 1, 1) : 0;
-	int			made = make_flights(dispatch, lane, num, false);
+	Datum	   *columns[4];
+	Datum		values[5];
+	Datum	   *ids;
+	int			num_ids = 0;
+	uint64		num;
+	uint64		row = 0;
 
-	move_cursor(lane, num < (uint64) limit, last, last_value);
-	return made;
+	for (int i = 0; i < 4; i++)
+		columns[i] = palloc(num_lanes * sizeof(Datum));
+	ids = palloc((dispatch->num_flights + dispatch->num_ended + 1) * sizeof(Datum));
+	for (int i = 0; i < num_lanes; i++)
+	{
+		dlist_iter	iter;
+
+		columns[0][i] = CStringGetTextDatum(lanes[i]->key.server);
+		columns[1][i] = ObjectIdGetDatum(lanes[i]->key.roleid);
+		columns[2][i] = Int64GetDatum(lanes[i]->cursor);
+		columns[3][i] = Int32GetDatum(limits[i]);
+		dlist_foreach(iter, &lanes[i]->flights)
+		{
+			Flight	   *flight = dlist_container(Flight, lane_node, iter.cur);
+
+			if (flight->id > lanes[i]->cursor)
+				ids[num_ids++] = Int64GetDatum(flight->id);
+		}
+	}
+	values[0] = value_array(columns[0], num_lanes, TEXTOID);
+	values[1] = value_array(columns[1], num_lanes, OIDOID);
+	values[2] = value_array(columns[2], num_lanes, INT8OID);
+	values[3] = value_array(columns[3], num_lanes, INT4OID);
+	values[4] = value_array(ids, num_ids, INT8OID);
+
+	num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	/* a nested loop: in the order of lanes, and of ids */
+	for (int i = 0; i < num_lanes; i++)
+	{
+		Lane	   *lane = lanes[i];
+		int64		last = 0;
+		int			seen = 0;
+
+		for (; row < num && sql_int64(row, CLAIM_LANE) == i + 1; row++, seen++)
+		{
+			bool		no_key;
+
+			last = sql_int64(row, CLAIM_ID);
+			(void) sql_value(row, CLAIM_ORDERING_KEY, &no_key);
+			if (no_key)
+				flight_make(dispatch, lane, row);
+			else
+			{
+				lane_expect_row(dispatch, lane, last);
+				lane->keyed = true;
+			}
+		}
+		move_cursor(lane, seen < limits[i], last, last_value);
+		schedule_lane(dispatch, lane);
+	}
+	if (row < num)
+		elog(ERROR, "claimed rows came in another order");
 }
 
 /*
@@ -534,14 +391,23 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
-		" SELECT id, server, ordering_key FROM feishu.outbox" CLAIM_ABOVE_CURSOR ")"
+		" SELECT id, server, ordering_key FROM feishu.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q'"
+		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4) ORDER BY id LIMIT $5)"
 		" SELECT o.id, o.ordering_key IS NULL, "
 		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
 		" FROM page o ORDER BY o.id",
 		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
 	int64		last_value = discover_last_id(dispatch);
 	int			page_rows = Max(lane->page_rows, limit);
-	uint64		num = read_above_cursor(dispatch, lane, &statement, page_rows);
+	Datum		values[5] = {
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
+		Int64GetDatum(lane->cursor),
+		flight_ids_array(lane, lane->cursor),
+		Int32GetDatum(page_rows)
+	};
+	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	int64		last = 0;
 	int			listed = 0;
 	uint64		row;
@@ -554,71 +420,105 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 			lane->keyed = true;
 		if (!DatumGetBool(sql_value(row, 3, NULL)))
 			continue;
-		id_list_add(dispatch, &lane->ready, last);
+		lane_expect_row(dispatch, lane, last);
 		listed++;
 	}
 	move_cursor(lane, row == num && num < (uint64) page_rows, last, last_value);
 	lane->page_rows = listed < limit ? Min(page_rows * 2, PAGE_ROWS) : 0;
+	schedule_lane(dispatch, lane);
+}
+
+/* How many places of a lane have no flight yet, of which it had so many before? */
+static int
+places_left(const Lane *lane, int before)
+{
+	return lane->num_places - (lane->in_flight - before);
+}
+
+/* Claim rows of one lane; with listed_only, those above the cursor are left alone. */
+static void
+claim_lane(Dispatch *dispatch, Lane *lane, int limit, bool listed_only)
+{
+	int			until = lane->in_flight + limit;
+
+	if (lane->ready.num > 0)
+		claim_listed(dispatch, lane, limit);
+	limit = until - lane->in_flight;
+	if (limit <= 0 || !lane->more || listed_only)
+		return;
+	if (lane->keyed)
+		list_next(dispatch, lane, limit);
+	else
+		claim_next(dispatch, &lane, &limit, 1);
+	/* what has an ordering key, too */
+	limit = until - lane->in_flight;
+	if (lane->ready.num > 0 && limit > 0)
+		claim_listed(dispatch, lane, limit);
+}
+
+/*
+ * Claim rows of lanes: of those that have nothing but rows above their cursors by
+ * one statement, of others one by one.
+ */
+static void
+claim_lanes(Dispatch *dispatch, Lane **lanes, int num)
+{
+	Lane	  **plain = palloc(num * sizeof(Lane *));
+	int		   *limits = palloc(num * sizeof(int));
+	int			num_plain = 0;
+
+	for (int i = 0; i < num; i++)
+	{
+		Lane	   *lane = lanes[i];
+
+		if (lane->ready.num > 0 || lane->keyed)
+			claim_lane(dispatch, lane, lane->num_places, false);
+		else if (lane->more)
+		{
+			limits[num_plain] = lane->num_places;
+			plain[num_plain++] = lane;
+		}
+	}
+	if (num_plain == 0)
+		return;
+	claim_next(dispatch, plain, limits, num_plain);
+	for (int i = 0; i < num_plain; i++)
+	{
+		int			left = limits[i] - plain[i]->ready.num;
+
+		/* what has an ordering key, too */
+		if (plain[i]->ready.num > 0)
+			claim_listed(dispatch, plain[i], Max(left, plain[i]->ready.num));
+	}
 }
 
 
 /* ---------- Rows that cannot be read ---------- */
 
 /*
- * An error in the middle of a claim: what it made of rows so far, all flights
- * but the first so many, is undone.
+ * Claim in a subtransaction; false and the error when it failed, and then nothing
+ * was claimed.  With listed_only, rows of one lane above its cursor are left alone,
+ * and one row is enough.
  */
-static void
-forget_claimed(Dispatch *dispatch, Lane *lane, int num_before, int64 large_bytes)
-{
-	dlist_mutable_iter iter;
-	int			num = 0;
-
-	dispatch->large_bytes = large_bytes;
-	dlist_foreach_modify(iter, &dispatch->flights)
-	{
-		Flight	   *flight = dlist_container(Flight, node, iter.cur);
-
-		if (num++ < num_before)
-			continue;
-		id_list_add(dispatch, &lane->ready, flight->id);
-		dlist_delete(&flight->node);
-		dispatch->num_flights--;
-		lane->in_flight--;
-		MemoryContextDelete(flight->context);
-	}
-}
-
-/*
- * Claim in a subtransaction: returns how many, or -1 and the error when a row
- * cannot be read.  With listed_only, rows above the cursor are left alone.
- */
-static int
-claim_try(Dispatch *dispatch, Lane *lane, int limit, bool listed_only, ErrorData **error)
+static bool
+claim_try(Dispatch *dispatch, Lane **lanes, int num, bool listed_only, ErrorData **error)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	int64		large_bytes = dispatch->large_bytes;
-	int			num_before = dispatch->num_flights;
-	volatile int claimed = 0;
+	int			before = dispatch->num_flights;
+	volatile bool done = false;
 
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();
 	{
 		MemoryContextSwitchTo(context);
-		if (lane->ready.num > 0)
-			claimed = claim_listed(dispatch, lane, limit);
-		if (claimed < limit && lane->more && !listed_only)
-		{
-			if (lane->keyed)
-				list_next(dispatch, lane, limit - claimed);
-			else
-				claimed += claim_next(dispatch, lane, limit - claimed);
-			/* what has an ordering key, too */
-			if (lane->ready.num > 0 && claimed < limit)
-				claimed += claim_listed(dispatch, lane, limit - claimed);
-		}
+		if (listed_only)
+			claim_lane(dispatch, lanes[0], 1, true);
+		else
+			claim_lanes(dispatch, lanes, num);
+		flight_read_large(dispatch);
 		ReleaseCurrentSubTransaction();
+		done = true;
 	}
 	PG_CATCH();
 	{
@@ -630,45 +530,46 @@ claim_try(Dispatch *dispatch, Lane *lane, int limit, bool listed_only, ErrorData
 		CurrentResourceOwner = owner;
 		if (ERRCODE_TO_CATEGORY((*error)->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
 			ReThrowError(*error);
-		forget_claimed(dispatch, lane, num_before, large_bytes);
-		claimed = -1;
+		while (dispatch->num_flights > before)
+			flight_undo(dispatch, dlist_tail_element(Flight, node, &dispatch->claimed));
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	return claimed;
+	return done;
 }
 
-/*
- * Claim up to limit rows of a lane: they become flights, without a call yet.
- * Returns how many.  If one cannot be read (its file is damaged, memory runs
- * out), they are claimed one by one, and only that one fails.
- */
-int
-claim_rows(Dispatch *dispatch, Lane *lane, int limit)
+/* Claim rows of a lane one by one: of those that cannot be read, each by itself. */
+static void
+claim_singly(Dispatch *dispatch, Lane *lane)
 {
+	int			before = lane->in_flight;
 	ErrorData  *error;
-	int			claimed = claim_try(dispatch, lane, limit, false, &error);
 
-	if (claimed >= 0)
-		return claimed;
-
-	if (lane->ready.num < limit && lane->more)
-		list_next(dispatch, lane, limit - lane->ready.num);
-	claimed = 0;
-	for (int tries = Min(limit, lane->ready.num); tries > 0; tries--)
+	if (lane->ready.num < lane->num_places && lane->more)
+		list_next(dispatch, lane, lane->num_places - lane->ready.num);
+	for (int tries = Min(places_left(lane, before), lane->ready.num); tries > 0; tries--)
 	{
 		int64		id = lane->ready.ids[0];
-		int			num = claim_try(dispatch, lane, 1, true, &error);
 
-		if (num >= 0)
-		{
-			claimed += num;
+		if (claim_try(dispatch, &lane, 1, true, &error))
 			continue;
-		}
-		lane->ready.num--;
-		memmove(lane->ready.ids, lane->ready.ids + 1, lane->ready.num * sizeof(int64));
+		/* it was put back at the end, or is first still */
+		lane_forget_row(dispatch, lane, id);
 		record_unreadable(dispatch, lane, id, error);
 	}
-	return claimed;
+}
+
+void
+claim_rows(Dispatch *dispatch, Lane **lanes, int num)
+{
+	ErrorData  *error;
+
+	if (claim_try(dispatch, lanes, num, false, &error))
+		return;
+	for (int i = 0; i < num; i++)
+	{
+		if (!claim_try(dispatch, &lanes[i], 1, false, &error))
+			claim_singly(dispatch, lanes[i]);
+	}
 }

@@ -33,68 +33,6 @@
 #define DISCOVER_IDS		20000
 
 
-void
-id_list_add(Dispatch *dispatch, IdList *list, int64 id)
-{
-	for (int i = 0; i < list->num; i++)
-	{
-		if (list->ids[i] == id)
-			return;
-	}
-	if (list->num == list->max)
-	{
-		list->max = Max(64, list->max * 2);
-		list->ids = list->ids ?
-			repalloc(list->ids, list->max * sizeof(int64)) :
-			MemoryContextAlloc(dispatch->context, list->max * sizeof(int64));
-	}
-	list->ids[list->num++] = id;
-}
-
-Lane *
-discover_lane(Dispatch *dispatch, const char *server, Oid roleid)
-{
-	MemoryContext old_context;
-	Lane	   *lane;
-
-	for (int i = 0; i < dispatch->num_lanes; i++)
-	{
-		lane = dispatch->lanes[i];
-		if (lane->roleid == roleid && strcmp(lane->server, server) == 0)
-			return lane;
-	}
-
-	old_context = MemoryContextSwitchTo(dispatch->context);
-	if (dispatch->num_lanes == dispatch->max_lanes)
-	{
-		dispatch->max_lanes = Max(16, dispatch->max_lanes * 2);
-		dispatch->lanes = dispatch->lanes ?
-			repalloc(dispatch->lanes, dispatch->max_lanes * sizeof(Lane *)) :
-			palloc(dispatch->max_lanes * sizeof(Lane *));
-	}
-	lane = palloc0(sizeof(Lane));
-	strlcpy(lane->server, server, NAMEDATALEN);
-	lane->roleid = roleid;
-	lane->more = true;
-	lane->due_floor = DT_NOBEGIN;
-	lane->next_due = 0;			/* look at once */
-	dispatch->lanes[dispatch->num_lanes++] = lane;
-	MemoryContextSwitchTo(old_context);
-	return lane;
-}
-
-/* A lane has a delayed row with this time. */
-void
-discover_expect_due(Lane *lane, TimestampTz next_at)
-{
-	if (next_at <= lane->due_floor)
-	{
-		lane->due_floor = next_at;
-		lane->due_floor_id = 0;
-	}
-	lane->next_due = Min(lane->next_due, next_at);
-}
-
 int64
 discover_last_id(Dispatch *dispatch)
 {
@@ -111,14 +49,7 @@ void
 discover_reopen(Dispatch *dispatch, int64 min_id)
 {
 	for (int i = 0; i < dispatch->num_lanes; i++)
-	{
-		Lane	   *lane = dispatch->lanes[i];
-
-		lane->cursor = Min(lane->cursor, Max(min_id, 1) - 1);
-		lane->more = true;
-		lane->due_floor = DT_NOBEGIN;
-		lane->next_due = 0;
-	}
+		lane_reopen(dispatch, dispatch->lanes[i], min_id);
 }
 
 /* In SQL: for each of the known ones, the first other lane in a range. */
@@ -132,8 +63,8 @@ discover_reopen(Dispatch *dispatch, int64 min_id)
 static Lane *
 row_lane(Dispatch *dispatch, uint64 row)
 {
-	return discover_lane(dispatch, TextDatumGetCString(sql_value(row, 1, NULL)),
-						 DatumGetObjectId(sql_value(row, 2, NULL)));
+	return lane_get(dispatch, TextDatumGetCString(sql_value(row, 1, NULL)),
+					DatumGetObjectId(sql_value(row, 2, NULL)));
 }
 
 /* Find every lane that has rows which may be sent at once, from the beginning of
@@ -156,7 +87,7 @@ discover_ready(Dispatch *dispatch)
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 
 	for (uint64 row = 0; row < num; row++)
-		row_lane(dispatch, row)->more = true;
+		lane_expect_more(dispatch, row_lane(dispatch, row));
 }
 
 /*
@@ -201,9 +132,9 @@ discover_new(Dispatch *dispatch)
 
 		for (int i = 0; i < dispatch->num_lanes; i++)
 		{
-			servers[i] = CStringGetTextDatum(dispatch->lanes[i]->server);
-			roles[i] = ObjectIdGetDatum(dispatch->lanes[i]->roleid);
-			dispatch->lanes[i]->more = true;
+			servers[i] = CStringGetTextDatum(dispatch->lanes[i]->key.server);
+			roles[i] = ObjectIdGetDatum(dispatch->lanes[i]->key.roleid);
+			lane_expect_more(dispatch, dispatch->lanes[i]);
 		}
 		values[0] = PointerGetDatum(construct_array(servers, dispatch->num_lanes,
 													TEXTOID, -1, false, TYPALIGN_INT));
@@ -235,7 +166,7 @@ discover_delayed(Dispatch *dispatch)
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 
 	for (uint64 row = 0; row < num; row++)
-		discover_expect_due(row_lane(dispatch, row),
+		lane_expect_due(dispatch, row_lane(dispatch, row),
 							DatumGetTimestampTz(sql_value(row, 3, NULL)));
 }
 
@@ -304,11 +235,11 @@ discover_from(Dispatch *dispatch, int64 min_id)
 
 			id = sql_int64(i, 3);
 			if (!is_null)
-				discover_expect_due(lane, DatumGetTimestampTz(next_at));
+				lane_expect_due(dispatch, lane, DatumGetTimestampTz(next_at));
 			else if (id > lane->cursor)
-				lane->more = true;
+				lane_expect_more(dispatch, lane);
 			else if (DatumGetBool(sql_value(i, 5, NULL)))
-				id_list_add(dispatch, &lane->ready, id);
+				lane_expect_row(dispatch, lane, id);
 		}
 		if (num < DISCOVER_ROWS)
 			return false;
@@ -329,8 +260,8 @@ discover_lane_is_empty(const Lane *lane)
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL)",
 		2, TEXTOID, OIDOID);
 	Datum		values[2] = {
-		CStringGetTextDatum(lane->server),
-		ObjectIdGetDatum(lane->roleid)
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid)
 	};
 
 	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
@@ -344,17 +275,18 @@ discover_read_pauses(Dispatch *dispatch)
 		"SELECT server FROM feishu.paused_server",
 		0, InvalidOid);
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+	char	  **servers = palloc(Max(num, 1) * sizeof(char *));
 
-	for (int i = 0; i < dispatch->num_lanes; i++)
-		dispatch->lanes[i]->paused = false;
 	for (uint64 row = 0; row < num; row++)
+		servers[row] = TextDatumGetCString(sql_value(row, 1, NULL));
+	/* so many are paused by hand: few */
+	for (int i = 0; i < dispatch->num_lanes; i++)
 	{
-		char	   *server = TextDatumGetCString(sql_value(row, 1, NULL));
+		Lane	   *lane = dispatch->lanes[i];
+		bool		paused = false;
 
-		for (int i = 0; i < dispatch->num_lanes; i++)
-		{
-			if (strcmp(dispatch->lanes[i]->server, server) == 0)
-				dispatch->lanes[i]->paused = true;
-		}
+		for (uint64 row = 0; row < num && !paused; row++)
+			paused = strcmp(lane->key.server, servers[row]) == 0;
+		lane_set_paused(dispatch, lane, paused);
 	}
 }

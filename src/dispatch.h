@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * dispatch.h
- *	  What dispatcher.c, lane.c, discover.c, claim.c and record.c share; for no other file.
+ *	  What the files of the dispatcher share; for no other file.
  *
  * Vocabulary: a "lane" is the flows of one server and one role, which share
  * credentials and so an app.  A "flight" is a flow that is claimed: from the
@@ -18,6 +18,8 @@
 
 #include "datatype/timestamp.h"
 #include "lib/ilist.h"
+#include "lib/pairingheap.h"
+#include "utils/hsearch.h"
 
 #include "call.h"
 #include "codec.h"
@@ -32,10 +34,28 @@ typedef struct IdList
 	int			max;
 } IdList;
 
+/* A server as the schedule knows it: its lanes take turns, and so do servers. */
+typedef struct Site
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	dlist_node	node;			/* in due_sites, while one of its lanes is due */
+	dlist_head	due;			/* its lanes that are due, whose turn it is first */
+	int			num_due;
+	int			in_flight;
+	int			granted;		/* places that a claim under way may fill */
+} Site;
+
+typedef struct LaneKey
+{
+	char		server[NAMEDATALEN];	/* padded with zeros */
+	Oid			roleid;
+} LaneKey;
+
+/* Written by lane.c; its cursors by claim.c and discover.c, by its functions. */
 typedef struct Lane
 {
-	char		server[NAMEDATALEN];	/* key, with roleid */
-	Oid			roleid;
+	LaneKey		key;			/* hash key */
+	Site	   *site;
 	int64		cursor;			/* rows at once with an id up to this were seen */
 	bool		more;			/* there may be others above the cursor */
 	bool		keyed;			/* those seen there last had ordering keys */
@@ -45,26 +65,53 @@ typedef struct Lane
 	TimestampTz next_due;		/* when to look at delayed rows; DT_NOEND */
 	IdList		ready;			/* rows to claim by id: due ones, successors in
 								 * an ordering key, those given back */
-	int			in_flight;
+	dlist_head	flights;		/* all that are not recorded */
+	int			in_flight;		/* those that have not ended */
+	int			granted;		/* places that a claim under way may fill */
+	LimiterPlace *places;		/* these, in a claim under way; else NULL */
+	int			num_places;
+	int			position;		/* in the claim under way */
+	uint64		turn;			/* of the transaction in which it had one last */
+	int64		bytes;			/* of its flights' rows in memory */
+	bool		suspect;		/* its last attempt got no answer */
+	int			postponed;		/* rows that could not be read now, in a row */
 	LimiterPlace place;			/* its turn, while the app has no place */
+	bool		behind;			/* held since another lane of its app waits */
 	bool		paused;			/* by pause_server */
 	TimestampTz hold_until;		/* 0: not held */
-	char		reason[256];	/* why held, "" when not worth telling */
-	char		told[256];		/* reason that feishu.held_lane has */
+	char	   *reason;			/* why held, NULL when not worth telling */
+	char	   *told;			/* reason that feishu.held_lane has, or NULL */
 	TimestampTz told_until;
 	AppKey		app;			/* as looked up last */
 	bool		logged;			/* the log says that it is held, or that an app
 								 * that is no longer its own is paused */
+	/* schedule.c's */
+	bool		is_due;			/* in its site's list */
+	dlist_node	due_node;
+	bool		is_timed;		/* in the heap of lanes that will be due */
+	pairingheap_node timed_node;
+	TimestampTz timed_at;
+	bool		is_untold;		/* in the list of those whose hold has changed */
+	dlist_node	untold_node;
+	bool		memory_refused;	/* in the claim under way */
+	bool		wants_memory;	/* in the list of those that wait for it */
+	dlist_node	memory_node;
 } Lane;
 
+/* Written by flight.c, its end by record.c. */
 typedef struct Flight
 {
-	dlist_node	node;			/* in flights, or ended */
+	dlist_node	node;			/* in claimed, flights, or ended */
+	dlist_node	lane_node;		/* in the lane's flights, while in_lane */
+	bool		in_lane;
 	Lane	   *lane;
 	MemoryContext context;		/* of all below, the call included */
 	int64		id;
 	FlowRequest request;
-	int			large_bytes;	/* of params that are not small */
+	int64		bytes;			/* of its row in memory, as jsonb */
+	bool		is_large;		/* the row's jsonb is read when there is room */
+	bool		is_counted;		/* bytes are, in the lane's and in all */
+	uint64		turn;			/* of the transaction that claimed it */
 	Oid			serverid;
 	FlowCall   *call;			/* NULL: ended before it was called */
 	char	   *ordering_key;
@@ -77,6 +124,7 @@ typedef struct Flight
 	char	   *last_error;		/* of the attempt before, or NULL */
 	TimestampTz started;
 	/* the end */
+	bool		recorded;		/* by the transaction under way */
 	char		state;			/* 'q': back to the queue */
 	bool		silent;			/* nothing to write: as if it was not tried */
 	bool		is_behind;		/* another one of its ordering key is in flight,
@@ -93,16 +141,31 @@ typedef struct Dispatch
 {
 	MemoryContext context;		/* for as long as the process */
 	MemoryContext scratch;		/* reset each turn */
+	/* lanes */
+	HTAB	   *lane_table;
+	HTAB	   *site_table;
 	Lane	  **lanes;
 	int			num_lanes;
 	int			max_lanes;
+	/* the schedule */
+	dlist_head	due_sites;
+	int			num_due;		/* lanes */
+	pairingheap *timed;
+	dlist_head	untold;
+	dlist_head	want_memory;	/* lanes, who came first is first */
+	/* flights */
+	dlist_head	claimed;		/* made of rows, not begun */
 	dlist_head	flights;		/* under way */
-	int			num_flights;
-	int64		large_bytes;	/* of their params that are not small */
+	int			num_flights;	/* of both */
+	int			granted;		/* places that a claim under way may fill */
+	int64		bytes;			/* of their rows, those of ended ones included */
+	Flight	   *beyond;			/* the one that may exceed the bound, or NULL */
+	uint64		turn;			/* counts transactions */
 	bool		claim_durably;	/* the next commit has to wait for the disk */
 	dlist_head	ended;			/* to be recorded */
 	int			num_ended;
 	TimestampTz ended_since;	/* the first of them */
+	bool		record_singly;	/* one by one: all at once failed */
 	int64		last_id;		/* given out last, when we looked */
 } Dispatch;
 
@@ -125,14 +188,104 @@ typedef struct Dispatch
 	" AND p.ordering_key = k.ordering_key AND p.state = 'q'" \
 	" ORDER BY p.id LIMIT 1) f))"
 
-/* Add an id to a list that does not have it yet. */
-extern void id_list_add(Dispatch *dispatch, IdList *list, int64 id);
+/* lane.c: the lane of a server and role, made when there is none yet */
+extern Lane *lane_get(Dispatch *dispatch, const char *server, Oid roleid);
 
-/* discover.c: the lane of a server and role, made when there is none yet */
-extern Lane *discover_lane(Dispatch *dispatch, const char *server, Oid roleid);
+/* lane.c: what is to be looked at: a row by its id (or not any more), a delayed
+ * row at its time, all rows above the cursor */
+extern void lane_expect_row(Dispatch *dispatch, Lane *lane, int64 id);
+extern void lane_forget_row(Dispatch *dispatch, Lane *lane, int64 id);
+extern void lane_expect_due(Dispatch *dispatch, Lane *lane, TimestampTz next_at);
+extern void lane_expect_more(Dispatch *dispatch, Lane *lane);
 
-/* discover.c: a lane has a delayed row with this time */
-extern void discover_expect_due(Lane *lane, TimestampTz next_at);
+/* lane.c: look from an id on, and at all delayed rows, again */
+extern void lane_reopen(Dispatch *dispatch, Lane *lane, int64 min_id);
+
+/* lane.c: there is nothing to look at */
+extern void lane_close(Dispatch *dispatch, Lane *lane);
+
+/* lane.c: hold a lane until then (0: no more), with a reason or NULL */
+extern void lane_hold(Dispatch *dispatch, Lane *lane, TimestampTz until, const char *reason);
+
+/* lane.c: after a commit, holds are as record_holds wrote them */
+extern void lane_holds_told(Dispatch *dispatch);
+
+/* lane.c: pause_server, or resume_server */
+extern void lane_set_paused(Dispatch *dispatch, Lane *lane, bool paused);
+
+/* lane.c: lanes that are held look again if that is still so */
+extern void lane_look_again(Dispatch *dispatch, Lane *lane);
+
+/* lane.c: the server and credentials, or NULL, with the lane held; as claim.c */
+extern FlowServer *lane_lookup_server(Dispatch *dispatch, Lane *lane);
+
+/* lane.c: flows of the lane are sent, with these credentials */
+extern void lane_note_app(Lane *lane, const AppKey *app);
+extern void lane_log_open(Lane *lane);
+
+/* schedule.c: what a lane has to do, or when, has changed */
+extern void schedule_init(Dispatch *dispatch);
+extern void schedule_lane(Dispatch *dispatch, Lane *lane);
+
+/* schedule.c: when there may be rows to claim, for next to nothing;
+ * claimed_at: when that was done last */
+extern TimestampTz schedule_next(Dispatch *dispatch, TimestampTz now, TimestampTz claimed_at);
+
+/* schedule.c: claim rows of all lanes in turn and make calls of them; as claim.c */
+extern void schedule_claim_all(Dispatch *dispatch, TimestampTz now);
+
+/* schedule.c: after an abort, give back what a claim under way had granted */
+extern void schedule_abort(Dispatch *dispatch);
+
+/* Columns of the rows that claim.c reads for flight.c. */
+enum
+{
+	CLAIM_LANE = 1,				/* of lanes, from 1 on; only of several */
+	CLAIM_ID, CLAIM_NAMESPACE, CLAIM_FLOW_ID, CLAIM_OPERATOR, CLAIM_PARAMS,
+	CLAIM_IS_ASYNC, CLAIM_IDEMPOTENT_KEY, CLAIM_LOOP_MASKS, CLAIM_ORDERING_KEY,
+	CLAIM_ATTEMPTS, CLAIM_MAX_ATTEMPTS, CLAIM_EXPIRES_AT, CLAIM_OWN_KEY,
+	CLAIM_UNANSWERED, CLAIM_DATABASE, CLAIM_ERROR
+};
+
+/* flight.c: make a flight of a row of the last result: it is in dispatch->claimed */
+extern void flight_make(Dispatch *dispatch, Lane *lane, uint64 row);
+
+/* flight.c: read what is large of those that were claimed, as far as there is
+ * room for it; no result of SQL is needed any more */
+extern void flight_read_large(Dispatch *dispatch);
+
+/* flight.c: make the call of a flight, with the place it was given */
+extern void flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server,
+						 LimiterPlace *place);
+
+/* flight.c: it has ended, in whatever way: keep it to be recorded */
+extern void flight_end(Dispatch *dispatch, Flight *flight);
+
+/* flight.c: it never was: give back what it holds, and have its row looked at */
+extern void flight_undo(Dispatch *dispatch, Flight *flight);
+
+/* flight.c: calls that have ended become ended flights, to be recorded */
+extern void flight_take_ended(Dispatch *dispatch);
+
+/* flight.c: flights of which nothing was sent yet end as if never begun */
+extern void flight_give_back_unsent(Dispatch *dispatch);
+
+/* flight.c: after a commit, forget the flights whose ends are recorded; after an
+ * abort, undo those that it claimed */
+extern void flight_forget_recorded(Dispatch *dispatch);
+extern void flight_undo_turn(Dispatch *dispatch);
+
+/* flight.c: a lane does not wait for memory any more */
+extern void flight_leave_memory(Dispatch *dispatch, Lane *lane);
+
+/* flight.c: how many more flights may there be; and with room for so many, how
+ * many may a server, a lane have? */
+extern int	flight_room(const Dispatch *dispatch);
+extern int	flight_site_room(const Dispatch *dispatch, const Site *site, int room);
+extern int	flight_lane_room(const Dispatch *dispatch, const Lane *lane, int room);
+
+/* flight.c: the ids of a lane's flights above min_id, as bigint[] */
+extern Datum flight_ids_array(Lane *lane, int64 min_id);
 
 /* discover.c: have all lanes looked at from an id on, and for delayed rows */
 extern void discover_reopen(Dispatch *dispatch, int64 min_id);
@@ -149,27 +302,15 @@ extern int64 discover_last_id(Dispatch *dispatch);
 /* claim.c; likewise */
 extern void claim_recover(Dispatch *dispatch);
 extern void claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now);
-extern int	claim_rows(Dispatch *dispatch, Lane *lane, int limit);
 extern void claim_write_ids(Dispatch *dispatch);
 
-/* lane.c: calls that have ended become ended flights, to be recorded */
-extern void lane_take_ended(Dispatch *dispatch);
-
-/* lane.c: flights of which nothing was sent yet end as if never begun */
-extern void lane_give_back_unsent(Dispatch *dispatch);
-
-/* lane.c: forget the flights whose ends are recorded */
-extern void lane_forget_ended(Dispatch *dispatch);
-
-/* lane.c: how many more flights may a lane have? */
-extern int	lane_room(const Dispatch *dispatch, const Lane *lane);
-
-/* lane.c: claim rows of all lanes and make calls of them; as claim.c */
-extern void lane_claim_all(Dispatch *dispatch, TimestampTz now);
+/* claim.c: claim up to num_places rows of each lane: they are in dispatch->claimed */
+extern void claim_rows(Dispatch *dispatch, Lane **lanes, int num);
 
 /* record.c; likewise */
-extern void record_ended(Dispatch *dispatch);
+extern bool record_ended(Dispatch *dispatch);
 extern void record_holds(Dispatch *dispatch);
+extern bool record_is_lasting(int sqlstate);
 extern void record_unreadable(Dispatch *dispatch, Lane *lane, int64 id,
 							  const ErrorData *error);
 extern bool record_purge(void);
@@ -180,7 +321,9 @@ extern void record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstat
 /* record.c: decide what becomes of a flight; no transaction needed */
 extern void record_decide(Flight *flight, const FlowOutcome *outcome);
 extern void record_decide_error(Flight *flight, int sqlstate, const char *message);
+extern void record_decide_postponed(Flight *flight, int sqlstate, const char *message);
 extern void record_decide_expired(Flight *flight);
+extern void record_decide_exhausted(Flight *flight);
 extern void record_decide_not_ours(Flight *flight);
 
 /* Why a flow that was queued in another database is cancelled. */

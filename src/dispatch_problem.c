@@ -60,7 +60,7 @@ launcher_problem(void)
 	place = slots_find(MyDatabaseId);
 	known = place >= 0 && slots_view(place, &view) && view.database == MyDatabaseId;
 	if (known && view.worker != WORKER_NONE)
-		return DISPATCH_NO_PROBLEM;
+		return view.failing ? DISPATCH_FAILS : DISPATCH_NO_PROBLEM;
 	if (database_is_closed())
 		return DISPATCH_CLOSED;
 	if (!slots_may_start())

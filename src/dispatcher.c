@@ -6,8 +6,8 @@
  * A continuous pipeline, one turn of it being:
  *
  *	  transaction:  write the ends of flights (record.c)
- *					claim rows for the places that are free (lane.c, claim.c)
- *					and make a call of each
+ *					claim rows for the places that are free (schedule.c, claim.c)
+ *					and make a call of each (flight.c)
  *	  no transaction:  move all calls forward and wait (call.c), until some
  *					have ended, there is news, or something is due
  *
@@ -21,8 +21,9 @@
  *
  * What it hears of: news by its latch (news.c tells after a commit), the end
  * of a pause or of a lane's delay by its own clock, and what nobody told of by
- * a slow poll.  An error ends the process; the launcher starts another, which
- * takes over the claimed rows.
+ * a slow poll.  A transaction that fails is rolled back and tried again; the calls
+ * that are under way go on meanwhile.  Should the process end all the same, the
+ * launcher starts another, which takes over the claimed rows.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -86,6 +87,10 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 
 /* Old flows are deleted some at a time, so often. */
 #define PURGE_DELAY_MS		100
+
+/* After a transaction that failed, the next one: doubled each time, up to this. */
+#define FAILURE_DELAY_MS	50
+#define FAILURE_MOST_MS		5000
 
 static Dispatch dispatch;
 
@@ -195,6 +200,9 @@ typedef struct Work
 	TimestampTz poll_at;		/* the slow poll */
 	TimestampTz purge_at;		/* old flows are deleted; DT_NOEND: not */
 	TimestampTz claimed_at;		/* when rows were claimed last */
+	TimestampTz now;			/* when the turn began */
+	int			failures;		/* transactions that failed, in a row */
+	TimestampTz retry_at;		/* with failures: not before */
 } Work;
 
 /*
@@ -209,18 +217,18 @@ drain(int ms, uint32 wait_event)
 
 	HOLD_INTERRUPTS();
 	flow_calls_send_no_more();
-	lane_give_back_unsent(&dispatch);
+	flight_give_back_unsent(&dispatch);
 	do
 	{
 		num_ended = dispatch.num_ended;
 		flow_calls_turn(0, wait_event);
-		lane_take_ended(&dispatch);
+		flight_take_ended(&dispatch);
 	} while (dispatch.num_ended > num_ended);
 
 	while (dispatch.num_flights > 0 && (left_ms = stop_left_ms(ms)) > 0)
 	{
 		flow_calls_turn(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), left_ms), wait_event);
-		lane_take_ended(&dispatch);
+		flight_take_ended(&dispatch);
 	}
 	ProcDiePending = false;
 	RESUME_INTERRUPTS();
@@ -239,8 +247,7 @@ finish_and_exit(int drain_ms, uint32 wait_event)
 	{
 		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
 		begin_work();
-		record_ended(&dispatch);
-		lane_forget_ended(&dispatch);
+		(void) record_ended(&dispatch);
 		claim_write_ids(&dispatch);
 		end_work(true);
 	}
@@ -259,28 +266,12 @@ take_news(Work *work, uint32 wait_event)
 	work->control |= news.control;
 }
 
-/*
- * When to claim rows of a lane: in batches when much is under way; DT_NOEND if
- * something has to happen first.
- */
-static TimestampTz
-lane_claim_at(const Work *work, const Lane *lane)
-{
-	TimestampTz at = lane->more || lane->ready.num > 0 ? 0 : lane->next_due;
-	int			room = lane_room(&dispatch, lane);
-
-	if (lane->paused || room == 0)
-		return DT_NOEND;
-	at = Max(at, lane->hold_until);
-	if (room < Min(BATCH_ROWS, lane->in_flight))
-		at = Max(at, TimestampTzPlusMilliseconds(work->claimed_at, BATCH_DELAY_MS));
-	return at;
-}
-
 /* Is a transaction worth while now? */
 static bool
 has_work(const Work *work, TimestampTz now)
 {
+	if (work->failures > 0)
+		return work->retry_at <= now;
 	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
 		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now)
 		return true;
@@ -289,12 +280,7 @@ has_work(const Work *work, TimestampTz now)
 		 (dispatch.num_flights == 0 ||
 		  now >= TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS))))
 		return true;
-	for (int i = 0; i < dispatch.num_lanes; i++)
-	{
-		if (lane_claim_at(work, dispatch.lanes[i]) <= now)
-			return true;
-	}
-	return false;
+	return schedule_next(&dispatch, now, work->claimed_at) <= now;
 }
 
 /* When has_work may become true, or something else be to do, without anything
@@ -304,14 +290,15 @@ next_work(const Work *work)
 {
 	TimestampTz at = Min(work->poll_at, Min(work->discover_at, work->purge_at));
 
-	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
-		ConfigReloadPending || stop_is_told())
+	if (ConfigReloadPending || stop_is_told())
+		return 0;
+	if (work->failures > 0)
+		return work->retry_at;
+	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX)
 		return 0;
 	if (dispatch.num_ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS));
-	for (int i = 0; i < dispatch.num_lanes; i++)
-		at = Min(at, lane_claim_at(work, dispatch.lanes[i]));
-	return at;
+	return Min(at, schedule_next(&dispatch, work->now, work->claimed_at));
 }
 
 /* Once a minute: what nobody tells of, what is too old. */
@@ -330,67 +317,129 @@ static void
 reopen_lanes(void)
 {
 	discover_read_pauses(&dispatch);
+	/* the limiter, or the lookup, will say if it is still so */
 	for (int i = 0; i < dispatch.num_lanes; i++)
-	{
-		Lane	   *lane = dispatch.lanes[i];
-
-		/* the limiter, or the lookup, will say if it is still so */
-		if (lane->hold_until != 0)
-			lane->hold_until = GetCurrentTimestamp();
-		/* others need not wait for a turn that it will not use */
-		if (lane->paused)
-			limiter_abandon(&lane->place);
-	}
+		lane_look_again(&dispatch, dispatch.lanes[i]);
 }
 
-/* One transaction. */
+/* A transaction has failed: the next one after a while. */
+static void
+work_failed(Work *work, TimestampTz now)
+{
+	int			delay_ms = Min(FAILURE_DELAY_MS << Min(work->failures, 10), FAILURE_MOST_MS);
+
+	work->failures++;
+	work->retry_at = TimestampTzPlusMilliseconds(now, delay_ms);
+	launcher_set_failing(true);
+}
+
+/* One transaction; it may throw. */
 static void
 do_work(Work *work, TimestampTz now)
 {
 	int			num_ended = dispatch.num_ended;
 	int			before = dispatch.num_flights;
 	int			num_lanes = dispatch.num_lanes;
+	bool		record_only = work->failures > 0 && num_ended > 0;
 
 	begin_work();
-	if (work->poll_at <= now)
-		slow_poll(work, now);
-	if (work->purge_at <= now)
-		work->purge_at = record_purge() ?
-			TimestampTzPlusMilliseconds(now, PURGE_DELAY_MS) : DT_NOEND;
-	if (num_ended > 0)
-		record_ended(&dispatch);
-	if (work->discover_all || work->discover_at <= now)
+	if (num_ended > 0 && !record_ended(&dispatch))
+		record_only = true;
+	if (!record_only)
 	{
-		discover_all(&dispatch, work->discover_all);
-		work->discover_all = false;
-		work->discover_at = DT_NOEND;
-	}
-	if (work->min_id != PG_INT64_MAX)
-	{
-		if (discover_from(&dispatch, work->min_id))
-			work->discover_at = Min(work->discover_at,
-									TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
-		work->min_id = PG_INT64_MAX;
-	}
-	/* new lanes may be paused, whoever found them */
-	if (work->control || dispatch.num_lanes > num_lanes)
-		reopen_lanes();
-	work->control = false;
+		if (work->poll_at <= now)
+			slow_poll(work, now);
+		if (work->purge_at <= now)
+			work->purge_at = record_purge() ?
+				TimestampTzPlusMilliseconds(now, PURGE_DELAY_MS) : DT_NOEND;
+		if (work->discover_all || work->discover_at <= now)
+		{
+			discover_all(&dispatch, work->discover_all);
+			work->discover_all = false;
+			work->discover_at = DT_NOEND;
+		}
+		if (work->min_id != PG_INT64_MAX)
+		{
+			if (discover_from(&dispatch, work->min_id))
+				work->discover_at = Min(work->discover_at,
+										TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
+			work->min_id = PG_INT64_MAX;
+		}
+		/* new lanes may be paused, whoever found them */
+		if (work->control || dispatch.num_lanes > num_lanes)
+			reopen_lanes();
+		work->control = false;
 
-	/* the ended ones are recorded: their room is free, their ids are not in
-	 * flight any more */
-	lane_forget_ended(&dispatch);
-	work->claimed_at = GetCurrentTimestamp();
-	if (!stop_is_told())
-		lane_claim_all(&dispatch, work->claimed_at);
-	record_holds(&dispatch);
+		/* the room of the ended ones is free, their ids are not in flight any more */
+		work->claimed_at = GetCurrentTimestamp();
+		if (!stop_is_told())
+			schedule_claim_all(&dispatch, work->claimed_at);
+		record_holds(&dispatch);
+	}
 	if (num_ended > 0 || dispatch.num_flights != before || dispatch.num_ended > 0)
 		claim_write_ids(&dispatch);
 	end_work(num_ended > 0 || dispatch.claim_durably ||
 			 (dispatch.num_flights > 0 && standby_is_synchronous()));
 	dispatch.claim_durably = false;
+	flight_forget_recorded(&dispatch);
+	if (!record_only)
+		lane_holds_told(&dispatch);
 	if (num_ended > 0)
 		wakeup_broadcast();
+
+	if (dispatch.num_ended > 0 && dispatch.record_singly)
+		work_failed(work, now);
+	else if (!record_only && work->failures > 0)
+	{
+		work->failures = 0;
+		launcher_set_failing(false);
+		ereport(LOG, (errmsg("feishu_flow dispatcher works on the queue again")));
+	}
+}
+
+/*
+ * One transaction.  If it fails, nothing has happened: what was claimed is given
+ * up, for nothing of it was sent, and what has ended is kept to be recorded later,
+ * alone, before anything else is done.
+ */
+static void
+try_work(Work *work, TimestampTz now)
+{
+	Work		before = *work;
+
+	dispatch.turn++;
+	PG_TRY();
+	{
+		do_work(work, now);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		/* what it holds of the limiter is in memory that goes with it */
+		schedule_abort(&dispatch);
+		MemoryContextSwitchTo(dispatch.scratch);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(dispatch.scratch);
+		flight_undo_turn(&dispatch);
+		dispatch.record_singly |= record_is_lasting(error->sqlerrcode);
+		*work = before;
+		/* of what was looked at nothing is known */
+		work->discover_all = true;
+		work_failed(work, now);
+		if (work->failures == 1)
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("feishu_flow dispatcher could not work on the queue, and tries again: %s",
+							error->message),
+					 error->detail ? errdetail_internal("%s", error->detail) : 0,
+					 error->hint ? errhint("%s", error->hint) : 0));
+		pgstat_report_stat(true);
+		MemoryContextReset(dispatch.scratch);
+	}
+	PG_END_TRY();
 }
 
 /*
@@ -412,7 +461,7 @@ ask_again(void)
 		Lane	   *lane = dispatch.lanes[i];
 
 		if (lane->place.waiting && (pause_ended || TIMESTAMP_IS_NOEND(lane->hold_until)))
-			lane->hold_until = GetCurrentTimestamp();
+			lane_look_again(&dispatch, lane);
 	}
 }
 
@@ -459,15 +508,13 @@ report_activity(void)
 	}
 }
 
-/*
- * As many connections to a host as may be wanted: each lane may have a flight
- * beyond feishu_flow.max_in_flight, and a token request.
- */
+/* As many connections to a host as may be wanted: each flight may have a token
+ * request. */
 static void
 allow_connections(void)
 {
 	static int	allowed = 0;
-	int			wanted = feishu_guc_max_in_flight + 2 * dispatch.num_lanes;
+	int			wanted = 2 * feishu_guc_max_in_flight;
 
 	if (wanted == allowed)
 		return;
@@ -506,13 +553,7 @@ feishu_dispatcher_main(Datum main_arg)
 	if (GetConfigOption("transaction_timeout", true, false) != NULL)
 		SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 
-	dispatch.context = AllocSetContextCreate(TopMemoryContext, "feishu_flow dispatcher",
-											 ALLOCSET_DEFAULT_SIZES);
-	dispatch.scratch = AllocSetContextCreate(TopMemoryContext, "feishu_flow dispatcher turn",
-											 ALLOCSET_DEFAULT_SIZES);
-	dlist_init(&dispatch.flights);
-	dlist_init(&dispatch.ended);
-	MemoryContextSwitchTo(dispatch.scratch);
+	schedule_init(&dispatch);
 
 	if (!lock_database())
 		ereport(FATAL,
@@ -549,12 +590,12 @@ feishu_dispatcher_main(Datum main_arg)
 		}
 		allow_connections();
 		take_news(&work, wait_event);
-		lane_take_ended(&dispatch);
-		now = read_clock(&work);
+		flight_take_ended(&dispatch);
+		work.now = now = read_clock(&work);
 		if (has_work(&work, now))
 		{
 			stop_begin_work();
-			do_work(&work, now);
+			try_work(&work, now);
 			stop_end_work();
 
 			/*

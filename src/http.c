@@ -199,6 +199,17 @@ http_loop_set_host_connections(HttpLoop *loop, int max)
 	curl_leave(&saved);
 }
 
+int
+http_loop_room(HttpLoop *loop)
+{
+	int			active = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &loop->active)
+		active++;
+	return Max(300 - active, 0);
+}
+
 void
 http_loop_defer(HttpLoop *loop)
 {

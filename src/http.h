@@ -105,6 +105,9 @@ extern HttpLoop *http_loop_get(void);
  * dispatcher sets it. */
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
 
+/* How many more transfers may begin so that the descriptors of the process suffice. */
+extern int	http_loop_room(HttpLoop *loop);
+
 /*
  * From now on nothing is sent but by http_loop_turn and http_loop_send_deferred,
  * not even what a new transfer could send at once.

@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * lane.c
- *	  The dispatcher's lanes and flights: which rows to claim, calls made of
- *	  them, and their ends.
+ *	  The dispatcher's lanes: what is known of the flows of one server and one
+ *	  role, and what holds them.
  *
- * Each lane may have three quarters of the room that the other lanes leave,
- * and always one flight, so that a server that hangs never holds up the others.
+ * A lane is made when a row of it is found, and is never forgotten.  Whoever
+ * changes what a lane has to do, or when, does so by the functions here, which
+ * tell the schedule.
+ *
  * A lane is held while the limiter has no place for its app, or while its
  * server cannot be looked up: that may be mended, so nothing is failed for it.
- * A row that cannot be called at all is failed by itself.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -25,189 +26,243 @@
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
-#include "guc.h"
-#include "limiter.h"
 #include "nls.h"
-#include "stats.h"
-
-/* Rows of a lane claimed at once. */
-#define CLAIM_ROWS			DISPATCH_BATCH
 
 /* A lane whose server cannot be looked up is tried again so often. */
 #define LOOKUP_RETRY_MS		(60 * 1000)
 
-/* A lane with large params that found no room is tried again so often. */
-#define LARGE_RETRY_MS		100
+/* A lane whose role is gone has its flows failed so often, some at a time. */
+#define FAIL_LANE_MS		1000
 
 
-/* ---------- Flights ---------- */
-
-/* A flight has ended, in whatever way: keep it to be recorded. */
-static void
-flight_ended(Dispatch *dispatch, Flight *flight)
+static Site *
+site_get(Dispatch *dispatch, const char *server)
 {
-	dlist_delete(&flight->node);
-	dispatch->num_flights--;
-	dispatch->large_bytes -= flight->large_bytes;
-	flight->lane->in_flight--;
-	if (flight->silent)
+	char		key[NAMEDATALEN] = {0};
+	Site	   *site;
+	bool		found;
+
+	strlcpy(key, server, sizeof(key));
+	site = hash_search(dispatch->site_table, key, HASH_ENTER, &found);
+	if (!found)
 	{
-		if (!flight->is_behind)
-			id_list_add(dispatch, &flight->lane->ready, flight->id);
+		memset((char *) site + sizeof(key), 0, sizeof(Site) - sizeof(key));
+		dlist_init(&site->due);
 	}
-	else if (flight->state == 'q')
-		flight->lane->next_due = Min(flight->lane->next_due, flight->next_at);
-	if (dispatch->num_ended++ == 0)
-		dispatch->ended_since = GetCurrentTimestamp();
-	dlist_push_tail(&dispatch->ended, &flight->node);
+	return site;
 }
 
-/* Take the calls that have ended. */
-void
-lane_take_ended(Dispatch *dispatch)
+Lane *
+lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 {
-	FlowCall   *call;
+	LaneKey		key;
+	Site	   *site;
+	Lane	   *lane;
+	bool		found;
 
-	while ((call = flow_calls_next_done()) != NULL)
+	memset(&key, 0, sizeof(key));
+	strlcpy(key.server, server, sizeof(key.server));
+	key.roleid = roleid;
+	lane = hash_search(dispatch->lane_table, &key, HASH_FIND, NULL);
+	if (lane != NULL)
+		return lane;
+
+	/* what may throw comes before the lane is there */
+	if (dispatch->num_lanes == dispatch->max_lanes)
 	{
-		Flight	   *flight = flow_call_owner(call);
-		const FlowOutcome *outcome = flow_call_outcome(call);
+		int			max = Max(16, dispatch->max_lanes * 2);
 
-		record_decide(flight, outcome);
-		if (!outcome->held_back)
-			stats_count_call(flight->serverid,
-							 flight->request.namespace_name, flight->request.flow_id,
-							 outcome, flight->attempts > 1,
-							 GetCurrentTimestamp() - flight->started);
-		flight_ended(dispatch, flight);
+		dispatch->lanes = dispatch->lanes ?
+			repalloc(dispatch->lanes, max * sizeof(Lane *)) :
+			MemoryContextAlloc(dispatch->context, max * sizeof(Lane *));
+		dispatch->max_lanes = max;
 	}
+	site = site_get(dispatch, server);
+	lane = hash_search(dispatch->lane_table, &key, HASH_ENTER, &found);
+	memset((char *) lane + sizeof(key), 0, sizeof(Lane) - sizeof(key));
+	lane->site = site;
+	dlist_init(&lane->flights);
+	lane->more = true;
+	lane->due_floor = DT_NOBEGIN;
+	lane->next_due = 0;			/* look at once */
+	dispatch->lanes[dispatch->num_lanes++] = lane;
+	schedule_lane(dispatch, lane);
+	return lane;
 }
 
-/* Flights of which nothing was sent yet end as if never begun. */
+
+/* ---------- What there is to do ---------- */
+
 void
-lane_give_back_unsent(Dispatch *dispatch)
+lane_expect_row(Dispatch *dispatch, Lane *lane, int64 id)
 {
-	dlist_mutable_iter iter;
+	IdList	   *list = &lane->ready;
 
-	dlist_foreach_modify(iter, &dispatch->flights)
+	for (int i = 0; i < list->num; i++)
 	{
-		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+		if (list->ids[i] == id)
+			return;
+	}
+	if (list->num == list->max)
+	{
+		int			max = Max(16, list->max * 2);
 
-		if (flow_call_is_sent(flight->call))
+		list->ids = list->ids ?
+			repalloc(list->ids, max * sizeof(int64)) :
+			MemoryContextAlloc(dispatch->context, max * sizeof(int64));
+		list->max = max;
+	}
+	list->ids[list->num++] = id;
+	schedule_lane(dispatch, lane);
+}
+
+void
+lane_forget_row(Dispatch *dispatch, Lane *lane, int64 id)
+{
+	IdList	   *list = &lane->ready;
+
+	for (int i = 0; i < list->num; i++)
+	{
+		if (list->ids[i] != id)
 			continue;
-		flow_call_free(flight->call);
-		flight->call = NULL;
-		flight->state = 'q';
-		flight->silent = true;
-		flight_ended(dispatch, flight);
+		list->num--;
+		memmove(list->ids + i, list->ids + i + 1, (list->num - i) * sizeof(int64));
+		break;
+	}
+	schedule_lane(dispatch, lane);
+}
+
+void
+lane_expect_due(Dispatch *dispatch, Lane *lane, TimestampTz next_at)
+{
+	if (next_at <= lane->due_floor)
+	{
+		lane->due_floor = next_at;
+		lane->due_floor_id = 0;
+	}
+	if (next_at < lane->next_due)
+	{
+		lane->next_due = next_at;
+		schedule_lane(dispatch, lane);
 	}
 }
 
-/* Forget the flights whose ends are recorded. */
 void
-lane_forget_ended(Dispatch *dispatch)
+lane_expect_more(Dispatch *dispatch, Lane *lane)
+{
+	lane->more = true;
+	schedule_lane(dispatch, lane);
+}
+
+void
+lane_reopen(Dispatch *dispatch, Lane *lane, int64 min_id)
+{
+	lane->cursor = Min(lane->cursor, Max(min_id, 1) - 1);
+	lane->more = true;
+	lane->due_floor = DT_NOBEGIN;
+	lane->next_due = 0;
+	schedule_lane(dispatch, lane);
+}
+
+void
+lane_close(Dispatch *dispatch, Lane *lane)
+{
+	lane->more = false;
+	lane->next_due = DT_NOEND;
+	lane->ready.num = 0;
+	schedule_lane(dispatch, lane);
+}
+
+
+/* ---------- What holds it ---------- */
+
+/* Have the change of a hold written, if feishu.held_lane has something else. */
+static void
+lane_tell_hold(Dispatch *dispatch, Lane *lane)
+{
+	bool		is_news;
+
+	if (lane->reason == NULL || lane->told == NULL)
+		is_news = lane->reason != lane->told;
+	else
+		is_news = strcmp(lane->reason, lane->told) != 0 || lane->hold_until != lane->told_until;
+	if (is_news && !lane->is_untold)
+		dlist_push_tail(&dispatch->untold, &lane->untold_node);
+	lane->is_untold |= is_news;
+}
+
+void
+lane_hold(Dispatch *dispatch, Lane *lane, TimestampTz until, const char *reason)
+{
+	char	   *before = lane->reason;
+
+	if (before == NULL || reason == NULL || strcmp(before, reason) != 0)
+	{
+		lane->reason = reason ? MemoryContextStrdup(dispatch->context, reason) : NULL;
+		if (before != NULL)
+			pfree(before);
+	}
+	lane->hold_until = until;
+	lane_tell_hold(dispatch, lane);
+	schedule_lane(dispatch, lane);
+}
+
+void
+lane_holds_told(Dispatch *dispatch)
 {
 	dlist_mutable_iter iter;
 
-	dlist_foreach_modify(iter, &dispatch->ended)
+	dlist_foreach_modify(iter, &dispatch->untold)
 	{
-		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
+		char	   *told = lane->reason ? MemoryContextStrdup(dispatch->context, lane->reason) : NULL;
 
-		dlist_delete(&flight->node);
-		MemoryContextDelete(flight->context);
+		if (lane->told != NULL)
+			pfree(lane->told);
+		lane->told = told;
+		lane->told_until = lane->hold_until;
+		dlist_delete(&lane->untold_node);
+		lane->is_untold = false;
 	}
-	dispatch->num_ended = 0;
 }
 
-/*
- * Make the call of a flight, with the place it was given.  What is wrong with
- * the row itself ends it.
- *
- * Errors are caught without a subtransaction: what runs here computes and
- * allocates, and looks up at most a conversion.
- */
-static void
-flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlace *place)
+void
+lane_look_again(Dispatch *dispatch, Lane *lane)
 {
-	MemoryContext context = CurrentMemoryContext;
-	FlowLimits	limits;
-
-	if (!flight->is_ours)
-	{
-		limiter_abandon(place);
-		record_decide_not_ours(flight);
-		flight_ended(dispatch, flight);
+	if (lane->hold_until == 0)
 		return;
-	}
-	if (flight->expires_at <= GetCurrentTimestamp())
-	{
-		limiter_abandon(place);
-		record_decide_expired(flight);
-		flight_ended(dispatch, flight);
-		return;
-	}
-
-	PG_TRY();
-	{
-		MemoryContextSwitchTo(flight->context);
-		flight->serverid = server->serverid;
-		flight->started = GetCurrentTimestamp();
-		limits.timeout_ms = server->timeout_ms >= 0 ? server->timeout_ms : feishu_guc_timeout;
-		limits.deadline = TimestampTzPlusMilliseconds(flight->started, limits.timeout_ms);
-		limits.connect_timeout_ms = server->connect_timeout_ms >= 0 ?
-			server->connect_timeout_ms : feishu_guc_connect_timeout;
-		limits.max_response = (size_t) feishu_guc_max_response_size * 1024;
-		flight->call = flow_call_start(flight->context, server_copy(server),
-									   &flight->request, &limits, place, flight);
-		MemoryContextSwitchTo(context);
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		/* an internal error: more memory was asked for than anything may have */
-		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
-			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
-			error->sqlerrcode != ERRCODE_OUT_OF_MEMORY &&
-			error->sqlerrcode != ERRCODE_INTERNAL_ERROR)
-			PG_RE_THROW();
-		FlushErrorState();
-		limiter_abandon(place);
-		record_decide_error(flight, error->sqlerrcode, error->message);
-		flight_ended(dispatch, flight);
-	}
-	PG_END_TRY();
+	lane->hold_until = GetCurrentTimestamp();
+	schedule_lane(dispatch, lane);
 }
 
-
-/* ---------- Lanes ---------- */
-
-/* Hold a lane, with a reason if it is worth telling. */
-static void
-lane_hold(Lane *lane, TimestampTz until, const char *reason)
+void
+lane_set_paused(Dispatch *dispatch, Lane *lane, bool paused)
 {
-	lane->hold_until = until;
-	strlcpy(lane->reason, reason ? reason : "", sizeof(lane->reason));
+	/* others need not wait for a turn that it will not use */
+	if (paused)
+	{
+		limiter_abandon(&lane->place);
+		flight_leave_memory(dispatch, lane);
+	}
+	if (lane->paused == paused)
+		return;
+	lane->paused = paused;
+	schedule_lane(dispatch, lane);
 }
 
-/*
- * The lane's server and credentials, or NULL, with the lane held, when its role
- * may not or cannot use it: that may be mended, so nothing is failed for it.
- */
-static FlowServer *
+FlowServer *
 lane_lookup_server(Dispatch *dispatch, Lane *lane)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	FlowServer *server = NULL;
 
-	if (GetUserNameFromId(lane->roleid, true) == NULL)
+	if (GetUserNameFromId(lane->key.roleid, true) == NULL)
 	{
 		/* no other role will ever have its OID: this cannot be mended */
 		record_fail_lane(dispatch, lane, "42704", _("the role that queued it was dropped"));
-		lane_hold(lane, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000), NULL);
+		lane_hold(dispatch, lane, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAIL_LANE_MS),
+				  NULL);
 		return NULL;
 	}
 
@@ -215,7 +270,7 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 	PG_TRY();
 	{
 		MemoryContextSwitchTo(context);
-		server = server_lookup(lane->server, lane->roleid);
+		server = server_lookup(lane->key.server, lane->key.roleid);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -226,9 +281,12 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
 		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
 			ReThrowError(error);
-		lane_hold(lane, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
+		lane_hold(dispatch, lane,
+				  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
 				  error->message);
 		server = NULL;
 	}
@@ -241,16 +299,14 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 	if (discover_lane_is_empty(lane))
 	{
 		/* all are gone: there is nothing to hold, and nothing to tell */
-		lane->more = false;
-		lane->next_due = DT_NOEND;
-		lane->ready.num = 0;
-		lane_hold(lane, 0, NULL);
+		lane_close(dispatch, lane);
+		lane_hold(dispatch, lane, 0, NULL);
 	}
-	else if (strcmp(lane->told, lane->reason) != 0)
+	else if (lane->told == NULL || strcmp(lane->told, lane->reason) != 0)
 	{
 		ereport(LOG,
 				(errmsg("feishu_flow holds back flows for server \"%s\": %s",
-						lane->server, lane->reason)));
+						lane->key.server, lane->reason)));
 		lane->logged = true;
 	}
 	return NULL;
@@ -260,7 +316,7 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
  * Note the app that flows of the lane are sent by.  The log does not tell of the
  * former one, if any, that it is no longer paused.
  */
-static void
+void
 lane_note_app(Lane *lane, const AppKey *app)
 {
 	LimiterStatus status;
@@ -274,144 +330,14 @@ lane_note_app(Lane *lane, const AppKey *app)
 	lane->app = *app;
 }
 
-/* Flows of the lane are sent. */
-static void
+void
 lane_log_open(Lane *lane)
 {
-	const char *role = lane->logged ? GetUserNameFromId(lane->roleid, true) : NULL;
+	const char *role = lane->logged ? GetUserNameFromId(lane->key.roleid, true) : NULL;
 
 	if (role != NULL)
 		ereport(LOG,
 				(errmsg("feishu_flow sends flows of role \"%s\" for server \"%s\" again",
-						role, lane->server)));
+						role, lane->key.server)));
 	lane->logged = false;
-}
-
-/* May rows of this lane be claimed now? */
-static bool
-lane_is_open(const Lane *lane, TimestampTz now)
-{
-	return !lane->paused && lane->hold_until <= now &&
-		(lane->more || lane->ready.num > 0 || lane->next_due <= now);
-}
-
-/* How many more flights may a lane have? */
-int
-lane_room(const Dispatch *dispatch, const Lane *lane)
-{
-	int			others = dispatch->num_flights - lane->in_flight;
-	int			share = (feishu_guc_max_in_flight - others) * 3 / 4 - lane->in_flight;
-	int			room = Min(share, feishu_guc_max_in_flight - dispatch->num_flights);
-
-	/* however many servers hang: one flow of each lane is always under way */
-	return lane->in_flight == 0 ? Max(room, 1) : Max(room, 0);
-}
-
-/* Claim rows of a lane and make calls of them; returns how many. */
-static int
-lane_claim(Dispatch *dispatch, Lane *lane, TimestampTz now)
-{
-	int			limit = lane_room(dispatch, lane);
-	FlowServer *server;
-	LimiterPlace *places;
-	int			num_places = 0;
-	int			granted;
-	int			claimed;
-	bool		no_room = false;
-	dlist_mutable_iter iter;
-
-	/* no more places than there may be rows: others may want them */
-	if (!lane->more && lane->next_due > now)
-		limit = Min(limit, lane->ready.num);
-	limit = Min(limit, CLAIM_ROWS);
-	if (limit <= 0)
-		return 0;
-	if (lane->hold_until != 0)
-		lane_hold(lane, 0, NULL);
-	server = lane_lookup_server(dispatch, lane);
-	if (server == NULL)
-	{
-		limiter_abandon(&lane->place);
-		return 0;
-	}
-	lane_note_app(lane, &server->app_key);
-
-	/* not more than can be claimed: millions may be due */
-	if (lane->next_due <= now && lane->ready.num < limit)
-		claim_look_at_due(dispatch, lane, now);
-
-	/* first a place for each, then as many rows */
-	places = palloc0(limit * sizeof(LimiterPlace));
-	while (num_places < limit)
-	{
-		TimestampTz retry_at;
-		LimiterPause why;
-
-		if (limiter_acquire(server, true, &lane->place, &retry_at, &why) == LIMITER_WAIT)
-		{
-			lane_hold(lane, retry_at,
-					  why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ? NULL :
-					  limiter_pause_text(why));
-			break;
-		}
-		places[num_places++] = lane->place;
-		memset(&lane->place, 0, sizeof(lane->place));
-	}
-
-	granted = num_places;
-	claimed = granted > 0 ? claim_rows(dispatch, lane, granted) : 0;
-	if (claimed > 0)
-		lane_log_open(lane);
-	num_places = 0;
-	dlist_foreach_modify(iter, &dispatch->flights)
-	{
-		Flight	   *flight = dlist_container(Flight, node, iter.cur);
-
-		if (flight->lane != lane || flight->call != NULL || num_places >= claimed)
-			continue;
-		dispatch->claim_durably |= !flight->own_key;
-		if (flight->silent)
-		{
-			/* another of its key is under way; or it is large, and there is no
-			 * room for it now */
-			bool		is_behind = flight->is_behind;
-
-			limiter_abandon(&places[num_places++]);
-			flight_ended(dispatch, flight);
-			if (!is_behind)
-			{
-				lane_hold(lane, TimestampTzPlusMilliseconds(now, LARGE_RETRY_MS), NULL);
-				no_room = true;
-			}
-		}
-		else
-			flight_start(dispatch, flight, server, &places[num_places++]);
-	}
-	for (int i = 0; i < limit; i++)
-		limiter_abandon(&places[i]);
-	/* with nothing more to send, there is nothing to wait for */
-	if (claimed < granted)
-	{
-		limiter_abandon(&lane->place);
-		if (!no_room)
-			lane_hold(lane, 0, NULL);
-	}
-	server_forget_secrets(server);
-	return claimed;
-}
-
-/* Claim rows of all lanes, beginning with another one each time. */
-void
-lane_claim_all(Dispatch *dispatch, TimestampTz now)
-{
-	static int	first = 0;
-
-	for (int i = 0; i < dispatch->num_lanes; i++)
-	{
-		Lane	   *lane = dispatch->lanes[(first + i) % dispatch->num_lanes];
-
-		if (lane_is_open(lane, now))
-			lane_claim(dispatch, lane, now);
-	}
-	first++;
 }

@@ -83,6 +83,9 @@ extern Oid	launcher_attach_dispatcher(int place);
  */
 extern bool launcher_take_news(DispatchNews *news);
 
+/* The dispatcher cannot work on its queue for now, or can again.  Does not throw. */
+extern void launcher_set_failing(bool failing);
+
 /*
  * OID of the extension in this database.  InvalidOid when there is none, or
  * another one than at the first call (dropped and created again): then the

@@ -80,6 +80,7 @@ typedef struct DatabaseSlot
 	slock_t		mutex;
 	ProcNumber	proc;			/* attached worker, or INVALID_PROC_NUMBER */
 	bool		stop;			/* the worker is to end */
+	bool		failing;		/* the dispatcher cannot work on its queue */
 	DispatchNews news;
 	/* under both */
 	Oid			database;		/* InvalidOid: the slot is free */
@@ -277,6 +278,7 @@ slots_view(int place, SlotView *view)
 	view->ended_well = slot->ended_well;
 	SpinLockAcquire(&slot->mutex);
 	view->stop = slot->stop;
+	view->failing = slot->failing;
 	SpinLockRelease(&slot->mutex);
 	LWLockRelease(shared->lock);
 	return OidIsValid(view->database);
@@ -374,6 +376,16 @@ launcher_take_news(DispatchNews *news)
 	slot->news = DISPATCH_NO_NEWS;
 	SpinLockRelease(&slot->mutex);
 	return go_on;
+}
+
+void
+launcher_set_failing(bool failing)
+{
+	DatabaseSlot *slot = &shared->slots[own_place];
+
+	SpinLockAcquire(&slot->mutex);
+	slot->failing = failing;
+	SpinLockRelease(&slot->mutex);
 }
 
 
@@ -508,6 +520,7 @@ slots_start_worker(int place, WorkerKind kind, uint32 *generation)
 		*generation = ++slot->generation;
 		SpinLockAcquire(&slot->mutex);
 		slot->stop = false;
+		slot->failing = false;
 		SpinLockRelease(&slot->mutex);
 		started = true;
 	}

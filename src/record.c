@@ -24,6 +24,7 @@
 
 #include <math.h>
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
 #include "executor/spi.h"
@@ -32,6 +33,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
@@ -162,13 +164,45 @@ record_decide_error(Flight *flight, int sqlstate, const char *message)
 	flight->state = 'f';
 	flight->sqlstate = sqlstate;
 	flight->error = pstrdup(message);
-	/* there may be memory later */
-	if (sqlstate == ERRCODE_OUT_OF_MEMORY)
-	{
-		flight->attempts++;
-		decide_retry(flight);
-	}
 	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * Is what went wrong with a row damaged, or wrong, for good?  Anything else (no
+ * memory, no descriptors, an I/O error, a deadlock) may be otherwise the next time.
+ */
+bool
+record_is_lasting(int sqlstate)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlstate);
+
+	return category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_INTERNAL_ERROR ||
+		category == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+}
+
+/*
+ * What went wrong with a lane's row is of the moment: when to look at it again.
+ * The first of several in a row is worth a line in the log.
+ */
+static TimestampTz
+postpone(Lane *lane, int64 id, int sqlstate, const char *message)
+{
+	if (lane->postponed++ == 0)
+		ereport(LOG,
+				(errcode(sqlstate),
+				 errmsg("feishu_flow could not prepare flow %lld, and tries again: %s",
+						(long long) id, message)));
+	return backoff_until(lane->postponed);
+}
+
+/* It could not be sent now, for no fault of its own: no attempt is counted. */
+void
+record_decide_postponed(Flight *flight, int sqlstate, const char *message)
+{
+	flight->state = 'q';
+	flight->sqlstate = sqlstate;
+	flight->error = MemoryContextStrdup(flight->context, message);
+	flight->next_at = postpone(flight->lane, flight->id, sqlstate, message);
 }
 
 /* Why a flow that may not be sent any more has failed. */
@@ -194,6 +228,24 @@ record_decide_expired(Flight *flight)
 	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
 	flight->error = flight->last_error == NULL ? pstrdup(expired_text()) :
 		psprintf("%s%s", flight->last_error, psprintf(_("; %s"), expired_text()));
+	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * All attempts were made, the last of which ended with its dispatcher: it is not
+ * sent again.
+ */
+void
+record_decide_exhausted(Flight *flight)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
+
+	flight->state = flight->unanswered ? 'u' : 'f';
+	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
+	flight->error = psprintf(_("%s; given up after %d attempts"),
+							 flight->last_error ? flight->last_error :
+							 _("the dispatcher ended before an answer came"),
+							 flight->attempts);
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -301,9 +353,9 @@ find_successors(Dispatch *dispatch, int num_ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
-		if (flight->ordering_key == NULL || flight->is_behind)
+		if (flight->ordering_key == NULL || flight->is_behind || !flight->recorded)
 			continue;
-		set_text(&columns[0], num, flight->lane->server);
+		set_text(&columns[0], num, flight->lane->key.server);
 		set_text(&columns[1], num, flight->ordering_key);
 		num++;
 	}
@@ -317,20 +369,20 @@ find_successors(Dispatch *dispatch, int num_ended)
 	{
 		bool		is_null;
 		Datum		next_at = sql_value(row, 4, &is_null);
-		Lane	   *lane = discover_lane(dispatch,
-										   TextDatumGetCString(sql_value(row, 3, NULL)),
-										   DatumGetObjectId(sql_value(row, 2, NULL)));
+		Lane	   *lane = lane_get(dispatch,
+									TextDatumGetCString(sql_value(row, 3, NULL)),
+									DatumGetObjectId(sql_value(row, 2, NULL)));
 
 		if (is_null || DatumGetTimestampTz(next_at) <= now)
-			id_list_add(dispatch, &lane->ready, sql_int64(row, 1));
+			lane_expect_row(dispatch, lane, sql_int64(row, 1));
 		else
-			discover_expect_due(lane, DatumGetTimestampTz(next_at));
+			lane_expect_due(dispatch, lane, DatumGetTimestampTz(next_at));
 	}
 }
 
-/* Write the ends of all flights that have ended.  The flights stay. */
-void
-record_ended(Dispatch *dispatch)
+/* Write the ends of flights by one statement; returns how many rows it changed. */
+static uint64
+write_ends(Flight **flights, int num)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu.outbox o SET state = e.state, attempts = e.attempts,"
@@ -354,78 +406,192 @@ record_ended(Dispatch *dispatch)
 	Column		columns[END_COLUMNS];
 	Datum		values[END_COLUMNS];
 	TimestampTz now = GetCurrentTimestamp();
-	dlist_iter	iter;
-	int			num = 0;
-	size_t		bytes = 0;
 
 	for (int i = 0; i < END_COLUMNS; i++)
 	{
 		columns[i].type = types[i];
-		columns[i].values = palloc(dispatch->num_ended * sizeof(Datum));
-		columns[i].nulls = palloc(dispatch->num_ended * sizeof(bool));
+		columns[i].values = palloc(num * sizeof(Datum));
+		columns[i].nulls = palloc(num * sizeof(bool));
 	}
+	for (int row = 0; row < num; row++)
+		fill_row(columns, row, flights[row], now);
+	for (int i = 0; i < END_COLUMNS; i++)
+		values[i] = column_array(&columns[i], num);
+	return sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
+}
+
+/*
+ * The end of a flight changed no row.  One that somebody has deleted, or ended by
+ * hand, is no more; else something keeps us from writing.
+ */
+static void
+explain_no_row(const Flight *flight)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT FROM feishu.outbox WHERE id = $1 AND state = 'q'", 1, INT8OID);
+	Datum		values[1] = {Int64GetDatum(flight->id)};
+
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the end of flow %lld could not be written", (long long) flight->id),
+				 errhint("Look for a trigger, a rule or row security on table feishu.outbox.")));
+	ereport(LOG,
+			(errmsg("feishu_flow could not record the end of flow %lld: somebody has deleted or changed its row",
+					(long long) flight->id)));
+}
+
+/* Write one end in a subtransaction; the error when it failed, or NULL. */
+static ErrorData *
+write_end_try(Flight *flight)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		MemoryContextSwitchTo(context);
+		if (write_ends(&flight, 1) == 0)
+			explain_no_row(flight);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			ReThrowError(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return error;
+}
+
+/*
+ * All ends at once could not be written: write each by itself.  What cannot be
+ * stored of an answer is left out.  Throws if none could be written.
+ */
+static void
+write_singly(Flight **flights, int num)
+{
+	ErrorData  *error = NULL;
+	int			written = 0;
+
+	for (int i = 0; i < num; i++)
+	{
+		Flight	   *flight = flights[i];
+		ErrorData  *trouble = write_end_try(flight);
+
+		if (trouble != NULL && record_is_lasting(trouble->sqlerrcode) && flight->response != NULL)
+		{
+			MemoryContext old_context = MemoryContextSwitchTo(flight->context);
+
+			flight->response = NULL;
+			flight->error = psprintf(_("the answer could not be stored: %s"), trouble->message);
+			MemoryContextSwitchTo(old_context);
+			trouble = write_end_try(flight);
+		}
+		flight->recorded = trouble == NULL;
+		if (trouble == NULL)
+			written++;
+		else if (error == NULL)
+			error = trouble;
+	}
+	if (error == NULL)
+		return;
+	if (written == 0)
+		ReThrowError(error);
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("feishu_flow could not record the ends of some flows, and tries again: %s",
+					error->message)));
+}
+
+/*
+ * Write the ends of all flights that have ended.  They stay until the commit.
+ * False when some could not be written, and are to be tried again.
+ */
+bool
+record_ended(Dispatch *dispatch)
+{
+	Flight	  **flights = palloc(Max(dispatch->num_ended, 1) * sizeof(Flight *));
+	dlist_iter	iter;
+	int			num = 0;
+	size_t		bytes = 0;
+	bool		all = true;
+
 	dlist_foreach(iter, &dispatch->ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
+		flight->recorded = true;
 		if (!flight->silent)
 		{
-			fill_row(columns, num++, flight, now);
+			flights[num++] = flight;
 			if (flight->response != NULL && flight->response->body != NULL)
 				bytes += VARSIZE(flight->response->body);
 		}
-		if (num > 0 && (bytes > RECORD_BYTES || !dlist_has_next(&dispatch->ended, iter.cur)))
+		if (num == 0 || (bytes <= RECORD_BYTES && dlist_has_next(&dispatch->ended, iter.cur)))
+			continue;
+		if (dispatch->record_singly)
+			write_singly(flights, num);
+		else if (write_ends(flights, num) != num)
 		{
-			for (int i = 0; i < END_COLUMNS; i++)
-				values[i] = column_array(&columns[i], num);
-			sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
-			num = 0;
-			bytes = 0;
+			dispatch->record_singly = true;
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("ends of flows could not be written")));
 		}
+		for (int i = 0; i < num; i++)
+			all &= flights[i]->recorded;
+		num = 0;
+		bytes = 0;
 	}
 	find_successors(dispatch, dispatch->num_ended);
+	dispatch->record_singly = !all;
+	return all;
 }
 
 /*
- * A row cannot be read: it fails, or is tried again later if it was memory that
- * was wanting.  The row is changed without being read.
+ * A row cannot be read: it fails if that is for good, else it waits.  It is
+ * changed without being read.
  */
 void
 record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *error)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET attempts = attempts + $5,"
-		" state = CASE WHEN $4 IS NULL OR attempts + 1 >= COALESCE(max_attempts, $6)"
-		" THEN 'f' ELSE 'q' END::\"char\","
-		" next_at = CASE WHEN attempts + 1 < COALESCE(max_attempts, $6) THEN $4 END,"
-		" finished_at = CASE WHEN $4 IS NULL OR attempts + 1 >= COALESCE(max_attempts, $6)"
-		" THEN now() END, sqlstate = $2, error = $3"
-		" WHERE id = $1 AND state = 'q' RETURNING state = 'q'",
-		6, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT4OID, INT4OID);
-	bool		again = error->sqlerrcode == ERRCODE_OUT_OF_MEMORY;
-	TimestampTz next_at = backoff_until(1);
-	Datum		values[6] = {
+		"UPDATE feishu.outbox SET state = CASE WHEN $4 IS NULL THEN 'f' ELSE 'q' END::\"char\","
+		" next_at = $4, finished_at = CASE WHEN $4 IS NULL THEN now() END,"
+		" sqlstate = $2, error = $3"
+		" WHERE id = $1 AND state = 'q'",
+		4, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID);
+	bool		is_lasting = record_is_lasting(error->sqlerrcode);
+	TimestampTz next_at = is_lasting ? 0 : postpone(lane, id, error->sqlerrcode, error->message);
+	Datum		values[4] = {
 		Int64GetDatum(id),
 		CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
 		CStringGetTextDatum(error->message),
-		TimestampTzGetDatum(next_at),
-		Int32GetDatum(again ? 1 : 0),
-		Int32GetDatum(feishu_guc_max_attempts)
+		TimestampTzGetDatum(next_at)
 	};
-	char		nulls[6] = {' ', ' ', ' ', again ? ' ' : 'n', ' ', ' '};
+	char		nulls[4] = {' ', ' ', ' ', is_lasting ? 'n' : ' '};
 
-	if (sql_run(&statement, values, nulls, SPI_OK_UPDATE_RETURNING, NULL) == 0)
+	if (sql_run(&statement, values, nulls, SPI_OK_UPDATE, NULL) == 0)
 		return;
-	if (DatumGetBool(sql_value(0, 1, NULL)))
-		discover_expect_due(lane, next_at);
-	else
+	if (!is_lasting)
 	{
-		/* others of its ordering key were passed over */
-		discover_reopen(dispatch, id);
-		ereport(LOG,
-				(errcode(error->sqlerrcode),
-				 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, error->message)));
+		lane_expect_due(dispatch, lane, next_at);
+		return;
 	}
+	/* others of its ordering key were passed over */
+	discover_reopen(dispatch, id);
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, error->message)));
 }
 
 /* Write which lanes are held and why, where that has changed. */
@@ -441,26 +607,23 @@ record_holds(Dispatch *dispatch)
 		"DELETE FROM feishu.held_lane WHERE server = $1 AND roleid = $2",
 		2, TEXTOID, OIDOID);
 
-	for (int i = 0; i < dispatch->num_lanes; i++)
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &dispatch->untold)
 	{
-		Lane	   *lane = dispatch->lanes[i];
+		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
 		Datum		values[4] = {
-			CStringGetTextDatum(lane->server),
-			ObjectIdGetDatum(lane->roleid),
-			CStringGetTextDatum(lane->reason),
+			CStringGetTextDatum(lane->key.server),
+			ObjectIdGetDatum(lane->key.roleid),
+			lane->reason ? CStringGetTextDatum(lane->reason) : (Datum) 0,
 			TimestampTzGetDatum(lane->hold_until)
 		};
 		char		nulls[4] = {' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' '};
 
-		if (strcmp(lane->reason, lane->told) == 0 &&
-			(lane->reason[0] == '\0' || lane->hold_until == lane->told_until))
-			continue;
-		if (lane->reason[0] != '\0')
+		if (lane->reason != NULL)
 			sql_run(&hold, values, nulls, SPI_OK_INSERT, NULL);
 		else
 			sql_run(&release, values, NULL, SPI_OK_DELETE, NULL);
-		strcpy(lane->told, lane->reason);
-		lane->told_until = lane->hold_until;
 	}
 }
 
@@ -508,8 +671,8 @@ fail_flows(SqlStatement *statements, const Lane *lane, const char *sqlstate,
 		   const char *error, bool *more)
 {
 	Datum		values[7] = {
-		CStringGetTextDatum(lane->server),
-		ObjectIdGetDatum(lane->roleid),
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
 		CStringGetTextDatum(sqlstate),
 		CStringGetTextDatum(error),
 		Int32GetDatum(MAINTENANCE_ROWS),
@@ -543,11 +706,7 @@ record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const cha
 	if (fail_flows(statements, lane, sqlstate, error, &more) > 0)
 		discover_reopen(dispatch, 0);
 	if (!more)
-	{
-		lane->more = false;
-		lane->next_due = DT_NOEND;
-		lane->ready.num = 0;
-	}
+		lane_close(dispatch, lane);
 }
 
 /* Give up flows that have expired in lanes that are held or paused; those of

@@ -98,6 +98,9 @@ sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 				 SPI_result_code_string(SPI_result));
 		statement->plan = plan;
 	}
+	/* the former result would stay until SPI_finish */
+	SPI_freetuptable(SPI_tuptable);
+	SPI_tuptable = NULL;
 	if (snapshot != NULL)
 		result = SPI_execute_snapshot(statement->plan, values, nulls, snapshot,
 									  InvalidSnapshot, true, false, 0);

@@ -1,0 +1,549 @@
+/*-------------------------------------------------------------------------
+ *
+ * flight.c
+ *	  The dispatcher's flights: flows that are claimed, from the row to the end,
+ *	  and how many there may be.
+ *
+ * feishu_flow.max_in_flight bounds the flights of all lanes together, and so do
+ * the descriptors that the process may open.  Within that bound
+ *
+ * - a server may have all but an eighth of what other servers leave, and a lane
+ *	 three quarters of what other lanes leave, and each always one, if there is
+ *	 room at all: so one that hangs leaves room for others;
+ * - the last eighth is a reserve for lanes that have no flight, and whose last one
+ *	 got an answer: so many that hang do so, too, once they are known.
+ *
+ * The rows of flights (params, operator and masks) are bounded in memory, in the
+ * same shares.  What is large is read when there is room for it.  One flight at a
+ * time may exceed the bound, of the lane that waits for longest, so that each
+ * gets its turn, whatever its size.
+ *
+ * A flight's memory context has all of it.  It goes when its end is recorded, or
+ * the transaction that claimed it is rolled back.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/flight.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "guc.h"
+#include "http.h"
+#include "limiter.h"
+#include "sqlrun.h"
+#include "stats.h"
+
+/* A row with more (not compressed) is read by itself, when there is room. */
+#define LARGE_ROW			65536
+
+/* Bytes of rows in memory, as jsonb; each is held in a few forms. */
+#define MAX_BYTES			(32 * 1024 * 1024)
+
+/* A lane that found no room in memory is tried again so often. */
+#define MEMORY_RETRY_MS		100
+
+
+/* ---------- How many ---------- */
+
+/* Of so much, what is left to others. */
+static int
+eighth(int room)
+{
+	return room >= 4 ? (room + 7) / 8 : room >= 2 ? 1 : 0;
+}
+
+int
+flight_room(const Dispatch *dispatch)
+{
+	int			taken = dispatch->num_flights + dispatch->granted;
+	int			room = Min(feishu_guc_max_in_flight - taken,
+						   http_loop_room(http_loop_get()) - dispatch->granted);
+
+	return Max(room, 0);
+}
+
+int
+flight_site_room(const Dispatch *dispatch, const Site *site, int room)
+{
+	int			taken = site->in_flight + site->granted;
+	int			left = dispatch->num_flights + dispatch->granted + room - taken;
+	int			share = left >= 4 ? left - eighth(left) : left;
+
+	/* one is always under way, of whatever server */
+	return Min(room, Max(share - taken, taken == 0 ? 1 : 0));
+}
+
+int
+flight_lane_room(const Dispatch *dispatch, const Lane *lane, int room)
+{
+	int			taken = lane->in_flight + lane->granted;
+	int			all = dispatch->num_flights + dispatch->granted + room;
+	int			share = (all - (dispatch->num_flights + dispatch->granted - taken)) * 3 / 4;
+	int			left = Min(flight_site_room(dispatch, lane->site, room),
+						   Max(share - taken, taken == 0 ? 1 : 0));
+
+	if (taken > 0 || lane->suspect)
+		left = Min(left, room - eighth(all));
+	else if (left > 1)
+		left = Max(Min(left, room - eighth(all)), 1);
+	return Max(left, 0);
+}
+
+
+/* ---------- Memory ---------- */
+
+/* May a flight read its large row now, within the bound? */
+static bool
+has_memory(const Dispatch *dispatch, const Flight *flight)
+{
+	int64		left = MAX_BYTES - dispatch->bytes;
+	int64		share = (left + flight->lane->bytes) * 3 / 4 - flight->lane->bytes;
+
+	return flight->bytes <= (flight->lane->bytes == 0 ? left : Min(left, share));
+}
+
+void
+flight_leave_memory(Dispatch *dispatch, Lane *lane)
+{
+	if (lane->wants_memory)
+		dlist_delete(&lane->memory_node);
+	lane->wants_memory = false;
+}
+
+/* A lane has to wait for room in memory. */
+static void
+lane_wait_for_memory(Dispatch *dispatch, Lane *lane)
+{
+	if (!lane->wants_memory)
+		dlist_push_tail(&dispatch->want_memory, &lane->memory_node);
+	lane->wants_memory = lane->memory_refused = true;
+	lane_hold(dispatch, lane,
+			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MEMORY_RETRY_MS), NULL);
+}
+
+static void
+count_memory(Dispatch *dispatch, Flight *flight)
+{
+	dispatch->bytes += flight->bytes;
+	flight->lane->bytes += flight->bytes;
+	flight->is_counted = true;
+}
+
+/* Take the bytes of a flight, if there is room for them. */
+static bool
+take_memory(Dispatch *dispatch, Flight *flight)
+{
+	Lane	   *lane = flight->lane;
+	bool		is_first = dlist_is_empty(&dispatch->want_memory) ||
+		dlist_head_node(&dispatch->want_memory) == &lane->memory_node;
+
+	if (!has_memory(dispatch, flight))
+	{
+		if (dispatch->beyond != NULL || !is_first)
+			return false;
+		dispatch->beyond = flight;
+	}
+	count_memory(dispatch, flight);
+	return true;
+}
+
+/* Give them back, when they are freed. */
+static void
+give_memory_back(Dispatch *dispatch, Flight *flight)
+{
+	if (!flight->is_counted)
+		return;
+	dispatch->bytes -= flight->bytes;
+	flight->lane->bytes -= flight->bytes;
+	flight->is_counted = false;
+	if (dispatch->beyond == flight)
+		dispatch->beyond = NULL;
+	if (!dlist_is_empty(&dispatch->want_memory))
+		lane_look_again(dispatch, dlist_container(Lane, memory_node,
+												  dlist_head_node(&dispatch->want_memory)));
+}
+
+/* A jsonb column, copied to the current context, or NULL. */
+static Jsonb *
+row_jsonb(uint64 row, int column)
+{
+	bool		is_null;
+	Datum		value = sql_value(row, column, &is_null);
+
+	return is_null ? NULL : DatumGetJsonbPCopy(value);
+}
+
+/* The size of a column's value, without fetching it. */
+static int64
+row_size(uint64 row, int column)
+{
+	bool		is_null;
+	Datum		value = sql_value(row, column, &is_null);
+
+	return is_null ? 0 : (int64) toast_raw_datum_size(value);
+}
+
+void
+flight_read_large(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT operator, params, loop_masks FROM feishu.outbox WHERE id = $1",
+		1, INT8OID);
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &dispatch->claimed)
+	{
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+		Datum		values[1] = {Int64GetDatum(flight->id)};
+		MemoryContext old_context;
+
+		if (!flight->is_large || flight->silent || flight->request.operator_id != NULL)
+			continue;
+		if (!take_memory(dispatch, flight))
+		{
+			flight->state = 'q';
+			flight->silent = true;
+			lane_wait_for_memory(dispatch, flight->lane);
+			continue;
+		}
+		if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) != 1)
+			elog(ERROR, "claimed row " INT64_FORMAT " is gone", flight->id);
+		old_context = MemoryContextSwitchTo(flight->context);
+		flight->request.operator_id = row_jsonb(0, 1);
+		flight->request.params = row_jsonb(0, 2);
+		flight->request.loop_masks = row_jsonb(0, 3);
+		MemoryContextSwitchTo(old_context);
+	}
+}
+
+
+/* ---------- Begin ---------- */
+
+/* Is another flow of the same ordering key in flight? */
+static bool
+is_behind_another(Lane *lane, const char *ordering_key)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &lane->flights)
+	{
+		Flight	   *other = dlist_container(Flight, lane_node, iter.cur);
+
+		if (other->ordering_key != NULL && strcmp(other->ordering_key, ordering_key) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* A text column as a string in the current context, or NULL. */
+static char *
+row_text(uint64 row, int column)
+{
+	bool		is_null;
+	Datum		value = sql_value(row, column, &is_null);
+
+	return is_null ? NULL : TextDatumGetCString(value);
+}
+
+void
+flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
+{
+	MemoryContext context = AllocSetContextCreate(dispatch->context, "feishu_flow flight",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	Flight	   *flight = palloc0(sizeof(Flight));
+	bool		is_null;
+	Datum		value;
+
+	/* from here on flight_undo finds it, should something throw */
+	flight->lane = lane;
+	flight->context = context;
+	flight->turn = dispatch->turn;
+	flight->id = sql_int64(row, CLAIM_ID);
+	dlist_push_tail(&dispatch->claimed, &flight->node);
+	dispatch->num_flights++;
+	lane->in_flight++;
+	lane->site->in_flight++;
+
+	flight->ordering_key = row_text(row, CLAIM_ORDERING_KEY);
+	/* one with a higher id was sent while this one was not in the queue */
+	if (flight->ordering_key != NULL && is_behind_another(lane, flight->ordering_key))
+	{
+		flight->is_behind = true;
+		flight->silent = true;
+		flight->state = 'q';
+	}
+	dlist_push_tail(&lane->flights, &flight->lane_node);
+	flight->in_lane = true;
+
+	flight->request.namespace_name = row_text(row, CLAIM_NAMESPACE);
+	flight->request.flow_id = row_text(row, CLAIM_FLOW_ID);
+	flight->request.is_async = DatumGetBool(sql_value(row, CLAIM_IS_ASYNC, NULL));
+	flight->request.idempotent_key = row_text(row, CLAIM_IDEMPOTENT_KEY);
+	flight->attempts = DatumGetInt32(sql_value(row, CLAIM_ATTEMPTS, NULL));
+	value = sql_value(row, CLAIM_MAX_ATTEMPTS, &is_null);
+	flight->max_attempts = is_null ? feishu_guc_max_attempts : DatumGetInt32(value);
+	flight->expires_at = DatumGetTimestampTz(sql_value(row, CLAIM_EXPIRES_AT, NULL));
+	flight->own_key = DatumGetBool(sql_value(row, CLAIM_OWN_KEY, NULL));
+	flight->unanswered = DatumGetBool(sql_value(row, CLAIM_UNANSWERED, NULL));
+	flight->is_ours = DatumGetObjectId(sql_value(row, CLAIM_DATABASE, NULL)) == MyDatabaseId;
+	flight->last_error = row_text(row, CLAIM_ERROR);
+	if (!flight->silent)
+	{
+		int64		bytes = row_size(row, CLAIM_OPERATOR) + row_size(row, CLAIM_PARAMS) +
+			row_size(row, CLAIM_LOOP_MASKS);
+
+		flight->bytes = bytes;
+		flight->is_large = bytes >= LARGE_ROW;
+		if (!flight->is_large)
+		{
+			count_memory(dispatch, flight);
+			flight->request.operator_id = row_jsonb(row, CLAIM_OPERATOR);
+			flight->request.params = row_jsonb(row, CLAIM_PARAMS);
+			flight->request.loop_masks = row_jsonb(row, CLAIM_LOOP_MASKS);
+		}
+	}
+	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * Errors are caught without a subtransaction: what runs here computes and
+ * allocates, and looks up at most a conversion.
+ */
+void
+flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlace *place)
+{
+	MemoryContext context = CurrentMemoryContext;
+	FlowLimits	limits;
+
+	dlist_delete(&flight->node);
+	dlist_push_tail(&dispatch->flights, &flight->node);
+	if (!flight->is_ours)
+		record_decide_not_ours(flight);
+	else if (flight->expires_at <= GetCurrentTimestamp())
+		record_decide_expired(flight);
+	else if (flight->attempts >= flight->max_attempts)
+		record_decide_exhausted(flight);
+	if (flight->state != '\0')
+	{
+		limiter_abandon(place);
+		flight_end(dispatch, flight);
+		return;
+	}
+
+	PG_TRY();
+	{
+		MemoryContextSwitchTo(flight->context);
+		flight->serverid = server->serverid;
+		flight->started = GetCurrentTimestamp();
+		limits.timeout_ms = server->timeout_ms >= 0 ? server->timeout_ms : feishu_guc_timeout;
+		limits.deadline = TimestampTzPlusMilliseconds(flight->started, limits.timeout_ms);
+		limits.connect_timeout_ms = server->connect_timeout_ms >= 0 ?
+			server->connect_timeout_ms : feishu_guc_connect_timeout;
+		limits.max_response = (size_t) feishu_guc_max_response_size * 1024;
+		flight->call = flow_call_start(flight->context, server_copy(server),
+									   &flight->request, &limits, place, flight);
+		flight->lane->postponed = 0;
+		MemoryContextSwitchTo(context);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			PG_RE_THROW();
+		FlushErrorState();
+		limiter_abandon(place);
+		/* what there is of the call */
+		MemoryContextDeleteChildren(flight->context);
+		flight->call = NULL;
+		if (record_is_lasting(error->sqlerrcode))
+			record_decide_error(flight, error->sqlerrcode, error->message);
+		else
+			record_decide_postponed(flight, error->sqlerrcode, error->message);
+		flight_end(dispatch, flight);
+	}
+	PG_END_TRY();
+}
+
+
+/* ---------- End ---------- */
+
+/* Take a flight from its lane: its row may be claimed again. */
+static void
+flight_leave_lane(Flight *flight)
+{
+	if (flight->in_lane)
+		dlist_delete(&flight->lane_node);
+	flight->in_lane = false;
+}
+
+/* It is not under way any more. */
+static void
+flight_uncount(Dispatch *dispatch, Flight *flight)
+{
+	dlist_delete(&flight->node);
+	dispatch->num_flights--;
+	flight->lane->in_flight--;
+	flight->lane->site->in_flight--;
+}
+
+static void
+flight_free(Dispatch *dispatch, Flight *flight)
+{
+	flight_leave_lane(flight);
+	give_memory_back(dispatch, flight);
+	MemoryContextDelete(flight->context);
+}
+
+void
+flight_end(Dispatch *dispatch, Flight *flight)
+{
+	flight_uncount(dispatch, flight);
+	if (dispatch->num_ended++ == 0)
+		dispatch->ended_since = GetCurrentTimestamp();
+	dlist_push_tail(&dispatch->ended, &flight->node);
+	if (flight->silent)
+	{
+		flight_leave_lane(flight);
+		if (!flight->is_behind)
+			lane_expect_row(dispatch, flight->lane, flight->id);
+	}
+	else if (flight->state == 'q')
+		lane_expect_due(dispatch, flight->lane, flight->next_at);
+}
+
+void
+flight_undo(Dispatch *dispatch, Flight *flight)
+{
+	flight_uncount(dispatch, flight);
+	lane_expect_row(dispatch, flight->lane, flight->id);
+	flight_free(dispatch, flight);
+}
+
+void
+flight_take_ended(Dispatch *dispatch)
+{
+	FlowCall   *call;
+
+	while ((call = flow_calls_next_done()) != NULL)
+	{
+		Flight	   *flight = flow_call_owner(call);
+		const FlowOutcome *outcome = flow_call_outcome(call);
+
+		record_decide(flight, outcome);
+		if (!outcome->held_back)
+		{
+			flight->lane->suspect = outcome->http_status == 0;
+			stats_count_call(flight->serverid,
+							 flight->request.namespace_name, flight->request.flow_id,
+							 outcome, flight->attempts > 1,
+							 GetCurrentTimestamp() - flight->started);
+		}
+		flight_end(dispatch, flight);
+	}
+}
+
+void
+flight_give_back_unsent(Dispatch *dispatch)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &dispatch->flights)
+	{
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+		if (flow_call_is_sent(flight->call))
+			continue;
+		flow_call_free(flight->call);
+		flight->call = NULL;
+		flight->state = 'q';
+		flight->silent = true;
+		flight_end(dispatch, flight);
+	}
+}
+
+void
+flight_forget_recorded(Dispatch *dispatch)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &dispatch->ended)
+	{
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+		if (!flight->recorded)
+			continue;
+		dlist_delete(&flight->node);
+		dispatch->num_ended--;
+		flight_free(dispatch, flight);
+	}
+	dispatch->ended_since = GetCurrentTimestamp();
+}
+
+void
+flight_undo_turn(Dispatch *dispatch)
+{
+	dlist_head *lists[2] = {&dispatch->claimed, &dispatch->flights};
+	dlist_mutable_iter iter;
+
+	for (int i = 0; i < 2; i++)
+	{
+		dlist_foreach_modify(iter, lists[i])
+		{
+			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+			if (flight->turn == dispatch->turn)
+				flight_undo(dispatch, flight);
+		}
+	}
+	/* those that have ended already, or whose ends are to be written again */
+	dlist_foreach_modify(iter, &dispatch->ended)
+	{
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+		flight->recorded = false;
+		if (flight->turn != dispatch->turn)
+			continue;
+		dlist_delete(&flight->node);
+		dispatch->num_ended--;
+		lane_expect_row(dispatch, flight->lane, flight->id);
+		flight_free(dispatch, flight);
+	}
+}
+
+Datum
+flight_ids_array(Lane *lane, int64 min_id)
+{
+	Datum	   *values;
+	int			num = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &lane->flights)
+		num++;
+	values = palloc((num + 1) * sizeof(Datum));
+	num = 0;
+	dlist_foreach(iter, &lane->flights)
+	{
+		Flight	   *flight = dlist_container(Flight, lane_node, iter.cur);
+
+		if (flight->id > min_id)
+			values[num++] = Int64GetDatum(flight->id);
+	}
+	return PointerGetDatum(construct_array(values, num, INT8OID, 8, FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}

@@ -1,0 +1,495 @@
+/*-------------------------------------------------------------------------
+ *
+ * schedule.c
+ *	  Whose turn it is: which lanes the dispatcher claims rows of, and how many.
+ *
+ * A lane is due when it may have rows to claim now, will be due at a time, or
+ * waits for somebody to change it.  Servers with lanes that are due take turns,
+ * and so do the lanes of a server: whose turn is over goes to the end.  So what a
+ * turn costs depends on how much is claimed, not on how many lanes there are.
+ * How many flows a lane may have under way is flight.c's to say.
+ *
+ * Rows of many lanes are claimed by one statement, each at most what its turn
+ * allows.  First each lane gets places of the limiter, then as many rows; places
+ * without a row are given back.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/schedule.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "limiter.h"
+
+/* Rows claimed at once, and so lanes. */
+#define CLAIM_ROWS			DISPATCH_BATCH
+
+/* Answers that have come meanwhile wait for the end of the transaction. */
+#define CLAIM_MS			50
+
+/*
+ * With much under way, rows are claimed when there is room for many, or after so
+ * long; of a lane that has nothing under way, sooner.
+ */
+#define BATCH_ROWS			DISPATCH_BATCH
+#define BATCH_DELAY_MS		10
+#define FIRST_DELAY_MS		2
+
+
+/* ---------- Who is due ---------- */
+
+/* Who is due first is the heap's greatest. */
+static int
+compare_timed(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+{
+	TimestampTz at_a = pairingheap_const_container(Lane, timed_node, a)->timed_at;
+	TimestampTz at_b = pairingheap_const_container(Lane, timed_node, b)->timed_at;
+
+	return at_a < at_b ? 1 : at_a > at_b ? -1 : 0;
+}
+
+void
+schedule_init(Dispatch *dispatch)
+{
+	HASHCTL		control;
+
+	dispatch->context = AllocSetContextCreate(TopMemoryContext, "feishu_flow dispatcher",
+											  ALLOCSET_DEFAULT_SIZES);
+	dispatch->scratch = AllocSetContextCreate(TopMemoryContext, "feishu_flow dispatcher turn",
+											  ALLOCSET_DEFAULT_SIZES);
+	memset(&control, 0, sizeof(control));
+	control.keysize = sizeof(LaneKey);
+	control.entrysize = sizeof(Lane);
+	control.hcxt = dispatch->context;
+	dispatch->lane_table = hash_create("feishu_flow lanes", 64, &control,
+									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	control.keysize = NAMEDATALEN;
+	control.entrysize = sizeof(Site);
+	dispatch->site_table = hash_create("feishu_flow servers", 64, &control,
+									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	dlist_init(&dispatch->due_sites);
+	dlist_init(&dispatch->untold);
+	dlist_init(&dispatch->want_memory);
+	dlist_init(&dispatch->claimed);
+	dlist_init(&dispatch->flights);
+	dlist_init(&dispatch->ended);
+	/* pairingheap_allocate takes the current context */
+	MemoryContextSwitchTo(dispatch->context);
+	dispatch->timed = pairingheap_allocate(compare_timed, NULL);
+	MemoryContextSwitchTo(dispatch->scratch);
+}
+
+/* When a lane may have rows to claim; DT_NOEND: not before somebody changes it. */
+static TimestampTz
+lane_due_at(const Lane *lane)
+{
+	TimestampTz at = lane->more || lane->ready.num > 0 ? 0 : lane->next_due;
+
+	return lane->paused ? DT_NOEND : Max(at, lane->hold_until);
+}
+
+/* Take a lane from where it is. */
+static void
+schedule_remove(Dispatch *dispatch, Lane *lane)
+{
+	Site	   *site = lane->site;
+
+	if (lane->is_due)
+	{
+		dlist_delete(&lane->due_node);
+		lane->is_due = false;
+		dispatch->num_due--;
+		if (--site->num_due == 0)
+			dlist_delete(&site->node);
+	}
+	if (lane->is_timed)
+	{
+		pairingheap_remove(dispatch->timed, &lane->timed_node);
+		lane->is_timed = false;
+	}
+}
+
+/* A lane is due: its turn comes after all others. */
+static void
+schedule_push(Dispatch *dispatch, Lane *lane)
+{
+	Site	   *site = lane->site;
+
+	dlist_push_tail(&site->due, &lane->due_node);
+	lane->is_due = true;
+	dispatch->num_due++;
+	if (site->num_due++ == 0)
+		dlist_push_tail(&dispatch->due_sites, &site->node);
+}
+
+void
+schedule_lane(Dispatch *dispatch, Lane *lane)
+{
+	TimestampTz at = lane_due_at(lane);
+
+	if (at == 0)
+	{
+		/* it keeps its turn */
+		if (!lane->is_due)
+		{
+			schedule_remove(dispatch, lane);
+			schedule_push(dispatch, lane);
+		}
+		return;
+	}
+	if (lane->is_timed && lane->timed_at == at)
+		return;
+	schedule_remove(dispatch, lane);
+	if (TIMESTAMP_IS_NOEND(at))
+		return;
+	lane->timed_at = at;
+	pairingheap_add(dispatch->timed, &lane->timed_node);
+	lane->is_timed = true;
+}
+
+/* Lanes whose time has come are due. */
+static void
+schedule_advance(Dispatch *dispatch, TimestampTz now)
+{
+	while (!pairingheap_is_empty(dispatch->timed))
+	{
+		Lane	   *lane = pairingheap_container(Lane, timed_node, pairingheap_first(dispatch->timed));
+
+		if (lane->timed_at > now)
+			break;
+		schedule_remove(dispatch, lane);
+		schedule_push(dispatch, lane);
+	}
+}
+
+
+/* ---------- Whose turn it is ---------- */
+
+/* How many rows of a lane may be claimed, with room for so many in all. */
+static int
+lane_wants(const Dispatch *dispatch, const Lane *lane, int room, TimestampTz now)
+{
+	int			limit = flight_lane_room(dispatch, lane, room);
+
+	/* no more places than there may be rows: others may want them */
+	if (!lane->more && lane->next_due > now)
+		limit = Min(limit, lane->ready.num);
+	return Min(limit, CLAIM_ROWS);
+}
+
+TimestampTz
+schedule_next(Dispatch *dispatch, TimestampTz now, TimestampTz claimed_at)
+{
+	TimestampTz next = DT_NOEND;
+	int			room;
+	dlist_iter	outer;
+
+	schedule_advance(dispatch, now);
+	if (!pairingheap_is_empty(dispatch->timed))
+		next = pairingheap_container(Lane, timed_node, pairingheap_first(dispatch->timed))->timed_at;
+	room = dispatch->num_due > 0 ? flight_room(dispatch) : 0;
+	if (room == 0)
+		return next;
+
+	dlist_foreach(outer, &dispatch->due_sites)
+	{
+		Site	   *site = dlist_container(Site, node, outer.cur);
+		dlist_iter	inner;
+
+		if (flight_site_room(dispatch, site, room) == 0)
+			continue;
+		dlist_foreach(inner, &site->due)
+		{
+			Lane	   *lane = dlist_container(Lane, due_node, inner.cur);
+
+			if (lane_wants(dispatch, lane, room, now) == 0)
+				continue;
+			if (room >= Min(BATCH_ROWS, dispatch->num_flights))
+				return 0;
+			if (lane->in_flight == 0)
+				return Min(next, TimestampTzPlusMilliseconds(claimed_at, FIRST_DELAY_MS));
+			next = Min(next, TimestampTzPlusMilliseconds(claimed_at, BATCH_DELAY_MS));
+			break;
+		}
+	}
+	return next;
+}
+
+/* Change how many places a lane may fill in the claim under way. */
+static void
+lane_grant(Dispatch *dispatch, Lane *lane, int change)
+{
+	lane->granted += change;
+	lane->site->granted += change;
+	dispatch->granted += change;
+}
+
+/* A lane has had its turn: it and its server come after all others. */
+static void
+lane_end_turn(Dispatch *dispatch, Lane *lane)
+{
+	Site	   *site = lane->site;
+
+	lane->turn = dispatch->turn;
+	if (!lane->is_due)
+		return;
+	dlist_delete(&lane->due_node);
+	dlist_push_tail(&site->due, &lane->due_node);
+	dlist_delete(&site->node);
+	dlist_push_tail(&dispatch->due_sites, &site->node);
+}
+
+/*
+ * Choose lanes that have had no turn in this transaction, and grant each what it
+ * may fill, CLAIM_ROWS in all at most.  Returns how many.
+ */
+static int
+choose_lanes(Dispatch *dispatch, TimestampTz now, Lane **lanes)
+{
+	int			room = flight_room(dispatch);
+	int			rows = Min(CLAIM_ROWS, room);
+	int			each = Max(1, room / Max(1, dispatch->num_due));
+	int			num = 0;
+	dlist_iter	outer;
+
+	dlist_foreach(outer, &dispatch->due_sites)
+	{
+		Site	   *site = dlist_container(Site, node, outer.cur);
+		dlist_iter	inner;
+
+		dlist_foreach(inner, &site->due)
+		{
+			Lane	   *lane = dlist_container(Lane, due_node, inner.cur);
+			int			left = room - dispatch->granted;
+			int			places;
+
+			/* those behind it have had theirs, too */
+			if (lane->turn == dispatch->turn || rows == 0 ||
+				flight_site_room(dispatch, site, left) == 0)
+				break;
+			places = Min(Min(lane_wants(dispatch, lane, left, now), each), rows);
+			if (places == 0)
+				continue;
+			lane_grant(dispatch, lane, places);
+			lanes[num++] = lane;
+			rows -= places;
+		}
+		if (rows == 0)
+			break;
+	}
+	for (int i = 0; i < num; i++)
+		lane_end_turn(dispatch, lanes[i]);
+	return num;
+}
+
+
+/* ---------- Claims ---------- */
+
+/* Lanes that wait for a place of the same app are not each asked about in vain. */
+#define MEMO_APPS			8
+
+typedef struct FullApp
+{
+	const Site *site;			/* whose limits these are */
+	AppKey		app;
+	TimestampTz retry_at;
+} FullApp;
+
+static FullApp full_apps[MEMO_APPS];
+static int	num_full_apps;
+static uint64 full_apps_turn;	/* the transaction in which they were */
+
+/* Another lane of the same app was told in this transaction to wait. */
+static bool
+app_is_full(const Dispatch *dispatch, const Lane *lane, TimestampTz *retry_at)
+{
+	if (full_apps_turn != dispatch->turn)
+		num_full_apps = 0;
+	full_apps_turn = dispatch->turn;
+	for (int i = 0; i < num_full_apps; i++)
+	{
+		*retry_at = full_apps[i].retry_at;
+		if (full_apps[i].site == lane->site &&
+			memcmp(&full_apps[i].app, &lane->app, sizeof(AppKey)) == 0)
+			return true;
+	}
+	return false;
+}
+
+static void
+note_full_app(const Lane *lane, TimestampTz retry_at)
+{
+	if (num_full_apps < MEMO_APPS)
+		full_apps[num_full_apps++] = (FullApp)
+	{
+		lane->site, lane->app, retry_at
+	};
+}
+
+/* Get places of the limiter for a lane; the lane is held when there are none. */
+static void
+lane_take_places(Dispatch *dispatch, Lane *lane, const FlowServer *server)
+{
+	lane->places = palloc0(lane->granted * sizeof(LimiterPlace));
+	while (lane->num_places < lane->granted)
+	{
+		TimestampTz retry_at;
+		LimiterPause why;
+
+		if (limiter_acquire(server, true, &lane->place, &retry_at, &why) == LIMITER_WAIT)
+		{
+			lane_hold(dispatch, lane, retry_at,
+					  why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ? NULL :
+					  limiter_pause_text(why));
+			if (why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY)
+				note_full_app(lane, retry_at);
+			return;
+		}
+		lane->places[lane->num_places++] = lane->place;
+		memset(&lane->place, 0, sizeof(lane->place));
+	}
+}
+
+/* Prepare a lane for a claim: its server, or NULL when it is held. */
+static FlowServer *
+lane_prepare(Dispatch *dispatch, Lane *lane, TimestampTz now)
+{
+	FlowServer *server;
+	TimestampTz retry_at;
+
+	lane->memory_refused = false;
+	if (lane->place.waiting && app_is_full(dispatch, lane, &retry_at))
+	{
+		lane_hold(dispatch, lane, retry_at, NULL);
+		return NULL;
+	}
+	if (lane->hold_until != 0)
+		lane_hold(dispatch, lane, 0, NULL);
+	server = lane_lookup_server(dispatch, lane);
+	if (server == NULL)
+	{
+		limiter_abandon(&lane->place);
+		return NULL;
+	}
+	lane_note_app(lane, &server->app_key);
+
+	/* not more than can be claimed: millions may be due */
+	if (lane->next_due <= now && lane->ready.num < lane->granted)
+		claim_look_at_due(dispatch, lane, now);
+	lane_take_places(dispatch, lane, server);
+	return server;
+}
+
+/* The claim of a lane is over: give back what was not used.  Does not throw. */
+static void
+lane_finish(Dispatch *dispatch, Lane *lane, int claimed)
+{
+	/* with nothing more to send, there is nothing to wait for */
+	if (claimed < lane->num_places)
+		limiter_abandon(&lane->place);
+	for (int i = 0; lane->places != NULL && i < lane->num_places; i++)
+		limiter_abandon(&lane->places[i]);
+	lane->places = NULL;
+	lane->num_places = 0;
+	lane_grant(dispatch, lane, -lane->granted);
+}
+
+/* Begin the flights that were claimed, each with a place of its lane. */
+static void
+begin_claimed(Dispatch *dispatch, Lane **lanes, FlowServer **servers, int num)
+{
+	int		   *claimed = palloc0(num * sizeof(int));
+	dlist_mutable_iter iter;
+
+	for (int i = 0; i < num; i++)
+		lanes[i]->position = i;
+	dlist_foreach_modify(iter, &dispatch->claimed)
+	{
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+		int			i = flight->lane->position;
+
+		dispatch->claim_durably |= !flight->own_key;
+		if (flight->silent)
+			flight_end(dispatch, flight);
+		else
+			flight_start(dispatch, flight, servers[i], &lanes[i]->places[claimed[i]]);
+		claimed[i]++;
+	}
+	for (int i = 0; i < num; i++)
+	{
+		Lane	   *lane = lanes[i];
+		bool		waits = claimed[i] == lane->num_places && lane->num_places < lane->granted;
+
+		if (claimed[i] > 0)
+			lane_log_open(lane);
+		if (!lane->memory_refused)
+			flight_leave_memory(dispatch, lane);
+		/* the limiter's word holds while there may be more to send */
+		if (!waits && !lane->wants_memory && lane->hold_until != 0)
+			lane_hold(dispatch, lane, 0, NULL);
+		lane_finish(dispatch, lane, claimed[i]);
+		server_forget_secrets(servers[i]);
+	}
+}
+
+/* One claim; false when there is nobody whose turn it is. */
+static bool
+claim_once(Dispatch *dispatch, TimestampTz now)
+{
+	Lane	   *lanes[CLAIM_ROWS];
+	FlowServer *servers[CLAIM_ROWS];
+	int			chosen = choose_lanes(dispatch, now, lanes);
+	int			num = 0;
+
+	for (int i = 0; i < chosen; i++)
+	{
+		FlowServer *server = lane_prepare(dispatch, lanes[i], now);
+
+		if (server == NULL || lanes[i]->num_places == 0)
+		{
+			if (server != NULL)
+				server_forget_secrets(server);
+			flight_leave_memory(dispatch, lanes[i]);
+			lanes[i]->places = NULL;
+			lane_grant(dispatch, lanes[i], -lanes[i]->granted);
+			continue;
+		}
+		servers[num] = server;
+		lanes[num++] = lanes[i];
+	}
+	if (num > 0)
+	{
+		claim_rows(dispatch, lanes, num);
+		begin_claimed(dispatch, lanes, servers, num);
+	}
+	return chosen > 0;
+}
+
+void
+schedule_claim_all(Dispatch *dispatch, TimestampTz now)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(now, CLAIM_MS);
+
+	schedule_advance(dispatch, now);
+	while (claim_once(dispatch, now) && GetCurrentTimestamp() < until)
+		;
+}
+
+void
+schedule_abort(Dispatch *dispatch)
+{
+	if (dispatch->granted == 0)
+		return;
+	for (int i = 0; i < dispatch->num_lanes; i++)
+	{
+		if (dispatch->lanes[i]->granted > 0)
+			lane_finish(dispatch, dispatch->lanes[i], 0);
+	}
+}
