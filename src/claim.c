@@ -343,7 +343,7 @@ claim_next(Dispatch *dispatch, Lane **lanes, const int *limits, int num_lanes)
 		{
 			Flight	   *flight = dlist_container(Flight, lane_node, iter.cur);
 
-			if (flight->id > lanes[i]->cursor)
+			if (flight->id > lanes[i]->cursor && !flight->recorded)
 				ids[num_ids++] = Int64GetDatum(flight->id);
 		}
 	}
@@ -465,6 +465,7 @@ claim_lanes(Dispatch *dispatch, Lane **lanes, int num)
 {
 	Lane	  **plain = palloc(num * sizeof(Lane *));
 	int		   *limits = palloc(num * sizeof(int));
+	int		   *until = palloc(num * sizeof(int));
 	int			num_plain = 0;
 
 	for (int i = 0; i < num; i++)
@@ -476,6 +477,7 @@ claim_lanes(Dispatch *dispatch, Lane **lanes, int num)
 		else if (lane->more)
 		{
 			limits[num_plain] = lane->num_places;
+			until[num_plain] = lane->in_flight + lane->num_places;
 			plain[num_plain++] = lane;
 		}
 	}
@@ -484,11 +486,11 @@ claim_lanes(Dispatch *dispatch, Lane **lanes, int num)
 	claim_next(dispatch, plain, limits, num_plain);
 	for (int i = 0; i < num_plain; i++)
 	{
-		int			left = limits[i] - plain[i]->ready.num;
+		int			left = until[i] - plain[i]->in_flight;
 
 		/* what has an ordering key, too */
-		if (plain[i]->ready.num > 0)
-			claim_listed(dispatch, plain[i], Max(left, plain[i]->ready.num));
+		if (plain[i]->ready.num > 0 && left > 0)
+			claim_listed(dispatch, plain[i], left);
 	}
 }
 

@@ -65,7 +65,7 @@ typedef struct Lane
 	TimestampTz next_due;		/* when to look at delayed rows; DT_NOEND */
 	IdList		ready;			/* rows to claim by id: due ones, successors in
 								 * an ordering key, those given back */
-	dlist_head	flights;		/* all that are not recorded */
+	dlist_head	flights;		/* all whose ends are not committed */
 	int			in_flight;		/* those that have not ended */
 	int			granted;		/* places that a claim under way may fill */
 	LimiterPlace *places;		/* these, in a claim under way; else NULL */
@@ -281,7 +281,7 @@ extern void flight_leave_memory(Dispatch *dispatch, Lane *lane);
 /* flight.c: how many more flights may there be; and with room for so many, how
  * many may a server, a lane have? */
 extern int	flight_room(const Dispatch *dispatch);
-extern int	flight_site_room(const Dispatch *dispatch, const Site *site, int room);
+extern int	flight_site_room(const Site *site, int room);
 extern int	flight_lane_room(const Dispatch *dispatch, const Lane *lane, int room);
 
 /* flight.c: the ids of a lane's flights above min_id, as bigint[] */

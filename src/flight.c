@@ -75,10 +75,10 @@ flight_room(const Dispatch *dispatch)
 }
 
 int
-flight_site_room(const Dispatch *dispatch, const Site *site, int room)
+flight_site_room(const Site *site, int room)
 {
 	int			taken = site->in_flight + site->granted;
-	int			left = dispatch->num_flights + dispatch->granted + room - taken;
+	int			left = room + taken;	/* by other servers */
 	int			share = left >= 4 ? left - eighth(left) : left;
 
 	/* one is always under way, of whatever server */
@@ -90,8 +90,8 @@ flight_lane_room(const Dispatch *dispatch, const Lane *lane, int room)
 {
 	int			taken = lane->in_flight + lane->granted;
 	int			all = dispatch->num_flights + dispatch->granted + room;
-	int			share = (all - (dispatch->num_flights + dispatch->granted - taken)) * 3 / 4;
-	int			left = Min(flight_site_room(dispatch, lane->site, room),
+	int			share = (room + taken) * 3 / 4; /* of what other lanes leave */
+	int			left = Min(flight_site_room(lane->site, room),
 						   Max(share - taken, taken == 0 ? 1 : 0));
 
 	if (taken > 0 || lane->suspect)
@@ -241,7 +241,8 @@ is_behind_another(Lane *lane, const char *ordering_key)
 	{
 		Flight	   *other = dlist_container(Flight, lane_node, iter.cur);
 
-		if (other->ordering_key != NULL && strcmp(other->ordering_key, ordering_key) == 0)
+		if (!other->recorded && other->ordering_key != NULL &&
+			strcmp(other->ordering_key, ordering_key) == 0)
 			return true;
 	}
 	return false;
@@ -541,7 +542,7 @@ flight_ids_array(Lane *lane, int64 min_id)
 	{
 		Flight	   *flight = dlist_container(Flight, lane_node, iter.cur);
 
-		if (flight->id > min_id)
+		if (flight->id > min_id && !flight->recorded)
 			values[num++] = Int64GetDatum(flight->id);
 	}
 	return PointerGetDatum(construct_array(values, num, INT8OID, 8, FLOAT8PASSBYVAL,

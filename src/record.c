@@ -540,7 +540,7 @@ record_ended(Dispatch *dispatch)
 			continue;
 		if (dispatch->record_singly)
 			write_singly(flights, num);
-		else if (write_ends(flights, num) != num)
+		else if (write_ends(flights, num) != (uint64) num)
 		{
 			dispatch->record_singly = true;
 			ereport(ERROR,

@@ -203,7 +203,7 @@ schedule_next(Dispatch *dispatch, TimestampTz now, TimestampTz claimed_at)
 		Site	   *site = dlist_container(Site, node, outer.cur);
 		dlist_iter	inner;
 
-		if (flight_site_room(dispatch, site, room) == 0)
+		if (flight_site_room(site, room) == 0)
 			continue;
 		dlist_foreach(inner, &site->due)
 		{
@@ -272,7 +272,7 @@ choose_lanes(Dispatch *dispatch, TimestampTz now, Lane **lanes)
 
 			/* those behind it have had theirs, too */
 			if (lane->turn == dispatch->turn || rows == 0 ||
-				flight_site_room(dispatch, site, left) == 0)
+				flight_site_room(site, left) == 0)
 				break;
 			places = Min(Min(lane_wants(dispatch, lane, left, now), each), rows);
 			if (places == 0)

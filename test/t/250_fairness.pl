@@ -87,8 +87,8 @@ gets_through('... nor for flows that must wait for each other', 50, ordering_key
 
 give_up(qw(slow silent full_queue closed));
 
-# One at a time, but one of each role: they go to the same host.
-$node->append_conf('postgresql.conf', 'feishu_flow.max_in_flight = 1');
+# Two at a time, one of each role: they go to the same host.
+$node->append_conf('postgresql.conf', 'feishu_flow.max_in_flight = 2');
 $node->reload;
 $session->value('CREATE ROLE first LOGIN');
 my $first = FeishuFlow::Session->new($node, user => 'first');
@@ -97,7 +97,7 @@ $mock->mark;
 my $stuck = enqueue($first, server => 'quick', flow_id => 'stuck');
 $mock->wait_for(1, kind => 'execute', flow_id => 'stuck');
 my $next = enqueue($session, server => 'quick');
-succeeds($session, "SELECT feishu.wait_flow($next, '$AT_ONCE s')", 'with a max_in_flight of 1, a flow that hangs does not hold up those of another role');
+succeeds($session, "SELECT feishu.wait_flow($next, '$AT_ONCE s')", 'with a max_in_flight of 2, a flow that hangs does not hold up those of another role');
 $mock->well;
 succeeds($first, "SELECT feishu.wait_flow($stuck)", '... and ends when it is answered');
 $node->append_conf('postgresql.conf', 'feishu_flow.max_in_flight = 32');
