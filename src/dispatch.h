@@ -74,7 +74,8 @@ typedef struct Lane
 	uint64		turn;			/* of the transaction in which it had one last */
 	int64		bytes;			/* of its flights' rows in memory */
 	bool		suspect;		/* its last attempt got no answer */
-	int			postponed;		/* rows that could not be read now, in a row */
+	int			postponed;		/* rows that could not be prepared now, in a row */
+	TimestampTz postponed_told; /* when the log had a line of that */
 	LimiterPlace place;			/* its turn, while the app has no place */
 	bool		behind;			/* held since another lane of its app waits */
 	bool		paused;			/* by pause_server */

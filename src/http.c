@@ -207,7 +207,7 @@ http_loop_room(HttpLoop *loop)
 
 	dlist_foreach(iter, &loop->active)
 		active++;
-	return Max(300 - active, 0);
+	return Max(740 - active, 0);
 }
 
 void

@@ -47,6 +47,9 @@
 /* Rows deleted or given up by one turn of the slow poll. */
 #define MAINTENANCE_ROWS	5000
 
+/* Rows of a lane that could not be prepared make one line of the log in so long. */
+#define POSTPONED_QUIET_MS	(60 * 1000)
+
 
 /* ---------- Deciding ---------- */
 
@@ -182,17 +185,23 @@ record_is_lasting(int sqlstate)
 
 /*
  * What went wrong with a lane's row is of the moment: when to look at it again.
- * The first of several in a row is worth a line in the log.
+ * One line in the log tells of all within a minute.
  */
 static TimestampTz
 postpone(Lane *lane, int64 id, int sqlstate, const char *message)
 {
-	if (lane->postponed++ == 0)
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < lane->postponed_told ||
+		now >= TimestampTzPlusMilliseconds(lane->postponed_told, POSTPONED_QUIET_MS))
+	{
+		lane->postponed_told = now;
 		ereport(LOG,
 				(errcode(sqlstate),
 				 errmsg("feishu_flow could not prepare flow %lld, and tries again: %s",
 						(long long) id, message)));
-	return backoff_until(lane->postponed);
+	}
+	return backoff_until(++lane->postponed);
 }
 
 /* It could not be sent now, for no fault of its own: no attempt is counted. */
