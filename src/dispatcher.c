@@ -60,7 +60,6 @@
 #include "limiter.h"
 #include "nls.h"
 #include "sqlrun.h"
-#include "wakeup.h"
 
 PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 
@@ -389,8 +388,6 @@ do_work(Work *work, TimestampTz now)
 	end_work(num_ended > 0 || dispatch.claim_durably ||
 			 (dispatch.num_flights > 0 && standby_is_synchronous()));
 	dispatch.claim_durably = false;
-	if (num_ended > 0)
-		wakeup_broadcast();
 }
 
 /*

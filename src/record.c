@@ -36,6 +36,7 @@
 
 #include "dispatch.h"
 #include "guc.h"
+#include "news.h"
 #include "nls.h"
 #include "sqlrun.h"
 
@@ -371,6 +372,8 @@ record_ended(Dispatch *dispatch)
 		if (!flight->silent)
 		{
 			fill_row(columns, num++, flight, now);
+			if (flight->state != 'q')
+				news_tell_ended(flight->id);
 			if (flight->response != NULL && flight->response->body != NULL)
 				bytes += VARSIZE(flight->response->body);
 		}
@@ -422,6 +425,7 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 	{
 		/* others of its ordering key were passed over */
 		discover_reopen(dispatch, id);
+		news_tell_ended(id);
 		ereport(LOG,
 				(errcode(error->sqlerrcode),
 				 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, error->message)));
@@ -526,6 +530,8 @@ fail_flows(SqlStatement *statements, const Lane *lane, const char *sqlstate,
 		failed += num;
 		*more |= num >= MAINTENANCE_ROWS;
 	}
+	if (failed > 0)
+		news_tell_ended_some();
 	return failed;
 }
 
