@@ -42,14 +42,19 @@ sub until_asleep
 	});
 }
 
+sub until_waiting
+{
+	my ($who) = @_;
+	my $waits = 'SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $who->pid;
+	return wait_until('a session waits', sub { $session->value($waits) eq 'Extension' });
+}
+
 # The waiter waits for a flow, and has gone to sleep.
 sub wait_for
 {
 	my ($id) = @_;
 	$waiter->send("SELECT feishu.wait_flow($id, '1 h')");
-	wait_until('a session waits', sub {
-		$session->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $waiter->pid) eq 'Extension';
-	});
+	until_waiting($waiter);
 	until_asleep($waiter->pid);
 	return;
 }
@@ -58,10 +63,11 @@ sub wait_for
 # waits for it, who is woken at once.
 sub is_woken
 {
-	my ($name, $sqlstate, $queue, $end) = @_;
+	my ($name, $sqlstate, $queue, $end, $waits) = @_;
+	$waits //= $WAITS;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my ($seconds, @states) = (0);
-	for (1 .. $WAITS)
+	for (1 .. $waits)
 	{
 		my $id = $queue->();
 		wait_for($id);
@@ -70,8 +76,8 @@ sub is_woken
 		push @states, $waiter->result->{sqlstate};
 		$seconds += time() - $ended;
 	}
-	is("@states", "@{[ ($sqlstate) x $WAITS ]}", "$name: wait_flow ends");
-	cmp_ok($seconds, '<', $LOOK * $WAITS / 2, '... at once');
+	is("@states", "@{[ ($sqlstate) x $waits ]}", "$name: wait_flow ends");
+	cmp_ok($seconds, '<', $LOOK * $waits / 2, '... at once');
 	return;
 }
 
@@ -90,7 +96,9 @@ sub queue_later { return enqueue($session, run_at => \$later, params => $never);
 
 is_woken('succeeded', '00000', sub { queue_paused() }, \&resume);
 is_woken('refused', 'LK400', sub { queue_paused(flow_id => 'refusedFlow') }, \&resume);
-is_woken('cancelled by another session', '55000', \&queue_later, sub { $session->value("SELECT feishu.cancel_flow($_[0])") });
+is_woken('cancelled by another session', '55000', \&queue_later, sub {
+	$session->value("SELECT feishu.cancel_flow($_[0])");
+});
 is_woken('cancelled in a subtransaction', '55000', \&queue_later, sub {
 	$session->value("BEGIN; SAVEPOINT a; SELECT feishu.cancel_flow($_[0]); RELEASE a; SAVEPOINT b; ROLLBACK TO b; COMMIT");
 });
@@ -104,7 +112,8 @@ is_woken('retried, and refused again', 'LK400',
 	sub {
 		my $id = enqueue($session, flow_id => 'refusedFlow');
 		until_ended($session, "id = $id");
-		$session->value("SELECT feishu.pause_server('feishu'), feishu.retry_flow($id)");
+		$session->value("SELECT feishu.pause_server('feishu')");
+		$session->value("SELECT feishu.retry_flow($id)");
 		return $id;
 	},
 	\&resume);
@@ -124,9 +133,10 @@ is_woken('failed with its role', '42704',
 	},
 	\&resume);
 
-# The dispatcher is told to end, and waits for answers a little.
+# The dispatcher is told to end, and waits for an answer a little.
 is_woken('recorded by a dispatcher on its way out', '00000',
 	sub {
+		until_dispatcher($session);
 		$mock->fault(type => 'hold');
 		$mock->mark;
 		my $id = enqueue($session, params => '{"n": 2}');
@@ -139,8 +149,8 @@ is_woken('recorded by a dispatcher on its way out', '00000',
 		$session->value("SELECT pg_terminate_backend($pid)");
 		$mock->well;
 		until_ended($session, "id = $id");
-		until_dispatcher($session, $pid);
-	});
+	},
+	2);
 
 # Held lanes are looked at by the slow poll.
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
@@ -168,21 +178,21 @@ sub wakes_beyond_looks
 }
 
 # Sessions that wait for flows, until they are ended.
-my $waits = 0;
+my $groups = 0;
 
 sub start_waiters
 {
 	my ($clients, $sql, $database) = @_;
-	local $ENV{PGAPPNAME} = 'waiters' . ++$waits;
+	local $ENV{PGAPPNAME} = 'waiters' . ++$groups;
 	my $file = PostgreSQL::Test::Utils::tempdir() . '/wait.sql';
 	append_to_file($file, $sql);
 	my $output = '';
-	my $run = IPC::Run::start([ 'pgbench', '-n', '-f', $file, '-h', $node->host, '-p', $node->port, '-c', $clients, '-t', 1, $database ],
-		'>', \$output, '2>', \$output, IPC::Run::timeout(2 * $FeishuFlow::PATIENCE));
+	my @command = ('pgbench', '-n', '-f', $file, '-h', $node->host, '-p', $node->port, '-c', $clients, '-t', 1, $database);
+	my $run = IPC::Run::start(\@command, '>', \$output, '2>', \$output, IPC::Run::timeout(2 * $FeishuFlow::PATIENCE));
 	my $pids;
 	wait_until('they wait', sub {
-		$pids = $session->value("SELECT string_agg(pid::text, ' ') FILTER (WHERE wait_event_type = 'Extension') FROM pg_stat_activity "
-			  . "WHERE application_name = 'waiters$waits' HAVING count(*) = $clients");
+		$pids = $session->value("SELECT string_agg(pid::text, ' ') FILTER (WHERE wait_event_type = 'Extension') "
+			  . "FROM pg_stat_activity WHERE application_name = 'waiters$groups' HAVING count(*) = $clients");
 		return (() = $pids =~ /\d+/g) == $clients;
 	});
 	return ($run, split / /, $pids);
@@ -202,9 +212,8 @@ sub end_flows
 
 # In another database flows have the same ids.
 $session->value('CREATE DATABASE second');
+create_server($node, 'feishu', { base_url => $mock->url }, undef, 'second');
 my $second = FeishuFlow::Session->new($node, database => 'second');
-$second->value("CREATE EXTENSION feishu_flow; CREATE SERVER feishu FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '@{[ $mock->url ]}'); "
-	  . "CREATE USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
 my $last = $session->value('SELECT last_value FROM feishu.outbox_id_seq');
 $second->value("SELECT setval('feishu.outbox_id_seq', $last)");
 enqueue_many($second, 1, 220, run_at => \$later, params => $never);
@@ -212,8 +221,11 @@ my $idle = enqueue($session, run_at => \$later, params => $never);
 my ($here, @here) = start_waiters(10, "SELECT feishu.wait_flow($idle, '1 h');", 'postgres');
 my ($there, @there) = start_waiters(10, "SELECT feishu.wait_flow($last + 10 + :client_id * 20, '1 h');", 'second');
 
-cmp_ok(wakes_beyond_looks(sub { end_flows(200) }, @here, @there), '<', 20, 'who waits is not woken by the ends of 200 other flows');
-is($session->value("SELECT count(*) > 190 FROM feishu.flows WHERE id > $last AND state = 'succeeded'"), 't', '... which have ids of those in another database');
+cmp_ok(wakes_beyond_looks(sub { end_flows(200) }, @here, @there), '<', 20,
+	'who waits is not woken by the ends of 200 other flows');
+is($session->value('SELECT count(*) FROM feishu.flows JOIN generate_series(0, 9) AS g '
+		  . "ON id = $last + 10 + g * 20 WHERE state = 'succeeded'"),
+	'10', '... whose ids are waited for in another database');
 
 # Places at a server are passed on: who waits for one is woken by that.
 my $called;
@@ -227,8 +239,9 @@ my ($first, $next) = map { FeishuFlow::Session->new($node) } 1 .. 2;
 $first->send(flow(server => 'narrow', flow_id => 'heldFlow'));
 $mock->wait_for(1, kind => 'execute');
 $next->send(flow(server => 'narrow'));
-wait_until('a call waits', sub { $session->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $next->pid) eq 'Extension' });
-cmp_ok(wakes_beyond_looks(sub { end_flows(100) }, $next->pid), '<', 10, 'who waits for a place is not woken by the ends of 100 flows');
+until_waiting($next);
+cmp_ok(wakes_beyond_looks(sub { end_flows(100) }, $next->pid), '<', 10,
+	'who waits for a place is not woken by the ends of 100 flows');
 $mock->well;
 succeeds($_, $_->result, '... but by the place') foreach $first, $next;
 
@@ -269,9 +282,8 @@ foreach my $case (
 	{
 		my $id = queue_later();
 		my $idler = FeishuFlow::Session->new($node);
-		$idler->send("SELECT feishu.wait_flow($id, '200 ms')");
-		wait_until('it waits', sub { $session->value('SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = $$Extension$$ AND pid = ' . $idler->pid) eq '1' })
-		  if $name !~ /too long/;
+		$idler->send("SELECT feishu.wait_flow($id, '" . ($name =~ /too long/ ? '50 ms' : '1 h') . "')");
+		until_waiting($idler) if $name !~ /too long/;
 		$idler = $end->($id, $idler);
 		until_asleep($idler->pid);
 		my $before = wakes($idler->pid);
@@ -288,11 +300,12 @@ foreach my $case (
 my @servers = map { "damaged$_" } 1 .. $WAITS;
 create_server($node, $_, { base_url => $mock->url }) foreach @servers;
 $session->value("SELECT feishu.pause_server('$_')") foreach @servers;
+my $large = "(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) FROM generate_series(1, 700))";
 my @damaged = map {
-	enqueue($session, server => $_,
-		params => \"(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) FROM generate_series(1, 700))")
+	enqueue($session, server => $_, params => \$large)
 } @servers;
-my $file = $session->value("SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu.outbox'::regclass");
+my $file = $session->value('SELECT pg_relation_filepath(reltoastrelid) '
+	  . "FROM pg_class WHERE oid = 'feishu.outbox'::regclass");
 $_->quit foreach $session, $waiter;
 $node->stop;
 my $size = -s $node->data_dir . "/$file";
@@ -303,7 +316,7 @@ $node->start;
 $session = FeishuFlow::Session->new($node);
 $waiter = FeishuFlow::Session->new($node);
 until_dispatcher($session);
-my @queued = @damaged;
-is_woken('failed because it cannot be read', 'XX001', sub { shift @queued }, sub { $session->value("SELECT feishu.resume_server('" . shift(@servers) . "')") });
+is_woken('failed because it cannot be read', 'XX001', sub { shift @damaged },
+	sub { $session->value("SELECT feishu.resume_server('" . shift(@servers) . "')") });
 
 done_testing();
