@@ -52,6 +52,7 @@ OBJS = \
 	src/token.o \
 	src/trigger.o \
 	src/wait.o \
+	src/waiters.o \
 	src/waitset.o \
 	src/wakeup.o \
 	src/wirejson.o \

@@ -151,7 +151,7 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	CurrentResourceOwner = owner;
 
 	if (changed)
-		news_tell_waiters();
+		news_tell_ended(id);
 	return changed;
 }
 
@@ -237,7 +237,11 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(queued);
 }
 
-/* purge_flows(before) */
+/*
+ * purge_flows(before)
+ *
+ * Whoever waits for one of them was told when it ended.
+ */
 Datum
 feishu_purge_flows(PG_FUNCTION_ARGS)
 {

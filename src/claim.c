@@ -41,6 +41,7 @@
 
 #include "dispatch.h"
 #include "guc.h"
+#include "news.h"
 #include "nls.h"
 #include "sqlrun.h"
 
@@ -145,7 +146,8 @@ claim_recover(Dispatch *dispatch)
 			values[0], CStringGetTextDatum(record_not_ours_text())
 		};
 
-		sql_run(&disown, disowned, NULL, SPI_OK_UPDATE, NULL);
+		if (sql_run(&disown, disowned, NULL, SPI_OK_UPDATE, NULL) > 0)
+			news_tell_ended_some();
 	}
 	sql_run(&forget_holds, NULL, NULL, SPI_OK_DELETE, NULL);
 	sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL);

@@ -61,7 +61,6 @@
 #include "limiter.h"
 #include "nls.h"
 #include "sqlrun.h"
-#include "wakeup.h"
 
 PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 
@@ -384,8 +383,6 @@ do_work(Work *work, TimestampTz now)
 	flight_forget_recorded(&dispatch);
 	if (!record_only)
 		lane_holds_told(&dispatch);
-	if (num_ended > 0)
-		wakeup_broadcast();
 
 	if (dispatch.num_ended > 0 && dispatch.record_singly)
 		work_failed(work, now);

@@ -20,6 +20,7 @@
 #include "limiter.h"
 #include "stats.h"
 #include "token.h"
+#include "waiters.h"
 #include "wakeup.h"
 
 PG_MODULE_MAGIC;
@@ -36,6 +37,7 @@ feishu_flow_shmem_request(void)
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
 	wakeup_request_shmem();
+	waiters_request_shmem();
 	token_request_shmem();
 	limiter_request_shmem();
 	launcher_request_shmem();
@@ -49,6 +51,7 @@ feishu_flow_shmem_startup(void)
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
 	wakeup_startup_shmem();
+	waiters_startup_shmem();
 	token_startup_shmem();
 	limiter_startup_shmem();
 	launcher_startup_shmem();

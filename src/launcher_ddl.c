@@ -48,6 +48,7 @@
 
 #include "compat.h"
 #include "launcher_internal.h"
+#include "waiters.h"
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
 static object_access_hook_type prev_object_access = NULL;
@@ -210,8 +211,8 @@ database_statement_begins(Node *statement)
 
 /*
  * A prepared transaction of this database was committed: it may have queued
- * anything, and created or dropped the extension.  Or it was rolled back: it may
- * have locked a row to cancel it.
+ * anything, cancelled flows, and created or dropped the extension.  Or it was
+ * rolled back: it may have locked a row to cancel it.
  */
 static void
 prepared_transaction_ended(void)
@@ -221,6 +222,7 @@ prepared_transaction_ended(void)
 	if (OidIsValid(slots_lookup_extension()))
 		slots_add_known(MyDatabaseId);
 	slots_tell_database(MyDatabaseId, &news);
+	waiters_tell_all();
 }
 
 static void

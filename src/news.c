@@ -23,14 +23,18 @@
 
 #include "launcher.h"
 #include "news.h"
-#include "wakeup.h"
+#include "waiters.h"
+
+/* With more flows than this ended, all who wait in this database are told. */
+#define MAX_ENDED	1024
 
 /* What this transaction has to tell, when it commits and when it does not. */
 static DispatchNews at_commit = {.min_id = PG_INT64_MAX};
 static DispatchNews at_abort = {.min_id = PG_INT64_MAX};
 static int	abort_level = 0;	/* nesting of the innermost one that locked rows */
 static bool control_at_commit = false;
-static bool wake_at_commit = false; /* those who wait for flows */
+static int64 ended[MAX_ENDED];	/* flows whose waiters are told at commit */
+static int	num_ended = 0;		/* may be one more than there is room for */
 static bool callback_registered = false;
 
 static bool
@@ -54,8 +58,10 @@ news_at_transaction_end(XactEvent event, void *arg)
 		case XACT_EVENT_COMMIT:
 			if (!news_is_empty(&at_commit))
 				launcher_tell(&at_commit);
-			if (wake_at_commit)
-				wakeup_broadcast();
+			if (num_ended > MAX_ENDED)
+				waiters_tell_all();
+			else
+				waiters_tell(ended, num_ended);
 			break;
 		case XACT_EVENT_ABORT:
 			if (!news_is_empty(&at_abort))
@@ -71,7 +77,7 @@ news_at_transaction_end(XactEvent event, void *arg)
 	news_clear(&at_commit);
 	news_clear(&at_abort);
 	abort_level = 0;
-	wake_at_commit = false;
+	num_ended = 0;
 }
 
 /*
@@ -137,10 +143,20 @@ news_tell_locked_row(int64 id)
 }
 
 void
-news_tell_waiters(void)
+news_tell_ended(int64 id)
 {
 	news_register_callbacks();
-	wake_at_commit = true;
+	if (num_ended < MAX_ENDED)
+		ended[num_ended++] = id;
+	else
+		num_ended = MAX_ENDED + 1;
+}
+
+void
+news_tell_ended_some(void)
+{
+	news_register_callbacks();
+	num_ended = MAX_ENDED + 1;
 }
 
 void

@@ -26,8 +26,13 @@ extern void news_tell_row(int64 id);
  */
 extern void news_tell_locked_row(int64 id);
 
-/* At commit, wake those who wait for flows to end. */
-extern void news_tell_waiters(void);
+/*
+ * At commit, wake those who wait for a flow of this database, because it has
+ * ended; or all who wait, because some have.  Whoever writes the end of a flow,
+ * the dispatcher included, is to call one of them in that transaction.
+ */
+extern void news_tell_ended(int64 id);
+extern void news_tell_ended_some(void);
 
 /* At commit, tell the dispatcher that pauses, servers or mappings changed. */
 extern void news_tell_control(void);

@@ -38,6 +38,7 @@
 
 #include "dispatch.h"
 #include "guc.h"
+#include "news.h"
 #include "nls.h"
 #include "sqlrun.h"
 
@@ -423,7 +424,11 @@ write_ends(Flight **flights, int num)
 		columns[i].nulls = palloc(num * sizeof(bool));
 	}
 	for (int row = 0; row < num; row++)
+	{
 		fill_row(columns, row, flights[row], now);
+		if (flights[row]->state != 'q')
+			news_tell_ended(flights[row]->id);
+	}
 	for (int i = 0; i < END_COLUMNS; i++)
 		values[i] = column_array(&columns[i], num);
 	return sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
@@ -598,6 +603,7 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 	}
 	/* others of its ordering key were passed over */
 	discover_reopen(dispatch, id);
+	news_tell_ended(id);
 	ereport(LOG,
 			(errcode(error->sqlerrcode),
 			 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, error->message)));
@@ -698,6 +704,8 @@ fail_flows(SqlStatement *statements, const Lane *lane, const char *sqlstate,
 		failed += num;
 		*more |= num >= MAINTENANCE_ROWS;
 	}
+	if (failed > 0)
+		news_tell_ended_some();
 	return failed;
 }
 

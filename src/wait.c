@@ -3,9 +3,9 @@
  * wait.c
  *	  wait_flow: waits for the end of a queued flow.
  *
- * Who waits is woken when ends have been recorded (wakeup.c), and looks at the row
- * with a snapshot of its own each time.  Nobody wakes us on a standby, nor does
- * COMMIT PREPARED: so it looks now and then in any case.
+ * Who waits is woken when the end has been recorded (waiters.c), and looks at the
+ * row with a snapshot of its own each time.  On a standby nobody wakes it, nor does
+ * who changes the table by hand: so it looks now and then in any case.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -34,7 +34,7 @@
 #include "options.h"
 #include "outbox.h"
 #include "sqlrun.h"
-#include "wakeup.h"
+#include "waiters.h"
 
 PG_FUNCTION_INFO_V1(feishu_wait_flow);
 
@@ -160,23 +160,13 @@ report_timeout(int64 id)
 			 errhint("It stays queued; look at the views feishu.flows and feishu.dispatch_status.")));
 }
 
-/* wait_flow(id, timeout) */
-Datum
-feishu_wait_flow(PG_FUNCTION_ARGS)
+/* Wait for the end of a flow; throws when it has not come by the deadline. */
+static void
+wait_for_end(int64 id, TimestampTz deadline, FlowEnd *end)
 {
 	static uint32 wait_event = 0;
-	int64		id = PG_GETARG_INT64(0);
-	Interval	default_timeout = {.time = DEFAULT_TIMEOUT_S * USECS_PER_SEC};
-	Interval   *timeout = PG_ARGISNULL(1) ? &default_timeout : PG_GETARG_INTERVAL_P(1);
-	TimestampTz deadline;
 	Oid			userid = GetUserId();
-	FlowEnd		end;
 
-	if (PG_ARGISNULL(0))
-		PG_RETURN_NULL();
-	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													   TimestampTzGetDatum(GetCurrentTimestamp()),
-													   IntervalPGetDatum(timeout)));
 	if (wait_event == 0)
 		wait_event = feishu_wait_event_new("FeishuFlowWait");
 
@@ -185,19 +175,45 @@ feishu_wait_flow(PG_FUNCTION_ARGS)
 		long		left;
 
 		/* first ask to be woken, then look: so no end is missed */
-		wakeup_wait_begin();
-		read_end(id, userid, CurrentMemoryContext, &end);
-		if (end.state != 'q')
+		waiters_look(id);
+		read_end(id, userid, CurrentMemoryContext, end);
+		if (end->state != 'q')
 			break;
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (left <= 0)
 			report_timeout(id);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Min(left, WAIT_LOOK_MS), wait_event);
+		if (!waiters_is_told())
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 Min(left, WAIT_LOOK_MS), wait_event);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-	wakeup_wait_end();
+}
+
+/* wait_flow(id, timeout) */
+Datum
+feishu_wait_flow(PG_FUNCTION_ARGS)
+{
+	int64		id = PG_GETARG_INT64(0);
+	Interval	default_timeout = {.time = DEFAULT_TIMEOUT_S * USECS_PER_SEC};
+	Interval   *timeout = PG_ARGISNULL(1) ? &default_timeout : PG_GETARG_INTERVAL_P(1);
+	TimestampTz deadline;
+	FlowEnd		end;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													   TimestampTzGetDatum(GetCurrentTimestamp()),
+													   IntervalPGetDatum(timeout)));
+	PG_TRY();
+	{
+		wait_for_end(id, deadline, &end);
+	}
+	PG_FINALLY();
+	{
+		waiters_leave();
+	}
+	PG_END_TRY();
 
 	if (end.state == 's')
 	{

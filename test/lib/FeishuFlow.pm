@@ -32,7 +32,7 @@ use Time::HiRes qw(time usleep);
 our @EXPORT = qw(
   new_cluster create_server alter_server quote flow function_call
   succeeds fails_with wait_until
-  open_files open_sockets private_kilobytes least_growth alive
+  open_files open_sockets private_kilobytes least_growth alive wakes
   full_port closed_port start_process stop_process start_nginx forked
 );
 
@@ -341,6 +341,16 @@ sub private_kilobytes
 	  PostgreSQL::Test::Utils::slurp_file("/proc/$pid/smaps_rollup") =~
 	  /^Anonymous:\s+(\d+) kB/m;
 	return $anonymous;
+}
+
+# How often a process has gone to sleep, and so been woken.
+sub wakes
+{
+	my ($pid) = @_;
+	my ($wakes) =
+	  PostgreSQL::Test::Utils::slurp_file("/proc/$pid/status") =~
+	  /^voluntary_ctxt_switches:\s+(\d+)$/m;
+	return $wakes;
 }
 
 # How many kB the process grows by while $work is done. A leak adds to each

@@ -26,14 +26,6 @@ my @bare = map { "none$_" } 1 .. 3;
 $session->value("CREATE DATABASE $_") foreach @bare;
 create_server($node, $_, { base_url => $mock->url }) foreach qw(feishu paused refused);
 
-# How often a process has gone to sleep, and so been woken.
-sub wakes
-{
-	my ($pid) = @_;
-	my ($wakes) = slurp_file("/proc/$pid/status") =~ /^voluntary_ctxt_switches:\s+(\d+)$/m;
-	return $wakes;
-}
-
 # Bytes that a process has had written to disk.
 sub written
 {
