@@ -24,7 +24,7 @@
 #error "feishu_flow needs epoll; see http_poller.c"
 #endif
 
-#include "http_poller.h"
+#include "http_sockets.h"
 
 /* Events fetched from the kernel at once. */
 #define MAX_EVENTS				64

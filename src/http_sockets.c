@@ -42,6 +42,7 @@
 
 #include "compat.h"
 #include "http_sockets.h"
+#include "nls.h"
 
 /* Of the WaitEventSet: latch, postmaster death, poller. */
 #define NUM_WAIT_EVENTS			3
@@ -187,7 +188,7 @@ slot_register(HttpSockets *set, HttpSocket *slot, int events)
 {
 	int			before = slot->registered;
 
-	if (before == 0)
+	if (before == 0 || !slot->owned)
 		slot->generation++;
 	slot->registered = events;
 	if (!http_poller_set(set->poller, slot - set->slots, before, events, slot->generation))

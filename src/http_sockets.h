@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * http_sockets.h
- *	  libcurl's sockets and the wait for them; for http*.c only.
+ *	  libcurl's sockets, the wait for them, and the health of connections; for
+ *	  http*.c only.
  *
  * Only http_sockets_create, _reserve and _wait may throw: the others may be
  * called in callbacks of libcurl.  Events are CURL_CSELECT_IN and _OUT.
@@ -17,7 +18,13 @@
 
 #include "storage/latch.h"
 
-#include "http_poller.h"
+/* What the poller found. */
+typedef struct HttpPolled
+{
+	int			fd;
+	uint32		generation;		/* as given when fd was added */
+	int			events;
+} HttpPolled;
 
 /* What is known of a descriptor. */
 typedef struct HttpSocket
@@ -48,6 +55,11 @@ typedef struct HttpSockets
 	uint64		num_active;		/* how often something came, on any */
 	bool		unregistered;	/* one that is wanted is not in the poller */
 } HttpSockets;
+
+/* http_poller.c */
+extern int	http_poller_create(void);
+extern bool http_poller_set(int poller, int fd, int before, int events, uint32 generation);
+extern int	http_poller_look(int poller, HttpPolled *polled, int max);
 
 /* http_sockets.c */
 extern HttpSockets *http_sockets_create(void);
