@@ -24,7 +24,10 @@ OBJS = \
 	src/guc.o \
 	src/http.o \
 	src/http_classify.o \
+	src/http_conn.o \
 	src/http_handle.o \
+	src/http_poller.o \
+	src/http_sockets.o \
 	src/http_transfer.o \
 	src/insert.o \
 	src/lane.o \
@@ -53,7 +56,6 @@ OBJS = \
 	src/trigger.o \
 	src/wait.o \
 	src/waiters.o \
-	src/waitset.o \
 	src/wakeup.o \
 	src/wirejson.o \
 	src/wiretext.o

@@ -21,7 +21,7 @@
  *	 mask, so that a signal meant for the backend is never delivered to one of
  *	 them.
  *
- * - libcurl never waits.  http_loop_turn does, by waitset.c, on {latch,
+ * - libcurl never waits.  http_loop_turn does, by http_sockets.c, on {latch,
  *	 postmaster death, libcurl's sockets}, and then lets CHECK_FOR_INTERRUPTS
  *	 have its say.
  *
@@ -41,6 +41,7 @@
 
 #include "miscadmin.h"
 #include "portability/instr_time.h"
+#include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -53,6 +54,19 @@
 
 /* Idle connections kept by a process that makes one call at a time. */
 #define HTTP_MAX_IDLE_CONNECTIONS	8L
+
+/*
+ * Connections of a process may take three quarters of the descriptors that fd.c
+ * has, as long as so many are left to PostgreSQL's own files.  That is more than
+ * fd.c lets go to what it does not manage (AcquireExternalFD), but to wait takes no
+ * descriptor any more.  And a few there are in any case.
+ */
+#define HTTP_RESERVED_DESCRIPTORS	48
+#define HTTP_MIN_CONNECTIONS		4
+
+/* Descriptors of a transfer that has no connection yet: to resolve a name, or to
+ * try two addresses at once. */
+#define HTTP_BEGIN_DESCRIPTORS		2
 
 static HttpLoop *the_loop = NULL;
 
@@ -78,13 +92,14 @@ static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *userp, void *socketp)
 {
 	HttpLoop   *loop = userp;
-	uint32		events = 0;
+	int			events = 0;
 
 	if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
-		events |= WL_SOCKET_READABLE;
+		events |= CURL_CSELECT_IN;
 	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
-		events |= WL_SOCKET_WRITEABLE;
-	return waitset_want(loop->sockets, fd, events) ? 0 : -1;
+		events |= CURL_CSELECT_OUT;
+	http_socket_want(loop->sockets, fd, events);
+	return 0;					/* -1 would end every transfer, for good */
 }
 
 /* CURLMOPT_TIMERFUNCTION: libcurl says when it wants to be called again. */
@@ -113,7 +128,7 @@ http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *addres
 	fd = socket(address->family, type, address->protocol);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
 		transfer->no_socket = true;
-	if (fd >= 0 && !waitset_opened(transfer->loop->sockets, fd))
+	if (fd >= 0 && !http_socket_opened(transfer->loop->sockets, fd))
 	{
 		close(fd);
 		fd = CURL_SOCKET_BAD;
@@ -128,7 +143,7 @@ http_close_socket(void *userp, curl_socket_t fd)
 {
 	HttpLoop   *loop = userp;
 
-	waitset_closed(loop->sockets, fd);
+	http_socket_closed(loop->sockets, fd);
 	return close(fd);
 }
 
@@ -139,6 +154,7 @@ HttpLoop *
 http_loop_get(void)
 {
 	static bool initialized = false;
+	static HttpSockets *sockets = NULL;
 	HttpLoop   *loop;
 	sigset_t	saved;
 	bool		ok;
@@ -146,8 +162,12 @@ http_loop_get(void)
 	if (the_loop != NULL)
 		return the_loop;
 
+	if (sockets == NULL)
+		sockets = http_sockets_create();
 	loop = MemoryContextAllocZero(TopMemoryContext, sizeof(HttpLoop));
-	loop->sockets = waitset_create();
+	loop->sockets = sockets;
+	loop->budget = Max(max_safe_fds - Max(max_safe_fds / 4, HTTP_RESERVED_DESCRIPTORS),
+					   HTTP_MIN_CONNECTIONS);
 	loop->timer = HTTP_NO_TIMER;
 	loop->timer_in_ms = -1;
 	dlist_init(&loop->active);
@@ -166,7 +186,9 @@ http_loop_get(void)
 		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETDATA, loop) == CURLM_OK &&
 		curl_multi_setopt(loop->multi, CURLMOPT_TIMERFUNCTION, on_timer) == CURLM_OK &&
 		curl_multi_setopt(loop->multi, CURLMOPT_TIMERDATA, loop) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, HTTP_MAX_IDLE_CONNECTIONS) == CURLM_OK;
+		curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, HTTP_MAX_IDLE_CONNECTIONS) == CURLM_OK &&
+	/* beyond, libcurl closes one that is idle, or lets a transfer wait */
+		curl_multi_setopt(loop->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) loop->budget) == CURLM_OK;
 	if (!ok)
 	{
 		curl_multi_cleanup(loop->multi);	/* NULL will do */
@@ -176,7 +198,6 @@ http_loop_get(void)
 
 	if (!ok)
 	{
-		pfree(loop->sockets);
 		pfree(loop);
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
@@ -199,15 +220,20 @@ http_loop_set_host_connections(HttpLoop *loop, int max)
 	curl_leave(&saved);
 }
 
+/*
+ * How many more transfers may begin so that the descriptors of the process
+ * suffice.  Idle connections are not counted: libcurl closes them to make room.
+ */
 int
 http_loop_room(HttpLoop *loop)
 {
-	int			active = 0;
-	dlist_iter	iter;
+	int			used;
 
-	dlist_foreach(iter, &loop->active)
-		active++;
-	return Max(740 - active, 0);
+#ifndef FEISHU_HAVE_CURL_PREREQ
+	http_transfers_note_begun(loop);
+#endif
+	used = loop->sockets->num_busy + loop->num_unbegun * HTTP_BEGIN_DESCRIPTORS;
+	return Max(loop->budget - used, 0) / HTTP_BEGIN_DESCRIPTORS;
 }
 
 void
@@ -304,7 +330,7 @@ http_loop_run_due(HttpLoop *loop)
 {
 	/* libcurl chooses connections now */
 	if (loop->fresh)
-		waitset_shut_noisy(loop->sockets);
+		http_conns_shut_unsolicited(loop->sockets);
 	loop->fresh = false;
 	loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
 	loop_collect(loop);
@@ -335,11 +361,13 @@ http_loop_send_deferred(HttpLoop *loop)
 void
 http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 {
+	bool		was_full = http_loop_room(loop) == 0;
+
 	CHECK_FOR_INTERRUPTS();
 
 	for (;;)
 	{
-		SocketEvent events[HTTP_EVENTS_PER_TURN];
+		HttpPolled	events[HTTP_EVENTS_PER_TURN];
 		int			num_events;
 		bool		latch_set;
 		long		timer_ms = loop_timer_ms(loop);
@@ -355,21 +383,20 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		if (!dlist_is_empty(&loop->done))
 			return;
 
-		num_events = waitset_wait(loop->sockets, loop_timeout_ms(timer_ms, until), wait_event,
-								  events, lengthof(events), &latch_set);
+		http_sockets_reserve(loop->sockets, loop->num_unbegun);
+		num_events = http_sockets_wait(loop->sockets, loop_timeout_ms(timer_ms, until), wait_event,
+									   events, lengthof(events), &latch_set);
 		if (num_events > 0)
 		{
 			curl_enter(&saved);
 			for (int i = 0; i < num_events; i++)
-				loop_action(loop, events[i].fd,
-							((events[i].events & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
-							((events[i].events & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
+				loop_action(loop, events[i].fd, events[i].events);
 			loop_collect(loop);
 			curl_leave(&saved);
 		}
 
 		CHECK_FOR_INTERRUPTS();
-		if (latch_set || !dlist_is_empty(&loop->done))
+		if (latch_set || !dlist_is_empty(&loop->done) || (was_full && http_loop_room(loop) > 0))
 			return;
 		if (!TIMESTAMP_IS_NOEND(until) && GetCurrentTimestamp() >= until)
 		{

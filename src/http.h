@@ -97,7 +97,7 @@ typedef struct HttpResult
 
 /*
  * The process's one loop, made at the first use.  Throws when libcurl cannot
- * be initialised.
+ * be initialised, or there is no descriptor for it (53000); it can be tried again.
  */
 extern HttpLoop *http_loop_get(void);
 
@@ -105,7 +105,8 @@ extern HttpLoop *http_loop_get(void);
  * dispatcher sets it. */
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
 
-/* How many more transfers may begin so that the descriptors of the process suffice. */
+/* How many more transfers may begin so that the descriptors of the process
+ * suffice, at least 0. */
 extern int	http_loop_room(HttpLoop *loop);
 
 /*
@@ -145,7 +146,8 @@ extern void *http_transfer_owner(const HttpTransfer *transfer);
 /*
  * One turn: move every transfer forward, wait until something happens or
  * until "until" (DT_NOEND: for ever), and handle interrupts.  Returns as soon
- * as a transfer has ended, the process latch was set, or the time is up.
+ * as a transfer has ended, the process latch was set, the time is up, or there is
+ * room for a transfer (http_loop_room) after there was none.
  * Throws only what CHECK_FOR_INTERRUPTS throws.  wait_event as in
  * WaitLatch.
  */

@@ -396,5 +396,5 @@ http_handle_socket(const HttpLoop *loop, const HttpHandle *handle)
 		curl_easy_getinfo(easy, CURLINFO_PRIMARY_IP, &peer_address) != CURLE_OK ||
 		peer_address == NULL)
 		return -1;
-	return waitset_find(loop->sockets, (int) local_port, peer_address, (int) peer_port);
+	return http_conn_find(loop->sockets, (int) local_port, peer_address, (int) peer_port);
 }

@@ -20,7 +20,7 @@
 
 #include "compat.h"
 #include "http.h"
-#include "waitset.h"
+#include "http_sockets.h"
 
 /* Idle easy handles kept for reuse: one makes a call about 10 us cheaper.  As
  * many as a dispatcher has in flight by default. */
@@ -47,7 +47,7 @@ typedef struct HttpHandle
 struct HttpLoop
 {
 	CURLM	   *multi;
-	SocketWaitSet *sockets;
+	HttpSockets *sockets;
 	int64		timer;			/* when libcurl wants to be called, by http.c's
 								 * clock; HTTP_NO_TIMER: not at all */
 	long		timer_in_ms;	/* the same from now on, whenever that clock is
@@ -57,6 +57,8 @@ struct HttpLoop
 	struct curl_slist *headers; /* of every request */
 	bool		deferred;		/* a new transfer waits, see http_loop_defer */
 	bool		fresh;			/* there is one */
+	int			budget;			/* connections that there may be */
+	int			num_unbegun;	/* active ones without a connection */
 	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */
 };
@@ -83,7 +85,7 @@ struct HttpTransfer
 	bool		have_tt_logid;
 	bool		have_ogw_reset;
 	TimestampTz started;
-	uint64		heard_before;	/* waitset_num_heard then */
+	uint64		active_before;	/* num_active of the sockets then */
 	TimestampTz deadline;
 	HttpResult	result;
 	MemoryContextCallback callback;
@@ -126,6 +128,8 @@ extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, voi
 #ifdef FEISHU_HAVE_CURL_PREREQ
 extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip,
 									 int remote_port, int local_port);
+#else
+extern void http_transfers_note_begun(HttpLoop *loop);
 #endif
 
 /* http.c: start what is to be started; signals are blocked */

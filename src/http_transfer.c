@@ -21,7 +21,6 @@
 #include <ctype.h>
 #include <sys/socket.h>
 
-#include "storage/fd.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -211,6 +210,7 @@ http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remot
 	{
 		transfer->sent_before = bytes_sent(transfer);
 		transfer->begun = true;
+		transfer->loop->num_unbegun--;
 	}
 	else if (!transfer->resend_ok && transfer_is_sent(transfer))
 	{
@@ -218,6 +218,25 @@ http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remot
 		return CURL_PREREQFUNC_ABORT;
 	}
 	return CURL_PREREQFUNC_OK;
+}
+
+#else
+
+/* Without that callback: look which transfers have a connection by now. */
+void
+http_transfers_note_begun(HttpLoop *loop)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &loop->active)
+	{
+		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
+
+		if (transfer->begun || bytes_sent(transfer) == 0)
+			continue;
+		transfer->begun = true;
+		loop->num_unbegun--;
+	}
 }
 
 #endif
@@ -240,9 +259,8 @@ note_answered(HttpTransfer *transfer)
 		curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, &fd) != CURLE_OK ||
 		fd == CURL_SOCKET_BAD)
 		return;
-	waitset_hear(transfer->loop->sockets, fd);
-	if (version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1)
-		waitset_quiet(transfer->loop->sockets, fd);
+	http_conn_keep(transfer->loop->sockets, fd,
+				   version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1);
 }
 
 /*
@@ -321,7 +339,7 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	TimestampTz now = transfer->started;
 	long		timeout_ms;
 	long		connect_timeout_ms;
-	bool		fresh = waitset_has_doubts(transfer->loop->sockets);
+	bool		fresh = transfer->loop->sockets->num_suspect > 0;
 	bool		ok = true;
 
 	/* 0 would mean no limit */
@@ -412,7 +430,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->max_response = request->max_response;
 	transfer->deadline = request->deadline;
 	transfer->started = GetCurrentTimestamp();
-	transfer->heard_before = waitset_num_heard(loop->sockets);
+	transfer->active_before = loop->sockets->num_active;
 	transfer->result.reset_seconds = -1;
 	transfer->callback.func = transfer_on_reset;
 	transfer->callback.arg = transfer;
@@ -424,8 +442,8 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 		authorization = header_line("Authorization: Bearer ", request->bearer);
 	MemoryContextSwitchTo(old_context);
 
-	/* tell fd.c of the socket, so that it keeps its own files within limits */
-	ReserveExternalFD();
+	/* so that fd.c keeps its own files within limits */
+	http_sockets_reserve(loop->sockets, loop->num_unbegun + 1);
 
 	curl_enter(&saved);
 	ok = request->body_len < HTTP_LARGE_BODY || transfer_add_header(transfer, "Expect:");
@@ -441,6 +459,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	{
 		dlist_push_tail(&loop->active, &transfer->node);
 		transfer->listed = true;
+		loop->num_unbegun++;
 		loop->fresh = true;
 		/* which sends the request, if there is a connection */
 		if (!loop->deferred)
@@ -451,7 +470,6 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 		if (transfer->handle != NULL)
 			http_handle_free(transfer->handle);
 		transfer->handle = NULL;
-		ReleaseExternalFD();
 	}
 	curl_leave(&saved);
 
@@ -477,15 +495,15 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 static void
 hang_up(HttpTransfer *transfer, int fd, bool is_alone)
 {
-	SocketWaitSet *sockets = transfer->loop->sockets;
+	HttpSockets *sockets = transfer->loop->sockets;
 
-	if (!waitset_is_open(sockets, fd))
+	if (!http_conn_is_open(sockets, fd))
 		return;
 	if (is_alone)
 		(void) shutdown(fd, SHUT_RDWR);
 	else if (transfer->result.outcome == HTTP_TIMEOUT &&
-			 !waitset_heard_since(sockets, fd, transfer->heard_before))
-		waitset_doubt(sockets, fd);
+			 !http_conn_active_since(sockets, fd, transfer->active_before))
+		http_conn_suspect(sockets, fd);
 }
 
 /* Is it the only one that is under way? */
@@ -512,7 +530,8 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 	handle->transfer = NULL;
 	http_handle_release(transfer->loop, handle, reusable);
 	transfer_free_headers(transfer);
-	ReleaseExternalFD();
+	if (!transfer->begun)
+		transfer->loop->num_unbegun--;
 }
 
 /* Reset callback of the memory context that the transfer belongs to. */

@@ -1,0 +1,158 @@
+/*-------------------------------------------------------------------------
+ *
+ * http_conn.c
+ *	  Health of the connections that libcurl keeps.
+ *
+ * Of HTTP/1 what is sent unsolicited would be taken for the answer to the next
+ * request: libcurl 7.88 uses such a connection again (curl issue 10646).  It
+ * does not when it is shut down.
+ *
+ * Nothing here throws.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/http_conn.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include "http_sockets.h"
+
+/* Sockets looked at at once. */
+#define MAX_POLLED				64
+
+/* There is no reason to suspect a connection, any more. */
+void
+http_conn_trust(HttpSockets *set, int fd)
+{
+	if (set->slots[fd].suspect)
+		set->num_suspect--;
+	set->slots[fd].suspect = false;
+}
+
+/* Something came on fd. */
+void
+http_conn_note_activity(HttpSockets *set, int fd)
+{
+	if (fd >= set->num_slots)
+		return;
+	set->slots[fd].active = ++set->num_active;
+	http_conn_trust(set, fd);
+}
+
+/* Did anything come on fd since num_active was this number? */
+bool
+http_conn_active_since(const HttpSockets *set, int fd, uint64 number)
+{
+	return fd < set->num_slots && set->slots[fd].active > number;
+}
+
+/*
+ * fd is kept after an answer, which may have been read without being waited for.
+ * "quiet": nothing may come on it while it is idle, for as long as it is open.
+ */
+void
+http_conn_keep(HttpSockets *set, int fd, bool quiet)
+{
+	http_socket_connected(set, fd);
+	if (fd >= set->num_slots)
+		return;
+	if (quiet && !set->slots[fd].quiet)
+	{
+		set->slots[fd].quiet = true;
+		set->num_quiet++;
+	}
+	http_conn_note_activity(set, fd);
+}
+
+/*
+ * The peer of fd may be gone: shut it down as soon as nothing is wanted of it,
+ * unless something comes before, or has come already.
+ */
+void
+http_conn_suspect(HttpSockets *set, int fd)
+{
+	struct pollfd polled = {.fd = fd, .events = POLLIN};
+
+	if (set->slots[fd].suspect || poll(&polled, 1, 0) != 0)
+		return;
+	set->slots[fd].suspect = true;
+	set->num_suspect++;
+}
+
+/* Is fd one that we opened, and still open? */
+bool
+http_conn_is_open(const HttpSockets *set, int fd)
+{
+	return fd < set->num_slots && set->slots[fd].opened;
+}
+
+/* Port of a socket's address, and the address as text; -1: neither is known. */
+static int
+address_text(const struct sockaddr_storage *address, char *text, size_t size)
+{
+	const struct sockaddr_in *in = (const struct sockaddr_in *) address;
+	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *) address;
+
+	if (address->ss_family == AF_INET && inet_ntop(AF_INET, &in->sin_addr, text, size) != NULL)
+		return ntohs(in->sin_port);
+	if (address->ss_family == AF_INET6 && inet_ntop(AF_INET6, &in6->sin6_addr, text, size) != NULL)
+		return ntohs(in6->sin6_port);
+	return -1;
+}
+
+/*
+ * The socket that we opened with this local port and peer (a numeric address), or
+ * -1.
+ */
+int
+http_conn_find(const HttpSockets *set, int local_port, const char *peer_address, int peer_port)
+{
+	for (int fd = 0; fd < set->num_known; fd++)
+	{
+		struct sockaddr_storage address;
+		socklen_t	size = sizeof(address);
+		char		text[INET6_ADDRSTRLEN];
+
+		if (!set->slots[fd].opened ||
+			getsockname(fd, (struct sockaddr *) &address, &size) != 0 ||
+			address_text(&address, text, sizeof(text)) != local_port)
+			continue;
+		size = sizeof(address);
+		if (getpeername(fd, (struct sockaddr *) &address, &size) == 0 &&
+			address_text(&address, text, sizeof(text)) == peer_port &&
+			strcmp(text, peer_address) == 0)
+			return fd;
+	}
+	return -1;
+}
+
+/*
+ * Shut down each connection on which something came that may not have come, so
+ * that no request is sent on it.  The wait does so, too, for what comes meanwhile.
+ */
+void
+http_conns_shut_unsolicited(HttpSockets *set)
+{
+	HttpPolled	polled[MAX_POLLED];
+	int			num = set->num_quiet > 0 ? MAX_POLLED : 0;
+
+	/* the kernel goes round, should more than these be readable */
+	for (int left = set->num_known; left > 0 && num == MAX_POLLED; left -= num)
+	{
+		num = http_poller_look(set->poller, polled, MAX_POLLED);
+		for (int i = 0; i < num; i++)
+		{
+			HttpSocket *slot = http_sockets_polled(set, &polled[i]);
+
+			if (slot != NULL && slot->quiet && slot->wanted == 0)
+				http_socket_mute(set, polled[i].fd);
+		}
+	}
+}
