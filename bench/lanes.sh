@@ -108,9 +108,9 @@ lanes_rate() {
 }
 
 lanes_late() {
-	sql "SELECT 'did not end in $LANE_TIME s: ' || string_agg(n || ' ' || state, ', ' ORDER BY state) FROM
-		(SELECT CASE state WHEN 'q' THEN 'wait' WHEN 's' THEN 'succeeded' WHEN 'u' THEN 'unconfirmed' ELSE 'failed' END AS state,
-			count(*) AS n FROM feishu.outbox GROUP BY 1) s"
+	sql "SELECT 'did not end in $LANE_TIME s: ' || string_agg(n || ' ' || what, ', ' ORDER BY what)
+		FROM (SELECT CASE state WHEN 'q' THEN 'wait' WHEN 's' THEN 'succeeded' WHEN 'u' THEN 'unconfirmed' ELSE 'failed' END,
+			count(*) FROM feishu.outbox GROUP BY 1) AS s (what, n)"
 }
 
 # From the start of a dispatcher to its first answer, and to the last.
@@ -124,17 +124,22 @@ first_measure() {
 	started=$(sql "SELECT extract(epoch FROM backend_start) FROM pg_stat_activity
 		WHERE backend_type LIKE 'feishu_flow dispatcher%' AND datname = current_database()")
 	if [ -n "$started" ] && lanes_await "$FIRST_LANES"; then
-		sql "SELECT round((extract(epoch FROM min(finished_at)) - $started) * 1000) FROM feishu.outbox" >>"$WORK/results/first"
-		sql "SELECT round((extract(epoch FROM max(finished_at)) - $started) * 1000) FROM feishu.outbox" >>"$WORK/results/first.all"
+		first_ms min "$started" >>"$WORK/results/first"
+		first_ms max "$started" >>"$WORK/results/first.all"
 	else
 		lanes_late >"$WORK/results/first.late"
 	fi
 }
 
+# Milliseconds from $2 to the first (min) or last (max) answer.
+first_ms() { sql "SELECT round((extract(epoch FROM $1(finished_at)) - $2) * 1000) FROM feishu.outbox"; }
+
 # ---- what came of it ----
 
 # The highest in column $2 of what was watched of a row.
-watched() { awk -v column="$2" '$column > most { most = $column } END { print most + 0 }' "$WORK/results/lanes.$1.watched"; }
+watched() {
+	awk -v column="$2" '$column > most { most = $column } END { print most + 0 }' "$WORK/results/lanes.$1.watched"
+}
 
 lanes_line() {
 	local name=lanes.$1
@@ -170,5 +175,6 @@ at_most() { awk -v is="$1" -v most="$2" 'BEGIN { if (is <= most) print 1 }'; }
 
 lanes_targets() {
 	target_is "$1 lanes / one" "$(lanes_ratio "$1")" ">=" 0.7
-	target_is "$1 lanes, MB" "$(awk -v kb="$(watched "$1" 1)" 'BEGIN { print kb / 1024 }')" "<=" $((MEMORY_LIMIT_KB / 1024))
+	target_is "$1 lanes, MB" "$(awk -v kb="$(watched "$1" 1)" 'BEGIN { print kb / 1024 }')" "<=" \
+		$((MEMORY_LIMIT_KB / 1024))
 }

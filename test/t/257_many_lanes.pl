@@ -168,8 +168,8 @@ $mock->rules([ { kind => 'execute', flow_id => 'echoParams' }, { type => 'hold' 
 $mock->mark;
 
 # answers that take new pages to be recorded
-enqueue_many($session, 1, 50, flow_id => 'echoParams',
-	params => \q{jsonb_build_object('n', g, 'text', (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 100 + g)))});
+my $noise = q{SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 100 + g)};
+enqueue_many($session, 1, 50, flow_id => 'echoParams', params => \"jsonb_build_object('n', g, 'text', ($noise))");
 $mock->wait_for(50, kind => 'execute', flow_id => 'echoParams');
 my $full = $node->data_dir . '.full';
 my $log_size = -s $node->logfile;
@@ -195,7 +195,8 @@ $mock->rules([ { kind => 'execute', flow_id => 'dead' }, { type => 'hang' } ]);
 $mock->mark;
 foreach my $i (1 .. 100)
 {
-	$session->value("CREATE SERVER dead$i FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url 'http://127.0.1.$i:@{[$mock->port]}', timeout '${TIMEOUT}s');"
+	my $url = "http://127.0.1.$i:" . $mock->port;
+	$session->value("CREATE SERVER dead$i FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '$url', timeout '${TIMEOUT}s');"
 		  . "CREATE USER MAPPING FOR PUBLIC SERVER dead$i OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
 	enqueue_many($session, 1, 3, server => "dead$i", flow_id => 'dead');
 }

@@ -1,10 +1,10 @@
 """
-Clients of a campaign whose calls are cancelled where a call can be: in a cursor with a savepoint, in a function, in a DO
-block that catches it, by statement_timeout and by another session.
+Clients of a campaign whose calls are cancelled where a call can be: in a cursor with a savepoint, in a function, in a
+function that catches it and goes on, by statement_timeout and by another session.
 
-They share a server that takes one call at a time, so that most of them wait while another's is under way. However a call
-ends, nothing of it lives on: no request with its key may arrive once its statement has ended. To see that, each client
-goes on in the same transaction, waits, and calls again, which would drive what is left.
+They share a server that takes one call at a time, so that most of them wait while another's is under way. However a
+call ends, nothing of it lives on: no request with its key may arrive once its statement has ended. To see that, each
+client goes on in the same transaction, waits, and calls again, which would drive what is left.
 """
 import re
 import threading
@@ -22,7 +22,8 @@ CREATE TABLE ended (key text PRIMARY KEY, at timestamptz NOT NULL, context text 
 GRANT INSERT ON ended TO app1, app2;
 CREATE FUNCTION call_flow(flow text, n bigint, name text) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
-  RETURN feishu.execute_flow('app', flow, '{"_id": 1111}', jsonb_build_object('n', n), idempotent_key => name, server => 'narrow');
+  RETURN feishu.execute_flow('app', flow, '{"_id": 1111}', jsonb_build_object('n', n), idempotent_key => name,
+    server => 'narrow');
 END $$;
 -- catches the cancel, says when, goes on
 CREATE FUNCTION call_flow_and_go_on(n bigint, name text, rest float8) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -81,7 +82,8 @@ class Caller(Worker):
         seconds = self.random.uniform(0.02, 0.7)
         if self.random.random() < 0.6:
             return f"SET LOCAL statement_timeout = {int(seconds * 1000)}", None
-        canceller = threading.Thread(target=self.cancel_session, args=(seconds, self.session.value("SELECT pg_backend_pid()")))
+        pid = self.session.value("SELECT pg_backend_pid()")
+        canceller = threading.Thread(target=self.cancel_session, args=(seconds, pid))
         return "SET LOCAL statement_timeout = 0", canceller
 
     def cancel_session(self, seconds, pid):
@@ -119,8 +121,8 @@ class Caller(Worker):
     def cursor(self):
         n, key = self.new_call()
         self.session.ask("BEGIN")
-        self.session.ask(f"DECLARE c CURSOR FOR SELECT feishu.execute_flow('app', 'callFlow', {OPERATOR}, '{{\"n\": {n}}}', "
-                         f"idempotent_key => '{key}', server => 'narrow')")
+        self.session.ask(f"DECLARE c CURSOR FOR SELECT feishu.execute_flow('app', 'callFlow', {OPERATOR}, "
+                         f"'{{\"n\": {n}}}', idempotent_key => '{key}', server => 'narrow')")
         self.session.ask("SAVEPOINT s")
         if not self.limited(lambda: self.attempt(key, "FETCH c")):
             self.session.ask("ROLLBACK TO s")
@@ -156,8 +158,8 @@ class Caller(Worker):
 
 
 def check_ghosts(truth, report):
-    """No request arrives after the statement that made it has ended; nor ever, where the error said that it had not been
-    sent. A request that was on its way may take a moment to be seen by a platform that is busy."""
+    """No request arrives after the statement that made it has ended; nor ever, where the error said that it had not
+    been sent. A request that was on its way may take a moment to be seen by a platform that is busy."""
     for key, (at, context) in truth.calls_ended.items():
         late = [when - at for when in truth.calls_arrived.get(key, ()) if when > at + 1]
         if late:

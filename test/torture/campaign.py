@@ -63,7 +63,8 @@ class Campaign:
         self.random.shuffle(luck)
         self.random.shuffle(plan)
         self.luck = BadLuck(self.platform, self.pair, self.random.random(), luck)
-        self.killer = Killer(self.pair, self.platform, self.random.random(), SHORT_PAUSE if options.short else KILL_PAUSE, plan)
+        pause = SHORT_PAUSE if options.short else KILL_PAUSE
+        self.killer = Killer(self.pair, self.platform, self.random.random(), pause, plan)
 
     def run(self):
         begun = time.monotonic()
@@ -131,7 +132,7 @@ class Campaign:
         return [line.strip() for line in self.pair.logs() if BAD_LOG.search(line) and not FINE_LOG.search(line)]
 
     def deaths(self):
-        """What the logs say of dispatchers and launchers that failed, and of those that ended although nobody ended them."""
+        """What the logs say of dispatchers and launchers that failed, or that ended and nobody had ended them."""
         found = []
         for lines in self.pair.logs_of_each():
             going_down = False
@@ -154,8 +155,8 @@ class Campaign:
             + (f"the queue was empty after {self.drained:.1f} s" if self.drained is not None else "the queue did not empty"))
         say(f"platform: {truth.count_requests} requests, {truth.count_started} started; phases: {listed(self.luck.phases)}; "
             f"faults: {listed(self.platform.fired)}; {self.luck.rotations} secrets rotated")
-        say(f"bounds: at most {truth.most_at_once} requests of queued flows at once, of {servers.IN_FLIGHT}; the dispatcher had "
-            f"{self.memory / 1024:.0f} MB at most; {len(truth.calls_ended)} calls cancelled; "
+        say(f"bounds: at most {truth.most_at_once} requests of queued flows at once, of {servers.IN_FLIGHT}; "
+            f"the dispatcher had {self.memory / 1024:.0f} MB at most; {len(truth.calls_ended)} calls cancelled; "
             f"{counts['refused by a full disk']} statements refused by a full disk")
         say(f"kills: {sum(self.killer.done.values())}: {listed(self.killer.done)}; "
             f"at most {self.killer.slowest[0]:.1f} s ({self.killer.slowest[1]}) until all was in place again")

@@ -63,7 +63,7 @@ class Worker(threading.Thread):
 
     # How often each is done, of all.
     STEPS = {"queue": 30, "nested": 10, "rows": 8, "batch": 4, "prepared": 3, "linger": 2, "vanish": 2, "cancel": 12,
-             "far": 5, "retry": 5, "call": 8, "impatient_call": 2, "wait": 4, "pause": 1, "spread": 0.5}
+             "far": 5, "retry": 5, "call": 8, "impatient_call": 2, "wait": 4, "pause": 1, "spread": 0.5, "bulk": 0.1}
     # And of the flows queued which way.
     KINDS = {"plain": 10, "own": 3, "ordered": 8, "later": 4, "few": 3, "brief": 2, "refused": 2, "rejected": 1,
              "large": 1, "huge": 0.15, "pair": 1}
@@ -193,6 +193,10 @@ DO $$ DECLARE n bigint := {first}; lane text; BEGIN
   END LOOP;
 END $$; RESET ROLE""")
         self.transact(work)
+
+    def bulk(self):
+        """Some large flows at once."""
+        self.transact(lambda t: [self.enqueue(t, "huge") for _ in range(self.random.randint(3, 10))])
 
     def nested(self):
         """Savepoints, of which some are rolled back."""

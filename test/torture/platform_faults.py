@@ -93,7 +93,8 @@ class Platform:
         with open(f"{self.work}/mock.log", "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-B", self.program, "--port", str(self.port), "--state-file", self.state,
-                 "--log-file", self.log, "--no-log", "--cut", str(FILES_CUT), "--seed", str(self.seed), "--token-expire", "20", *apps],
+                 "--log-file", self.log, "--no-log", "--cut", str(FILES_CUT), "--seed", str(self.seed),
+                 "--token-expire", "20", *apps],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, encoding="ascii")
         line = self.process.stdout.readline()
         if not line:

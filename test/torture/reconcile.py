@@ -67,8 +67,8 @@ class Truth:
         self.read_platform(platform)
 
     def read_platform(self, platform):
-        """started: n -> execution ids; requests: n -> [(arrival, key)]; the same of synchronous calls, by key; spans: when
-        a request of a queued flow arrived and ended, and whether its client had gone."""
+        """started: n -> execution ids; requests: n -> [(arrival, key)]; the same of synchronous calls, by key; spans:
+        when a request of a queued flow arrived and ended, and whether its client had gone."""
         self.started, self.requests = collections.defaultdict(list), collections.defaultdict(list)
         self.calls_started, self.calls_arrived = collections.Counter(), collections.defaultdict(list)
         self.spans, self.most_at_once = [], 0
@@ -210,7 +210,7 @@ def check_order(truth, report):
 
 
 def check_bound(truth, report):
-    """No more requests of queued flows at once than max_in_flight. Of a client that has gone, the platform sees so a moment
+    """No more requests of queued flows at once than max_in_flight. That a client has gone, the platform sees a moment
     later."""
     changes = []
     for arrived, done, aborted in truth.spans:

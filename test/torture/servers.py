@@ -110,8 +110,9 @@ class Server:
 
     def run(self, program, *arguments, check=True):
         environment = {**os.environ, "LD_PRELOAD": self.preload} if self.preload and program == "pg_ctl" else None
-        result = subprocess.run([f"{self.bindir}/{program}", *arguments], stdin=subprocess.DEVNULL, check=False, env=environment,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+        result = subprocess.run([f"{self.bindir}/{program}", *arguments], stdin=subprocess.DEVNULL, check=False,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+                                env=environment)
         if check and result.returncode:
             raise Broken(f"{program} failed: {result.stdout}")
         return result.returncode == 0
