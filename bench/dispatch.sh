@@ -129,7 +129,7 @@ flows_send() {
 	local resumed first
 	first=$(sql "SELECT COALESCE(min(id), 0) FROM feishu.outbox WHERE state = 'q'")
 	sql "SELECT feishu.stat_reset()" >/dev/null
-	resumed=$(sql "SELECT extract(epoch FROM clock_timestamp()); SELECT feishu.resume_server('$1')" | head -n 1)
+	resumed=$(sql "SELECT extract(epoch FROM clock_timestamp()); SELECT feishu.resume_server('$1')" | sed -n 1p)
 	flows_await "$2"
 	flows_recorded "$2" "$first" "$resumed"
 }

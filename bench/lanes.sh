@@ -75,7 +75,7 @@ lanes_measure() {
 	wait_until 30 dispatcher_there || die "no dispatcher"
 	python3 "$ROOT/bench/watch.py" "$(head -n 1 "$WORK/server/postmaster.pid")" >"$WORK/results/watched" &
 	watcher=$!
-	resumed=$(sql "SELECT extract(epoch FROM clock_timestamp()); SELECT feishu.resume_server('feishu')" | head -n 1)
+	resumed=$(sql "SELECT extract(epoch FROM clock_timestamp()); SELECT feishu.resume_server('feishu')" | sed -n 1p)
 	rate=$(lanes_await "$LANE_FLOWS" && lanes_rate "$resumed") || true
 	kill "$watcher" 2>/dev/null || true
 	wait "$watcher" || true
