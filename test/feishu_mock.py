@@ -77,6 +77,7 @@ import asyncio
 import gc
 import os
 import re
+import resource
 import signal
 import ssl
 import sys
@@ -113,6 +114,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--no-log", action="store_true", help="keep no request log in memory (for benchmarks)")
     parser.add_argument("--log-limit", type=int, default=200000, metavar="N", help="requests kept in the log (200000)")
     parser.add_argument("--state-file", metavar="FILE", help="started flows, appended and read again at start")
+    parser.add_argument("--cut", type=int, metavar="N", help="strings in both files are cut after so many characters (whole)")
     parser.add_argument("--accept-hang", action="store_true",
                         help="a second port (second line of output) that accepts, reads, and never says a word: no TLS handshake either")
     parser.add_argument("--exit-on-eof", action="store_true", help="stop when stdin is closed, so that it never outlives a test")
@@ -130,7 +132,7 @@ async def run(parser, args):
               "log": not args.no_log, "log_limit": args.log_limit, "idempotency": True,
               "scopes": [SCOPE], "namespaces": None, "clock": None}
     try:
-        mock = Mock(config, args.seed, args.state_file, args.log_file)
+        mock = Mock(config, args.seed, args.state_file, args.log_file, args.cut)
         for text in args.rules:
             if text.startswith("@"):
                 with open(text[1:], encoding="utf-8") as file:
@@ -160,7 +162,14 @@ async def run(parser, args):
     await asyncio.sleep(0)  # connection_lost runs: the log file gets the last lines
 
 
+def raise_limit():
+    """A connection takes a descriptor, and a test may make a thousand of them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main():
+    raise_limit()
     try:
         asyncio.run(run(*parse_arguments()))
     except OSError as problem:

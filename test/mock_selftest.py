@@ -9,6 +9,7 @@ import gzip
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -463,14 +464,16 @@ class HttpTest(Base):
 
     def test_many_connections_at_once(self):
         self.mock.rules({"match": {"kind": "execute"}, "fault": {"type": "hold"}})
-        conns = [self.mock.connect() for _ in range(300)]
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        conns = [self.mock.connect() for _ in range(1000)]
         for conn in conns:
             conn.request("POST", "/open-apis/apaas/v1/applications/n/flows/f/execute", '{"operator":"{\\"_id\\":1}"}',
                          {**JSON, "Authorization": "Bearer " + self.token})
-        self.mock.control("POST", "wait", {"kind": "execute", "count": 300, "timeout": 5})
+        self.mock.control("POST", "wait", {"kind": "execute", "count": 1000, "timeout": 5})
         self.mock.control("POST", "release")
         self.assertEqual({conn.getresponse().status for conn in conns}, {200})
-        self.assertEqual(self.mock.control("GET", "stats")["max_concurrent_executes"], 300)
+        self.assertEqual(self.mock.control("GET", "stats")["max_concurrent_executes"], 1000)
         for conn in conns:
             conn.close()
 
@@ -502,6 +505,24 @@ class ProcessTest(unittest.TestCase):
             self.assertEqual(os.path.getsize(args[1]), 0)
             with open(args[3]) as file:
                 self.assertEqual([json.loads(line)["kind"] for line in file], ["token", "execute", "execute"])
+
+    def test_files_are_cut(self):
+        with tempfile.TemporaryDirectory() as folder:
+            state, log = os.path.join(folder, "state"), os.path.join(folder, "log")
+            mock = Mock("--state-file", state, "--log-file", log, "--cut", "60")
+            token = mock.token()["tenant_access_token"]
+            params = json.dumps({"n": 5, "padding": "x" * 100000})
+            for inner in ("", "k_wf_ec_2001008"):
+                answer = mock.call(token, params=params, idempotent_key="k", loop_masks=["y" * 5000])[1]
+                self.assertEqual(answer["data"]["code"], inner)
+            self.assertEqual(mock.stop(), 0)
+            with open(state) as file:
+                flow, = map(json.loads, file)
+            self.assertEqual((flow["key"], flow["params"]), ("k", {"n": 5, "padding": "x" * 60}))
+            self.assertEqual(flow["loop_masks"], ["y" * 60])
+            with open(log) as file:
+                line = [json.loads(line) for line in file][-1]
+            self.assertEqual((line["key"], line["json"]["params"], len(line["body"])), ("k", params[:60], 60))
 
     def test_stops_with_its_parent(self):
         mock = Mock()

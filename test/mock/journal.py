@@ -4,13 +4,15 @@ import collections
 import json
 import time
 
+from .message import cut
+
 
 class Journal:
     """The request log, and those who wait for something to appear in it."""
     FILTERS = ("kind", "flow_id", "namespace", "key", "app_id", "fault", "connection")
 
-    def __init__(self, config, path=None):
-        self.config, self.waiters = config, []
+    def __init__(self, config, path=None, most=None):
+        self.config, self.waiters, self.most = config, [], most
         self.file = open(path, "a", encoding="utf-8", buffering=1) if path else None
         self.clear()
 
@@ -36,7 +38,7 @@ class Journal:
             if aborted:
                 self.tell("aborted", entry)
         if self.file:
-            self.file.write(json.dumps(self.readable(entry)) + "\n")
+            self.file.write(json.dumps(cut(self.readable(entry), self.most)) + "\n")
 
     def tell(self, state, entry):
         for waiter in self.waiters:

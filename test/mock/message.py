@@ -39,6 +39,19 @@ def load_or_none(text):
         return None
 
 
+def cut(value, most):
+    """A JSON value whose strings have at most so many characters; None: as they are."""
+    if most is None:
+        return value
+    if isinstance(value, str):
+        return value[:most]
+    if isinstance(value, dict):
+        return {name: cut(member, most) for name, member in value.items()}
+    if isinstance(value, list):
+        return [cut(element, most) for element in value]
+    return value
+
+
 def media_type(request):
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 

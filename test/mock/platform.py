@@ -15,9 +15,9 @@ class Platform:
     """What the real platform would do with a request, faults aside. answer() is the whole of it: when it
     has recorded a flow as started, the platform has accepted it, whatever becomes of the answer."""
 
-    def __init__(self, config, state_file=None):
+    def __init__(self, config, state_file=None, most=None):
         self.config, self.tokens, self.rate = config, Tokens(config), RateLimit()
-        self.flows, self.logids = Flows(state_file), LogIds()
+        self.flows, self.logids = Flows(state_file, most), LogIds()
         self.rate.rates = parse_rate(config["rate"])
         self.clear_counters()
 

@@ -20,10 +20,10 @@ MAX_HEAD, MAX_BODY = 256 * 1024, 256 * 1024 * 1024
 class Mock:
     """Ties the parts together; one for the process."""
 
-    def __init__(self, config, seed=None, state_file=None, log_file=None):
+    def __init__(self, config, seed=None, state_file=None, log_file=None, most=None):
         self.config = config
-        self.platform = Platform(config, state_file)
-        self.journal = Journal(config, log_file)
+        self.platform = Platform(config, state_file, most)
+        self.journal = Journal(config, log_file, most)
         self.rules = Rules(seed)
         self.faults = Faults(self.platform, self.rules)
         self.control = Control(self)

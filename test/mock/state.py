@@ -6,7 +6,7 @@ import math
 import secrets
 import time
 
-from .message import dump, load_or_none
+from .message import cut, dump, load_or_none
 
 FIRST_EXECUTION_ID = 1816970091484211  # the document's example: an int64 beyond a double's 2**53
 
@@ -115,8 +115,8 @@ class Flows:
     """Flows that started, and the keys they used up. With a state file they survive the mock's death: a
     platform does not forget. A line is handed to the kernel before the answer leaves."""
 
-    def __init__(self, path=None):
-        self.list, self.keys, self.file = [], set(), None
+    def __init__(self, path=None, most=None):
+        self.list, self.keys, self.file, self.most = [], set(), None, most
         self.next_id = FIRST_EXECUTION_ID
         if path:
             self.file = open(path, "a+", encoding="utf-8")
@@ -136,7 +136,7 @@ class Flows:
         self.next_id = max(self.next_id, int(flow["execution_id"]) + 1)
 
     def start(self, **flow):
-        flow = {"execution_id": str(self.next_id), **flow, "time": time.time()}
+        flow = cut({"execution_id": str(self.next_id), **flow, "time": time.time()}, self.most)
         if self.file:
             self.file.write(json.dumps(flow) + "\n")
             self.file.flush()

@@ -14,25 +14,32 @@ import re
 import sys
 import time
 
+import calls
 import servers
 import wire
 from journal import Journal
 from killer import Killer
-from load import Load, create_schema
+from load import Load, Worker, create_schema
 from platform_faults import APPS, BadLuck, Platform
 from reconcile import ENDS, FATAL, NOTES, Truth, reconcile
 
 SHORT_SECONDS = 16
 SHORT_LUCK = ["lost answers", "all at once", "never arrived", "tokens refused"]
-SHORT_PLAN = ["dispatcher", "backend", "postmaster", "mock", "failover", "immediate restart"]
+SHORT_PLAN = ["dispatcher", "backend", "postmaster", "mock", "failover", "immediate restart", "starve",
+              "fill disk"]
 DRAIN_TIME = 120  # seconds for the queue to empty, once all is well
-WORKERS, PACE = 16, 0.02  # clients, and the mean seconds each rests between two things it does
-KILL_PAUSE = 3
+WORKERS, CALLERS, PACE = 16, 4, 0.02  # clients, and the mean seconds each rests between two things it does
+KILL_PAUSE, SHORT_PAUSE = 3, 0.6
 SHOWN = 10  # findings of a kind that are printed
 
 # What no server should log: a process that fails by itself (not by kill -9), data that is not as it should be.
-BAD_LOG = re.compile(r"PANIC|TRAP:|terminated by signal (?!9:)|does not have one row|: XX\d\d\d:"
-                     r"|feishu_flow (dispatcher|launcher) .*(ERROR|FATAL): ")
+BAD_LOG = re.compile(r"PANIC|TRAP:|terminated by signal (?!9:)|does not have one row|: XX\d\d\d:")
+# Nor that one of ours fails or ends by itself. A server that is shut down ends it.
+BAD_END = re.compile(r"feishu_flow (dispatcher|launcher) .*(ERROR|FATAL|PANIC): ")
+END = re.compile(r'background worker "feishu_flow (?:dispatcher|launcher)[^"]*" \(PID (\d+)\) '
+                 r"(exited with exit code 1|was terminated by signal)")
+SHUTDOWN = re.compile(r"received (fast|immediate|smart) shutdown request")
+START = re.compile(r"LOG: +starting PostgreSQL")
 FINE_LOG = re.compile(r"terminating (background worker|connection) |is shutting down|is starting up|in recovery mode"
                       r"|postmaster exit|pipe has been closed")
 
@@ -43,17 +50,21 @@ class Campaign:
         self.random = random.Random(options.seed)
         self.journal = Journal()
         self.platform = Platform(options.mock, options.work, options.seed)
+        servers.Server.preload = servers.preload_make(options.full_disk, options.work)
         self.pair = servers.Pair(options.bin, options.work)
+        self.memory = 0  # the most that a dispatcher was seen to have for itself, in kB
         session = self.pair.session()
         create_schema(session, self.platform, APPS)
+        session.ask(calls.SCHEMA)
         session.close()
         self.pair.make_standby()
-        self.load = Load(WORKERS, self.pair, self.journal, self.random, PACE)
+        self.load = Load([Worker] * WORKERS + [calls.Caller] * CALLERS, self.pair, self.journal, self.random, PACE)
         luck, plan = (list(SHORT_LUCK), list(SHORT_PLAN)) if options.short else ([], [])
         self.random.shuffle(luck)
         self.random.shuffle(plan)
         self.luck = BadLuck(self.platform, self.pair, self.random.random(), luck)
-        self.killer = Killer(self.pair, self.platform, self.random.random(), 1 if options.short else KILL_PAUSE, plan)
+        pause = SHORT_PAUSE if options.short else KILL_PAUSE
+        self.killer = Killer(self.pair, self.platform, self.random.random(), pause, plan)
 
     def run(self):
         begun = time.monotonic()
@@ -63,6 +74,7 @@ class Campaign:
             time.sleep(0.2)
             self.load.check()
             self.killer.check()
+            self.look_at_dispatcher()
             self.progress(time.monotonic() - begun)
         self.killer.stop()
         self.load.stop()
@@ -75,10 +87,16 @@ class Campaign:
         findings = reconcile(truth)
         for line in self.bad_log_lines():
             findings["went wrong by itself"].append(line)
+        findings["dispatcher deaths"] += self.deaths()
         for problem, number in self.journal.errors.items():
             findings["went wrong by itself"].append(f"a client saw {problem} ({number} times)")
         self.report(truth, findings)
         return any(findings.get(what) for what in FATAL)
+
+    def look_at_dispatcher(self):
+        pid = self.pair.primary.dispatcher()
+        if pid:
+            self.memory = max(self.memory, servers.private_kilobytes(pid))
 
     def stop(self):
         """Leaves no process behind, however the campaign ended."""
@@ -113,6 +131,20 @@ class Campaign:
     def bad_log_lines(self):
         return [line.strip() for line in self.pair.logs() if BAD_LOG.search(line) and not FINE_LOG.search(line)]
 
+    def deaths(self):
+        """What the logs say of dispatchers and launchers that failed, or that ended and nobody had ended them."""
+        found = []
+        for lines in self.pair.logs_of_each():
+            going_down = False
+            for line in map(str.strip, lines):
+                going_down = (going_down or SHUTDOWN.search(line)) and not START.search(line)
+                end = END.search(line)
+                if BAD_END.search(line) and not FINE_LOG.search(line):
+                    found.append(line)
+                elif end and not going_down and int(end[1]) not in self.killer.ended:
+                    found.append(line)
+        return found
+
     def report(self, truth, findings):
         counts = self.journal.counts
         ends = collections.Counter(ENDS[flow.state] for _, _, flow in truth.every())
@@ -123,6 +155,9 @@ class Campaign:
             + (f"the queue was empty after {self.drained:.1f} s" if self.drained is not None else "the queue did not empty"))
         say(f"platform: {truth.count_requests} requests, {truth.count_started} started; phases: {listed(self.luck.phases)}; "
             f"faults: {listed(self.platform.fired)}; {self.luck.rotations} secrets rotated")
+        say(f"bounds: at most {truth.most_at_once} requests of queued flows at once, of {servers.IN_FLIGHT}; "
+            f"the dispatcher had {self.memory / 1024:.0f} MB at most; {len(truth.calls_ended)} calls cancelled; "
+            f"{counts['refused by a full disk']} statements refused by a full disk")
         say(f"kills: {sum(self.killer.done.values())}: {listed(self.killer.done)}; "
             f"at most {self.killer.slowest[0]:.1f} s ({self.killer.slowest[1]}) until all was in place again")
         for what in NOTES:
@@ -145,6 +180,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True, help="PostgreSQL's programs")
     parser.add_argument("--mock", required=True, help="feishu_mock.py")
+    parser.add_argument("--full-disk", help="full_disk.c; without it no disk is full")
     parser.add_argument("--work", required=True, help="a folder for all that is made; short, as sockets live in it")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--seconds", type=float, default=600)

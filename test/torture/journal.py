@@ -17,6 +17,7 @@ class Journal:
         self.succeeded = set()  # numbers of which wait_flow said so
         self.cancelled = {}     # number -> time at which a cancel's COMMIT was answered
         self.calls = {}         # key -> outcome of a synchronous call: "ok" or an SQLSTATE
+        self.ended = {}         # key -> (time, context): when the statement of a call that was cancelled had ended
         self.counts = collections.Counter()
         self.errors = collections.Counter()  # SQLSTATE and message of what no client should see
 

@@ -1,9 +1,11 @@
 """
-What a campaign does to the servers: kill -9 of any process, shutdowns, failovers; one after the other, each with the
-server back before the next.
+What a campaign does to the servers: kill -9 of any process, shutdowns, failovers, no descriptors, no room on the disk;
+one after the other, each with the server back before the next.
 """
 import collections
+import os
 import random
+import resource
 import threading
 import time
 
@@ -16,7 +18,8 @@ class Killer(threading.Thread):
 
     # What is killed how often.
     WEIGHTS = {"dispatcher": 6, "launcher": 2, "backend": 4, "other process": 2, "postmaster": 4, "terminate dispatcher": 3,
-               "immediate restart": 2, "fast restart": 2, "standby": 2, "mock": 3, "failover": 3}
+               "immediate restart": 2, "fast restart": 2, "standby": 2, "mock": 3, "failover": 3, "starve": 4,
+               "fill disk": 4}
     OTHERS = ("checkpointer", "background writer", "walwriter", "walsender", "autovacuum launcher")
 
     def __init__(self, pair, platform, seed, pause, plan=()):
@@ -25,6 +28,7 @@ class Killer(threading.Thread):
         self.pause, self.plan = pause, collections.deque(plan)
         self.stopping, self.problem = threading.Event(), None
         self.done = collections.Counter()
+        self.ended = set()      # processes that were killed or told to end
         self.slowest = (0, "none")  # seconds until all was in place again, after what
 
     def run(self):
@@ -55,6 +59,7 @@ class Killer(threading.Thread):
         if not found:
             return False
         pid = self.random.choice(sorted(found))
+        self.ended.add(pid)
         done = servers.kill(pid)
         servers.until("the postmaster has seen it", lambda: pid not in self.pair.primary.processes())
         return done
@@ -75,12 +80,41 @@ class Killer(threading.Thread):
     def terminate_dispatcher(self):
         try:
             session = self.pair.primary.session()
-            rows = session.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                               "WHERE backend_type = 'feishu_flow dispatcher'")
+            rows = session.ask("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'")
+            self.ended.update(int(pid) for pid, in rows)
+            for pid, in rows:
+                session.ask(f"SELECT pg_terminate_backend({pid})")
             session.close()
             return bool(rows)
         except wire.Lost:
             return False
+
+    def starve(self):
+        """The dispatcher may open little more than it has open, for a while."""
+        pid = self.pair.primary.dispatcher()
+        try:
+            opened = {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
+            usual = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)
+            free, limit = self.random.randint(0, 6), 0
+            while free >= 0:
+                free -= limit not in opened
+                limit += 1
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit - 1, usual[1]))
+            self.stopping.wait(self.random.uniform(0.5, max(1, self.pause)))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+            return True
+        except (OSError, ProcessLookupError):
+            return False  # there is none, or it has ended
+
+    def fill_disk(self):
+        """No table grows any more, for a while."""
+        server = self.pair.primary
+        if not server.preload:
+            return False
+        server.set_disk_full(True)
+        self.stopping.wait(self.random.uniform(0.5, max(1, self.pause)))
+        server.set_disk_full(False)
+        return True
 
     def postmaster(self):
         self.pair.primary.kill_postmaster(fenced=self.random.random() < 0.5)

@@ -13,6 +13,7 @@ import time
 import wire
 from journal import PER_WORKER, Transaction
 
+LANES = 200  # roles that queue a few flows each
 SERVERS = ("feishu", "feishu", "oauth", "limited")
 ROLES = ("app1", "app2")
 OPERATOR = "'{\"_id\": 1111}'"
@@ -32,7 +33,13 @@ CREATE TRIGGER batch_flow AFTER INSERT ON batch REFERENCING NEW TABLE AS added F
   feishu.flow_trigger('app', 'batchFlow', '{"_id": 1111}', '{"n": "$.new_rows[0].n", "lines": "$.new_rows.size()"}',
   '{"server": "oauth"}');
 GRANT SELECT, INSERT ON marker, cancelled, retried, orders, batch TO app1, app2;
+GRANT INSERT ON marker TO PUBLIC;
+DO $$ BEGIN FOR i IN 1..{lanes} LOOP EXECUTE format('CREATE ROLE lane%s ROLE app1, app2', i); END LOOP; END $$;
+-- text that no compression makes small
+CREATE FUNCTION noise(size int) RETURNS text LANGUAGE sql AS
+$$ SELECT string_agg(md5(random()::text), '') FROM generate_series(1, size / 32) $$;
 """
+DISK_FULL = "53100"
 
 SERVER = """
 CREATE SERVER {name} FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '{url}' {options});
@@ -40,12 +47,12 @@ CREATE USER MAPPING FOR PUBLIC SERVER {name} OPTIONS (app_id '{app}', app_secret
 GRANT USAGE ON FOREIGN SERVER {name} TO PUBLIC;
 """
 SERVER_OPTIONS = {"feishu": "", "oauth": ", token_url '{url}/oauth/v3/token', max_concurrency '5'",
-                  "limited": ", max_rate '60'"}
+                  "limited": ", max_rate '60'", "narrow": ", max_concurrency '1'"}
 
 
 def create_schema(session, platform, apps):
     url = f"http://127.0.0.1:{platform.port}"
-    session.ask(SCHEMA)
+    session.ask(SCHEMA.replace("{lanes}", str(LANES)))
     for app, name in apps.items():
         session.ask(SERVER.format(name=name, url=url, app=app, secret=platform.secrets[app],
                                   options=SERVER_OPTIONS[name].format(url=url)))
@@ -56,10 +63,10 @@ class Worker(threading.Thread):
 
     # How often each is done, of all.
     STEPS = {"queue": 30, "nested": 10, "rows": 8, "batch": 4, "prepared": 3, "linger": 2, "vanish": 2, "cancel": 12,
-             "far": 5, "retry": 5, "call": 8, "impatient_call": 2, "wait": 4, "pause": 1}
+             "far": 5, "retry": 5, "call": 8, "impatient_call": 2, "wait": 4, "pause": 1, "spread": 0.5, "bulk": 0.1}
     # And of the flows queued which way.
     KINDS = {"plain": 10, "own": 3, "ordered": 8, "later": 4, "few": 3, "brief": 2, "refused": 2, "rejected": 1,
-             "large": 1, "pair": 1}
+             "large": 1, "huge": 0.15, "pair": 1}
 
     def __init__(self, number, pair, journal, seed, pace):
         super().__init__(daemon=True)
@@ -83,7 +90,10 @@ class Worker(threading.Thread):
                     self.session = None
                     time.sleep(0.05)
                 except wire.SqlError as problem:
-                    self.journal.unexpected(problem)
+                    if problem.sqlstate == DISK_FULL:
+                        self.journal.count("refused by a full disk")
+                    else:
+                        self.journal.unexpected(problem)
                     self.session.drop()
                     self.session = None
                 time.sleep(self.random.expovariate(1 / self.pace))
@@ -107,8 +117,8 @@ class Worker(threading.Thread):
         if kind in ("own", "pair"):
             flow_id, key = "ownFlow", f"{kind}-{n}"
         elif kind == "ordered":
-            # its own flow_id: the others' faults would not do, as each flow may be retried here
-            arguments["ordering_key"] = f"'lane-{self.number}-{self.random.randint(0, 2)}'"
+            # another role has the same keys, and they are others
+            arguments["ordering_key"] = f"'lane-{self.number // 2}-{self.random.randint(0, 2)}'"
         elif kind == "later":
             arguments["run_at"] = f"now() + '{seconds:.6f} s'"
         elif kind == "far":
@@ -119,14 +129,21 @@ class Worker(threading.Thread):
             arguments["expires_at"] = f"clock_timestamp() + '{seconds + 0.5:.6f} s'"
         elif kind in ("refused", "rejected"):
             flow_id = kind + "Flow"
+        operator, params = OPERATOR, None
         padding = ", \"padding\": \"" + "x" * self.random.randint(1000, 200000) + "\"" if kind == "large" else ""
         if key:
             arguments["idempotent_key"] = f"'{key}'"
+        if kind == "huge":
+            text = self.random.choice(("noise(%d)", "repeat('x', %d)"))
+            operator = f"jsonb_build_object('_id', 1111, 'x', {text % self.random.randint(1, 2000000)})"
+            params = f"jsonb_build_object('n', {{}}, 'padding', {text % self.random.randint(1, 2000000)})"
+            arguments["loop_masks"] = f"jsonb_build_array({text % self.random.randint(1, 1000000)})"
         rest = "".join(f", {name} => {value}" for name, value in arguments.items())
         for number in [n] + ([self.number_one()] if kind == "pair" else []):
             transaction.numbers.append(number)
-            self.session.ask(f"INSERT INTO marker SELECT {number}, feishu.enqueue_flow('app', '{flow_id}', {OPERATOR}, "
-                             f"'{{\"n\": {number}{padding}}}'{rest}), '{kind}'")
+            value = params.format(number) if params else f"'{{\"n\": {number}{padding}}}'"
+            self.session.ask(f"INSERT INTO marker SELECT {number}, feishu.enqueue_flow('app', '{flow_id}', {operator}, "
+                             f"{value}{rest}), '{kind}'")
         return n
 
     def transact(self, work, commit=0.9):
@@ -158,6 +175,28 @@ class Worker(threading.Thread):
         numbers = []
         if self.transact(lambda t: numbers.extend(self.enqueue(t) for _ in range(self.random.choice((1, 1, 1, 2, 5))))):
             self.remember(numbers)
+
+    def spread(self):
+        """A flow or two of each of many roles."""
+        def work(transaction):
+            lanes = self.random.sample(range(1, LANES + 1), self.random.randint(20, LANES))
+            lanes += lanes[:len(lanes) // 4]
+            first = self.next_number + 1
+            transaction.numbers += [self.number_one() for _ in lanes]
+            self.session.ask(f"""
+DO $$ DECLARE n bigint := {first}; lane text; BEGIN
+  FOREACH lane IN ARRAY '{{{",".join(map(str, lanes))}}}'::text[] LOOP
+    PERFORM set_config('role', 'lane' || lane, true);
+    INSERT INTO public.marker SELECT n, feishu.enqueue_flow('app', 'laneFlow', {OPERATOR}, jsonb_build_object('n', n),
+      server => (ARRAY['oauth', 'limited', 'feishu', 'feishu', 'feishu', 'feishu', 'feishu'])[1 + n % 7]), 'lane';
+    n := n + 1;
+  END LOOP;
+END $$; RESET ROLE""")
+        self.transact(work)
+
+    def bulk(self):
+        """Some large flows at once."""
+        self.transact(lambda t: [self.enqueue(t, "huge") for _ in range(self.random.randint(3, 10))])
 
     def nested(self):
         """Savepoints, of which some are rolled back."""
@@ -380,11 +419,11 @@ class Worker(threading.Thread):
 
 
 class Load:
-    """All workers."""
+    """All workers. classes: of each of them."""
 
-    def __init__(self, number, pair, journal, rng, pace):
+    def __init__(self, classes, pair, journal, rng, pace):
         self.journal = journal
-        self.workers = [Worker(n, pair, journal, rng.random(), pace) for n in range(1, number + 1)]
+        self.workers = [one(n, pair, journal, rng.random(), pace) for n, one in enumerate(classes, 1)]
 
     def start(self):
         for worker in self.workers:

@@ -16,15 +16,22 @@ import time
 import servers
 import wire
 
-APPS = {"cli_a": "feishu", "cli_b": "oauth", "cli_c": "limited"}  # app -> SQL name of its server
+APPS = {"cli_a": "feishu", "cli_b": "oauth", "cli_c": "limited", "cli_d": "narrow"}  # app -> SQL name of its server
 
 EXECUTE = {"kind": "execute"}
 TOKENS = [{"kind": "token"}, {"kind": "oauth"}]
 
 
+FILES_CUT = 1000  # characters of a string that matter
+
+
 def chance(probability, match, **fault):
     return {"match": match, "probability": probability, "fault": fault}
 
+
+# In every phase: these take time, so that others wait for their place.
+ALWAYS = [chance(1, {"kind": "execute", "flow_id": "slowCall"}, type="latency", ms=[300, 900]),
+          chance(0.5, {"kind": "execute", "flow_id": "laneFlow"}, type="latency", ms=[50, 500])]
 
 # Name -> rules. None of them is a refusal for good, so that what is lost can be told from what was refused. A request
 # is only sent twice by a gateway if its key was made by enqueue_flow: of a key of its own a client would have to
@@ -78,7 +85,7 @@ class Platform:
         self.state, self.log, self.port = f"{work}/started", f"{work}/requests", 0
         self.secrets = {app: f"secret-{app}-0" for app in APPS}
         self.lock = threading.Lock()
-        self.kills, self.fired, self.rules = 0, {}, []
+        self.kills, self.fired, self.rules = 0, {}, ALWAYS
         self.start()
 
     def start(self):
@@ -86,7 +93,8 @@ class Platform:
         with open(f"{self.work}/mock.log", "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-B", self.program, "--port", str(self.port), "--state-file", self.state,
-                 "--log-file", self.log, "--no-log", "--seed", str(self.seed), "--token-expire", "20", *apps],
+                 "--log-file", self.log, "--no-log", "--cut", str(FILES_CUT), "--seed", str(self.seed),
+                 "--token-expire", "20", *apps],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, encoding="ascii")
         line = self.process.stdout.readline()
         if not line:
@@ -119,10 +127,10 @@ class Platform:
 
     def set_rules(self, rules):
         with self.lock:
-            self.rules = rules
+            self.rules = ALWAYS + rules
             if self.process.poll() is None:
                 self._count_fired()
-                self.control("POST", "rules", rules)
+                self.control("POST", "rules", self.rules)
 
     def _count_fired(self):
         for rule in self.control("GET", "rules"):

@@ -10,13 +10,17 @@ A finding is a list of numbers that nobody wants to see; most of them end the ca
   uncommitted     rolled back, and yet on the wire
   wrong record    recorded otherwise than it was: see the methods
   fifo            sent before one of its ordering key that was to go first had ended
+  unbounded       more requests of queued flows at once than max_in_flight
+  ghosts          sent after the statement that called had ended
   stuck           not ended at the deadline
 
 Others are what nobody can know better over a network, and are counted to see that they stay few: see NOTES.
 """
 import collections
-import json
+import re
 
+import servers
+from calls import check_ghosts
 from platform_faults import lines_of
 
 QUEUED = """
@@ -27,14 +31,18 @@ FROM feishu.outbox o ORDER BY o.id
 Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lane key execution_id sqlstate error role")
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
-FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck", "went wrong by itself")
+FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts",
+         "dispatcher deaths", "went wrong by itself")
 NOTES = ("given up after an attempt that was not answered, and had run",
          "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read")
 GAVE_UP, NOT_RUN, GARBLED = NOTES
+CALLS = ("callFlow", "slowCall")
+NUMBER = re.compile(r'"n": ?(\d+)')  # params may have been cut
 # Kinds of flows that may fail, and how.
 MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": ("LK500", "LK502", "LK503", "LK504"),
             "brief": ("LK500", "LK502", "LK503", "LK504"), "pair": ("LK409",)}
 TOO_LATE = "cancelled after it was sent"
+GONE = 0.5  # seconds that the platform may take to see that a client has gone
 GARBLED_REFUSAL = "not the platform's; HTTP status 400"
 
 
@@ -53,24 +61,32 @@ class Truth:
         self.retried = collections.defaultdict(list)
         for n, new_key in session.ask("SELECT n, new_key FROM retried"):
             self.retried[int(n)].append(new_key == "t")
+        self.calls_ended = {key: (float(at), context) for key, at, context in
+                            session.ask("SELECT key, extract(epoch FROM at), context FROM ended")}
+        self.calls_ended.update(journal.ended)
         self.read_platform(platform)
 
     def read_platform(self, platform):
-        """started: n -> execution ids; requests: n -> [(arrival, key)]; the same of synchronous calls, by key."""
+        """started: n -> execution ids; requests: n -> [(arrival, key)]; the same of synchronous calls, by key; spans:
+        when a request of a queued flow arrived and ended, and whether its client had gone."""
         self.started, self.requests = collections.defaultdict(list), collections.defaultdict(list)
-        self.calls_started = collections.Counter()
+        self.calls_started, self.calls_arrived = collections.Counter(), collections.defaultdict(list)
+        self.spans, self.most_at_once = [], 0
         self.count_started = self.count_requests = 0
         for line in lines_of(platform.state):
             self.count_started += 1
-            if line["flow_id"] == "callFlow":
+            if line["flow_id"] in CALLS:
                 self.calls_started[line["key"]] += 1
             else:
                 self.started[line["params"]["n"]].append(line["execution_id"])
         for line in lines_of(platform.log):
             self.count_requests += 1
-            if line["kind"] == "execute" and line["flow_id"] != "callFlow":
-                n = json.loads(line["json"]["params"])["n"]
+            if line["kind"] == "execute" and line["flow_id"] in CALLS:
+                self.calls_arrived[line["key"]].append(line["time"])
+            elif line["kind"] == "execute":
+                n = int(NUMBER.search(line["json"]["params"])[1])
                 self.requests[n].append((line["time"], line["key"]))
+                self.spans.append((line["time"], line["done"], line["aborted"]))
 
     def every(self):
         """All flows that are where one expects them: (n, kind, flow)."""
@@ -82,7 +98,8 @@ class Truth:
 def reconcile(truth):
     """-> {finding: [text]}"""
     found = collections.defaultdict(list)
-    for check in (check_committed, check_uncommitted, check_ends, check_cancelled, check_keys, check_calls, check_order):
+    for check in (check_committed, check_uncommitted, check_ends, check_cancelled, check_keys, check_calls, check_order,
+                  check_bound, check_ghosts):
         check(truth, lambda what, text: found[what].append(text))
     return found
 
@@ -181,7 +198,7 @@ def check_order(truth, report):
     for n, kind, flow in truth.every():
         # a client queues an ordering key's flows one after the other, but not in the order of their ends with PREPARE
         if flow.lane and not truth.retried.get(n) and truth.requests.get(n):
-            lanes[flow.server, flow.lane].append((flow.id, n, kind))
+            lanes[flow.server, flow.role, flow.lane].append((flow.id, n, kind))
     for lane, flows in lanes.items():
         before, whose = 0, None
         for _, n, kind in sorted(flows):
@@ -190,3 +207,19 @@ def check_order(truth, report):
                 report("fifo", f"{n} ({kind}) of {lane}: sent {before - min(times):.3f} s before the last request of {whose}")
             if max(times) > before:
                 before, whose = max(times), n
+
+
+def check_bound(truth, report):
+    """No more requests of queued flows at once than max_in_flight. That a client has gone, the platform sees a moment
+    later."""
+    changes = []
+    for arrived, done, aborted in truth.spans:
+        ended = max(arrived, done - GONE) if aborted else done
+        changes += [(arrived, 1), (ended, -1)]
+    now, over = 0, False
+    for at, change in sorted(changes):
+        now += change
+        truth.most_at_once = max(truth.most_at_once, now)
+        if now > servers.IN_FLIGHT and not over:
+            report("unbounded", f"{now} at once at {at:.3f}")
+        over = now > servers.IN_FLIGHT

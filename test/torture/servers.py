@@ -5,6 +5,8 @@ promoted.
 Acknowledged commits survive a failover: synchronous_standby_names is set as long as there is a standby, and there is
 no failover unless the standby has all that was visible on the primary. While a new standby is being made, the primary
 works alone, as a cluster manager would have it.
+
+A disk of theirs can be full: a library that is put before the C library's sees to it (test/lib/full_disk.c).
 """
 import os
 import shutil
@@ -37,8 +39,9 @@ feishu_flow.retry_base_delay = '20ms'
 feishu_flow.retry_max_delay = '500ms'
 feishu_flow.poll_interval = '2s'
 feishu_flow.max_attempts = 1000
-feishu_flow.max_in_flight = 64
+feishu_flow.max_in_flight = {in_flight}
 """
+IN_FLIGHT = 24  # fewer than there are lanes
 START_TIME = 180  # seconds a server may take to start, or to be left by its processes
 
 
@@ -61,6 +64,15 @@ def children(parent):
     return found
 
 
+def private_kilobytes(pid):
+    """Memory that a process has for itself, or 0."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("Anonymous:")), 0)
+    except OSError:
+        return 0  # it has ended
+
+
 def kill(pid):
     """kill -9; is there such a process?"""
     try:
@@ -78,16 +90,29 @@ def until(what, condition, seconds=START_TIME):
         time.sleep(0.02)
 
 
+def preload_make(source, work):
+    """The library that fills disks; None where it cannot be made."""
+    library = f"{work}/full_disk.so"
+    if source and shutil.which("cc") and \
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=False).returncode == 0:
+        return library
+    return None
+
+
 class Server:
-    """One data directory."""
+    """One data directory. preload: a library to be put before the C library's."""
+
+    preload = None
 
     def __init__(self, bindir, work, number):
         self.bindir, self.work, self.port = bindir, work, 5500 + number
         self.data, self.log = f"{work}/data{number}", f"{work}/server{number}.log"
 
     def run(self, program, *arguments, check=True):
+        environment = {**os.environ, "LD_PRELOAD": self.preload} if self.preload and program == "pg_ctl" else None
         result = subprocess.run([f"{self.bindir}/{program}", *arguments], stdin=subprocess.DEVNULL, check=False,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+                                env=environment)
         if check and result.returncode:
             raise Broken(f"{program} failed: {result.stdout}")
         return result.returncode == 0
@@ -98,7 +123,7 @@ class Server:
 
     def initialize(self):
         self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
-        self.configure(CONFIGURATION.format(work=self.work, port=self.port))
+        self.configure(CONFIGURATION.format(work=self.work, port=self.port, in_flight=IN_FLIGHT))
 
     def copy(self, primary):
         """Becomes a standby of another server."""
@@ -134,6 +159,17 @@ class Server:
     def processes(self):
         pid = self.postmaster()
         return children(pid) if pid else {}
+
+    def set_disk_full(self, full):
+        if full:
+            with open(self.data + ".full", "w", encoding="ascii"):
+                pass
+        elif os.path.exists(self.data + ".full"):
+            os.unlink(self.data + ".full")
+
+    def dispatcher(self):
+        """Its process id, or None."""
+        return next((pid for pid, title in self.processes().items() if "feishu_flow dispatcher" in title), None)
 
     def kill_postmaster(self, fenced=False):
         """kill -9; the others notice, and end. Fenced: they are killed, too, as by a machine that is switched off."""
@@ -215,12 +251,17 @@ class Pair:
         old.remove()
         self.make_standby()
 
-    def logs(self):
+    def logs_of_each(self):
+        """The lines of each server's log."""
         for number in range(1, self.number + 1):
             path = f"{self.work}/server{number}.log"
             if os.path.exists(path):
                 with open(path, encoding="utf-8", errors="replace") as file:
-                    yield from file
+                    yield file
+
+    def logs(self):
+        for lines in self.logs_of_each():
+            yield from lines
 
     def stop(self):
         for server in filter(None, (self.standby, self.primary)):

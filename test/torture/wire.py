@@ -19,6 +19,7 @@ class SqlError(Exception):
     def __init__(self, fields):
         super().__init__(f"{fields.get('C')}: {fields.get('M')}")
         self.sqlstate, self.message = fields.get("C", ""), fields.get("M", "")
+        self.context = fields.get("W", "")
 
 
 class Lost(Exception):
