@@ -9,7 +9,7 @@
  * and again, and the cost of a claim does not grow with the queue.  A row that
  * becomes visible below that point is found by discover.c, and is claimed by id.
  *
- * Of an ordering key only the row with the lowest id is claimed, and only if
+ * Of an ordering key of a lane only the row with the lowest id is claimed, and only if
  * none of the key is in flight (retry_flow may put back a lower one).  The
  * others are passed over, and found again by record.c when that one ends.  Any
  * number of rows may wait behind one, and of the rows before it any number may
@@ -202,7 +202,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
 	static SqlStatement due = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
-		" SELECT id, next_at, server, ordering_key FROM feishu.outbox"
+		" SELECT id, next_at, server, roleid, ordering_key FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
 		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
 		" ORDER BY next_at, id LIMIT $6)"
@@ -345,9 +345,8 @@ is_behind_another(Dispatch *dispatch, const Flight *flight)
 	{
 		Flight	   *other = dlist_container(Flight, node, iter.cur);
 
-		if (other->ordering_key != NULL &&
-			strcmp(other->ordering_key, flight->ordering_key) == 0 &&
-			strcmp(other->lane->server, flight->lane->server) == 0)
+		if (other->lane == flight->lane && other->ordering_key != NULL &&
+			strcmp(other->ordering_key, flight->ordering_key) == 0)
 			return true;
 	}
 	return false;
@@ -534,7 +533,7 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
-		" SELECT id, server, ordering_key FROM feishu.outbox" CLAIM_ABOVE_CURSOR ")"
+		" SELECT id, server, roleid, ordering_key FROM feishu.outbox" CLAIM_ABOVE_CURSOR ")"
 		" SELECT o.id, o.ordering_key IS NULL, "
 		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
 		" FROM page o ORDER BY o.id",

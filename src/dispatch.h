@@ -114,14 +114,14 @@ typedef struct Dispatch
 #define DISPATCH_BATCH		96
 
 /*
- * In SQL: is row o first of its ordering key, or has none?  among: rows, of
- * which it is one, as the end of a query of k.  Which is first is asked once for
+ * In SQL: is row o first of its ordering key (of one server and role), or has
+ * none?  among: rows, of which it is one, as the end of a query of k.  Which is first is asked once for
  * each key of them, and not before a row has a key.
  */
 #define DISPATCH_IS_FIRST(among) \
 	"(o.ordering_key IS NULL OR o.id IN (SELECT f.id" \
-	" FROM (SELECT DISTINCT k.server, k.ordering_key " among ") k, LATERAL" \
-	" (SELECT p.id FROM feishu.outbox p WHERE p.server = k.server" \
+	" FROM (SELECT DISTINCT k.server, k.roleid, k.ordering_key " among ") k, LATERAL" \
+	" (SELECT p.id FROM feishu.outbox p WHERE p.server = k.server AND p.roleid = k.roleid" \
 	" AND p.ordering_key = k.ordering_key AND p.state = 'q'" \
 	" ORDER BY p.id LIMIT 1) f))"
 

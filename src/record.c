@@ -280,19 +280,20 @@ find_successors(Dispatch *dispatch, int num_ended)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT n.id, n.roleid, n.server, n.next_at"
-		" FROM unnest($1, $2) AS k (server, ordering_key), LATERAL"
+		" FROM unnest($1, $2, $3) AS k (server, roleid, ordering_key), LATERAL"
 		" (SELECT o.id, o.roleid, o.server, o.next_at FROM feishu.outbox o"
-		"  WHERE o.server = k.server AND o.ordering_key = k.ordering_key"
+		"  WHERE o.server = k.server AND o.roleid = k.roleid"
+		"  AND o.ordering_key = k.ordering_key"
 		"  AND o.state = 'q' ORDER BY o.id LIMIT 1) n",
-		2, TEXTARRAYOID, TEXTARRAYOID);
-	Column		columns[2] = {{.type = TEXTOID}, {.type = TEXTOID}};
-	Datum		values[2];
+		3, TEXTARRAYOID, OIDARRAYOID, TEXTARRAYOID);
+	Column		columns[3] = {{.type = TEXTOID}, {.type = OIDOID}, {.type = TEXTOID}};
+	Datum		values[3];
 	TimestampTz now = GetCurrentTimestamp();
 	dlist_iter	iter;
 	int			num = 0;
 	uint64		found;
 
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < lengthof(columns); i++)
 	{
 		columns[i].values = palloc(num_ended * sizeof(Datum));
 		columns[i].nulls = palloc0(num_ended * sizeof(bool));
@@ -304,13 +305,14 @@ find_successors(Dispatch *dispatch, int num_ended)
 		if (flight->ordering_key == NULL || flight->is_behind)
 			continue;
 		set_text(&columns[0], num, flight->lane->server);
-		set_text(&columns[1], num, flight->ordering_key);
+		columns[1].values[num] = ObjectIdGetDatum(flight->lane->roleid);
+		set_text(&columns[2], num, flight->ordering_key);
 		num++;
 	}
 	if (num == 0)
 		return;
 
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < lengthof(columns); i++)
 		values[i] = column_array(&columns[i], num);
 	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
@@ -539,9 +541,7 @@ record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const cha
 	};
 	bool		more;
 
-	/* flows of other roles may be next in their ordering keys */
-	if (fail_flows(statements, lane, sqlstate, error, &more) > 0)
-		discover_reopen(dispatch, 0);
+	(void) fail_flows(statements, lane, sqlstate, error, &more);
 	if (!more)
 	{
 		lane->more = false;
