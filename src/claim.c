@@ -207,9 +207,10 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
 		" ORDER BY next_at, id LIMIT $6)"
 		" SELECT o.id, o.next_at, "
-		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
+		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$8")
 		" FROM page o ORDER BY o.next_at, o.id",
-		7, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID);
+		8, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID,
+		JSONBOID);
 	static SqlStatement later = SQL_STATEMENT(
 		"SELECT next_at FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
@@ -217,14 +218,15 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		3, TEXTOID, OIDOID, TIMESTAMPTZOID);
 	int			num_flights;
 	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
-	Datum		values[7] = {
+	Datum		values[8] = {
 		CStringGetTextDatum(lane->server),
 		ObjectIdGetDatum(lane->roleid),
 		TimestampTzGetDatum(lane->due_floor),
 		TimestampTzGetDatum(now),
 		ids_array(ids, num_flights),
 		Int32GetDatum(DUE_ROWS),
-		Int64GetDatum(lane->due_floor_id)
+		Int64GetDatum(lane->due_floor_id),
+		ordering_floors(dispatch)
 	};
 	uint64		num;
 
@@ -447,18 +449,19 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 		CLAIM_COLUMNS " WHERE server = $1 AND roleid = $2 AND state = 'q'"
 		" AND id = ANY ($3) AND id <> ALL ($4) AND "
 		/* no more conditions, lest an index is thought of that has all keys */
-		DISPATCH_IS_FIRST("FROM feishu.outbox k WHERE k.id = ANY ($3)")
+		DISPATCH_IS_FIRST("FROM feishu.outbox k WHERE k.id = ANY ($3)", "$6")
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
-		5, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID);
+		6, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID);
 	int			take = Min(lane->ready.num, limit);
 	int			num_flights;
 	int64	   *ids = flight_ids(dispatch, PG_INT64_MIN, &num_flights);
-	Datum		values[5] = {
+	Datum		values[6] = {
 		CStringGetTextDatum(lane->server),
 		ObjectIdGetDatum(lane->roleid),
 		ids_array(lane->ready.ids, take),
 		ids_array(ids, num_flights),
-		Int32GetDatum(take)
+		Int32GetDatum(take),
+		ordering_floors(dispatch)
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	int			made = make_flights(dispatch, lane, num, true);
@@ -479,12 +482,13 @@ read_above_cursor(Dispatch *dispatch, const Lane *lane, SqlStatement *statement,
 {
 	int			num_flights;
 	int64	   *ids = flight_ids(dispatch, lane->cursor, &num_flights);
-	Datum		values[5] = {
+	Datum		values[6] = {
 		CStringGetTextDatum(lane->server),
 		ObjectIdGetDatum(lane->roleid),
 		Int64GetDatum(lane->cursor),
 		ids_array(ids, num_flights),
-		Int32GetDatum(limit)
+		Int32GetDatum(limit),
+		ordering_floors(dispatch)	/* which not every statement takes */
 	};
 
 	return sql_run(statement, values, NULL, SPI_OK_SELECT, NULL);
@@ -535,9 +539,9 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 		"WITH page AS MATERIALIZED ("
 		" SELECT id, server, roleid, ordering_key FROM feishu.outbox" CLAIM_ABOVE_CURSOR ")"
 		" SELECT o.id, o.ordering_key IS NULL, "
-		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
+		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$6")
 		" FROM page o ORDER BY o.id",
-		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+		6, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID, JSONBOID);
 	int64		last_value = discover_last_id(dispatch);
 	int			page_rows = Max(lane->page_rows, limit);
 	uint64		num = read_above_cursor(dispatch, lane, &statement, page_rows);

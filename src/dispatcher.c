@@ -84,8 +84,11 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
  * often than this. */
 #define DISCOVER_DELAY_MS	1000
 
-/* Old flows are deleted some at a time, so often. */
+/* What there is much of is done some at a time, so often: old flows are deleted,
+ * expired ones ended, ids looked at. */
 #define PURGE_DELAY_MS		100
+#define EXPIRE_DELAY_MS		100
+#define SWEEP_DELAY_MS		20
 
 static Dispatch dispatch;
 
@@ -194,6 +197,9 @@ typedef struct Work
 	int64		min_id;			/* rows from here on may be new */
 	TimestampTz poll_at;		/* the slow poll */
 	TimestampTz purge_at;		/* old flows are deleted; DT_NOEND: not */
+	TimestampTz expire_at;		/* expired flows are ended; likewise */
+	TimestampTz sweep_at;		/* ids are looked at; likewise */
+	IdList		expired;		/* those of the last transaction */
 	TimestampTz claimed_at;		/* when rows were claimed last */
 } Work;
 
@@ -282,7 +288,8 @@ static bool
 has_work(const Work *work, TimestampTz now)
 {
 	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
-		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now)
+		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now ||
+		work->expire_at <= now || work->sweep_at <= now)
 		return true;
 	if (dispatch.num_ended >= BATCH_ROWS ||
 		(dispatch.num_ended > 0 &&
@@ -304,6 +311,7 @@ next_work(const Work *work)
 {
 	TimestampTz at = Min(work->poll_at, Min(work->discover_at, work->purge_at));
 
+	at = Min(at, Min(work->expire_at, work->sweep_at));
 	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
 		ConfigReloadPending || stop_is_told())
 		return 0;
@@ -318,10 +326,13 @@ next_work(const Work *work)
 static void
 slow_poll(Work *work, TimestampTz now)
 {
-	work->discover_all = true;	/* what nobody told of */
+	if (sweep_poll(&dispatch, now))
+	{
+		work->discover_all = true;
+		maintain_begin_anew();
+	}
 	work->control = true;
-	record_expire_held(&dispatch);
-	work->purge_at = now;
+	work->expire_at = work->purge_at = work->sweep_at = now;
 	work->poll_at = TimestampTzPlusMilliseconds(now, feishu_guc_poll_interval);
 }
 
@@ -343,6 +354,13 @@ reopen_lanes(void)
 	}
 }
 
+/* When the next step of something is to be done. */
+static TimestampTz
+next_step(bool more, TimestampTz now, int delay_ms)
+{
+	return more ? TimestampTzPlusMilliseconds(now, delay_ms) : DT_NOEND;
+}
+
 /* One transaction. */
 static void
 do_work(Work *work, TimestampTz now)
@@ -352,11 +370,16 @@ do_work(Work *work, TimestampTz now)
 	int			num_lanes = dispatch.num_lanes;
 
 	begin_work();
+	if (work->min_id != PG_INT64_MAX)
+		ordering_tell(work->min_id);
 	if (work->poll_at <= now)
 		slow_poll(work, now);
+	work->expired.num = 0;
+	if (work->expire_at <= now)
+		work->expire_at = next_step(maintain_expire(&dispatch, now, &work->expired),
+									now, EXPIRE_DELAY_MS);
 	if (work->purge_at <= now)
-		work->purge_at = record_purge() ?
-			TimestampTzPlusMilliseconds(now, PURGE_DELAY_MS) : DT_NOEND;
+		work->purge_at = next_step(maintain_purge(now), now, PURGE_DELAY_MS);
 	if (num_ended > 0)
 		record_ended(&dispatch);
 	if (work->discover_all || work->discover_at <= now)
@@ -368,10 +391,15 @@ do_work(Work *work, TimestampTz now)
 	if (work->min_id != PG_INT64_MAX)
 	{
 		if (discover_from(&dispatch, work->min_id))
+		{
 			work->discover_at = Min(work->discover_at,
 									TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
+			work->sweep_at = Min(work->sweep_at, next_step(true, now, SWEEP_DELAY_MS));
+		}
 		work->min_id = PG_INT64_MAX;
 	}
+	if (work->sweep_at <= now)
+		work->sweep_at = next_step(sweep_step(&dispatch), now, SWEEP_DELAY_MS);
 	/* new lanes may be paused, whoever found them */
 	if (work->control || dispatch.num_lanes > num_lanes)
 		reopen_lanes();
@@ -389,7 +417,7 @@ do_work(Work *work, TimestampTz now)
 	end_work(num_ended > 0 || dispatch.claim_durably ||
 			 (dispatch.num_flights > 0 && standby_is_synchronous()));
 	dispatch.claim_durably = false;
-	if (num_ended > 0)
+	if (num_ended > 0 || work->expired.num > 0)
 		wakeup_broadcast();
 }
 
@@ -428,6 +456,7 @@ read_clock(Work *work)
 
 	if (now < last - USECS_PER_SEC)
 	{
+		sweep_begin_anew();
 		work->poll_at = now;
 		work->claimed_at = Min(work->claimed_at, now);
 		dispatch.ended_since = Min(dispatch.ended_since, now);
@@ -478,7 +507,10 @@ allow_connections(void)
 void
 feishu_dispatcher_main(Datum main_arg)
 {
-	Work		work = {.min_id = PG_INT64_MAX, .discover_at = DT_NOEND, .purge_at = DT_NOEND};
+	Work		work = {
+		.min_id = PG_INT64_MAX, .discover_at = DT_NOEND, .purge_at = DT_NOEND,
+		.expire_at = DT_NOEND, .sweep_at = DT_NOEND
+	};
 	uint32		wait_event;
 	Oid			database;
 

@@ -2,7 +2,7 @@
  *
  * record.c
  *	  The dispatcher's writing: what became of flights, which lanes are held,
- *	  and what is too old.
+ *	  and which can never be sent.
  *
  * The ends of many flights are written by one UPDATE.  Those of flows that
  * others of their ordering key wait for also say who is next.
@@ -42,7 +42,7 @@
 /* Answers written by one statement: an array must stay well below 1 GB. */
 #define RECORD_BYTES		(32 * 1024 * 1024)
 
-/* Rows deleted or given up by one turn of the slow poll. */
+/* Rows of a lane given up at once. */
 #define MAINTENANCE_ROWS	5000
 
 
@@ -171,9 +171,8 @@ record_decide_error(Flight *flight, int sqlstate, const char *message)
 	MemoryContextSwitchTo(old_context);
 }
 
-/* Why a flow that may not be sent any more has failed. */
-static const char *
-expired_text(void)
+const char *
+record_expired_text(void)
 {
 	return _("expired before it could be sent");
 }
@@ -192,8 +191,8 @@ record_decide_expired(Flight *flight)
 
 	flight->state = 'f';
 	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
-	flight->error = flight->last_error == NULL ? pstrdup(expired_text()) :
-		psprintf("%s%s", flight->last_error, psprintf(_("; %s"), expired_text()));
+	flight->error = flight->last_error == NULL ? pstrdup(record_expired_text()) :
+		psprintf("%s%s", flight->last_error, psprintf(_("; %s"), record_expired_text()));
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -271,63 +270,26 @@ fill_row(Column *columns, int row, const Flight *flight, TimestampTz now)
 		JsonbPGetDatum(response->body);
 }
 
-/*
- * Who is next in the ordering keys of flights that have ended.  Not only if for
- * good: one that goes back to the queue may not be the first any more.
- */
+/* Who is next in the ordering keys of flights that have ended. */
 static void
-find_successors(Dispatch *dispatch, int num_ended)
+find_successors(Dispatch *dispatch)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT n.id, n.roleid, n.server, n.next_at"
-		" FROM unnest($1, $2, $3) AS k (server, roleid, ordering_key), LATERAL"
-		" (SELECT o.id, o.roleid, o.server, o.next_at FROM feishu.outbox o"
-		"  WHERE o.server = k.server AND o.roleid = k.roleid"
-		"  AND o.ordering_key = k.ordering_key"
-		"  AND o.state = 'q' ORDER BY o.id LIMIT 1) n",
-		3, TEXTARRAYOID, OIDARRAYOID, TEXTARRAYOID);
-	Column		columns[3] = {{.type = TEXTOID}, {.type = OIDOID}, {.type = TEXTOID}};
-	Datum		values[3];
-	TimestampTz now = GetCurrentTimestamp();
+	OrderingKey *keys = palloc(Max(dispatch->num_ended, 1) * sizeof(OrderingKey));
 	dlist_iter	iter;
 	int			num = 0;
-	uint64		found;
 
-	for (int i = 0; i < lengthof(columns); i++)
-	{
-		columns[i].values = palloc(num_ended * sizeof(Datum));
-		columns[i].nulls = palloc0(num_ended * sizeof(bool));
-	}
 	dlist_foreach(iter, &dispatch->ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
 		if (flight->ordering_key == NULL || flight->is_behind)
 			continue;
-		set_text(&columns[0], num, flight->lane->server);
-		columns[1].values[num] = ObjectIdGetDatum(flight->lane->roleid);
-		set_text(&columns[2], num, flight->ordering_key);
-		num++;
+		keys[num].server = flight->lane->server;
+		keys[num].roleid = flight->lane->roleid;
+		keys[num].key = flight->ordering_key;
+		keys[num++].id = flight->id;
 	}
-	if (num == 0)
-		return;
-
-	for (int i = 0; i < lengthof(columns); i++)
-		values[i] = column_array(&columns[i], num);
-	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
-	for (uint64 row = 0; row < found; row++)
-	{
-		bool		is_null;
-		Datum		next_at = sql_value(row, 4, &is_null);
-		Lane	   *lane = discover_lane(dispatch,
-										   TextDatumGetCString(sql_value(row, 3, NULL)),
-										   DatumGetObjectId(sql_value(row, 2, NULL)));
-
-		if (is_null || DatumGetTimestampTz(next_at) <= now)
-			id_list_add(dispatch, &lane->ready, sql_int64(row, 1));
-		else
-			discover_expect_due(lane, DatumGetTimestampTz(next_at));
-	}
+	ordering_find_successors(dispatch, keys, num);
 }
 
 /* Write the ends of all flights that have ended.  The flights stay. */
@@ -385,7 +347,7 @@ record_ended(Dispatch *dispatch)
 			bytes = 0;
 		}
 	}
-	find_successors(dispatch, dispatch->num_ended);
+	find_successors(dispatch);
 }
 
 /*
@@ -467,25 +429,7 @@ record_holds(Dispatch *dispatch)
 }
 
 
-/* ---------- Maintenance ---------- */
-
-/* Delete finished flows that are older than the retention; true if there may
- * be more. */
-bool
-record_purge(void)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"DELETE FROM feishu.outbox WHERE id IN (SELECT id FROM feishu.outbox"
-		" WHERE finished_at < $1 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
-		2, TIMESTAMPTZOID, INT4OID);
-	Datum		values[2] = {
-		TimestampTzGetDatum(GetCurrentTimestamp() -
-							(TimestampTz) feishu_guc_retention * USECS_PER_SEC),
-		Int32GetDatum(MAINTENANCE_ROWS)
-	};
-
-	return sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL) == MAINTENANCE_ROWS;
-}
+/* ---------- Lanes that have no role any more ---------- */
 
 /*
  * Fail queued flows of a lane that are not under way.  For the index that has
@@ -547,26 +491,5 @@ record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const cha
 		lane->more = false;
 		lane->next_due = DT_NOEND;
 		lane->ready.num = 0;
-	}
-}
-
-/* Give up flows that have expired in lanes that are held or paused; those of
- * other lanes are found when they are claimed. */
-void
-record_expire_held(Dispatch *dispatch)
-{
-	static SqlStatement statements[NUM_KINDS] = {
-		FAIL_STATEMENT("IS NULL", " AND expires_at < now()"),
-		FAIL_STATEMENT("IS NOT NULL", " AND expires_at < now()")
-	};
-
-	for (int i = 0; i < dispatch->num_lanes; i++)
-	{
-		Lane	   *lane = dispatch->lanes[i];
-		bool		more;
-
-		if (lane->paused || lane->hold_until != 0)
-			(void) fail_flows(statements, lane, unpack_sql_state(ERRCODE_FEISHU_TIMEOUT),
-							  expired_text(), &more);
 	}
 }
