@@ -129,7 +129,7 @@ maintain_expire(Dispatch *dispatch, TimestampTz now, IdList *ended)
 		"UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = $1,"
 		" sqlstate = $2, error = COALESCE(error || $3, $4)"
 		" WHERE id IN (SELECT id FROM feishu.outbox WHERE state = 'q'"
-		" AND (expires_at, id) > ($5, $6) AND expires_at <= $1"
+		" AND expires_at < 'infinity' AND (expires_at, id) > ($5, $6) AND expires_at <= $1"
 		" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $7)::bigint[])"
 		" ORDER BY expires_at, id LIMIT $8 FOR UPDATE SKIP LOCKED)"
 		" RETURNING id, expires_at, server, roleid, ordering_key",

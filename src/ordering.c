@@ -44,7 +44,7 @@
 #define KEY_SIZE			256
 
 /* A key that had fewer ends is not worth the trouble. */
-#define FLOOR_MIN_ENDS		64
+#define FLOOR_MIN_ENDS		4
 
 /* Statements know of the floors as they were so long ago, if none was lowered. */
 #define FLOOR_DELAY_MS		100

@@ -55,7 +55,7 @@ typedef struct Drawer
 /* Those that the last poll has seen, and the last id drawn by then. */
 static Drawer *drawers = NULL;
 static int	num_drawers = 0;
-static int64 polled_id = 0;
+static int64 polled_id = PG_INT64_MIN;
 
 /* Ids to look at; none if the first is above the last. */
 static int64 next_id = 0;
@@ -146,7 +146,7 @@ sweep_poll(Dispatch *dispatch, TimestampTz now)
 
 	polled_id = drawn;
 	if (now < begun_anew || now - begun_anew >= ANEW_S * USECS_PER_SEC ||
-		drawn - above > SWEEP_MOST_IDS)
+		above == PG_INT64_MIN || drawn - above > SWEEP_MOST_IDS)
 	{
 		begun_anew = now;
 		next_id = drawn + 1;
