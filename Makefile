@@ -35,10 +35,12 @@ OBJS = \
 	src/launcher_ddl.o \
 	src/launcher_slots.o \
 	src/limiter.o \
+	src/maintain.o \
 	src/mask.o \
 	src/news.o \
 	src/nls.o \
 	src/options.o \
+	src/ordering.o \
 	src/outbox.o \
 	src/outcome.o \
 	src/pause.o \
@@ -51,6 +53,7 @@ OBJS = \
 	src/sqlrun.o \
 	src/stats.o \
 	src/stop.o \
+	src/sweep.o \
 	src/template.o \
 	src/token.o \
 	src/trigger.o \

@@ -150,8 +150,12 @@ CREATE INDEX outbox_ready_idx ON feishu.outbox (server, roleid, id)
 CREATE INDEX outbox_delayed_idx ON feishu.outbox (server, roleid, next_at, id)
     WHERE state = 'q' AND next_at IS NOT NULL;
 -- who is next of an ordering key
-CREATE INDEX outbox_ordering_idx ON feishu.outbox (server, ordering_key, id)
+CREATE INDEX outbox_ordering_idx ON feishu.outbox (server, roleid, ordering_key, id)
     WHERE state = 'q' AND ordering_key IS NOT NULL;
+-- what has waited for too long; what never does is no part of it, so that the
+-- planner takes it for nothing else
+CREATE INDEX outbox_expires_idx ON feishu.outbox (expires_at, id)
+    WHERE state = 'q' AND expires_at < 'infinity';
 -- what to purge
 CREATE INDEX outbox_finished_idx ON feishu.outbox (finished_at)
     WHERE finished_at IS NOT NULL;

@@ -9,7 +9,7 @@
  * and again, and the cost of a claim does not grow with the queue.  A row that
  * becomes visible below that point is found by discover.c, and is claimed by id.
  *
- * Of an ordering key only the row with the lowest id is claimed, and only if
+ * Of an ordering key of a lane only the row with the lowest id is claimed, and only if
  * none of the key is in flight (retry_flow may put back a lower one).  The
  * others are passed over, and found again by record.c when that one ends.  Any
  * number of rows may wait behind one, and of the rows before it any number may
@@ -191,27 +191,29 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
 	static SqlStatement due = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
-		" SELECT id, next_at, server, ordering_key FROM feishu.outbox"
+		" SELECT id, next_at, server, roleid, ordering_key FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
 		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
 		" ORDER BY next_at, id LIMIT $6)"
 		" SELECT o.id, o.next_at, "
-		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
+		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$8")
 		" FROM page o ORDER BY o.next_at, o.id",
-		7, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID);
+		8, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID,
+		JSONBOID);
 	static SqlStatement later = SQL_STATEMENT(
 		"SELECT next_at FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
 		" AND next_at > $3 ORDER BY next_at LIMIT 1",
 		3, TEXTOID, OIDOID, TIMESTAMPTZOID);
-	Datum		values[7] = {
+	Datum		values[8] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		TimestampTzGetDatum(lane->due_floor),
 		TimestampTzGetDatum(now),
 		flight_ids_array(lane, PG_INT64_MIN),
 		Int32GetDatum(DUE_ROWS),
-		Int64GetDatum(lane->due_floor_id)
+		Int64GetDatum(lane->due_floor_id),
+		ordering_floors(dispatch)
 	};
 	uint64		num;
 
@@ -257,16 +259,17 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 		CLAIM_COLUMNS("1") " WHERE server = $1 AND roleid = $2 AND state = 'q'"
 		" AND id = ANY ($3) AND id <> ALL ($4) AND "
 		/* no more conditions, lest an index is thought of that has all keys */
-		DISPATCH_IS_FIRST("FROM feishu.outbox k WHERE k.id = ANY ($3)")
+		DISPATCH_IS_FIRST("FROM feishu.outbox k WHERE k.id = ANY ($3)", "$6")
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
-		5, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID);
+		6, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID);
 	int			take = Min(lane->ready.num, limit);
-	Datum		values[5] = {
+	Datum		values[6] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		ids_array(lane->ready.ids, take),
 		flight_ids_array(lane, PG_INT64_MIN),
-		Int32GetDatum(take)
+		Int32GetDatum(take),
+		ordering_floors(dispatch)
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 
@@ -393,21 +396,22 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
-		" SELECT id, server, ordering_key FROM feishu.outbox"
+		" SELECT id, server, roleid, ordering_key FROM feishu.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q'"
 		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4) ORDER BY id LIMIT $5)"
 		" SELECT o.id, o.ordering_key IS NULL, "
-		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
+		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$6")
 		" FROM page o ORDER BY o.id",
-		5, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID);
+		6, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID, JSONBOID);
 	int64		last_value = discover_last_id(dispatch);
 	int			page_rows = Max(lane->page_rows, limit);
-	Datum		values[5] = {
+	Datum		values[6] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		Int64GetDatum(lane->cursor),
 		flight_ids_array(lane, lane->cursor),
-		Int32GetDatum(page_rows)
+		Int32GetDatum(page_rows),
+		ordering_floors(dispatch)
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	int64		last = 0;

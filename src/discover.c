@@ -170,6 +170,10 @@ discover_delayed(Dispatch *dispatch)
 							DatumGetTimestampTz(sql_value(row, 3, NULL)));
 }
 
+/* A row that was put back, or committed late, has an id so low that lanes look for
+ * it themselves: there may be delayed ones of new lanes, too. */
+static bool look_at_delayed = false;
+
 /*
  * Find every lane that has rows, and have it looked at; from_start: from the
  * beginning, for rows of which nobody told.
@@ -179,20 +183,60 @@ discover_all(Dispatch *dispatch, bool from_start)
 {
 	(void) discover_last_id(dispatch);
 	if (from_start)
+	{
 		discover_reopen(dispatch, 0);
+		ordering_tell(PG_INT64_MIN);
+	}
 	if (from_start || dispatch->num_lanes == 0)
 		discover_ready(dispatch);
 	else
 		discover_new(dispatch);
-	discover_delayed(dispatch);
+	if (from_start || look_at_delayed)
+		discover_delayed(dispatch);
+	look_at_delayed = false;
+}
+
+/*
+ * In SQL: rows to look at, and whether they may be sent.  What is behind another
+ * flow of its ordering key is left to that one's end.
+ */
+#define DISCOVER_PAGE(which) \
+	"WITH page AS MATERIALIZED (" \
+	" SELECT server, roleid, id, next_at, ordering_key, expires_at FROM feishu.outbox" \
+	" WHERE state = 'q' AND id >= $1 AND " which ")" \
+	" SELECT o.server, o.roleid, o.id, o.next_at, " \
+	DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$3") \
+	", o.expires_at FROM page o ORDER BY o.id"
+
+/* Look at the rows of the last result; returns the last one's id. */
+static int64
+see_page(Dispatch *dispatch, uint64 num)
+{
+	int64		id = 0;
+
+	for (uint64 i = 0; i < num; i++)
+	{
+		bool		is_null;
+		Datum		next_at = sql_value(i, 4, &is_null);
+		Lane	   *lane = row_lane(dispatch, i);
+
+		id = sql_int64(i, 3);
+		maintain_expect(DatumGetTimestampTz(sql_value(i, 6, NULL)));
+		if (!is_null)
+			lane_expect_due(dispatch, lane, DatumGetTimestampTz(next_at));
+		else if (id > lane->cursor)
+			lane_expect_more(dispatch, lane);
+		else if (DatumGetBool(sql_value(i, 5, NULL)))
+			lane_expect_row(dispatch, lane, id);
+	}
+	return id;
 }
 
 /*
  * Look at rows from min_id on, of which somebody told us: find new lanes, and
  * rows that the cursors have passed already.  Returns true if there were too
- * many to see all, so that discover_all is needed.
- *
- * What is behind another flow of its ordering key is left to that one's end.
+ * many to see all: then new lanes are to be found by discover_all, and a sweep
+ * sees the rest.
  *
  * An old id (a flow put back by retry_flow, a transaction that took long, a
  * prepared one, of which nothing is known) may have millions of finished rows
@@ -202,19 +246,15 @@ bool
 discover_from(Dispatch *dispatch, int64 min_id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"WITH page AS MATERIALIZED ("
-		" SELECT server, roleid, id, next_at, ordering_key FROM feishu.outbox"
-		" WHERE id >= $1 AND state = 'q' ORDER BY id LIMIT $2)"
-		" SELECT o.server, o.roleid, o.id, o.next_at, "
-		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL")
-		" FROM page o ORDER BY o.id",
-		2, INT8OID, INT4OID);
+		DISCOVER_PAGE("true ORDER BY id LIMIT $2"),
+		3, INT8OID, INT4OID, JSONBOID);
 	int64		max_cursor = 0;
-	uint64		num;
 
 	if (min_id < dispatch->last_id - DISCOVER_IDS)
 	{
 		discover_reopen(dispatch, min_id);
+		maintain_expect(DT_NOBEGIN);
+		look_at_delayed = true;
 		return true;
 	}
 
@@ -223,30 +263,39 @@ discover_from(Dispatch *dispatch, int64 min_id)
 
 	for (;;)
 	{
-		Datum		values[2] = {Int64GetDatum(min_id), Int32GetDatum(DISCOVER_ROWS)};
-		int64		id = min_id;
+		Datum		values[3] = {
+			Int64GetDatum(min_id),
+			Int32GetDatum(DISCOVER_ROWS),
+			ordering_floors(dispatch)
+		};
+		uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+		int64		id = see_page(dispatch, num);
 
-		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
-		for (uint64 i = 0; i < num; i++)
-		{
-			bool		is_null;
-			Datum		next_at = sql_value(i, 4, &is_null);
-			Lane	   *lane = row_lane(dispatch, i);
-
-			id = sql_int64(i, 3);
-			if (!is_null)
-				lane_expect_due(dispatch, lane, DatumGetTimestampTz(next_at));
-			else if (id > lane->cursor)
-				lane_expect_more(dispatch, lane);
-			else if (DatumGetBool(sql_value(i, 5, NULL)))
-				lane_expect_row(dispatch, lane, id);
-		}
 		if (num < DISCOVER_ROWS)
 			return false;
-		if (id >= max_cursor)
-			return true;
 		min_id = id + 1;
+		if (id >= max_cursor)
+		{
+			sweep_add(min_id, discover_last_id(dispatch));
+			return true;
+		}
 	}
+}
+
+/* The same with rows of these ids, which are not too many. */
+void
+discover_between(Dispatch *dispatch, int64 min_id, int64 max_id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		DISCOVER_PAGE("id <= $2"),
+		3, INT8OID, INT8OID, JSONBOID);
+	Datum		values[3] = {
+		Int64GetDatum(min_id),
+		Int64GetDatum(max_id),
+		ordering_floors(dispatch)
+	};
+
+	(void) see_page(dispatch, sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL));
 }
 
 /* Has a lane no flows at all, to be sent now or later? */

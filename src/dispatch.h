@@ -178,15 +178,18 @@ typedef struct Dispatch
 #define DISPATCH_BATCH		96
 
 /*
- * In SQL: is row o first of its ordering key, or has none?  among: rows, of
- * which it is one, as the end of a query of k.  Which is first is asked once for
- * each key of them, and not before a row has a key.
+ * In SQL: is row o first of its ordering key (of one server and role), or has none?
+ * among: rows, of which it is one, as the end of a query of k; floors: a parameter
+ * that is ordering_floors().  Which is first is asked once for each key of them,
+ * and not before a row has a key.
  */
-#define DISPATCH_IS_FIRST(among) \
+#define DISPATCH_IS_FIRST(among, floors) \
 	"(o.ordering_key IS NULL OR o.id IN (SELECT f.id" \
-	" FROM (SELECT DISTINCT k.server, k.ordering_key " among ") k, LATERAL" \
-	" (SELECT p.id FROM feishu.outbox p WHERE p.server = k.server" \
+	" FROM (SELECT DISTINCT k.server, k.roleid, k.ordering_key " among ") k, LATERAL" \
+	" (SELECT p.id FROM feishu.outbox p WHERE p.server = k.server AND p.roleid = k.roleid" \
 	" AND p.ordering_key = k.ordering_key AND p.state = 'q'" \
+	" AND p.id >= COALESCE((" floors " ->> (k.roleid || E'\\n' || k.ordering_key" \
+	" || E'\\n' || k.server))::bigint, '-9223372036854775808'::bigint)" \
 	" ORDER BY p.id LIMIT 1) f))"
 
 /* lane.c: the lane of a server and role, made when there is none yet */
@@ -297,6 +300,46 @@ extern bool discover_from(Dispatch *dispatch, int64 min_id);
 extern bool discover_lane_is_empty(const Lane *lane);
 extern void discover_read_pauses(Dispatch *dispatch);
 
+/* discover.c: look at the rows with these ids; likewise */
+extern void discover_between(Dispatch *dispatch, int64 min_id, int64 max_id);
+
+/* sweep.c; likewise.  sweep_poll is true if all lanes are to be looked at from
+ * the start, sweep_step if there is more to look at. */
+extern bool sweep_poll(Dispatch *dispatch, TimestampTz now);
+extern bool sweep_step(Dispatch *dispatch);
+
+/* sweep.c: have it look at ids from here on */
+extern void sweep_add(int64 min_id, int64 max_id);
+
+/* A row with an ordering key that has ended. */
+typedef struct OrderingKey
+{
+	const char *server;
+	Oid			roleid;
+	const char *key;
+	int64		id;
+} OrderingKey;
+
+/* ordering.c: find who is next; likewise */
+extern void ordering_find_successors(Dispatch *dispatch, OrderingKey *keys, int num);
+
+/* ordering.c: the lowest ids of keys, for DISPATCH_IS_FIRST */
+extern Datum ordering_floors(Dispatch *dispatch);
+
+/* ordering.c: rows with this id or higher ones may have appeared */
+extern void ordering_tell(int64 min_id);
+
+/* maintain.c; likewise.  True if there may be more. */
+extern bool maintain_expire(Dispatch *dispatch, TimestampTz now);
+extern bool maintain_purge(TimestampTz now);
+
+/* maintain.c: a row that waits, and may have appeared late, expires then */
+extern void maintain_expect(TimestampTz expires_at);
+
+/* sweep.c, maintain.c: forget what was seen, and look at all from the start */
+extern void sweep_begin_anew(void);
+extern void maintain_begin_anew(void);
+
 /* discover.c: look which id was given out last; likewise */
 extern int64 discover_last_id(Dispatch *dispatch);
 
@@ -314,8 +357,6 @@ extern void record_holds(Dispatch *dispatch);
 extern bool record_is_lasting(int sqlstate);
 extern void record_unreadable(Dispatch *dispatch, Lane *lane, int64 id,
 							  const ErrorData *error);
-extern bool record_purge(void);
-extern void record_expire_held(Dispatch *dispatch);
 extern void record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate,
 							 const char *error);
 
@@ -326,6 +367,9 @@ extern void record_decide_postponed(Flight *flight, int sqlstate, const char *me
 extern void record_decide_expired(Flight *flight);
 extern void record_decide_exhausted(Flight *flight);
 extern void record_decide_not_ours(Flight *flight);
+
+/* Why a flow that may not be sent any more has failed. */
+extern const char *record_expired_text(void);
 
 /* Why a flow that was queued in another database is cancelled. */
 extern const char *record_not_ours_text(void);

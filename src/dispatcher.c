@@ -84,8 +84,11 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
  * often than this. */
 #define DISCOVER_DELAY_MS	1000
 
-/* Old flows are deleted some at a time, so often. */
+/* What there is much of is done some at a time, so often: old flows are deleted,
+ * expired ones ended, ids looked at. */
 #define PURGE_DELAY_MS		100
+#define EXPIRE_DELAY_MS		100
+#define SWEEP_DELAY_MS		20
 
 /* After a transaction that failed, the next one: doubled each time, up to this. */
 #define FAILURE_DELAY_MS	50
@@ -198,6 +201,8 @@ typedef struct Work
 	int64		min_id;			/* rows from here on may be new */
 	TimestampTz poll_at;		/* the slow poll */
 	TimestampTz purge_at;		/* old flows are deleted; DT_NOEND: not */
+	TimestampTz expire_at;		/* expired flows are ended; likewise */
+	TimestampTz sweep_at;		/* ids are looked at; likewise */
 	TimestampTz claimed_at;		/* when rows were claimed last */
 	TimestampTz now;			/* when the turn began */
 	int			failures;		/* transactions that failed, in a row */
@@ -272,7 +277,8 @@ has_work(const Work *work, TimestampTz now)
 	if (work->failures > 0)
 		return work->retry_at <= now;
 	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
-		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now)
+		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now ||
+		work->expire_at <= now || work->sweep_at <= now)
 		return true;
 	if (dispatch.num_ended >= BATCH_ROWS ||
 		(dispatch.num_ended > 0 &&
@@ -289,6 +295,7 @@ next_work(const Work *work)
 {
 	TimestampTz at = Min(work->poll_at, Min(work->discover_at, work->purge_at));
 
+	at = Min(at, Min(work->expire_at, work->sweep_at));
 	if (ConfigReloadPending || stop_is_told())
 		return 0;
 	if (work->failures > 0)
@@ -304,10 +311,13 @@ next_work(const Work *work)
 static void
 slow_poll(Work *work, TimestampTz now)
 {
-	work->discover_all = true;	/* what nobody told of */
+	if (sweep_poll(&dispatch, now))
+	{
+		work->discover_all = true;
+		maintain_begin_anew();
+	}
 	work->control = true;
-	record_expire_held(&dispatch);
-	work->purge_at = now;
+	work->expire_at = work->purge_at = work->sweep_at = now;
 	work->poll_at = TimestampTzPlusMilliseconds(now, feishu_guc_poll_interval);
 }
 
@@ -319,6 +329,13 @@ reopen_lanes(void)
 	/* the limiter, or the lookup, will say if it is still so */
 	for (int i = 0; i < dispatch.num_lanes; i++)
 		lane_look_again(&dispatch, dispatch.lanes[i]);
+}
+
+/* When the next step of something is to be done. */
+static TimestampTz
+next_step(bool more, TimestampTz now, int delay_ms)
+{
+	return more ? TimestampTzPlusMilliseconds(now, delay_ms) : DT_NOEND;
 }
 
 /* A transaction has failed: the next one after a while. */
@@ -342,15 +359,18 @@ do_work(Work *work, TimestampTz now)
 	bool		record_only = work->failures > 0 && num_ended > 0;
 
 	begin_work();
+	if (work->min_id != PG_INT64_MAX)
+		ordering_tell(work->min_id);
 	if (num_ended > 0 && !record_ended(&dispatch))
 		record_only = true;
 	if (!record_only)
 	{
 		if (work->poll_at <= now)
 			slow_poll(work, now);
+		if (work->expire_at <= now)
+			work->expire_at = next_step(maintain_expire(&dispatch, now), now, EXPIRE_DELAY_MS);
 		if (work->purge_at <= now)
-			work->purge_at = record_purge() ?
-				TimestampTzPlusMilliseconds(now, PURGE_DELAY_MS) : DT_NOEND;
+			work->purge_at = next_step(maintain_purge(now), now, PURGE_DELAY_MS);
 		if (work->discover_all || work->discover_at <= now)
 		{
 			discover_all(&dispatch, work->discover_all);
@@ -360,10 +380,15 @@ do_work(Work *work, TimestampTz now)
 		if (work->min_id != PG_INT64_MAX)
 		{
 			if (discover_from(&dispatch, work->min_id))
+			{
 				work->discover_at = Min(work->discover_at,
 										TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
+				work->sweep_at = Min(work->sweep_at, next_step(true, now, SWEEP_DELAY_MS));
+			}
 			work->min_id = PG_INT64_MAX;
 		}
+		if (work->sweep_at <= now)
+			work->sweep_at = next_step(sweep_step(&dispatch), now, SWEEP_DELAY_MS);
 		/* new lanes may be paused, whoever found them */
 		if (work->control || dispatch.num_lanes > num_lanes)
 			reopen_lanes();
@@ -424,6 +449,8 @@ try_work(Work *work, TimestampTz now)
 		dispatch.record_singly |= record_is_lasting(error->sqlerrcode);
 		*work = before;
 		/* of what was looked at nothing is known */
+		sweep_begin_anew();
+		maintain_begin_anew();
 		work->discover_all = true;
 		work_failed(work, now);
 		if (work->failures == 1)
@@ -474,6 +501,7 @@ read_clock(Work *work)
 
 	if (now < last - USECS_PER_SEC)
 	{
+		sweep_begin_anew();
 		work->poll_at = now;
 		work->claimed_at = Min(work->claimed_at, now);
 		dispatch.ended_since = Min(dispatch.ended_since, now);
@@ -522,7 +550,10 @@ allow_connections(void)
 void
 feishu_dispatcher_main(Datum main_arg)
 {
-	Work		work = {.min_id = PG_INT64_MAX, .discover_at = DT_NOEND, .purge_at = DT_NOEND};
+	Work		work = {
+		.min_id = PG_INT64_MAX, .discover_at = DT_NOEND, .purge_at = DT_NOEND,
+		.expire_at = DT_NOEND, .sweep_at = DT_NOEND
+	};
 	uint32		wait_event;
 	Oid			database;
 

@@ -2,7 +2,7 @@
  *
  * record.c
  *	  The dispatcher's writing: what became of flights, which lanes are held,
- *	  and what is too old.
+ *	  and which can never be sent.
  *
  * The ends of many flights are written by one UPDATE.  Those of flows that
  * others of their ordering key wait for also say who is next.
@@ -45,7 +45,7 @@
 /* Answers written by one statement: an array must stay well below 1 GB. */
 #define RECORD_BYTES		(32 * 1024 * 1024)
 
-/* Rows deleted or given up by one turn of the slow poll. */
+/* Rows of a lane given up at once. */
 #define MAINTENANCE_ROWS	5000
 
 /* Rows of a lane that could not be prepared make one line of the log in so long. */
@@ -215,9 +215,8 @@ record_decide_postponed(Flight *flight, int sqlstate, const char *message)
 	flight->next_at = postpone(flight->lane, flight->id, sqlstate, message);
 }
 
-/* Why a flow that may not be sent any more has failed. */
-static const char *
-expired_text(void)
+const char *
+record_expired_text(void)
 {
 	return _("expired before it could be sent");
 }
@@ -236,8 +235,8 @@ record_decide_expired(Flight *flight)
 
 	flight->state = 'f';
 	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
-	flight->error = flight->last_error == NULL ? pstrdup(expired_text()) :
-		psprintf("%s%s", flight->last_error, psprintf(_("; %s"), expired_text()));
+	flight->error = flight->last_error == NULL ? pstrdup(record_expired_text()) :
+		psprintf("%s%s", flight->last_error, psprintf(_("; %s"), record_expired_text()));
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -333,61 +332,26 @@ fill_row(Column *columns, int row, const Flight *flight, TimestampTz now)
 		JsonbPGetDatum(response->body);
 }
 
-/*
- * Who is next in the ordering keys of flights that have ended.  Not only if for
- * good: one that goes back to the queue may not be the first any more.
- */
+/* Who is next in the ordering keys of flights that have ended. */
 static void
-find_successors(Dispatch *dispatch, int num_ended)
+find_successors(Dispatch *dispatch)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT n.id, n.roleid, n.server, n.next_at"
-		" FROM unnest($1, $2) AS k (server, ordering_key), LATERAL"
-		" (SELECT o.id, o.roleid, o.server, o.next_at FROM feishu.outbox o"
-		"  WHERE o.server = k.server AND o.ordering_key = k.ordering_key"
-		"  AND o.state = 'q' ORDER BY o.id LIMIT 1) n",
-		2, TEXTARRAYOID, TEXTARRAYOID);
-	Column		columns[2] = {{.type = TEXTOID}, {.type = TEXTOID}};
-	Datum		values[2];
-	TimestampTz now = GetCurrentTimestamp();
+	OrderingKey *keys = palloc(Max(dispatch->num_ended, 1) * sizeof(OrderingKey));
 	dlist_iter	iter;
 	int			num = 0;
-	uint64		found;
 
-	for (int i = 0; i < 2; i++)
-	{
-		columns[i].values = palloc(num_ended * sizeof(Datum));
-		columns[i].nulls = palloc0(num_ended * sizeof(bool));
-	}
 	dlist_foreach(iter, &dispatch->ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
 		if (flight->ordering_key == NULL || flight->is_behind || !flight->recorded)
 			continue;
-		set_text(&columns[0], num, flight->lane->key.server);
-		set_text(&columns[1], num, flight->ordering_key);
-		num++;
+		keys[num].server = flight->lane->key.server;
+		keys[num].roleid = flight->lane->key.roleid;
+		keys[num].key = flight->ordering_key;
+		keys[num++].id = flight->id;
 	}
-	if (num == 0)
-		return;
-
-	for (int i = 0; i < 2; i++)
-		values[i] = column_array(&columns[i], num);
-	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
-	for (uint64 row = 0; row < found; row++)
-	{
-		bool		is_null;
-		Datum		next_at = sql_value(row, 4, &is_null);
-		Lane	   *lane = lane_get(dispatch,
-									TextDatumGetCString(sql_value(row, 3, NULL)),
-									DatumGetObjectId(sql_value(row, 2, NULL)));
-
-		if (is_null || DatumGetTimestampTz(next_at) <= now)
-			lane_expect_row(dispatch, lane, sql_int64(row, 1));
-		else
-			lane_expect_due(dispatch, lane, DatumGetTimestampTz(next_at));
-	}
+	ordering_find_successors(dispatch, keys, num);
 }
 
 /* Write the ends of flights by one statement; returns how many rows it changed. */
@@ -566,7 +530,7 @@ record_ended(Dispatch *dispatch)
 		num = 0;
 		bytes = 0;
 	}
-	find_successors(dispatch, dispatch->num_ended);
+	find_successors(dispatch);
 	dispatch->record_singly = !all;
 	return all;
 }
@@ -643,25 +607,7 @@ record_holds(Dispatch *dispatch)
 }
 
 
-/* ---------- Maintenance ---------- */
-
-/* Delete finished flows that are older than the retention; true if there may
- * be more. */
-bool
-record_purge(void)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"DELETE FROM feishu.outbox WHERE id IN (SELECT id FROM feishu.outbox"
-		" WHERE finished_at < $1 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
-		2, TIMESTAMPTZOID, INT4OID);
-	Datum		values[2] = {
-		TimestampTzGetDatum(GetCurrentTimestamp() -
-							(TimestampTz) feishu_guc_retention * USECS_PER_SEC),
-		Int32GetDatum(MAINTENANCE_ROWS)
-	};
-
-	return sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL) == MAINTENANCE_ROWS;
-}
+/* ---------- Lanes that have no role any more ---------- */
 
 /*
  * Fail queued flows of a lane that are not under way.  For the index that has
@@ -719,30 +665,7 @@ record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const cha
 	};
 	bool		more;
 
-	/* flows of other roles may be next in their ordering keys */
-	if (fail_flows(statements, lane, sqlstate, error, &more) > 0)
-		discover_reopen(dispatch, 0);
+	(void) fail_flows(statements, lane, sqlstate, error, &more);
 	if (!more)
 		lane_close(dispatch, lane);
-}
-
-/* Give up flows that have expired in lanes that are held or paused; those of
- * other lanes are found when they are claimed. */
-void
-record_expire_held(Dispatch *dispatch)
-{
-	static SqlStatement statements[NUM_KINDS] = {
-		FAIL_STATEMENT("IS NULL", " AND expires_at < now()"),
-		FAIL_STATEMENT("IS NOT NULL", " AND expires_at < now()")
-	};
-
-	for (int i = 0; i < dispatch->num_lanes; i++)
-	{
-		Lane	   *lane = dispatch->lanes[i];
-		bool		more;
-
-		if (lane->paused || lane->hold_until != 0)
-			(void) fail_flows(statements, lane, unpack_sql_state(ERRCODE_FEISHU_TIMEOUT),
-							  expired_text(), &more);
-	}
 }
