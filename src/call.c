@@ -172,9 +172,8 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 	else
 		report = outcome_report(outcome, call->server->protocol);
 
-	/* a session that runs short does not tell of the platform; a dispatcher
-	 * goes slow as if it did */
-	if (!call->dispatching && outcome->trouble == HTTP_TROUBLE_LOCAL)
+	/* what this process is short of says nothing of the platform */
+	if (outcome->trouble == HTTP_TROUBLE_LOCAL)
 		report = LIMITER_REPORT_NOTHING;
 
 	/* whose trouble it was has reported it, but a probe has to tell its own */

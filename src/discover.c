@@ -52,13 +52,6 @@ discover_reopen(Dispatch *dispatch, int64 min_id)
 		lane_reopen(dispatch, dispatch->lanes[i], min_id);
 }
 
-/* In SQL: for each of the known ones, the first other lane in a range. */
-#define DISCOVER_FIRST(known, range) \
-	" SELECT n.server, n.roleid FROM " known " k, LATERAL" \
-	" (SELECT o.server, o.roleid FROM feishu.outbox o" \
-	" WHERE o.state = 'q' AND o.next_at IS NULL AND " range \
-	" ORDER BY o.server, o.roleid LIMIT 1) n"
-
 /* The lane of a row of the last result. */
 static Lane *
 row_lane(Dispatch *dispatch, uint64 row)
@@ -90,60 +83,86 @@ discover_ready(Dispatch *dispatch)
 		lane_expect_more(dispatch, row_lane(dispatch, row));
 }
 
+static int
+compare_lanes(const void *a, const void *b)
+{
+	const LaneKey *left = &(*(Lane *const *) a)->key;
+	const LaneKey *right = &(*(Lane *const *) b)->key;
+	int			order = strcmp(left->server, right->server);
+
+	if (order == 0 && left->roleid != right->roleid)
+		order = left->roleid < right->roleid ? -1 : 1;
+	return order;
+}
+
 /*
- * The same, but known lanes are only opened: what an old snapshot keeps of the
- * rows that they had is not stepped over.  New lanes are looked for before,
- * between and behind the known ones, of which there is at least one.
+ * The same, but of known lanes only rows above their cursors are looked for: what
+ * an old snapshot keeps of the rows that they had is not stepped over.  New lanes
+ * are looked for in the gaps before, between and behind the known ones.
  */
 static void
 discover_new(Dispatch *dispatch)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"WITH lane AS ("
-		" SELECT server, roleid, lag(roleid) OVER r AS before, lead(roleid) OVER r AS next"
-		" FROM unnest($1, $2) AS k (server, roleid)"
-		" WINDOW r AS (PARTITION BY server ORDER BY roleid)),"
-		" server AS ("
-		" SELECT server, lag(server) OVER s AS before, lead(server) OVER s AS next"
-		" FROM lane WHERE lane.before IS NULL"
-		" WINDOW s AS (ORDER BY server COLLATE \"C\"))"
-		/* other roles of a known server: below the first, above each */
-		DISCOVER_FIRST("lane", "o.server = k.server AND o.roleid < k.roleid")
-		" WHERE k.before IS NULL UNION ALL"
-		DISCOVER_FIRST("lane", "o.server = k.server AND o.roleid > k.roleid"
-					   " AND o.roleid < COALESCE(k.next, 4294967295)")
-		/* other servers: below the first, between two, above the last */
+		"WITH RECURSIVE found (server, roleid, end_server, end_roleid, is_lane) AS ("
+		" SELECT * FROM unnest($1, $2, $3, $4, $5) g"
 		" UNION ALL"
-		DISCOVER_FIRST("server", "o.server < k.server")
-		" WHERE k.before IS NULL UNION ALL"
-		DISCOVER_FIRST("server", "o.server > k.server AND o.server < k.next")
-		" WHERE k.next IS NOT NULL UNION ALL"
-		DISCOVER_FIRST("server", "o.server > k.server")
-		" WHERE k.next IS NULL",
-		2, TEXTARRAYOID, OIDARRAYOID);
-	uint64		num;
+		" SELECT n.server, n.roleid, f.end_server, f.end_roleid, true FROM found f, LATERAL"
+		" (SELECT o.server, o.roleid FROM feishu.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL"
+		"  AND (o.server, o.roleid) > (f.server, f.roleid)"
+		"  AND (o.server, o.roleid) < (f.end_server, f.end_roleid)"
+		"  ORDER BY o.server, o.roleid LIMIT 1) n)"
+		" SELECT server, roleid FROM found WHERE is_lane",
+		5, TEXTARRAYOID, OIDARRAYOID, TEXTARRAYOID, OIDARRAYOID, BOOLARRAYOID);
+	static SqlStatement above = SQL_STATEMENT(
+		"SELECT l.n FROM unnest($1, $2, $3) WITH ORDINALITY AS l (server, roleid, cursor, n), LATERAL"
+		" (SELECT FROM feishu.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
+		"  AND o.state = 'q' AND o.next_at IS NULL AND o.id > l.cursor ORDER BY o.id LIMIT 1) r",
+		3, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID);
+	int			num = dispatch->num_lanes;
+	int			num_gaps = num + 1;
+	Lane	  **known = palloc(num * sizeof(Lane *));
+	Datum	   *servers = palloc((num_gaps + 1) * sizeof(Datum));
+	Datum	   *roles = palloc((num_gaps + 1) * sizeof(Datum));
+	Datum	   *cursors = palloc(num_gaps * sizeof(Datum));
+	Datum	   *flags = palloc0(num_gaps * sizeof(Datum));
+	char		last[NAMEDATALEN];
+	Datum		values[5];
+	uint64		found;
 
-	/* the first one of each gap is found, which makes new gaps */
-	do
+	memcpy(known, dispatch->lanes, num * sizeof(Lane *));
+	qsort(known, num, sizeof(Lane *), compare_lanes);
+
+	/* a gap is from one to the next; no name is behind the last, by its bytes */
+	memset(last, 0xff, sizeof(last) - 1);
+	last[sizeof(last) - 1] = '\0';
+	servers[0] = CStringGetTextDatum("");
+	roles[0] = ObjectIdGetDatum(InvalidOid);
+	for (int i = 0; i < num; i++)
 	{
-		Datum	   *servers = palloc(dispatch->num_lanes * sizeof(Datum));
-		Datum	   *roles = palloc(dispatch->num_lanes * sizeof(Datum));
-		Datum		values[2];
+		servers[i + 1] = CStringGetTextDatum(known[i]->key.server);
+		roles[i + 1] = ObjectIdGetDatum(known[i]->key.roleid);
+		cursors[i] = Int64GetDatum(known[i]->cursor);
+	}
+	servers[num_gaps] = CStringGetTextDatum(last);
+	roles[num_gaps] = ObjectIdGetDatum(OID_MAX);
+	values[0] = PointerGetDatum(construct_array(servers, num_gaps, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(roles, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[2] = PointerGetDatum(construct_array(servers + 1, num_gaps, TEXTOID, -1, false, TYPALIGN_INT));
+	values[3] = PointerGetDatum(construct_array(roles + 1, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[4] = PointerGetDatum(construct_array(flags, num_gaps, BOOLOID, 1, true, TYPALIGN_CHAR));
+	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	for (uint64 row = 0; row < found; row++)
+		(void) row_lane(dispatch, row); /* a new lane is open */
 
-		for (int i = 0; i < dispatch->num_lanes; i++)
-		{
-			servers[i] = CStringGetTextDatum(dispatch->lanes[i]->key.server);
-			roles[i] = ObjectIdGetDatum(dispatch->lanes[i]->key.roleid);
-			lane_expect_more(dispatch, dispatch->lanes[i]);
-		}
-		values[0] = PointerGetDatum(construct_array(servers, dispatch->num_lanes,
-													TEXTOID, -1, false, TYPALIGN_INT));
-		values[1] = PointerGetDatum(construct_array(roles, dispatch->num_lanes,
-													OIDOID, sizeof(Oid), true, TYPALIGN_INT));
-		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
-		for (uint64 row = 0; row < num; row++)
-			(void) row_lane(dispatch, row); /* a new lane is open */
-	} while (num > 0);
+	values[0] = PointerGetDatum(construct_array(servers + 1, num, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(roles + 1, num, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[2] = PointerGetDatum(construct_array(cursors, num, INT8OID, 8, FLOAT8PASSBYVAL,
+												TYPALIGN_DOUBLE));
+	found = sql_run(&above, values, NULL, SPI_OK_SELECT, NULL);
+	for (uint64 row = 0; row < found; row++)
+		lane_expect_more(dispatch, known[sql_int64(row, 1) - 1]);
 }
 
 /* Find every lane that has delayed rows, and when the first is due. */

@@ -131,6 +131,7 @@ typedef struct Flight
 	bool		is_behind;		/* another one of its ordering key is in flight,
 								 * whose end will find it */
 	TimestampTz next_at;		/* with 'q'; 0: at once */
+	TimestampTz hold_until;		/* its lane is to wait until then; 0: not */
 	int			sqlstate;
 	char	   *error;
 	FlowResponse *response;

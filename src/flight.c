@@ -455,6 +455,8 @@ flight_take_ended(Dispatch *dispatch)
 							 outcome, flight->attempts > 1,
 							 GetCurrentTimestamp() - flight->started);
 		}
+		if (flight->hold_until != 0)
+			lane_hold(dispatch, flight->lane, flight->hold_until, flight->error);
 		flight_end(dispatch, flight);
 	}
 }

@@ -48,8 +48,12 @@
 /* Rows of a lane given up at once. */
 #define MAINTENANCE_ROWS	5000
 
-/* Rows of a lane that could not be prepared make one line of the log in so long. */
+/*
+ * Rows of a lane that could not be prepared make one line of the log in so long,
+ * and do not make it wait as long as a platform that is silent.
+ */
 #define POSTPONED_QUIET_MS	(60 * 1000)
+#define POSTPONED_MOST		4
 
 
 /* ---------- Deciding ---------- */
@@ -114,6 +118,41 @@ decide_retry(Flight *flight)
 	}
 }
 
+/*
+ * What went wrong with a lane's row is of the moment: when to look at it again.
+ * One line in the log tells of all within a minute.
+ */
+static TimestampTz
+postpone(Lane *lane, int64 id, int sqlstate, const char *message)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < lane->postponed_told ||
+		now >= TimestampTzPlusMilliseconds(lane->postponed_told, POSTPONED_QUIET_MS))
+	{
+		lane->postponed_told = now;
+		ereport(LOG,
+				(errcode(sqlstate),
+				 errmsg("feishu_flow could not prepare flow %lld, and tries again: %s",
+						(long long) id, message)));
+	}
+	lane->postponed = Min(lane->postponed + 1, POSTPONED_MOST);
+	return backoff_until(lane->postponed);
+}
+
+/*
+ * This process is short of something that the call needs: nothing was sent, and
+ * its flow goes back as if it was not tried.  The lane waits.
+ */
+static void
+decide_local(Flight *flight)
+{
+	flight->state = 'q';
+	flight->silent = true;
+	flight->hold_until = postpone(flight->lane, flight->id, ERRCODE_INSUFFICIENT_RESOURCES,
+								  flight->error);
+}
+
 void
 record_decide(Flight *flight, const FlowOutcome *outcome)
 {
@@ -126,6 +165,12 @@ record_decide(Flight *flight, const FlowOutcome *outcome)
 	if (outcome->sqlstate != 0)
 		flight->error = describe(outcome);
 
+	if (outcome->trouble == HTTP_TROUBLE_LOCAL && !outcome->request_sent)
+	{
+		decide_local(flight);
+		MemoryContextSwitchTo(old_context);
+		return;
+	}
 	switch (outcome->action)
 	{
 		case FLOW_SUCCEEDED:
@@ -182,27 +227,6 @@ record_is_lasting(int sqlstate)
 
 	return category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_INTERNAL_ERROR ||
 		category == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
-}
-
-/*
- * What went wrong with a lane's row is of the moment: when to look at it again.
- * One line in the log tells of all within a minute.
- */
-static TimestampTz
-postpone(Lane *lane, int64 id, int sqlstate, const char *message)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (now < lane->postponed_told ||
-		now >= TimestampTzPlusMilliseconds(lane->postponed_told, POSTPONED_QUIET_MS))
-	{
-		lane->postponed_told = now;
-		ereport(LOG,
-				(errcode(sqlstate),
-				 errmsg("feishu_flow could not prepare flow %lld, and tries again: %s",
-						(long long) id, message)));
-	}
-	return backoff_until(++lane->postponed);
 }
 
 /* It could not be sent now, for no fault of its own: no attempt is counted. */
@@ -610,27 +634,26 @@ record_holds(Dispatch *dispatch)
 /* ---------- Lanes that have no role any more ---------- */
 
 /*
- * Fail queued flows of a lane that are not under way.  For the index that has
- * them, those that may be sent at once and delayed ones are two kinds.
+ * Flows of a lane that are not under way fail.  For the index that has them, those
+ * that may be sent at once and delayed ones are two kinds.
  */
-#define FAIL_FLOWS(kind, which) \
-	"UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
-	" sqlstate = $3, error = COALESCE(error || $7, $4)" \
-	" WHERE id IN (SELECT id FROM feishu.outbox" \
-	" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind which \
-	" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $6)::bigint[])" \
-	" LIMIT $5 FOR UPDATE SKIP LOCKED)"
-#define FAIL_STATEMENT(kind, which) \
-	SQL_STATEMENT(FAIL_FLOWS(kind, which), 7, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, \
-				  TEXTOID)
-#define NUM_KINDS			2
+#define FAIL_STATEMENT(kind) \
+	SQL_STATEMENT("UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
+				  " sqlstate = $3, error = COALESCE(error || $7, $4)" \
+				  " WHERE id IN (SELECT id FROM feishu.outbox" \
+				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \
+				  " AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $6)::bigint[])" \
+				  " LIMIT $5 FOR UPDATE SKIP LOCKED)", \
+				  7, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, TEXTOID)
 
-/* Run such a statement; returns how many flows failed, and whether there may be
- * more. */
-static uint64
-fail_flows(SqlStatement *statements, const Lane *lane, const char *sqlstate,
-		   const char *error, bool *more)
+/* Fail flows of a lane that can never be sent, some at a time. */
+void
+record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const char *error)
 {
+	static SqlStatement statements[] = {
+		FAIL_STATEMENT("IS NULL"),
+		FAIL_STATEMENT("IS NOT NULL")
+	};
 	Datum		values[7] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
@@ -640,32 +663,16 @@ fail_flows(SqlStatement *statements, const Lane *lane, const char *sqlstate,
 		ObjectIdGetDatum(MyDatabaseId),
 		CStringGetTextDatum(psprintf(_("; %s"), error))
 	};
-	uint64		failed = 0;
+	bool		more = false;
 
-	*more = false;
-	for (int i = 0; i < NUM_KINDS; i++)
+	for (int i = 0; i < (int) lengthof(statements); i++)
 	{
-		uint64		num = sql_run(&statements[i], values, NULL, SPI_OK_UPDATE, NULL);
+		uint64		failed = sql_run(&statements[i], values, NULL, SPI_OK_UPDATE, NULL);
 
-		failed += num;
-		*more |= num >= MAINTENANCE_ROWS;
+		if (failed > 0)
+			news_tell_ended_some();
+		more |= failed >= MAINTENANCE_ROWS;
 	}
-	if (failed > 0)
-		news_tell_ended_some();
-	return failed;
-}
-
-/* Fail flows of a lane that can never be sent, some at a time. */
-void
-record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const char *error)
-{
-	static SqlStatement statements[NUM_KINDS] = {
-		FAIL_STATEMENT("IS NULL", ""),
-		FAIL_STATEMENT("IS NOT NULL", "")
-	};
-	bool		more;
-
-	(void) fail_flows(statements, lane, sqlstate, error, &more);
 	if (!more)
 		lane_close(dispatch, lane);
 }
