@@ -30,6 +30,7 @@
 #include "utils/timestamp.h"
 
 #include "fetch.h"
+#include "nls.h"
 
 /* A token answer is a token and a few words. */
 #define FETCH_MAX_RESPONSE		(64 * 1024)
