@@ -440,10 +440,7 @@ call_try_token(FlowCall *call)
 	}
 	state = token_cache_acquire(&call->lease, call->limits.deadline, &failure);
 	if (state == TOKEN_READY_REFRESH)
-		token_fetch_start(TopMemoryContext, call->server, &call->lease,
-						  TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													  TOKEN_REFRESH_MS),
-						  call->limits.connect_timeout_ms, NULL, NULL);
+		token_refresh_start(call->server, &call->lease, call->limits.connect_timeout_ms);
 	switch (state)
 	{
 		case TOKEN_READY:
@@ -513,6 +510,37 @@ call_on_reset(void *arg)
 	server_forget_secrets(call->server);
 }
 
+/* The first steps of a new call. */
+static void
+call_begin(FlowCall *call, const FlowRequest *request)
+{
+	FlowServer *server = call->server;
+
+	if (request != NULL)
+	{
+		call->url = codec_execute_url(server->base_url, request);
+		initStringInfo(&call->body);
+		codec_write_request(request, &call->body);
+	}
+	else
+		call->url = codec_scopes_url(server->base_url);
+
+	if (!call->check_only)
+		call_start_steps(call);
+	else if (server->protocol == TOKEN_FIXED)
+	{
+		call_begin_check(call);
+		call_send(call, server->fixed_token);
+	}
+	else
+	{
+		call->state = CALL_FETCHING;
+		token_cache_bypass(&call->lease);
+		token_fetch_start(call->context, server, &call->lease, call->limits.deadline,
+						  call->limits.connect_timeout_ms, call_on_token, call);
+	}
+}
+
 FlowCall *
 flow_call_start(MemoryContext parent, FlowServer *server,
 				const FlowRequest *request, const FlowLimits *limits,
@@ -542,29 +570,18 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	}
 	MemoryContextRegisterResetCallback(context, &call->callback);
 
-	if (request != NULL)
+	PG_TRY();
 	{
-		call->url = codec_execute_url(server->base_url, request);
-		initStringInfo(&call->body);
-		codec_write_request(request, &call->body);
+		call_begin(call, request);
 	}
-	else
-		call->url = codec_scopes_url(server->base_url);
-
-	if (!call->check_only)
-		call_start_steps(call);
-	else if (server->protocol == TOKEN_FIXED)
+	PG_CATCH();
 	{
-		call_begin_check(call);
-		call_send(call, server->fixed_token);
+		/* its place is not to wait until the parent goes */
+		MemoryContextSwitchTo(old_context);
+		MemoryContextDelete(context);
+		PG_RE_THROW();
 	}
-	else
-	{
-		call->state = CALL_FETCHING;
-		token_cache_bypass(&call->lease);
-		token_fetch_start(context, server, &call->lease, limits->deadline,
-						  limits->connect_timeout_ms, call_on_token, call);
-	}
+	PG_END_TRY();
 	MemoryContextSwitchTo(old_context);
 	return call;
 }

@@ -146,13 +146,13 @@ check_permissions(CheckReport *report, const FlowOutcome *outcome)
  * for what was sent, says yes.
  */
 static void
-check_namespace(CheckReport *report, MemoryContext context, FlowServer *server,
+check_namespace(CheckReport *report, const CallScope *scope, FlowServer *server,
 				const FlowRequest *request)
 {
 	FlowLimits	limits = execute_limits(server, -1);
 	const FlowOutcome *outcome;
 
-	outcome = flow_call_outcome(execute_call(context, server, request, &limits));
+	outcome = flow_call_outcome(execute_call(scope, server, request, &limits));
 	if (outcome->sqlstate == 0 || outcome->sqlstate == ERRCODE_FEISHU_REFUSED ||
 		(outcome->sqlstate == ERRCODE_FEISHU_NOT_FOUND && outcome->response != NULL &&
 		 outcome->response->inner_code != NULL))
@@ -248,7 +248,7 @@ check_dispatch(CheckReport *report, const FlowServer *server)
 
 /* All of it, with the server looked up for the current role. */
 static void
-check_all(CheckReport *report, MemoryContext context, const char *server_name,
+check_all(CheckReport *report, const CallScope *scope, const char *server_name,
 		  char *namespace_name)
 {
 	FlowServer *server = server_lookup(server_name, GetUserId());
@@ -268,7 +268,7 @@ check_all(CheckReport *report, MemoryContext context, const char *server_name,
 		request_check(&request);
 	}
 
-	outcome = flow_call_outcome(execute_call(context, server, NULL, &limits));
+	outcome = flow_call_outcome(execute_call(scope, server, NULL, &limits));
 	report->latency_us = outcome->duration_us;
 	if (outcome->sqlstate != 0)
 	{
@@ -291,36 +291,33 @@ check_all(CheckReport *report, MemoryContext context, const char *server_name,
 					 _("The platform answers. The user mapping's tenant_access_token is used as it is; only a call can tell whether the platform accepts it."));
 
 	if (check_permissions(report, outcome) && namespace_name != NULL)
-		check_namespace(report, context, server, &request);
+		check_namespace(report, scope, server, &request);
 	check_clock(report, outcome->check);
 	check_dispatch(report, server);
 }
 
-/*
- * check_server(server [, namespace]): one row (token_ok, http_status, code,
- * latency, message, hint).  Hint is NULL when nothing is wrong.
- */
-Datum
-feishu_check_server(PG_FUNCTION_ARGS)
+/* What check_server is given, and what it gives. */
+typedef struct CheckServer
 {
-	MemoryContext caller = CurrentMemoryContext;
-	MemoryContext context;
+	FunctionCallInfo fcinfo;
 	TupleDesc	tupdesc;
+	HeapTuple	tuple;
+} CheckServer;
+
+/* check_server, in its scope. */
+static void
+check_server(const CallScope *scope, void *arg)
+{
+	CheckServer *check = arg;
+	FunctionCallInfo fcinfo = check->fcinfo;
 	CheckReport report = {0};
 	Interval   *latency;
 	Datum		values[6] = {0};
 	bool		nulls[6] = {false};
-	HeapTuple	tuple;
 
-	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-
-	context = AllocSetContextCreate(caller, "feishu_flow check_server",
-									ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(context);
 	initStringInfo(&report.message);
 	initStringInfo(&report.hint);
-	check_all(&report, context,
+	check_all(&report, scope,
 			  PG_ARGISNULL(0) ? NULL : NameStr(*PG_GETARG_NAME(0)),
 			  PG_NARGS() < 2 || PG_ARGISNULL(1) ? NULL :
 			  text_to_cstring(PG_GETARG_TEXT_PP(1)));
@@ -338,8 +335,22 @@ feishu_check_server(PG_FUNCTION_ARGS)
 	values[5] = CStringGetTextDatum(report.hint.data);
 	nulls[5] = report.hint.len == 0;
 
-	MemoryContextSwitchTo(caller);
-	tuple = heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls);
-	MemoryContextDelete(context);
-	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
+	MemoryContextSwitchTo(scope->caller);
+	check->tuple = heap_form_tuple(check->tupdesc, values, nulls);
+}
+
+/*
+ * check_server(server [, namespace]): one row (token_ok, http_status, code,
+ * latency, message, hint).  Hint is NULL when nothing is wrong.
+ */
+Datum
+feishu_check_server(PG_FUNCTION_ARGS)
+{
+	CheckServer check = {.fcinfo = fcinfo};
+
+	if (get_call_result_type(fcinfo, NULL, &check.tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	check.tupdesc = BlessTupleDesc(check.tupdesc);
+	call_scope_run(check_server, &check);
+	PG_RETURN_DATUM(HeapTupleGetDatum(check.tuple));
 }

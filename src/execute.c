@@ -4,8 +4,10 @@
  *	  SQL functions that call the platform now: execute_flow; and out_params,
  *	  which reads an answer.
  *
- * A call runs in a memory context of its own, below the caller's, so that an
- * error anywhere takes everything with it.
+ * All that a call has under way is in the memory of a CallScope, which is gone
+ * when the function that made the call is left, in whatever way.  That memory
+ * is not the caller's: a function, a cursor or an aborted transaction may keep
+ * its own long after the call's end.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -19,6 +21,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/json.h"
@@ -44,6 +47,54 @@ PG_FUNCTION_INFO_V1(feishu_out_params);
 
 /* A call ends itself at its deadline; look so often if it is late. */
 #define LATE_LOOK_MS		10
+
+/* Parent of the memory of all scopes. */
+static MemoryContext scopes = NULL;
+
+
+/* ---------- Scopes ---------- */
+
+/* At the exit of a process, which leaves no function in an orderly way. */
+static void
+scopes_on_exit(int code, Datum arg)
+{
+	MemoryContextSwitchTo(TopMemoryContext);
+	MemoryContextDeleteChildren(scopes);
+}
+
+/*
+ * Run work, with the scope's memory as the current one.  What is to be left of it
+ * is to be put into the memory of scope->caller, but for an error it throws.
+ */
+void
+call_scope_run(CallScopeWork work, void *arg)
+{
+	CallScope	scope;
+
+	if (scopes == NULL)
+	{
+		scopes = AllocSetContextCreate(TopMemoryContext, "feishu_flow calls",
+									   ALLOCSET_SMALL_SIZES);
+		before_shmem_exit(scopes_on_exit, (Datum) 0);
+	}
+	scope.caller = CurrentMemoryContext;
+	scope.context = AllocSetContextCreate(scopes, "feishu_flow call scope",
+										  ALLOCSET_DEFAULT_SIZES);
+	PG_TRY();
+	{
+		MemoryContextSwitchTo(scope.context);
+		work(&scope, arg);
+	}
+	PG_FINALLY();
+	{
+		MemoryContextSwitchTo(scope.caller);
+		MemoryContextDelete(scope.context);
+	}
+	PG_END_TRY();
+}
+
+
+/* ---------- Calls ---------- */
 
 /* Shown in pg_stat_activity while a call is under way, on 17 and later. */
 static uint32
@@ -98,10 +149,10 @@ execute_limits(const FlowServer *server, int timeout_ms)
 }
 
 FlowCall *
-execute_call(MemoryContext context, FlowServer *server, const FlowRequest *request,
+execute_call(const CallScope *scope, FlowServer *server, const FlowRequest *request,
 			 const FlowLimits *limits)
 {
-	FlowCall   *call = flow_call_start(context, server, request, limits, NULL, NULL);
+	FlowCall   *call = flow_call_start(scope->context, server, request, limits, NULL, NULL);
 	FlowCall   *ended;
 	TimestampTz until = limits->deadline;
 
@@ -118,7 +169,7 @@ execute_call(MemoryContext context, FlowServer *server, const FlowRequest *reque
 
 /* Run one start of a flow to its end, and count it. */
 static const FlowOutcome *
-call_run_flow(MemoryContext context, FlowServer *server, const FlowRequest *request,
+call_run_flow(const CallScope *scope, FlowServer *server, const FlowRequest *request,
 			  const FlowLimits *limits)
 {
 	const FlowOutcome *outcome;
@@ -126,7 +177,7 @@ call_run_flow(MemoryContext context, FlowServer *server, const FlowRequest *requ
 	instr_time	duration;
 
 	INSTR_TIME_SET_CURRENT(start);
-	outcome = flow_call_outcome(execute_call(context, server, request, limits));
+	outcome = flow_call_outcome(execute_call(scope, server, request, limits));
 	INSTR_TIME_SET_CURRENT(duration);
 	INSTR_TIME_SUBTRACT(duration, start);
 	stats_count_call(server->serverid, request->namespace_name, request->flow_id,
@@ -168,26 +219,25 @@ outcome_answer(const FlowOutcome *outcome)
 	return answer;
 }
 
-/*
- * execute_flow(namespace, flow_id, operator, params, is_async, idempotent_key,
- * loop_masks, server, timeout, raise_error): call now, return the answer.
- */
-Datum
-feishu_execute_flow(PG_FUNCTION_ARGS)
+/* What execute_flow is given, and what it gives. */
+typedef struct ExecuteFlow
 {
-	MemoryContext caller = CurrentMemoryContext;
-	MemoryContext context;
+	FunctionCallInfo fcinfo;
+	Jsonb	   *answer;
+} ExecuteFlow;
+
+/* execute_flow, in its scope. */
+static void
+execute_flow(const CallScope *scope, void *arg)
+{
+	ExecuteFlow *execute = arg;
+	FunctionCallInfo fcinfo = execute->fcinfo;
 	FlowServer *server;
 	FlowRequest *request;
 	FlowLimits	limits;
 	const FlowOutcome *outcome;
 	int			timeout_ms = -1;
 	bool		raise_error = PG_ARGISNULL(ARG_RAISE_ERROR) || PG_GETARG_BOOL(ARG_RAISE_ERROR);
-	Jsonb	   *answer;
-
-	context = AllocSetContextCreate(caller, "feishu_flow execute_flow",
-									ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(context);
 
 	if (!PG_ARGISNULL(ARG_TIMEOUT))
 		timeout_ms = interval_to_ms(PG_GETARG_INTERVAL_P(ARG_TIMEOUT));
@@ -197,35 +247,40 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 	request = request_from_arguments(fcinfo, server->operator_json);
 	limits = execute_limits(server, timeout_ms);
 
-	outcome = call_run_flow(context, server, request, &limits);
+	outcome = call_run_flow(scope, server, request, &limits);
 
-	MemoryContextSwitchTo(caller);
-	answer = outcome_answer(outcome);
-	if (outcome->sqlstate != 0 && (raise_error || answer == NULL))
+	MemoryContextSwitchTo(scope->caller);
+	execute->answer = outcome_answer(outcome);
+	MemoryContextSwitchTo(scope->context);
+	if (outcome->sqlstate != 0 && (raise_error || execute->answer == NULL))
 	{
-		int			sqlstate = outcome->sqlstate;
 		char	   *message = psprintf(_("could not execute flow \"%s/%s\": %s"),
 									   request->namespace_name, request->flow_id,
 									   report_message(outcome));
 		char	   *detail = report_detail(outcome);
 		char	   *hint = report_hint(outcome);
 
-		message = codec_for_client(message);
-		detail = codec_for_client(detail);
-		hint = hint ? codec_for_client(hint) : NULL;
-
-		/* free all that the call holds before the error is on its way */
-		MemoryContextDelete(context);
 		ereport(ERROR,
-				(errcode(sqlstate),
-				 errmsg_internal("%s", message),
-				 errdetail_internal("%s", detail),
-				 hint ? errhint("%s", hint) : 0));
+				(errcode(outcome->sqlstate),
+				 errmsg_internal("%s", codec_for_client(message)),
+				 errdetail_internal("%s", codec_for_client(detail)),
+				 hint ? errhint("%s", codec_for_client(hint)) : 0));
 	}
-	MemoryContextDelete(context);
+}
+
+/*
+ * execute_flow(namespace, flow_id, operator, params, is_async, idempotent_key,
+ * loop_masks, server, timeout, raise_error): call now, return the answer.
+ */
+Datum
+feishu_execute_flow(PG_FUNCTION_ARGS)
+{
+	ExecuteFlow execute = {.fcinfo = fcinfo};
+
+	call_scope_run(execute_flow, &execute);
 	/* what came while the answer was read is not for the next statement */
 	CHECK_FOR_INTERRUPTS();
-	PG_RETURN_JSONB_P(answer);
+	PG_RETURN_JSONB_P(execute.answer);
 }
 
 /* out_params(response): data.out_params as one object, NULL without any. */

@@ -6,6 +6,8 @@
  * A fetch is asked for by a call that has to wait for it, or by one that
  * found its token good but old; the latter goes on while the fetch lives on
  * in memory of its own, moved forward whenever the process drives its loop.
+ * Such a refresh fails by itself when memory runs out, and no call for it: its
+ * duty is handed on, and its memory freed.
  *
  * Whoever waits in another process shares a refusal, for asking again would
  * only be refused again, and a broken connection.  A timeout is not shared,
@@ -23,10 +25,12 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "fetch.h"
+#include "nls.h"
 
 /* A token answer is a token and a few words. */
 #define FETCH_MAX_RESPONSE		(64 * 1024)
@@ -45,6 +49,7 @@ typedef struct TokenFetch
 } TokenFetch;
 
 static void fetch_on_end(TransferListener *listener, HttpTransfer *transfer);
+static void refresh_on_end(TransferListener *listener, HttpTransfer *transfer);
 
 /* Reset callback of the fetch's memory context. */
 static void
@@ -58,27 +63,21 @@ fetch_on_reset(void *arg)
 		explicit_bzero(fetch->body.data, fetch->body.len);
 }
 
-void
-token_fetch_start(MemoryContext parent, const FlowServer *server,
-				  TokenLease *lease, TimestampTz deadline,
-				  int connect_timeout_ms, FetchEnded ended, void *arg)
+/*
+ * Begin a fetch in a new memory context.  The lease's duty passes to it at last:
+ * if an error is thrown, the caller has it still.
+ */
+static TokenFetch *
+fetch_start(MemoryContext context, const FlowServer *server, TokenLease *lease,
+			TimestampTz deadline, int connect_timeout_ms)
 {
-	MemoryContext context = AllocSetContextCreate(parent, "feishu_flow token request",
-												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	TokenFetch *fetch = palloc0(sizeof(TokenFetch));
 	HttpRequest request = {0};
 
-	fetch->listener.on_end = fetch_on_end;
 	fetch->context = context;
 	fetch->oauth = server->protocol == TOKEN_OAUTH;
 	token_lease_init(&fetch->lease, &lease->key, context);
-	fetch->lease.generation = lease->generation;
-	fetch->lease.flight = lease->flight;
-	fetch->lease.fetching = lease->fetching;
-	lease->fetching = false;
-	fetch->ended = ended;
-	fetch->arg = arg;
 	fetch->callback.func = fetch_on_reset;
 	fetch->callback.arg = fetch;
 	MemoryContextRegisterResetCallback(context, &fetch->callback);
@@ -97,7 +96,69 @@ token_fetch_start(MemoryContext parent, const FlowServer *server,
 	request.resend_ok = true;	/* a second token does no harm */
 	fetch->requested_at = GetCurrentTimestamp();
 	(void) http_transfer_start(http_loop_get(), context, &request, fetch);
+	token_lease_pass_duty(lease, &fetch->lease);
 	MemoryContextSwitchTo(old_context);
+	return fetch;
+}
+
+void
+token_fetch_start(MemoryContext parent, const FlowServer *server,
+				  TokenLease *lease, TimestampTz deadline,
+				  int connect_timeout_ms, FetchEnded ended, void *arg)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "feishu_flow token request",
+												  ALLOCSET_SMALL_SIZES);
+	TokenFetch *fetch = fetch_start(context, server, lease, deadline, connect_timeout_ms);
+
+	fetch->listener.on_end = fetch_on_end;
+	fetch->ended = ended;
+	fetch->arg = arg;
+}
+
+/*
+ * To be called while an error is handled: a refresh for which there was no memory
+ * is no error to the call that found it due.  Other errors are thrown again.
+ */
+static void
+refresh_forgive(uint32 holdoff)
+{
+	if (geterrcode() != ERRCODE_OUT_OF_MEMORY)
+		PG_RE_THROW();
+	FlushErrorState();
+	InterruptHoldoffCount = holdoff;	/* the error has let them through */
+	ereport(LOG,
+			(errcode(ERRCODE_OUT_OF_MEMORY),
+			 errmsg("feishu_flow could not refresh an access token: out of memory"),
+			 errhidestmt(true), errhidecontext(true)));
+}
+
+void
+token_refresh_start(const FlowServer *server, TokenLease *lease, int connect_timeout_ms)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext volatile context = NULL;
+	uint32		holdoff = InterruptHoldoffCount;
+
+	PG_TRY();
+	{
+		TokenFetch *fetch;
+
+		context = AllocSetContextCreate(TopMemoryContext, "feishu_flow token request",
+										ALLOCSET_SMALL_SIZES);
+		fetch = fetch_start(context, server, lease,
+							TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TOKEN_REFRESH_MS),
+							connect_timeout_ms);
+		fetch->listener.on_end = refresh_on_end;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		if (context != NULL)
+			MemoryContextDelete(context);
+		token_cache_fail(lease, NULL);
+		refresh_forgive(holdoff);
+	}
+	PG_END_TRY();
 }
 
 /* Describe a failure; true when those who wait may share it. */
@@ -119,11 +180,10 @@ fetch_describe_failure(const HttpResult *result, const FlowResponse *refusal,
 		result->body_len <= TOKEN_FAILURE_BODY_SIZE;
 }
 
-/* The transfer has ended.  The fetch is gone afterwards. */
+/* What comes of a fetch whose transfer has ended: for the cache, and for who asked. */
 static void
-fetch_on_end(TransferListener *listener, HttpTransfer *transfer)
+fetch_finish(TokenFetch *fetch, HttpTransfer *transfer)
 {
-	TokenFetch *fetch = (TokenFetch *) listener;
 	const HttpResult *result = http_transfer_result(transfer);
 	MemoryContext old_context = MemoryContextSwitchTo(fetch->context);
 	TokenResponse *response = NULL;
@@ -156,7 +216,40 @@ fetch_on_end(TransferListener *listener, HttpTransfer *transfer)
 		if (fetch->ended != NULL)
 			fetch->ended(fetch->arg, NULL, result);
 	}
+}
+
+/* The transfer has ended.  The fetch is gone afterwards. */
+static void
+fetch_on_end(TransferListener *listener, HttpTransfer *transfer)
+{
+	TokenFetch *fetch = (TokenFetch *) listener;
+
+	fetch_finish(fetch, transfer);
 	MemoryContextDelete(fetch->context);
+}
+
+/* Likewise of a refresh, which nobody waits for, and whose memory is nobody else's. */
+static void
+refresh_on_end(TransferListener *listener, HttpTransfer *transfer)
+{
+	TokenFetch *fetch = (TokenFetch *) listener;
+	MemoryContext caller = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
+
+	PG_TRY();
+	{
+		fetch_finish(fetch, transfer);
+		MemoryContextDelete(fetch->context);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		if (fetch->lease.fetching && geterrcode() == ERRCODE_OUT_OF_MEMORY)
+			token_cache_fail(&fetch->lease, NULL);
+		MemoryContextDelete(fetch->context);
+		refresh_forgive(holdoff);
+	}
+	PG_END_TRY();
 }
 
 FlowResponse *

@@ -32,11 +32,19 @@ typedef void (*FetchEnded) (void *arg, const TokenLease *lease, const HttpResult
 /*
  * Fetch a token and end the lease's duty by storing it, failing or giving up;
  * the latter also when the memory context is reset before the end.  lease is
- * copied; its own duty passes to the fetch.
+ * copied; its own duty passes to the fetch, unless an error is thrown.
  */
 extern void token_fetch_start(MemoryContext parent, const FlowServer *server,
 							  TokenLease *lease, TimestampTz deadline,
 							  int connect_timeout_ms, FetchEnded ended, void *arg);
+
+/*
+ * The same for a token that is good still: nobody waits for the fetch, and it
+ * lives as long as it needs.  When memory runs out there is none, or it fails; that
+ * is not thrown, and nobody tries again for a while.
+ */
+extern void token_refresh_start(const FlowServer *server, TokenLease *lease,
+								int connect_timeout_ms);
 
 /* What codec.h needs to know of an HTTP response. */
 static inline HttpAnswer

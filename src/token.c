@@ -15,7 +15,7 @@
  * first.
  *
  * A flight ends by a token, by a failure that those who waited share, or by
- * being given up.  After a few seconds, should its request hang or its process
+ * being given up, at the latest by the exit of its process.  After a few seconds, should its request hang or its process
  * be stuck, the next caller may take over.  The end wakes all who wait
  * (wakeup.c).
  *
@@ -95,6 +95,9 @@ typedef struct TokenCache
 static TokenCache *cache = NULL;
 static TokenSlot *slots = NULL;
 
+/* Leases of this process that have the duty to fetch. */
+static dlist_head duties = DLIST_STATIC_INIT(duties);
+
 
 /* ---------- Memory ---------- */
 
@@ -157,19 +160,34 @@ token_startup_shmem(void)
 	slots = cache_slots(memory);
 }
 
-/* Make the cache of a process that has no shared one. */
+/* At the exit of a process: hand its duties on. */
+static void
+token_on_exit(int code, Datum arg)
+{
+	while (!dlist_is_empty(&duties))
+		token_cache_abandon(dlist_head_element(TokenLease, node, &duties));
+}
+
+/* At the first use in a process: make the cache if there is no shared one. */
 static void
 cache_ensure(void)
 {
-	TokenCache *memory;
+	static bool ready = false;
 
-	if (cache != NULL)
+	if (ready)
 		return;
-	memory = MemoryContextAllocZero(TopMemoryContext, cache_size(TOKEN_LOCAL_APPS));
-	memory->num_slots = TOKEN_LOCAL_APPS;
-	cache_keep_out_of_core(memory, cache_size(TOKEN_LOCAL_APPS));
-	cache = memory;
-	slots = cache_slots(memory);
+	if (cache == NULL)
+	{
+		TokenCache *memory = MemoryContextAllocZero(TopMemoryContext,
+													cache_size(TOKEN_LOCAL_APPS));
+
+		memory->num_slots = TOKEN_LOCAL_APPS;
+		cache_keep_out_of_core(memory, cache_size(TOKEN_LOCAL_APPS));
+		cache = memory;
+		slots = cache_slots(memory);
+	}
+	on_shmem_exit(token_on_exit, (Datum) 0);
+	ready = true;
 }
 
 static inline void
@@ -204,6 +222,34 @@ void
 token_lease_wipe(TokenLease *lease)
 {
 	explicit_bzero(lease->token, lease->room);	/* a former, longer one, too */
+}
+
+/* The duty to fetch begins. */
+static void
+lease_take_duty(TokenLease *lease)
+{
+	if (!lease->fetching)
+		dlist_push_tail(&duties, &lease->node);
+	lease->fetching = true;
+}
+
+/* The duty to fetch ends. */
+static void
+lease_drop_duty(TokenLease *lease)
+{
+	if (lease->fetching)
+		dlist_delete(&lease->node);
+	lease->fetching = false;
+}
+
+void
+token_lease_pass_duty(TokenLease *from, TokenLease *to)
+{
+	Assert(from->fetching && !to->fetching);
+	to->generation = from->generation;
+	to->flight = from->flight;
+	lease_drop_duty(from);
+	lease_take_duty(to);
 }
 
 /* See to it that a token of so many bytes can be copied under a lock. */
@@ -301,7 +347,7 @@ slot_start_flight(TokenSlot *slot, TokenLease *lease, TimestampTz deadline, bool
 	slot->flight_deadline = deadline;
 	slot->flight_is_refresh = is_refresh;
 	lease->flight = slot->flight;
-	lease->fetching = true;
+	lease_take_duty(lease);
 }
 
 /* The slot in which a caller's fetch is still the one under way, or NULL. */
@@ -352,7 +398,7 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 	{
 		/* No room: the caller fetches for itself alone. */
 		lease->flight = 0;
-		lease->fetching = true;
+		lease_take_duty(lease);
 		state = TOKEN_FETCH;
 	}
 	else
@@ -402,7 +448,7 @@ void
 token_cache_bypass(TokenLease *lease)
 {
 	cache_ensure();
-	lease->fetching = true;		/* for itself alone: flight 0 */
+	lease_take_duty(lease);		/* for itself alone: flight 0 */
 }
 
 void
@@ -415,7 +461,7 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 
 	Assert(lease->fetching && length <= TOKEN_MAX_LENGTH);
 	lease_make_room(lease, length);
-	lease->fetching = false;
+	lease_drop_duty(lease);
 	strcpy(lease->token, token);
 
 	cache_lock(LW_EXCLUSIVE);
@@ -448,7 +494,7 @@ token_cache_fail(TokenLease *lease, const TokenFailure *failure)
 	TokenSlot  *slot;
 
 	Assert(lease->fetching);
-	lease->fetching = false;
+	lease_drop_duty(lease);
 
 	cache_lock(LW_EXCLUSIVE);
 	slot = lease->flight != 0 ? slot_of_flight(lease) : NULL;
@@ -473,7 +519,7 @@ token_cache_abandon(TokenLease *lease)
 
 	if (!lease->fetching)
 		return;
-	lease->fetching = false;
+	lease_drop_duty(lease);
 
 	cache_lock(LW_EXCLUSIVE);
 	slot = lease->flight != 0 ? slot_of_flight(lease) : NULL;

@@ -13,6 +13,7 @@
 #define FEISHU_TOKEN_H
 
 #include "datatype/timestamp.h"
+#include "lib/ilist.h"
 #include "utils/palloc.h"
 
 #include "http.h"
@@ -59,7 +60,9 @@ typedef struct TokenLease
 	AppKey		key;
 	uint64		generation;		/* of the token handed out */
 	uint64		flight;			/* fetch that we do or wait for, 0: none */
-	bool		fetching;		/* we have the duty to fetch */
+	bool		fetching;		/* we have the duty to fetch: a lease that has
+								 * it must not be moved or freed */
+	dlist_node	node;			/* in the list of duties, with fetching */
 	TimestampTz retry_at;		/* with TOKEN_WAIT */
 	MemoryContext context;		/* of the token */
 	char	   *token;			/* "": none */
@@ -75,6 +78,9 @@ extern void token_lease_init(TokenLease *lease, const AppKey *key, MemoryContext
 
 /* Take over the token that another lease has, for the same app. */
 extern void token_lease_take(TokenLease *lease, const TokenLease *from);
+
+/* Give the duty to fetch to another lease, for the same app.  Does not throw. */
+extern void token_lease_pass_duty(TokenLease *from, TokenLease *to);
 
 /* Wipe the token. */
 extern void token_lease_wipe(TokenLease *lease);
