@@ -53,7 +53,8 @@ OBJS = \
 	src/waitset.o \
 	src/wakeup.o \
 	src/wirejson.o \
-	src/wiretext.o
+	src/wiretext.o \
+	src/worker_settings.o
 DATA = feishu_flow--1.0.sql
 PG_CONFIG ?= pg_config
 
