@@ -43,6 +43,7 @@ typedef struct SlotView
 	bool		held;			/* a DDL statement wants no worker */
 	bool		stop;			/* the worker is, or was, to end */
 	bool		ended_well;		/* the last worker's exit code was 0 */
+	uint32		creations;		/* counts CREATE EXTENSION */
 } SlotView;
 
 /* Slots; of all these functions only slots_wait_until_free may throw. */

@@ -65,6 +65,19 @@ ok(until_state($session, $unheard, 'succeeded'), 'what nobody told of is sent af
 unlink "$dir/an_hour_earlier";
 ok(until_state($session, enqueue($session), 'succeeded'), '... and a flow after it was set forward');
 
+# ---- a dispatcher that failed is started again ----
+
+my $first = dispatcher($session);
+my $log = -s $node->logfile;
+$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
+$session->value("SELECT pg_terminate_backend($first)");
+wait_until('another one fails', sub { slurp_file($node->logfile, $log) =~ /violates check constraint "broken"/ });
+append_to_file("$dir/an_hour_earlier", '');
+$session->value('ALTER TABLE feishu.claim DROP CONSTRAINT broken');
+ok(until_dispatcher($session, $first), 'a dispatcher that failed is started again, and does not wait for a clock that was set back');
+ok(until_state($session, enqueue($session), 'succeeded'), '... and sends');
+unlink "$dir/an_hour_earlier";
+
 # ---- trials of an app that is paused ----
 
 # Its flows are tried again at that time, and not before; there is a poll each second.
