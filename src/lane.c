@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -188,8 +189,13 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 static void
 lane_hold(Lane *lane, TimestampTz until, const char *reason)
 {
+	int			len = reason ? (int) strlen(reason) : 0;
+
+	/* cut between characters: it becomes a column's text */
+	len = pg_mbcliplen(reason, len, sizeof(lane->reason) - 1);
+	memcpy(lane->reason, reason ? reason : "", len);
+	lane->reason[len] = '\0';
 	lane->hold_until = until;
-	strlcpy(lane->reason, reason ? reason : "", sizeof(lane->reason));
 }
 
 /*
