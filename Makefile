@@ -35,6 +35,7 @@ OBJS = \
 	src/news.o \
 	src/nls.o \
 	src/options.o \
+	src/origin.o \
 	src/outbox.o \
 	src/outcome.o \
 	src/pause.o \

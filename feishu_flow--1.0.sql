@@ -101,6 +101,11 @@ COMMENT ON FUNCTION feishu.check_server(name, text) IS
 -- The queue.  Nobody but the owner may touch its tables, TRIGGER included; the
 -- functions and views below show and change what the caller's roles own.
 --
+-- USING heap: default_table_access_method of whoever runs this may be one that does
+-- not update rows, and insert.c writes to heaps.  No other setting has a say in what
+-- is made here: names are looked up in pg_catalog (schema in the control file), and
+-- of the tablespace everybody may decide.
+--
 
 CREATE SEQUENCE feishu.outbox_id_seq AS bigint;
 
@@ -110,7 +115,8 @@ COMMENT ON SEQUENCE feishu.outbox_id_seq IS
 CREATE TABLE feishu.outbox (
     id bigint PRIMARY KEY,
     roleid oid NOT NULL,                -- in whose name, with whose credentials
-    database oid NOT NULL,              -- in which it was queued: a copy has rows of another
+    database oid NOT NULL,              -- in which it was queued, and of which cluster:
+    system_identifier bigint NOT NULL,  -- a copy has rows of another
     attempts integer NOT NULL DEFAULT 0,
     max_attempts integer,               -- NULL: feishu_flow.max_attempts
     state "char" NOT NULL DEFAULT 'q',  -- queued, succeeded, failed, unconfirmed, cancelled
@@ -138,7 +144,7 @@ CREATE TABLE feishu.outbox (
     sqlstate text,
     error text,
     response jsonb
-);
+) USING heap;
 
 COMMENT ON TABLE feishu.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
@@ -156,25 +162,33 @@ CREATE INDEX outbox_ordering_idx ON feishu.outbox (server, ordering_key, id)
 CREATE INDEX outbox_finished_idx ON feishu.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
 
--- Flows that are being sent, in one row, and in which database: a copy of the
--- database must not send what waits in the original.  The key is for publications
--- FOR ALL TABLES: in them, rows of tables without one cannot be updated.
+-- Flows that are being sent, in one row for each database: its own, and those that
+-- came with a copy or by replication.  A copy of the database must not send what
+-- waits in the original, but what was upgraded must (claim.c decides which it is).
+-- An OID alone does not tell: postgres has the same in all clusters.  The key is for
+-- publications FOR ALL TABLES, too: in them, rows of tables without one cannot be
+-- updated.
 CREATE TABLE feishu.claim (
-    database oid PRIMARY KEY,
-    ids bigint[] NOT NULL
-);
+    system_identifier bigint,
+    database oid,
+    major_version integer NOT NULL,     -- of the server
+    ids bigint[] NOT NULL,
+    PRIMARY KEY (system_identifier, database)
+) USING heap;
 
-INSERT INTO feishu.claim (database, ids)
-SELECT oid, '{}' FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database();
+INSERT INTO feishu.claim (system_identifier, database, major_version, ids)
+SELECT c.system_identifier, d.oid, pg_catalog.current_setting('server_version_num')::integer / 10000, '{}'
+FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
+WHERE d.datname = pg_catalog.current_database();
 
 COMMENT ON TABLE feishu.claim IS
-'Flows that the dispatcher is sending, in one row; after a crash it tells which attempts got no answer.';
+'Flows that the dispatcher is sending, in one row for each database; after a crash it tells which attempts got no answer.';
 
 CREATE TABLE feishu.paused_server (
     server text COLLATE "C" PRIMARY KEY,
     paused_by text NOT NULL,
     paused_at timestamptz NOT NULL
-);
+) USING heap;
 
 COMMENT ON TABLE feishu.paused_server IS
 'Servers whose dispatch was stopped by feishu.pause_server().';
@@ -186,7 +200,7 @@ CREATE TABLE feishu.held_lane (
     reason text NOT NULL,
     resume_at timestamptz,
     PRIMARY KEY (server, roleid)
-);
+) USING heap;
 
 COMMENT ON TABLE feishu.held_lane IS
 'Servers and roles whose flows wait for the platform or for an administrator; see the view feishu.dispatch_status.';
@@ -275,7 +289,8 @@ SELECT o.id,
         WHEN 'u' THEN 'unconfirmed'
         WHEN 'c' THEN 'cancelled'
         ELSE CASE
-            WHEN o.id IN (SELECT unnest(c.ids) FROM feishu.claim c) THEN 'sending'
+            WHEN (o.id, o.system_identifier, o.database) IN
+                (SELECT unnest(c.ids), c.system_identifier, c.database FROM feishu.claim c) THEN 'sending'
             WHEN o.attempts > 0 THEN 'retrying'
             ELSE 'queued'
         END
@@ -318,11 +333,12 @@ FROM (SELECT o.server,
         count(*) FILTER (WHERE NOT o.sending AND o.run_at <= now()) AS due,
         min(GREATEST(o.run_at, o.created_at)) FILTER (WHERE NOT o.sending AND o.run_at <= now()) AS oldest_due
       FROM (SELECT server, created_at, run_at,
-              id IN (SELECT unnest(c.ids) FROM feishu.claim c) AS sending
-            FROM (SELECT id, server, created_at, run_at FROM feishu.outbox
+              (id, system_identifier, database) IN
+                (SELECT unnest(c.ids), c.system_identifier, c.database FROM feishu.claim c) AS sending
+            FROM (SELECT id, system_identifier, database, server, created_at, run_at FROM feishu.outbox
                   WHERE state = 'q' AND next_at IS NULL     -- each by its own index
                   UNION ALL
-                  SELECT id, server, created_at, run_at FROM feishu.outbox
+                  SELECT id, system_identifier, database, server, created_at, run_at FROM feishu.outbox
                   WHERE state = 'q' AND next_at IS NOT NULL) w) o
       GROUP BY o.server) q
 FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resume_at) AS resume_at

@@ -37,6 +37,7 @@
 #include "dispatch.h"
 #include "guc.h"
 #include "nls.h"
+#include "origin.h"
 #include "sqlrun.h"
 
 /* Answers written by one statement: an array must stay well below 1 GB. */
@@ -494,11 +495,12 @@ record_purge(void)
 	" sqlstate = $3, error = COALESCE(error || $7, $4)" \
 	" WHERE id IN (SELECT id FROM feishu.outbox" \
 	" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind which \
-	" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $6)::bigint[])" \
+	" AND NOT id = ANY ((SELECT ids FROM feishu.claim " \
+	" WHERE database = $6 AND system_identifier = $8)::bigint[])" \
 	" LIMIT $5 FOR UPDATE SKIP LOCKED)"
 #define FAIL_STATEMENT(kind, which) \
-	SQL_STATEMENT(FAIL_FLOWS(kind, which), 7, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, \
-				  TEXTOID)
+	SQL_STATEMENT(FAIL_FLOWS(kind, which), 8, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, \
+				  TEXTOID, INT8OID)
 #define NUM_KINDS			2
 
 /* Run such a statement; returns how many flows failed, and whether there may be
@@ -507,14 +509,15 @@ static uint64
 fail_flows(SqlStatement *statements, const Lane *lane, const char *sqlstate,
 		   const char *error, bool *more)
 {
-	Datum		values[7] = {
+	Datum		values[8] = {
 		CStringGetTextDatum(lane->server),
 		ObjectIdGetDatum(lane->roleid),
 		CStringGetTextDatum(sqlstate),
 		CStringGetTextDatum(error),
 		Int32GetDatum(MAINTENANCE_ROWS),
-		ObjectIdGetDatum(MyDatabaseId),
-		CStringGetTextDatum(psprintf(_("; %s"), error))
+		origin_database(),
+		CStringGetTextDatum(psprintf(_("; %s"), error)),
+		origin_system()
 	};
 	uint64		failed = 0;
 
