@@ -314,7 +314,7 @@ AS 'MODULE_PATHNAME', 'feishu_dispatch_problem'
 LANGUAGE C VOLATILE PARALLEL SAFE;
 
 COMMENT ON FUNCTION feishu.dispatch_problem() IS
-'Why nothing sends what is queued in this database; NULL when a dispatcher does.';
+'Why nothing sends what is queued in this database, or may not; NULL when a dispatcher does.';
 
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
 SELECT COALESCE(q.server, h.server, p.server)::name AS server,
@@ -322,8 +322,10 @@ SELECT COALESCE(q.server, h.server, p.server)::name AS server,
     COALESCE(q.sending, 0) AS sending,
     q.oldest_queued,
     p.server IS NOT NULL OR h.server IS NOT NULL AS paused,
-    CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by ELSE COALESCE(d.problem, h.reason) END AS pause_reason,
-    CASE WHEN p.server IS NULL AND d.problem IS NULL THEN h.resume_at END AS resume_at,
+    CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by
+         WHEN d.problem LIKE 'table %' THEN concat_ws('; ', h.reason, d.problem)    -- flows may be sent all the same
+         ELSE COALESCE(d.problem, h.reason) END AS pause_reason,
+    CASE WHEN p.server IS NULL AND (d.problem IS NULL OR d.problem LIKE 'table %') THEN h.resume_at END AS resume_at,
     COALESCE(q.due, 0) AS due,
     q.oldest_due
 FROM (SELECT o.server,
