@@ -41,6 +41,7 @@ OBJS = \
 	src/nls.o \
 	src/options.o \
 	src/ordering.o \
+	src/origin.o \
 	src/outbox.o \
 	src/outcome.o \
 	src/pause.o \
@@ -61,7 +62,8 @@ OBJS = \
 	src/waiters.o \
 	src/wakeup.o \
 	src/wirejson.o \
-	src/wiretext.o
+	src/wiretext.o \
+	src/worker_settings.o
 DATA = feishu_flow--1.0.sql
 PG_CONFIG ?= pg_config
 

@@ -101,6 +101,11 @@ COMMENT ON FUNCTION feishu.check_server(name, text) IS
 -- The queue.  Nobody but the owner may touch its tables, TRIGGER included; the
 -- functions and views below show and change what the caller's roles own.
 --
+-- USING heap: default_table_access_method of whoever runs this may be one that does
+-- not update rows, and insert.c writes to heaps.  No other setting has a say in what
+-- is made here: names are looked up in pg_catalog (schema in the control file), and
+-- of the tablespace everybody may decide.
+--
 
 CREATE SEQUENCE feishu.outbox_id_seq AS bigint;
 
@@ -110,7 +115,8 @@ COMMENT ON SEQUENCE feishu.outbox_id_seq IS
 CREATE TABLE feishu.outbox (
     id bigint PRIMARY KEY,
     roleid oid NOT NULL,                -- in whose name, with whose credentials
-    database oid NOT NULL,              -- in which it was queued: a copy has rows of another
+    database oid NOT NULL,              -- in which it was queued, and of which cluster:
+    system_identifier bigint NOT NULL,  -- a copy has rows of another
     attempts integer NOT NULL DEFAULT 0,
     max_attempts integer,               -- NULL: feishu_flow.max_attempts
     state "char" NOT NULL DEFAULT 'q',  -- queued, succeeded, failed, unconfirmed, cancelled
@@ -138,7 +144,7 @@ CREATE TABLE feishu.outbox (
     sqlstate text,
     error text,
     response jsonb
-);
+) USING heap;
 
 COMMENT ON TABLE feishu.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
@@ -160,25 +166,33 @@ CREATE INDEX outbox_expires_idx ON feishu.outbox (expires_at, id)
 CREATE INDEX outbox_finished_idx ON feishu.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
 
--- Flows that are being sent, in one row, and in which database: a copy of the
--- database must not send what waits in the original.  The key is for publications
--- FOR ALL TABLES: in them, rows of tables without one cannot be updated.
+-- Flows that are being sent, in one row for each database: its own, and those that
+-- came with a copy or by replication.  A copy of the database must not send what
+-- waits in the original, but what was upgraded must (claim.c decides which it is).
+-- An OID alone does not tell: postgres has the same in all clusters.  The key is for
+-- publications FOR ALL TABLES, too: in them, rows of tables without one cannot be
+-- updated.
 CREATE TABLE feishu.claim (
-    database oid PRIMARY KEY,
-    ids bigint[] NOT NULL
-);
+    system_identifier bigint,
+    database oid,
+    major_version integer NOT NULL,     -- of the server
+    ids bigint[] NOT NULL,
+    PRIMARY KEY (system_identifier, database)
+) USING heap;
 
-INSERT INTO feishu.claim (database, ids)
-SELECT oid, '{}' FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database();
+INSERT INTO feishu.claim (system_identifier, database, major_version, ids)
+SELECT c.system_identifier, d.oid, pg_catalog.current_setting('server_version_num')::integer / 10000, '{}'
+FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
+WHERE d.datname = pg_catalog.current_database();
 
 COMMENT ON TABLE feishu.claim IS
-'Flows that the dispatcher is sending, in one row; after a crash it tells which attempts got no answer.';
+'Flows that the dispatcher is sending, in one row for each database; after a crash it tells which attempts got no answer.';
 
 CREATE TABLE feishu.paused_server (
     server text COLLATE "C" PRIMARY KEY,
     paused_by text NOT NULL,
     paused_at timestamptz NOT NULL
-);
+) USING heap;
 
 COMMENT ON TABLE feishu.paused_server IS
 'Servers whose dispatch was stopped by feishu.pause_server().';
@@ -190,7 +204,7 @@ CREATE TABLE feishu.held_lane (
     reason text NOT NULL,
     resume_at timestamptz,
     PRIMARY KEY (server, roleid)
-);
+) USING heap;
 
 COMMENT ON TABLE feishu.held_lane IS
 'Servers and roles whose flows wait for the platform or for an administrator; see the view feishu.dispatch_status.';
@@ -279,7 +293,8 @@ SELECT o.id,
         WHEN 'u' THEN 'unconfirmed'
         WHEN 'c' THEN 'cancelled'
         ELSE CASE
-            WHEN o.id IN (SELECT unnest(c.ids) FROM feishu.claim c) THEN 'sending'
+            WHEN (o.id, o.system_identifier, o.database) IN
+                (SELECT unnest(c.ids), c.system_identifier, c.database FROM feishu.claim c) THEN 'sending'
             WHEN o.attempts > 0 THEN 'retrying'
             ELSE 'queued'
         END
@@ -303,7 +318,7 @@ AS 'MODULE_PATHNAME', 'feishu_dispatch_problem'
 LANGUAGE C VOLATILE PARALLEL SAFE;
 
 COMMENT ON FUNCTION feishu.dispatch_problem() IS
-'Why nothing sends what is queued in this database; NULL when a dispatcher does.';
+'Why nothing sends what is queued in this database, or may not; NULL when a dispatcher does.';
 
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
 SELECT COALESCE(q.server, h.server, p.server)::name AS server,
@@ -311,8 +326,10 @@ SELECT COALESCE(q.server, h.server, p.server)::name AS server,
     COALESCE(q.sending, 0) AS sending,
     q.oldest_queued,
     p.server IS NOT NULL OR h.server IS NOT NULL AS paused,
-    CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by ELSE COALESCE(d.problem, h.reason) END AS pause_reason,
-    CASE WHEN p.server IS NULL AND d.problem IS NULL THEN h.resume_at END AS resume_at,
+    CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by
+         WHEN d.problem LIKE 'table %' THEN concat_ws('; ', h.reason, d.problem)    -- flows may be sent all the same
+         ELSE COALESCE(d.problem, h.reason) END AS pause_reason,
+    CASE WHEN p.server IS NULL AND (d.problem IS NULL OR d.problem LIKE 'table %') THEN h.resume_at END AS resume_at,
     COALESCE(q.due, 0) AS due,
     q.oldest_due
 FROM (SELECT o.server,
@@ -322,11 +339,12 @@ FROM (SELECT o.server,
         count(*) FILTER (WHERE NOT o.sending AND o.run_at <= now()) AS due,
         min(GREATEST(o.run_at, o.created_at)) FILTER (WHERE NOT o.sending AND o.run_at <= now()) AS oldest_due
       FROM (SELECT server, created_at, run_at,
-              id IN (SELECT unnest(c.ids) FROM feishu.claim c) AS sending
-            FROM (SELECT id, server, created_at, run_at FROM feishu.outbox
+              (id, system_identifier, database) IN
+                (SELECT unnest(c.ids), c.system_identifier, c.database FROM feishu.claim c) AS sending
+            FROM (SELECT id, system_identifier, database, server, created_at, run_at FROM feishu.outbox
                   WHERE state = 'q' AND next_at IS NULL     -- each by its own index
                   UNION ALL
-                  SELECT id, server, created_at, run_at FROM feishu.outbox
+                  SELECT id, system_identifier, database, server, created_at, run_at FROM feishu.outbox
                   WHERE state = 'q' AND next_at IS NOT NULL) w) o
       GROUP BY o.server) q
 FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resume_at) AS resume_at

@@ -33,6 +33,7 @@
 #include "compat.h"
 #include "news.h"
 #include "nls.h"
+#include "origin.h"
 #include "outbox.h"
 #include "sqlrun.h"
 
@@ -60,14 +61,25 @@ read_state(int64 id, Oid userid)
 	return DatumGetChar(sql_value(0, 1, NULL));
 }
 
-/* Has the dispatcher claimed a row? */
+/*
+ * Has the dispatcher claimed a row?  That of this database, or the one before an
+ * upgrade: a dispatcher that a replicated row of feishu.claim is of has other flows.
+ */
 static bool
 is_claimed(int64 id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT FROM feishu.claim WHERE $1 OPERATOR(pg_catalog.=) ANY (ids)",
-		1, INT8OID);
-	Datum		values[1] = {Int64GetDatum(id)};
+		"SELECT FROM feishu.claim c WHERE $1 OPERATOR(pg_catalog.=) ANY (c.ids)"
+		" AND (c.system_identifier OPERATOR(pg_catalog.=) $2 AND c.database OPERATOR(pg_catalog.=) $3"
+		" OR EXISTS (SELECT FROM feishu.outbox o WHERE o.id OPERATOR(pg_catalog.=) $1"
+		" AND o.system_identifier OPERATOR(pg_catalog.=) c.system_identifier"
+		" AND o.database OPERATOR(pg_catalog.=) c.database))",
+		3, INT8OID, INT8OID, OIDOID);
+	Datum		values[3] = {
+		Int64GetDatum(id),
+		origin_system(),
+		origin_database()
+	};
 
 	return sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
 }
@@ -208,25 +220,26 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu.outbox SET state = 'q', attempts = 0, finished_at = NULL,"
-		" next_at = NULL, run_at = $2, expires_at = $3, database = $5,"
+		" next_at = NULL, run_at = $2, expires_at = $3, database = $5, system_identifier = $6,"
 		" idempotent_key = COALESCE($4, idempotent_key),"
 		" own_key = own_key OR $4 IS NOT NULL,"
 		" unanswered = unanswered AND $4 IS NULL,"
 		" code = NULL, execution_id = NULL, flow_status = NULL, flow_code = NULL,"
 		" log_id = NULL, sqlstate = NULL, error = NULL, response = NULL"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
-		5, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, OIDOID);
+		6, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, OIDOID, INT8OID);
 	int64		id = PG_GETARG_INT64(0);
 	bool		new_key = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[5] = {
+	Datum		values[6] = {
 		Int64GetDatum(id),
 		TimestampTzGetDatum(now),
 		TimestampTzGetDatum(outbox_expires_by_age(now)),
 		new_key ? CStringGetTextDatum(outbox_random_key()) : (Datum) 0,
-		ObjectIdGetDatum(MyDatabaseId)
+		origin_database(),
+		origin_system()
 	};
-	char		nulls[5] = {' ', ' ', ' ', new_key ? ' ' : 'n', ' '};
+	char		nulls[6] = {' ', ' ', ' ', new_key ? ' ' : 'n', ' ', ' '};
 	bool		queued;
 
 	if (PG_ARGISNULL(0))

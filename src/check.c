@@ -208,7 +208,9 @@ is_paused(const char *server_name)
 static const char *
 dispatch_hint(void)
 {
-	switch (launcher_problem())
+	const char *table;
+
+	switch (launcher_problem(&table))
 	{
 		case DISPATCH_NO_PROBLEM:
 			break;
@@ -223,6 +225,15 @@ dispatch_hint(void)
 							max_worker_processes);
 		case DISPATCH_FAILS:
 			return _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why.");
+		case DISPATCH_TABLE_GONE:
+		case DISPATCH_TABLE_ROW_SECURITY:
+		case DISPATCH_TABLE_NOT_HEAP:
+		case DISPATCH_TABLE_UNLOGGED:
+		case DISPATCH_TABLE_DISTRIBUTED:
+		case DISPATCH_TABLE_TRIGGER:
+		case DISPATCH_TABLE_RULE:
+			return psprintf(_("Calls work, but queued flows may not be sent, or be lost: %s. Undo that, for the extension's tables are not made for it."),
+							launcher_problem_text(true));
 	}
 	return NULL;
 }

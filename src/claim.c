@@ -17,7 +17,7 @@
  * for each row, and not more than a page of rows is looked at in a transaction.
  *
  * To claim is to lock the row, and to write the ids of all flights into the
- * one row of feishu.claim, in one transaction.  After a crash that row says
+ * row of feishu.claim, in one transaction.  After a crash that row says
  * which attempts got no answer.  SKIP LOCKED: a row that somebody is about to
  * cancel is left; should he not go through with it, change.c tells its id.
  *
@@ -43,6 +43,7 @@
 #include "guc.h"
 #include "news.h"
 #include "nls.h"
+#include "origin.h"
 #include "sqlrun.h"
 
 /* Due rows taken into memory at once. */
@@ -102,80 +103,59 @@ report_no_claim(void)
 }
 
 /*
- * Take over from the dispatcher before us.
+ * Take over from the dispatcher before us, if there was one (origin.c).
  *
  * Rows that it had claimed: that attempt got no answer, as far as anybody
  * knows.
- *
- * If the row was written in another database, then this one is a copy of it
- * (CREATE DATABASE ... TEMPLATE), and flows that were queued in the other one
- * are the other one's to send: here they are cancelled.
  */
 void
 claim_recover(Dispatch *dispatch)
 {
-	/* logical replication may have added the row of another database */
-	static SqlStatement find = SQL_STATEMENT(
-		"SELECT ctid, database FROM feishu.claim ORDER BY database <> $1 LIMIT 1",
-		1, OIDOID);
 	static SqlStatement recover = SQL_STATEMENT(
 		"UPDATE feishu.outbox SET attempts = attempts + 1, unanswered = true"
 		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu.claim"
-		" WHERE database = $1)::bigint[])",
-		1, OIDOID);
-	static SqlStatement disown = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET state = 'c', next_at = NULL, finished_at = now(),"
-		" error = $2 WHERE state = 'q' AND database <> $1",
-		2, OIDOID, TEXTOID);
+		" WHERE system_identifier = $1 AND database = $2)::bigint[])",
+		2, INT8OID, OIDOID);
 	static SqlStatement begin = SQL_STATEMENT(
-		"UPDATE feishu.claim SET ids = '{}', database = $1 WHERE ctid = $2 RETURNING ctid",
-		2, OIDOID, TIDOID);
+		"UPDATE feishu.claim SET ids = '{}' WHERE system_identifier = $1 AND database = $2"
+		" RETURNING ctid",
+		2, INT8OID, OIDOID);
 	/* what held its lanes will be found again if it is still so */
 	static SqlStatement forget_holds = SQL_STATEMENT(
 		"DELETE FROM feishu.held_lane", 0, InvalidOid);
-	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), PointerGetDatum(&claim_row)};
+	Datum		values[2] = {origin_system(), origin_database()};
 
-	if (sql_run(&find, values, NULL, SPI_OK_SELECT, NULL) != 1)
-		report_no_claim();
-	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
-	if (DatumGetObjectId(sql_value(0, 2, NULL)) == MyDatabaseId)
-		sql_run(&recover, values, NULL, SPI_OK_UPDATE, NULL);
-	else
-	{
-		Datum		disowned[2] = {
-			values[0], CStringGetTextDatum(record_not_ours_text())
-		};
-
-		if (sql_run(&disown, disowned, NULL, SPI_OK_UPDATE, NULL) > 0)
-			news_tell_ended_some();
-	}
+	origin_settle();
+	sql_run(&recover, values, NULL, SPI_OK_UPDATE, NULL);
 	sql_run(&forget_holds, NULL, NULL, SPI_OK_DELETE, NULL);
-	sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL);
+	if (sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
+		report_no_claim();
 	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
 }
 
 /*
  * Write which rows are in flight.  The row is found by where it is: an old
- * snapshot may keep thousands of its former versions.
+ * snapshot may keep thousands of its former versions.  By now another may be
+ * there, which came by replication.
  */
 void
 claim_write_ids(Dispatch *dispatch)
 {
+#define WRITE_IDS	"UPDATE feishu.claim SET ids = $1 WHERE system_identifier = $2 AND database = $3"
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.claim SET ids = $1 WHERE ctid = $2 RETURNING ctid",
-		2, INT8ARRAYOID, TIDOID);
+		WRITE_IDS " AND ctid = $4 RETURNING ctid",
+		4, INT8ARRAYOID, INT8OID, OIDOID, TIDOID);
 	/* VACUUM FULL may have moved it */
 	static SqlStatement anywhere = SQL_STATEMENT(
-		"UPDATE feishu.claim SET ids = $1 WHERE database = $2 RETURNING ctid",
-		2, INT8ARRAYOID, OIDOID);
-	Datum		values[2] = {all_ids_array(dispatch), PointerGetDatum(&claim_row)};
+		WRITE_IDS " RETURNING ctid",
+		3, INT8ARRAYOID, INT8OID, OIDOID);
+	Datum		values[4] = {
+		all_ids_array(dispatch), origin_system(), origin_database(), PointerGetDatum(&claim_row)
+	};
 
-	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
-	{
-		values[1] = ObjectIdGetDatum(MyDatabaseId);
-		if (sql_run(&anywhere, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
-			report_no_claim();
-	}
+	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1 &&
+		sql_run(&anywhere, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
+		report_no_claim();
 	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
 }
 
@@ -247,7 +227,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 #define CLAIM_COLUMNS(lane) \
 	"SELECT " lane ", o.id, o.namespace, o.flow_id, o.operator, o.params," \
 	" o.is_async, o.idempotent_key, o.loop_masks, o.ordering_key, o.attempts, o.max_attempts," \
-	" o.expires_at, o.own_key, o.unanswered, o.database, o.error FROM feishu.outbox o"
+	" o.expires_at, o.own_key, o.unanswered, o.database, o.error, o.system_identifier FROM feishu.outbox o"
 
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
 

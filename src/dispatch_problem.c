@@ -1,7 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * dispatch_problem.c
- *	  Why nothing sends what is queued in a database.
+ *	  Why nothing sends what is queued in a database, or may not.
+ *
+ * Besides that there may be no dispatcher, the queue's tables may not be what the
+ * extension has made of them.  Superusers do that, by a command for all tables,
+ * say; a dispatcher may get along with it, or fail, or flows be lost.
+ *
+ * A view shows it at each look, so this costs some look-ups in the system caches,
+ * and waits for nobody.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -11,12 +18,23 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/xlog.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #include "guc.h"
@@ -42,8 +60,110 @@ database_is_closed(void)
 	return closed;
 }
 
-DispatchProblem
-launcher_problem(void)
+/* Open a table if nobody is altering or dropping it: he is not waited for. */
+static Relation
+open_if_free(Oid relid)
+{
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		return NULL;
+	if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+		return relation_open(relid, NoLock);
+	UnlockRelationOid(relid, AccessShareLock);
+	return NULL;
+}
+
+/* The queue's tables. */
+static const char *const queue_tables[] = {"outbox", "claim", "paused_server", "held_lane"};
+
+/* Is a table distributed?  Citus has a catalog of those. */
+static bool
+table_is_distributed(Oid relid)
+{
+	Oid			catalog = get_relname_relid("pg_dist_partition", PG_CATALOG_NAMESPACE);
+	AttrNumber	column = OidIsValid(catalog) ? get_attnum(catalog, "logicalrelid") : InvalidAttrNumber;
+	Relation	relation;
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		found;
+
+	if (column == InvalidAttrNumber || get_atttype(catalog, column) != REGCLASSOID ||
+		get_rel_relkind(catalog) != RELKIND_RELATION)
+		return false;
+	relation = open_if_free(catalog);
+	if (relation == NULL)
+		return false;
+	ScanKeyInit(&key, column, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
+	scan = systable_beginscan(relation, InvalidOid, false, NULL, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	relation_close(relation, AccessShareLock);
+	return found;
+}
+
+/* Does a table have a trigger or rule?  pg_class says only that it had one once. */
+static DispatchProblem
+table_triggers(Oid relid)
+{
+	Relation	relation = open_if_free(relid);
+	DispatchProblem problem;
+
+	if (relation == NULL)
+		return DISPATCH_NO_PROBLEM;
+	problem = relation->trigdesc != NULL ? DISPATCH_TABLE_TRIGGER :
+		relation->rd_rules != NULL ? DISPATCH_TABLE_RULE : DISPATCH_NO_PROBLEM;
+	relation_close(relation, AccessShareLock);
+	return problem;
+}
+
+/* What somebody has made of a table that the dispatcher may not be up to. */
+static DispatchProblem
+table_problem(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	FormData_pg_class form;
+
+	if (!HeapTupleIsValid(tuple))
+		return DISPATCH_TABLE_GONE;
+	form = *(Form_pg_class) GETSTRUCT(tuple);
+	ReleaseSysCache(tuple);
+
+	if (form.relforcerowsecurity)
+		return DISPATCH_TABLE_ROW_SECURITY;
+	if (form.relpersistence != RELPERSISTENCE_PERMANENT)
+		return DISPATCH_TABLE_UNLOGGED;
+	if (table_is_distributed(relid))
+		return DISPATCH_TABLE_DISTRIBUTED;
+	if (form.relam != HEAP_TABLE_AM_OID)
+		return DISPATCH_TABLE_NOT_HEAP;
+	if (form.relhastriggers || form.relhasrules)
+		return table_triggers(relid);
+	return DISPATCH_NO_PROBLEM;
+}
+
+/* The first problem of a table, and which it is. */
+static DispatchProblem
+tables_problem(const char **table)
+{
+	Oid			schema = get_namespace_oid("feishu", true);
+
+	/* while the extension is being dropped, say */
+	if (!OidIsValid(schema))
+		return DISPATCH_NO_PROBLEM;
+	for (int i = 0; i < (int) lengthof(queue_tables); i++)
+	{
+		DispatchProblem problem = table_problem(get_relname_relid(queue_tables[i], schema));
+
+		if (problem == DISPATCH_NO_PROBLEM)
+			continue;
+		*table = queue_tables[i];
+		return problem;
+	}
+	return DISPATCH_NO_PROBLEM;
+}
+
+/* Why there is no dispatcher. */
+static DispatchProblem
+dispatcher_problem(void)
 {
 	SlotView	view;
 	int			place;
@@ -68,8 +188,26 @@ launcher_problem(void)
 	return known && !view.ended_well ? DISPATCH_FAILS : DISPATCH_NO_PROBLEM;
 }
 
-const char *
-launcher_problem_text(DispatchProblem problem)
+/*
+ * What is the matter with a table is what an administrator has to know, before
+ * that the dispatcher fails.
+ */
+DispatchProblem
+launcher_problem(const char **table)
+{
+	DispatchProblem problem = dispatcher_problem();
+	DispatchProblem of_table;
+
+	*table = NULL;
+	if (problem != DISPATCH_NO_PROBLEM && problem != DISPATCH_FAILS)
+		return problem;
+	of_table = tables_problem(table);
+	return of_table != DISPATCH_NO_PROBLEM ? of_table : problem;
+}
+
+/* In words, with %s for the table, or NULL. */
+static const char *
+problem_format(DispatchProblem problem)
 {
 	switch (problem)
 	{
@@ -85,18 +223,45 @@ launcher_problem_text(DispatchProblem problem)
 			return gettext_noop("there is no background worker for the dispatcher");
 		case DISPATCH_FAILS:
 			return gettext_noop("the dispatcher fails, see the server log");
+		case DISPATCH_TABLE_GONE:
+			return gettext_noop("table feishu.%s is missing");
+		case DISPATCH_TABLE_ROW_SECURITY:
+			return gettext_noop("table feishu.%s has row security forced");
+		case DISPATCH_TABLE_NOT_HEAP:
+			return gettext_noop("table feishu.%s has another access method than heap");
+		case DISPATCH_TABLE_UNLOGGED:
+			return gettext_noop("table feishu.%s is unlogged");
+		case DISPATCH_TABLE_DISTRIBUTED:
+			return gettext_noop("table feishu.%s is distributed");
+		case DISPATCH_TABLE_TRIGGER:
+			return gettext_noop("table feishu.%s has a trigger");
+		case DISPATCH_TABLE_RULE:
+			return gettext_noop("table feishu.%s has a rule");
 	}
 	return NULL;
 }
 
+char *
+launcher_problem_text(bool translated)
+{
+	const char *table;
+	const char *format = problem_format(launcher_problem(&table));
+
+	if (format == NULL)
+		return NULL;
+	if (translated)
+		format = _(format);
+	return table != NULL ? psprintf(format, table) : pstrdup(format);
+}
+
 /*
- * dispatch_problem(): why nothing sends what is queued in this database; NULL
- * when a dispatcher does.
+ * dispatch_problem(): why nothing sends what is queued in this database, or may
+ * not; NULL when a dispatcher does.
  */
 Datum
 feishu_dispatch_problem(PG_FUNCTION_ARGS)
 {
-	const char *problem = launcher_problem_text(launcher_problem());
+	char	   *problem = launcher_problem_text(false);
 
 	if (problem == NULL)
 		PG_RETURN_NULL();

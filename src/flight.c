@@ -42,6 +42,7 @@
 #include "guc.h"
 #include "http.h"
 #include "limiter.h"
+#include "origin.h"
 #include "sqlrun.h"
 #include "stats.h"
 
@@ -299,7 +300,8 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 	flight->expires_at = DatumGetTimestampTz(sql_value(row, CLAIM_EXPIRES_AT, NULL));
 	flight->own_key = DatumGetBool(sql_value(row, CLAIM_OWN_KEY, NULL));
 	flight->unanswered = DatumGetBool(sql_value(row, CLAIM_UNANSWERED, NULL));
-	flight->is_ours = DatumGetObjectId(sql_value(row, CLAIM_DATABASE, NULL)) == MyDatabaseId;
+	flight->is_ours = origin_is_ours(sql_value(row, CLAIM_SYSTEM_IDENTIFIER, NULL),
+									 sql_value(row, CLAIM_DATABASE, NULL));
 	flight->last_error = row_text(row, CLAIM_ERROR);
 	if (!flight->silent)
 	{

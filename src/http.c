@@ -40,7 +40,6 @@
 #include <unistd.h>
 
 #include "miscadmin.h"
-#include "portability/instr_time.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
@@ -48,6 +47,7 @@
 
 #include "http_internal.h"
 #include "nls.h"
+#include "steady.h"
 
 /* Socket events handled in one turn. */
 #define HTTP_EVENTS_PER_TURN	64
@@ -69,20 +69,6 @@
 #define HTTP_BEGIN_DESCRIPTORS		2
 
 static HttpLoop *the_loop = NULL;
-
-
-/*
- * Microseconds by a clock that nobody sets, which is libcurl's: by the other
- * one, a transfer would not end in its time after that was set back.
- */
-static int64
-steady_now(void)
-{
-	instr_time	now;
-
-	INSTR_TIME_SET_CURRENT(now);
-	return (int64) INSTR_TIME_GET_MICROSEC(now);
-}
 
 
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */

@@ -16,6 +16,9 @@
  * once, for one database after the other.  From then on CREATE EXTENSION tells
  * (launcher_ddl.c).
  *
+ * All that is due is due by a steady clock: one that is set back would keep a
+ * worker away.  CREATE EXTENSION ends the pause after a failure.
+ *
  * A worker is over when its slot of PostgreSQL is free again, not when it
  * detached, so that the next one finds room.  Workers started by an earlier
  * launcher are only known by their attachment.
@@ -44,12 +47,13 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "guc.h"
 #include "launcher_internal.h"
 #include "nls.h"
+#include "steady.h"
+#include "worker_settings.h"
 
 #define LIBRARY_NAME			"feishu_flow"
 
@@ -95,10 +99,11 @@ typedef struct Course
 	WorkerKind	worker;			/* was started; we have not seen its end */
 	BackgroundWorkerHandle *handle; /* NULL: by an earlier launcher */
 	bool		announced;		/* we logged that it started */
-	TimestampTz started_at;
-	TimestampTz stop_by;		/* then it is told to; 0: not asked to end */
+	SteadyTime	started_at;
+	SteadyTime	stop_by;		/* then it is told to; 0: not asked to end */
 	int			failures;		/* quick ones in a row */
-	TimestampTz retry_at;
+	SteadyTime	retry_at;
+	uint32		creations;		/* of the extension, when we saw to it last */
 	bool		missed;			/* not in the last look at pg_database */
 } Course;
 
@@ -106,15 +111,15 @@ static HTAB *databases;
 static Course *courses;			/* one for each slot */
 
 /* The pass under way. */
-static TimestampTz now;
-static TimestampTz next_pass;	/* something is due then */
-static TimestampTz next_look;	/* at pg_database */
+static SteadyTime now;
+static SteadyTime next_pass;	/* something is due then */
+static SteadyTime next_look;	/* at pg_database */
 static int	num_probers;		/* young ones */
 
 /* PostgreSQL had no room for a worker. */
 static bool no_room = false;
-static TimestampTz no_room_until;	/* ask again then, or at the end of one */
-static TimestampTz no_room_over;	/* not to be called over before this */
+static SteadyTime no_room_until;	/* ask again then, or at the end of one */
+static SteadyTime no_room_over;	/* not to be called over before this */
 
 /* There was no slot for a database since the last look at pg_database. */
 static bool no_slot = false;
@@ -149,7 +154,7 @@ launcher_register(void)
 
 /* Something is due at this time. */
 static void
-wake_at(TimestampTz time)
+wake_at(SteadyTime time)
 {
 	next_pass = Min(next_pass, time);
 }
@@ -199,7 +204,7 @@ databases_read(void)
 		if (!database->seen)
 			(void) hash_search(databases, &database->oid, HASH_REMOVE, NULL);
 	}
-	next_look = TimestampTzPlusMilliseconds(now, feishu_guc_poll_interval);
+	next_look = steady_after_ms(now, feishu_guc_poll_interval);
 }
 
 /* Nothing that we remember of what databases do not have holds any more. */
@@ -221,7 +226,7 @@ databases_forget_probes(void)
 static void
 no_room_log(const char *name)
 {
-	no_room_until = no_room_over = TimestampTzPlusMilliseconds(now, NO_ROOM_PAUSE_MS);
+	no_room_until = no_room_over = steady_after_ms(now, NO_ROOM_PAUSE_MS);
 	wake_at(no_room_until);
 	if (no_room)
 		return;
@@ -285,7 +290,7 @@ worker_start(int place, Course *course, WorkerKind kind)
 	if (kind == WORKER_PROBER)
 	{
 		num_probers++;
-		wake_at(TimestampTzPlusMilliseconds(now, PROBER_PATIENCE_MS));
+		wake_at(steady_after_ms(now, PROBER_PATIENCE_MS));
 	}
 }
 
@@ -306,8 +311,7 @@ worker_is_over(int place, Course *course, const SlotView *view)
 	}
 	if (view->worker != WORKER_NONE && view->pid == 0)
 	{
-		TimestampTz patience = TimestampTzPlusMilliseconds(course->started_at,
-														   ATTACH_PATIENCE_MS);
+		SteadyTime	patience = steady_after_ms(course->started_at, ATTACH_PATIENCE_MS);
 
 		if (now < patience)
 			wake_at(patience);
@@ -322,7 +326,7 @@ worker_is_over(int place, Course *course, const SlotView *view)
 static void
 worker_ended(Course *course, const SlotView *view, const Database *database)
 {
-	TimestampTz lived_ms = (now - course->started_at) / 1000;
+	int64		lived_ms = (now - course->started_at) / 1000;
 	const char *reason;
 
 	if (view->extension == EXTENSION_ABSENT)
@@ -349,7 +353,7 @@ worker_ended(Course *course, const SlotView *view, const Database *database)
 		int			pause_ms = Min(MAX_PAUSE_MS, 1000 << Min(course->failures, 6));
 
 		course->failures++;
-		course->retry_at = TimestampTzPlusMilliseconds(now, pause_ms);
+		course->retry_at = steady_after_ms(now, pause_ms);
 	}
 
 	if (course->announced)
@@ -377,8 +381,7 @@ worker_supervise(int place, Course *course, const SlotView *view, bool wanted)
 	}
 	if (course->worker == WORKER_PROBER)
 	{
-		TimestampTz patience = TimestampTzPlusMilliseconds(course->started_at,
-														   PROBER_PATIENCE_MS);
+		SteadyTime	patience = steady_after_ms(course->started_at, PROBER_PATIENCE_MS);
 
 		if (now < patience)
 		{
@@ -397,7 +400,7 @@ worker_supervise(int place, Course *course, const SlotView *view, bool wanted)
 	if (course->stop_by == 0)
 	{
 		slots_stop_worker(place);
-		course->stop_by = TimestampTzPlusMilliseconds(now, STOP_PATIENCE_MS);
+		course->stop_by = steady_after_ms(now, STOP_PATIENCE_MS);
 	}
 	wake_at(course->stop_by);
 }
@@ -464,6 +467,14 @@ slot_review(int place)
 		return;
 	}
 	course->missed = false;
+
+	/* what failed before, failed with another one, or without it */
+	if (course->creations != view.creations)
+	{
+		course->creations = view.creations;
+		course->failures = 0;
+		course->retry_at = 0;
+	}
 	if (view.extension != EXTENSION_UNKNOWN)
 		database->probed = true;
 	if (view.held)
@@ -522,7 +533,7 @@ launcher_pass(void)
 	bool		overflowed;
 	bool		may_start;
 
-	now = GetCurrentTimestamp();
+	now = steady_now();
 	if (slots_take_changes(&overflowed) || now >= next_look)
 	{
 		databases_read();
@@ -572,6 +583,7 @@ feishu_launcher_main(Datum main_arg)
 	BackgroundWorkerUnblockSignals();
 	slots_attach_launcher();
 	slots_set_no_room(false);
+	worker_settings_apply();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
 	wait_event = feishu_wait_event_new("FeishuFlowLauncherMain");
@@ -593,7 +605,7 @@ feishu_launcher_main(Datum main_arg)
 		}
 		launcher_pass();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_pass),
+						 steady_left_ms(next_pass),
 						 wait_event);
 		ResetLatch(MyLatch);
 	}
@@ -611,6 +623,7 @@ feishu_prober_main(Datum main_arg)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	database = slots_attach_worker(DatumGetInt32(main_arg));
+	worker_settings_apply();
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	StartTransactionCommand();
 	(void) launcher_find_extension();

@@ -31,14 +31,22 @@ typedef enum DispatchProblem
 	DISPATCH_OFF,
 	DISPATCH_CLOSED,			/* a template, or without connections */
 	DISPATCH_NO_WORKER,			/* PostgreSQL has no background worker free */
-	DISPATCH_FAILS				/* the dispatcher fails, and is started again */
+	DISPATCH_FAILS,				/* the dispatcher fails, and is started again */
+	/* a table of the queue is not as the extension has made it */
+	DISPATCH_TABLE_GONE,
+	DISPATCH_TABLE_ROW_SECURITY,	/* forced */
+	DISPATCH_TABLE_NOT_HEAP,
+	DISPATCH_TABLE_UNLOGGED,
+	DISPATCH_TABLE_DISTRIBUTED,
+	DISPATCH_TABLE_TRIGGER,
+	DISPATCH_TABLE_RULE
 } DispatchProblem;
 
-/* dispatch_problem.c: what it is in this database. */
-extern DispatchProblem launcher_problem(void);
+/* dispatch_problem.c: what it is in this database, and the table, if it is one's. */
+extern DispatchProblem launcher_problem(const char **table);
 
-/* dispatch_problem.c: in words, untranslated; NULL for none. */
-extern const char *launcher_problem_text(DispatchProblem problem);
+/* dispatch_problem.c: the same in words, palloc'd; NULL for none. */
+extern char *launcher_problem_text(bool translated);
 
 /*
  * What the dispatcher of a database has to be told.  Kept in shared memory

@@ -52,10 +52,10 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "launcher_internal.h"
+#include "steady.h"
 
 #define LAUNCHER_TRANCHE		"feishu_flow_launcher"
 
@@ -235,19 +235,17 @@ void
 slots_add_known(Oid database)
 {
 	int			place;
-	bool		is_news = true;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	place = place_find_or_add(database);
 	if (place >= 0)
 	{
-		is_news = shared->slots[place].extension != EXTENSION_PRESENT;
 		shared->slots[place].extension = EXTENSION_PRESENT;
 		shared->slots[place].creations++;
 	}
 	LWLockRelease(shared->lock);
-	if (is_news)
-		slots_wake_launcher(false);
+	/* even if it was thought to be there: a dispatcher may wait to be tried again */
+	slots_wake_launcher(false);
 }
 
 /* The slot of a database at this moment, or -1. */
@@ -276,6 +274,7 @@ slots_view(int place, SlotView *view)
 	view->pid = slot->pid;
 	view->held = slot->holds > 0;
 	view->ended_well = slot->ended_well;
+	view->creations = slot->creations;
 	SpinLockAcquire(&slot->mutex);
 	view->stop = slot->stop;
 	view->failing = slot->failing;
@@ -607,7 +606,7 @@ void
 slots_wait_until_free(int place)
 {
 	static uint32 wait_event = 0;
-	TimestampTz start = GetCurrentTimestamp();
+	SteadyTime	start = steady_now();
 	int			wait_ms = STOP_ASK_MS;
 
 	if (wait_event == 0)
@@ -621,8 +620,7 @@ slots_wait_until_free(int place)
 		(void) slots_view(place, &view);
 		if (view.pid == 0)
 			break;
-		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-											   TimestampTzPlusMilliseconds(start, wait_ms));
+		left = steady_left_ms(steady_after_ms(start, wait_ms));
 		if (left <= 0)
 		{
 			if (wait_ms == STOP_GIVE_UP_MS)

@@ -37,6 +37,7 @@
 #include "guc.h"
 #include "news.h"
 #include "nls.h"
+#include "origin.h"
 #include "sqlrun.h"
 
 /* Rows deleted in a step. */
@@ -131,20 +132,23 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 		" sqlstate = $2, error = COALESCE(error || $3, $4)"
 		" WHERE id IN (SELECT id FROM feishu.outbox WHERE state = 'q'"
 		" AND expires_at < 'infinity' AND (expires_at, id) > ($5, $6) AND expires_at <= $1"
-		" AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $7)::bigint[])"
+		" AND NOT id = ANY ((SELECT ids FROM feishu.claim"
+		" WHERE database = $7 AND system_identifier = $9)::bigint[])"
 		" ORDER BY expires_at, id LIMIT $8 FOR UPDATE SKIP LOCKED)"
 		" RETURNING id, expires_at, server, roleid, ordering_key",
-		8, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, OIDOID, INT4OID);
+		9, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, OIDOID, INT4OID,
+		INT8OID);
 	const char *error = record_expired_text();
-	Datum		values[8] = {
+	Datum		values[9] = {
 		TimestampTzGetDatum(now),
 		CStringGetTextDatum(unpack_sql_state(ERRCODE_FEISHU_TIMEOUT)),
 		CStringGetTextDatum(psprintf(_("; %s"), error)),
 		CStringGetTextDatum(error),
 		TimestampTzGetDatum(expire_floor),
 		Int64GetDatum(expire_floor_id),
-		ObjectIdGetDatum(MyDatabaseId),
-		Int32GetDatum(EXPIRE_ROWS)
+		origin_database(),
+		Int32GetDatum(EXPIRE_ROWS),
+		origin_system()
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL);
 	OrderingKey *keys = palloc(Max(num, 1) * sizeof(OrderingKey));

@@ -42,6 +42,7 @@
 #include "news.h"
 #include "nls.h"
 #include "options.h"
+#include "origin.h"
 #include "outbox.h"
 #include "request.h"
 #include "sqlrun.h"
@@ -146,7 +147,7 @@ outbox_expires_by_age(TimestampTz run_at)
 /* Columns of feishu.outbox, in their order there. */
 enum
 {
-	COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_ATTEMPTS, COLUMN_MAX_ATTEMPTS, COLUMN_STATE,
+	COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_ATTEMPTS, COLUMN_MAX_ATTEMPTS, COLUMN_STATE,
 	COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_UNANSWERED, COLUMN_CREATED_AT,
 	COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT, COLUMN_FINISHED_AT,
 	COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
@@ -157,7 +158,7 @@ enum
 };
 
 static const Oid column_types[NUM_COLUMNS] = {
-	INT8OID, OIDOID, OIDOID, INT4OID, INT4OID, CHAROID,
+	INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, INT4OID, CHAROID,
 	BOOLOID, BOOLOID, BOOLOID, TIMESTAMPTZOID,
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 	TEXTOID, TEXTOID, TEXTOID, JSONBOID,
@@ -166,30 +167,32 @@ static const Oid column_types[NUM_COLUMNS] = {
 	TEXTOID, TEXTOID, TEXTOID, JSONBOID
 };
 
+#define NUM_INSERTED	19
+
 /* By SQL, where insert_row will not do: a superuser has put a trigger, say, on
  * the table. */
 static void
 insert_by_sql(Datum *values, bool *nulls)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"INSERT INTO feishu.outbox (id, roleid, database, max_attempts, is_async, own_key,"
-		" created_at, run_at, next_at, expires_at, server, namespace, flow_id,"
+		"INSERT INTO feishu.outbox (id, roleid, database, system_identifier, max_attempts,"
+		" is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id,"
 		" operator, params, idempotent_key, loop_masks, ordering_key)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
-		18, INT8OID, OIDOID, OIDOID, INT4OID, BOOLOID, BOOLOID,
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+		19, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, BOOLOID, BOOLOID,
 		TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 		TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID);
-	static const int columns[18] = {
-		COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_MAX_ATTEMPTS, COLUMN_IS_ASYNC, COLUMN_OWN_KEY,
-		COLUMN_CREATED_AT, COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT,
+	static const int columns[NUM_INSERTED] = {
+		COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_MAX_ATTEMPTS,
+		COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_CREATED_AT, COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT,
 		COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
 		COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY
 	};
-	Datum		arguments[18];
-	char		flags[18];
+	Datum		arguments[NUM_INSERTED];
+	char		flags[NUM_INSERTED];
 	SqlCaller	caller;
 
-	for (int i = 0; i < 18; i++)
+	for (int i = 0; i < NUM_INSERTED; i++)
 	{
 		arguments[i] = values[columns[i]];
 		flags[i] = nulls[columns[i]] ? 'n' : ' ';
@@ -234,7 +237,8 @@ insert_flow(const QueuedFlow *flow)
 #define SET(column, datum) (values[column] = (datum), nulls[column] = false)
 	SET(COLUMN_ID, Int64GetDatum(id));
 	SET(COLUMN_ROLEID, ObjectIdGetDatum(GetUserId()));
-	SET(COLUMN_DATABASE, ObjectIdGetDatum(MyDatabaseId));
+	SET(COLUMN_DATABASE, origin_database());
+	SET(COLUMN_SYSTEM_IDENTIFIER, origin_system());
 	SET(COLUMN_ATTEMPTS, Int32GetDatum(0));
 	if (flow->max_attempts > 0)
 		SET(COLUMN_MAX_ATTEMPTS, Int32GetDatum(flow->max_attempts));

@@ -40,6 +40,7 @@
 #include "guc.h"
 #include "news.h"
 #include "nls.h"
+#include "origin.h"
 #include "sqlrun.h"
 
 /* Answers written by one statement: an array must stay well below 1 GB. */
@@ -642,9 +643,10 @@ record_holds(Dispatch *dispatch)
 				  " sqlstate = $3, error = COALESCE(error || $7, $4)" \
 				  " WHERE id IN (SELECT id FROM feishu.outbox" \
 				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \
-				  " AND NOT id = ANY ((SELECT ids FROM feishu.claim WHERE database = $6)::bigint[])" \
+				  " AND NOT id = ANY ((SELECT ids FROM feishu.claim" \
+				  " WHERE database = $6 AND system_identifier = $8)::bigint[])" \
 				  " LIMIT $5 FOR UPDATE SKIP LOCKED)", \
-				  7, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, TEXTOID)
+				  8, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, TEXTOID, INT8OID)
 
 /* Fail flows of a lane that can never be sent, some at a time. */
 void
@@ -654,14 +656,15 @@ record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const cha
 		FAIL_STATEMENT("IS NULL"),
 		FAIL_STATEMENT("IS NOT NULL")
 	};
-	Datum		values[7] = {
+	Datum		values[8] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		CStringGetTextDatum(sqlstate),
 		CStringGetTextDatum(error),
 		Int32GetDatum(MAINTENANCE_ROWS),
-		ObjectIdGetDatum(MyDatabaseId),
-		CStringGetTextDatum(psprintf(_("; %s"), error))
+		origin_database(),
+		CStringGetTextDatum(psprintf(_("; %s"), error)),
+		origin_system()
 	};
 	bool		more = false;
 

@@ -147,14 +147,16 @@ read_hold(int64 id, MemoryContext context)
 static void
 report_timeout(int64 id)
 {
-	const char *problem = launcher_problem_text(launcher_problem());
+	const char *table;
+	const char *problem = launcher_problem(&table) != DISPATCH_NO_PROBLEM && table == NULL ?
+		launcher_problem_text(true) : NULL;
 	const char *hold = read_hold(id, CurrentMemoryContext);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_FEISHU_TIMEOUT),
 			 errmsg("flow %lld has not ended in time", (long long) id),
 			 problem != NULL ?
-			 errhint("It stays queued, and nothing sends it: %s.", _(problem)) :
+			 errhint("It stays queued, and nothing sends it: %s.", problem) :
 			 hold != NULL ?
 			 errhint("It stays queued, and is held back: %s.", _(hold)) :
 			 errhint("It stays queued; look at the views feishu.flows and feishu.dispatch_status.")));

@@ -169,6 +169,16 @@ $session->quit;
 $session = FeishuFlow::Session->new($node);
 dispatcher_comes('postgres', 'after kill -9 of a dispatcher there is another', $pid);
 
+# the pause before one that failed is started again doubles: it is 8 s by then
+$place = log_end();
+$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
+$session->value('SELECT pg_terminate_backend(' . dispatcher('postgres') . ')');
+wait_until('a dispatcher fails again and again', sub { logged(qr/violates check constraint "broken"/, $place) >= 4 });
+$session->value('DROP EXTENSION feishu_flow; CREATE EXTENSION feishu_flow');
+$start = time();
+dispatcher_comes('postgres', 'after CREATE EXTENSION there is a dispatcher');
+cmp_ok(time() - $start, '<', 5, '... which does not wait for what failed before');
+
 # ---- databases come and go ----
 
 at_once($session, 'CREATE DATABASE one', 'CREATE DATABASE');

@@ -343,8 +343,8 @@ $second->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE ser
 
 my $old = enqueue($second, server => 'quick', flow_id => 'refusedFlow');
 until_ended($second);
-$second->value('INSERT INTO feishu.outbox (id, roleid, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
-	  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, database, 's', is_async, own_key, }
+$second->value('INSERT INTO feishu.outbox (id, roleid, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
+	  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, system_identifier, database, 's', is_async, own_key, }
 	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g FROM feishu.outbox, generate_series(1, 50000) g }
 	  . "WHERE id = $old");
 my $read = entries_read();
@@ -369,8 +369,8 @@ sub rows_read
 sub until_polled
 {
 	my ($otherwise) = @_;
-	my $unheard = $second->value('INSERT INTO feishu.outbox (id, roleid, database, is_async, own_key, created_at, run_at, expires_at, '
-		  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, database, is_async, own_key, now(), now(), }
+	my $unheard = $second->value('INSERT INTO feishu.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, '
+		  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, now(), now(), }
 		  . "now() + interval '1 hour', server, namespace, flow_id, operator, gen_random_uuid() FROM feishu.outbox WHERE id = $old RETURNING id");
 	$otherwise->() if defined $otherwise;
 	until_ended($second, "id = $unheard");

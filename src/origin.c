@@ -1,0 +1,143 @@
+/*-------------------------------------------------------------------------
+ *
+ * origin.c
+ *	  In which database of which cluster a row of the queue was queued.
+ *
+ * Rows of the queue may come to a database that they were not queued in: it is a
+ * copy, or a subscriber of a publication that has the queue's tables.  There
+ * they must not be sent, for the original sends them.  So each row says where it
+ * was queued, by the cluster's system identifier and the database's OID, and so
+ * does the row of feishu.claim, which tells a dispatcher whether there was one
+ * before it:
+ *
+ *	what has happened			system identifier	OID
+ *	a restart, a failover		the same			the same
+ *	CREATE DATABASE TEMPLATE	the same			another
+ *	pg_upgrade					another				the same
+ *	pg_createsubscriber			another				the same
+ *	rows were replicated		another				any
+ *
+ * A row of feishu.claim that is this database's: go on.  What came by
+ * replication meanwhile is cancelled when its turn comes.
+ *
+ * None, but one with our OID: the cluster was upgraded, which always makes a new
+ * one, and what waits is ours now.  If the major version is the same and the
+ * database is a subscriber, pg_createsubscriber has made it, and it is a copy.
+ * Where that is wrong, both send: the idempotent keys have each flow start once,
+ * whereas a flow that nobody sends is lost.
+ *
+ * Neither: this is a copy, or the row was lost.  What waits here of another
+ * database is cancelled.
+ *
+ * Rows of feishu.claim that others write, by replication, are left alone.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/origin.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+#include "dispatch.h"
+#include "news.h"
+#include "nls.h"
+#include "origin.h"
+#include "sqlrun.h"
+
+Datum
+origin_system(void)
+{
+	return Int64GetDatum((int64) GetSystemIdentifier());
+}
+
+Datum
+origin_database(void)
+{
+	return ObjectIdGetDatum(MyDatabaseId);
+}
+
+bool
+origin_is_ours(Datum system_identifier, Datum database)
+{
+	return DatumGetInt64(system_identifier) == (int64) GetSystemIdentifier() &&
+		DatumGetObjectId(database) == MyDatabaseId;
+}
+
+/* What waited when the cluster was upgraded is ours now, claims included. */
+static void
+adopt(Datum *values)
+{
+	static SqlStatement adopt_flows = SQL_STATEMENT(
+		"UPDATE feishu.outbox o SET system_identifier = $1 FROM feishu.claim c"
+		" WHERE c.database = $2 AND o.database = $2"
+		" AND o.system_identifier = c.system_identifier AND o.state = 'q'",
+		2, INT8OID, OIDOID);
+	static SqlStatement adopt_claim = SQL_STATEMENT(
+		"WITH old AS (DELETE FROM feishu.claim WHERE database = $2 RETURNING ids)"
+		" INSERT INTO feishu.claim (system_identifier, database, major_version, ids)"
+		" SELECT $1, $2, $3, ARRAY(SELECT unnest(ids) FROM old)",
+		3, INT8OID, OIDOID, INT4OID);
+	uint64		num = sql_run(&adopt_flows, values, NULL, SPI_OK_UPDATE, NULL);
+
+	sql_run(&adopt_claim, values, NULL, SPI_OK_INSERT, NULL);
+	if (num > 0)
+		ereport(LOG,
+				(errmsg("feishu_flow sends what was waiting in database \"%s\" when the cluster was upgraded",
+						get_database_name(MyDatabaseId))));
+}
+
+/* This database is a copy: what waits in the original is the original's. */
+static void
+disown(Datum *values)
+{
+	static SqlStatement disown_flows = SQL_STATEMENT(
+		"UPDATE feishu.outbox SET state = 'c', next_at = NULL, finished_at = now(), error = $3"
+		" WHERE state = 'q' AND (database <> $2 OR system_identifier <> $1)",
+		3, INT8OID, OIDOID, TEXTOID);
+	static SqlStatement claim = SQL_STATEMENT(
+		"INSERT INTO feishu.claim (system_identifier, database, major_version, ids)"
+		" VALUES ($1, $2, $3, '{}')",
+		3, INT8OID, OIDOID, INT4OID);
+	Datum		disowned[3] = {values[0], values[1], CStringGetTextDatum(record_not_ours_text())};
+	uint64		num = sql_run(&disown_flows, disowned, NULL, SPI_OK_UPDATE, NULL);
+
+	sql_run(&claim, values, NULL, SPI_OK_INSERT, NULL);
+	if (num > 0)
+	{
+		news_tell_ended_some();
+		ereport(LOG,
+				(errmsg("feishu_flow cancels in database \"%s\" what was waiting when it was copied: the original sends it",
+						get_database_name(MyDatabaseId))));
+	}
+}
+
+void
+origin_settle(void)
+{
+	static SqlStatement is_known = SQL_STATEMENT(
+		"SELECT FROM feishu.claim WHERE system_identifier = $1 AND database = $2",
+		2, INT8OID, OIDOID);
+	static SqlStatement is_upgraded = SQL_STATEMENT(
+		"SELECT FROM feishu.claim WHERE database = $2 AND system_identifier <> $1"
+		" AND (major_version <> $3"
+		" OR NOT EXISTS (SELECT FROM pg_subscription WHERE subdbid = $2))",
+		3, INT8OID, OIDOID, INT4OID);
+	Datum		values[3] = {
+		origin_system(), origin_database(), Int32GetDatum(PG_VERSION_NUM / 10000)
+	};
+
+	if (sql_run(&is_known, values, NULL, SPI_OK_SELECT, NULL) > 0)
+		return;
+	if (sql_run(&is_upgraded, values, NULL, SPI_OK_SELECT, NULL) > 0)
+		adopt(values);
+	else
+		disown(values);
+}

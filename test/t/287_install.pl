@@ -1,0 +1,96 @@
+
+# CREATE EXTENSION makes the same tables whatever is set in the session, and dispatch_problem tells what somebody has
+# made of them since.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main');
+$node->safe_psql('postgres', 'CREATE ROLE app; GRANT CREATE ON SCHEMA public TO app; CREATE DATABASE odd');
+
+# ---- created with odd settings ----
+
+$node->safe_psql('odd', 'CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler; ALTER DATABASE odd SET default_table_access_method = heap2');
+my %odd = (
+	search_path => 'public', quote_all_identifiers => 'on', check_function_bodies => 'off', default_transaction_isolation => 'serializable',
+	array_nulls => 'off', escape_string_warning => 'on', transform_null_equals => 'on', row_security => 'off', DateStyle => 'German',
+	session_replication_role => 'replica', constraint_exclusion => 'on', 'plpgsql.variable_conflict' => 'use_column', 'plpgsql.extra_errors' => 'all');
+$node->safe_psql('odd', join(';', "LOAD 'plpgsql'", map { "ALTER DATABASE odd SET $_ = " . ($_ eq 'search_path' ? $odd{$_} : "'$odd{$_}'") } sort keys %odd));
+# what is found first, were it looked for there
+$node->safe_psql('odd', q{CREATE FUNCTION public.format(text, text, text, text) RETURNS text LANGUAGE sql AS $$ SELECT 'DROP DATABASE none' $$;
+	CREATE FUNCTION public.pg_has_role(oid, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+	CREATE FUNCTION public.concat_ws(text, text, text) RETURNS text LANGUAGE sql AS 'SELECT NULL::text'});
+create_server($node, 'feishu', { base_url => $mock->url }, undef, 'odd');
+create_server($node, 'feishu', { base_url => $mock->url });
+my $odd = FeishuFlow::Session->new($node, database => 'odd');
+my $session = FeishuFlow::Session->new($node);
+is($odd->value('SHOW default_table_access_method'), 'heap2', 'a database has another access method by default');
+my $made = "SELECT string_agg(c.relname || ' ' || c.relkind::text || ' ' || c.relpersistence::text || ' ' || coalesce(a.amname, '-') || ' ' || c.relrowsecurity, ', ' ORDER BY c.relname) "
+  . "FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam WHERE c.relnamespace = 'feishu'::regnamespace";
+is($odd->value($made), $session->value($made), '... there the extension makes the same tables');
+foreach my $what ("SELECT string_agg(pg_get_viewdef(oid), '' ORDER BY relname) FROM pg_class WHERE relnamespace = 'feishu'::regnamespace AND relkind = 'v'",
+	q{SELECT string_agg(pg_get_indexdef(indexrelid), ';' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 'feishu.outbox'::regclass})
+{
+	$_->value("SET quote_all_identifiers = off; SET search_path = pg_catalog") foreach $odd, $session;
+	is($odd->value($what), $session->value($what), '... and the same definitions');
+}
+until_dispatcher($odd);
+my $id = enqueue($odd);
+succeeds($odd, "SELECT feishu.wait_flow($id)", '... and its queue works');
+is($odd->value('SELECT feishu.dispatch_problem()'), '', '... without a problem');
+
+# ---- what is made of the tables ----
+
+until_dispatcher($session);
+$session->value('CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler');
+$session->value(q{CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'});
+$session->value('SET allow_system_table_mods = on; CREATE TABLE pg_catalog.pg_dist_partition (logicalrelid regclass); RESET allow_system_table_mods');
+is($session->value('SELECT feishu.dispatch_problem()'), '', 'tables as they were made are no problem');
+$session->value('CREATE SERVER lonely FOREIGN DATA WRAPPER feishu_flow; CREATE USER MAPPING FOR postgres SERVER lonely OPTIONS (tenant_access_token $$t$$)');
+$session->value('BEGIN');
+enqueue($session, server => 'lonely');
+$session->value('DROP USER MAPPING FOR postgres SERVER lonely; COMMIT');
+until_true($session, 'a flow is held', "EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely' AND paused)");
+foreach my $case (
+	[ 'ALTER TABLE feishu.outbox FORCE ROW LEVEL SECURITY', 'ALTER TABLE feishu.outbox NO FORCE ROW LEVEL SECURITY', 'table feishu.outbox has row security forced' ],
+	[ 'ALTER TABLE feishu.held_lane SET UNLOGGED', 'ALTER TABLE feishu.held_lane SET LOGGED', 'table feishu.held_lane is unlogged' ],
+	[ 'ALTER TABLE feishu.paused_server SET ACCESS METHOD heap2', 'ALTER TABLE feishu.paused_server SET ACCESS METHOD heap', 'table feishu.paused_server has another access method than heap' ],
+	[ 'ALTER TABLE feishu.outbox SET ACCESS METHOD heap2', 'ALTER TABLE feishu.outbox SET ACCESS METHOD heap', 'table feishu.outbox has another access method than heap' ],
+	[ 'CREATE TRIGGER mine BEFORE INSERT ON feishu.outbox FOR EACH ROW EXECUTE FUNCTION nothing()', 'DROP TRIGGER mine ON feishu.outbox', 'table feishu.outbox has a trigger' ],
+	[ 'CREATE RULE mine AS ON UPDATE TO feishu.paused_server DO ALSO NOTHING', 'DROP RULE mine ON feishu.paused_server', 'table feishu.paused_server has a rule' ],
+	[ "INSERT INTO pg_dist_partition VALUES ('feishu.claim')", 'DELETE FROM pg_dist_partition', 'table feishu.claim is distributed' ])
+{
+	my ($do, $undo, $problem) = @$case;
+	$session->value($do);
+	is($session->value('SELECT feishu.dispatch_problem()'), $problem, $problem);
+	is($session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = 'lonely'"),
+		qq{role "postgres" has no user mapping for server "lonely"; $problem}, '... in dispatch_status, too');
+	like($session->value("SELECT hint FROM feishu.check_server('feishu')"), qr/may not be sent, or be lost: $problem\./, '... and by check_server');
+	$session->value("SET ROLE app");
+	is($session->value('SELECT feishu.dispatch_problem()'), $problem, '... to all roles');
+	$session->value('RESET ROLE');
+	$id = enqueue($session);
+	succeeds($session, "SELECT feishu.wait_flow($id)", '... a flow is sent all the same');
+	$session->value($undo);
+	is($session->value('SELECT feishu.dispatch_problem()'), '', '... and is no more');
+}
+
+# whoever is at it is not waited for
+my $other = FeishuFlow::Session->new($node);
+$session->value('CREATE TRIGGER mine BEFORE INSERT ON feishu.outbox FOR EACH ROW EXECUTE FUNCTION nothing()');
+$other->value('BEGIN; LOCK TABLE feishu.outbox');
+$session->value("SET statement_timeout = '5s'");
+succeeds($session, 'SELECT feishu.dispatch_problem()', 'dispatch_problem waits for nobody');
+$other->value('ROLLBACK');
+is($session->value('SELECT feishu.dispatch_problem()'), 'table feishu.outbox has a trigger', '... and tells it then');
+
+done_testing();
