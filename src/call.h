@@ -74,7 +74,8 @@ typedef struct FlowLimits
 /*
  * Start a call.  Its memory is a child of parent, and so is everything that
  * has to be given up with it.  server and request must outlive it; server's
- * secrets are wiped when it goes.  Needs a transaction.
+ * secrets are wiped when it goes.  Needs a transaction.  When it throws, nothing
+ * of the call is left, and the place is given back.
  *
  * place is one that the caller got from limiter_acquire; it passes to the call
  * (and is zeroed), and is given back when the call ends or goes.  With NULL the

@@ -249,10 +249,13 @@ execute_flow(const CallScope *scope, void *arg)
 
 	outcome = call_run_flow(scope, server, request, &limits);
 
-	MemoryContextSwitchTo(scope->caller);
-	execute->answer = outcome_answer(outcome);
-	MemoryContextSwitchTo(scope->context);
-	if (outcome->sqlstate != 0 && (raise_error || execute->answer == NULL))
+	if (outcome->sqlstate == 0 || !raise_error)
+	{
+		MemoryContextSwitchTo(scope->caller);
+		execute->answer = outcome_answer(outcome);
+		MemoryContextSwitchTo(scope->context);
+	}
+	if (outcome->sqlstate != 0 && execute->answer == NULL)
 	{
 		char	   *message = psprintf(_("could not execute flow \"%s/%s\": %s"),
 									   request->namespace_name, request->flow_id,

@@ -15,9 +15,9 @@
  * first.
  *
  * A flight ends by a token, by a failure that those who waited share, or by
- * being given up, at the latest by the exit of its process.  After a few seconds, should its request hang or its process
- * be stuck, the next caller may take over.  The end wakes all who wait
- * (wakeup.c).
+ * being given up, at the latest by the exit of its process.  After a few
+ * seconds, should its request hang or its process be stuck, the next caller may
+ * take over.  The end wakes all who wait (wakeup.c).
  *
  * The lock protects everything in TokenCache and is held only to copy.  All
  * of it is plain data.  A slot is found by its key each time, since it may be

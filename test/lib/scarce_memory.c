@@ -1,7 +1,7 @@
 /*
- * To be preloaded (LD_PRELOAD): as long as the file that SCARCE_MEMORY names is there, memory runs out once, and the file
- * is gone. If it is executable, for libcurl, as the next request is begun; else for the next malloc() of 45,000 to
- * 60,000 bytes.
+ * To be preloaded (LD_PRELOAD): as long as the file that SCARCE_MEMORY names is there, memory runs out once, and the
+ * file is gone. If it is executable, for libcurl, as the next request is begun; else for the next malloc() of 45,000
+ * to 60,000 bytes.
  *
  *   cc -shared -fPIC -o scarce_memory.so scarce_memory.c -ldl
  */

@@ -32,7 +32,8 @@ my $node;
 # A token of 6 seconds is due after 4.5.
 my $due = 4.5;
 $mock->config(token_expire => 6, apps => { map { ("cli_$_" => 'mock-secret') } 1 .. 4 });
-create_server($node, "feishu_$_", { base_url => $mock->url }, { app_id => "cli_$_", app_secret => 'mock-secret' }) for 1 .. 4;
+create_server($node, "feishu_$_", { base_url => $mock->url }, { app_id => "cli_$_", app_secret => 'mock-secret' })
+  for 1 .. 4;
 
 my ($session, $other) = map { FeishuFlow::Session->new($node) } 1 .. 2;
 
@@ -79,7 +80,7 @@ succeeds($session, flow(server => 'feishu_3'), 'a call with a token of 6 seconds
 my ($asked) = map { $_->{time} } $mock->log(kind => 'token', app_id => 'cli_3');
 wait_until('the token is due', sub { time() > $asked + $due });
 run_out($for_libcurl);
-succeeds($session, flow(server => 'feishu_3'), 'memory runs out as the token is about to be refreshed: the call goes on');
+succeeds($session, flow(server => 'feishu_3'), 'memory runs out as a token is about to be refreshed: the call goes on');
 ok(!-e $scarce, '... it did run out');
 is(log_lines($line), 1, '... which is in the log');
 is(token_requests_of('cli_3'), 1, '... nobody was asked for a token');
