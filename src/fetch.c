@@ -72,7 +72,7 @@ token_fetch_start(MemoryContext parent, const FlowServer *server,
 	fetch->listener.on_end = fetch_on_end;
 	fetch->context = context;
 	fetch->oauth = server->protocol == TOKEN_OAUTH;
-	token_lease_init(&fetch->lease, &lease->key, context);
+	token_lease_init(&fetch->lease, &lease->key, lease->payer, context);
 	fetch->lease.generation = lease->generation;
 	fetch->lease.flight = lease->flight;
 	fetch->lease.fetching = lease->fetching;
