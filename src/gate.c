@@ -188,18 +188,24 @@ gate_check_pauses(AppGate *gate, bool dispatching, LimiterPlace *place,
 	return true;
 }
 
+/* The app is used under a max_rate.  Its servers may have different ones. */
+static void
+gate_note_rate_used(AppGate *gate, const FlowRate *rate, TimestampTz now)
+{
+	int64		span = rate_span(rate);
+
+	if (span > gate->span || gate->history.last + gate->span <= now)
+		gate->span = span;
+}
+
 /* A request is to go out under a max_rate: count it. */
 static void
 gate_count(AppGate *gate, const FlowRate *rate, LimiterPlace *place, TimestampTz now)
 {
-	int64		span = rate_span(rate);
-
 	place->counted_at = now;
 	place->counted_after = gate->history.last;
 	place->keep_epoch = gate->keep_epoch;
-	/* servers of one app may have different rates */
-	if (span > gate->span || gate->history.last + gate->span <= now)
-		gate->span = span;
+	gate_note_rate_used(gate, rate, now);
 	rate_count(&gate->history, now);
 	if (gate->allowance > 0)
 		gate->allowance--;
@@ -250,6 +256,7 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps
 
 	if (ready_at <= now && !full && has_rate && keeps && gate->allowance == 0)
 	{
+		gate_note_rate_used(gate, &server->max_rate, now);
 		gate->allowance_size = rate_allowance(&server->max_rate);
 		*unkept = true;
 	}
