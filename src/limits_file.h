@@ -15,7 +15,7 @@
 #include "options.h"
 #include "rate.h"
 
-#define LIMITS_FILE		"pg_stat/feishu_flow.limits"
+#define LIMITS_FILE		"pg_stat/feishu_flow_limits"
 
 /* What is kept of one app.  Plain data, without a secret. */
 typedef struct LimitsRecord

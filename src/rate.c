@@ -54,10 +54,10 @@
 
 /*
  * Parts of a rate that may go out before what is kept is written again: of a
- * rate per minute or hour a quarter of its window, of one per second so many
+ * rate per minute or hour a tenth of its window, of one per second so many
  * seconds, for there at most a second is lost after a crash anyway.
  */
-#define RATE_ALLOWANCE_PART		4
+#define RATE_ALLOWANCE_PART		10
 #define RATE_ALLOWANCE_SECONDS	30
 #define RATE_ALLOWANCE_MOST		1000000
 

@@ -21,7 +21,7 @@ my $AT_ONCE = 3 * $FeishuFlow::SLOW;
 my $mock = FeishuFlow::Mock->start;
 my $other = FeishuFlow::Mock->start;
 my $node = queue_cluster('main', conf => "restart_after_crash = on\n");
-my $file = $node->data_dir . '/pg_stat/feishu_flow.limits';
+my $file = $node->data_dir . '/pg_stat/feishu_flow_limits';
 my $session;
 
 sub connect_again
@@ -194,10 +194,10 @@ ok(slurp_file($file) ne $damaged, '... and is replaced');
 unlink $file;
 mkdir $file or die "$file: $!";
 restart('kill -9 of a backend');
-is(log_lines('could not read file "pg_stat/feishu_flow.limits"'), 1, 'one that cannot be read is told to the log');
+is(log_lines('could not read file "pg_stat/feishu_flow_limits"'), 1, 'one that cannot be read is told to the log');
 is(calls_that_go($large, 3), 3, '... and does no harm');
 is(calls_that_go($small, 6), 5, '... nor does one that cannot be written: the limits hold in memory');
-is(log_lines('could not write file "pg_stat/feishu_flow.limits"'), 1, '... which is told once');
+is(log_lines('could not write file "pg_stat/feishu_flow_limits"'), 1, '... which is told once');
 rmdir $file or die "$file: $!";
 
 # ---- a role that fills the table of apps ----
