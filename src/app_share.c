@@ -26,7 +26,7 @@
 #define APP_SHARE_PART		8
 #define APP_SHARE_LEAST		4
 
-/* Evictions that follow each other so closely make one line of the log. */
+/* Losses that follow each other so closely make one line of the log. */
 #define APP_SHARE_QUIET_MS	(60 * 1000)
 
 int
@@ -38,7 +38,7 @@ app_share_slots(int num_slots)
 }
 
 void
-app_share_log_eviction(pg_atomic_uint64 *logged_at, AppLoss loss)
+app_share_log(pg_atomic_uint64 *logged_at, AppLoss loss)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	uint64		last = pg_atomic_read_u64(logged_at);
@@ -52,7 +52,9 @@ app_share_log_eviction(pg_atomic_uint64 *logged_at, AppLoss loss)
 	ereport(LOG,
 			(loss == APP_LOSS_LIMITS ?
 			 errmsg("feishu_flow has forgotten the limits of an app, to make room for those of another") :
-			 errmsg("feishu_flow has forgotten the access token of an app, to make room for that of another"),
+			 loss == APP_LOSS_TOKEN ?
+			 errmsg("feishu_flow has forgotten the access token of an app, to make room for that of another") :
+			 errmsg("feishu_flow keeps no limits of an app, for there is no room for those of another"),
 			 errhint("Set feishu_flow.max_apps, which is %d, to more than there are apps, and restart the server.",
 					 feishu_guc_max_apps),
 			 errhidestmt(true), errhidecontext(true)));

@@ -14,20 +14,20 @@
 
 #include "port/atomics.h"
 
-/* What an app that is not used lately loses to another one. */
+/* What becomes of an app when there are more than there is room for. */
 typedef enum AppLoss
 {
-	APP_LOSS_LIMITS,
-	APP_LOSS_TOKEN
+	APP_LOSS_LIMITS,			/* it loses its limits to another one */
+	APP_LOSS_TOKEN,				/* its token */
+	APP_LOSS_UNLIMITED			/* there is no room for its limits */
 } AppLoss;
 
 /* Slots that a role may have without having to give up its own first. */
 extern int	app_share_slots(int num_slots);
 
 /*
- * Tell the log that an app was forgotten, unless it was told so lately: a
- * time in shared memory.  Not under a lock.  Does not throw.
+ * Tell the log of it, unless it was told so lately: a time in shared memory.  Not under a lock.  Does not throw.
  */
-extern void app_share_log_eviction(pg_atomic_uint64 *logged_at, AppLoss loss);
+extern void app_share_log(pg_atomic_uint64 *logged_at, AppLoss loss);
 
 #endif							/* FEISHU_APP_SHARE_H */

@@ -34,6 +34,12 @@
 #include "nls.h"
 #include "wakeup.h"
 
+/*
+ * A dispatcher writes what is kept no more often: what its lanes ask for
+ * meanwhile is written at once, and answers are read in between.
+ */
+#define LIMITER_KEEP_MS			50
+
 static int	num_waiting = 0;	/* places of this process that wait */
 static uint32 ends_seen = 0;	/* by limiter_pause_ended */
 
@@ -102,8 +108,25 @@ place_ask(const FlowServer *server, bool dispatching, LimiterPlace *place,
 		place_note(&before, place);
 	}
 	limiter_unlock();
-	limiter_log_eviction();
+	limiter_log_losses();
 	return verdict;
+}
+
+/* Have what stands in the way of a place written; is it worth asking again? */
+static bool
+place_keep(bool dispatching)
+{
+	static TimestampTz kept_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	bool		done;
+
+	/* the clock may have been set back */
+	if (dispatching && kept_at <= now &&
+		!TimestampDifferenceExceeds(kept_at, now, LIMITER_KEEP_MS))
+		return false;
+	done = limiter_keep(false);
+	kept_at = GetCurrentTimestamp();
+	return done;
 }
 
 LimiterVerdict
@@ -116,7 +139,7 @@ limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 	Assert(!place->taken);
 	limiter_ensure();
 	verdict = place_ask(server, dispatching, place, retry_at, why, &unkept);
-	if (unkept && limiter_keep(false))
+	if (unkept && place_keep(dispatching))
 	{
 		unkept = false;
 		verdict = place_ask(server, dispatching, place, retry_at, why, &unkept);
@@ -254,7 +277,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 	if (!is_pinned)
 	{
 		limiter_unlock();
-		limiter_log_eviction();
+		limiter_log_losses();
 	}
 	place_forget(place);
 

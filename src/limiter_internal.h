@@ -31,7 +31,8 @@ typedef struct Limiter
 {
 	LWLock	   *lock;			/* NULL: not shared */
 	pg_atomic_uint32 ends;		/* of pauses that ended early */
-	pg_atomic_uint64 eviction_logged_at;
+	pg_atomic_uint64 loss_logged_at;
+	pg_atomic_uint64 unlimited_logged_at;
 	/* limiter_keep.c */
 	LWLock	   *file_lock;		/* who writes the file; nobody waits for it */
 	bool		file_failed;	/* and that was told; under file_lock */
@@ -51,7 +52,7 @@ extern void limiter_ensure(void);
 extern int	limiter_slot_find(const AppKey *key);
 extern int	limiter_slot_find_or_add(const FlowServer *server);
 extern void limiter_slot_hold(int slot, int places, int turns);
-extern void limiter_log_eviction(void);
+extern void limiter_log_losses(void);
 
 static inline void
 limiter_lock(LWLockMode mode)

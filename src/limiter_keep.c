@@ -297,7 +297,7 @@ limiter_restore(void)
 	if (records != NULL)
 		pfree(records);
 	if (is_full)
-		app_share_log_eviction(&limiter->eviction_logged_at, APP_LOSS_LIMITS);
+		app_share_log(&limiter->loss_logged_at, APP_LOSS_LIMITS);
 	if (!IsUnderPostmaster)
 		on_shmem_exit(limiter_at_shutdown, (Datum) 0);
 }

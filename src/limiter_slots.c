@@ -47,7 +47,8 @@ LimiterSlot *limiter_slots = NULL;
 
 static LimiterHeld *held = NULL;
 static int	last_slot = 0;		/* found last: the first to look at */
-static bool evicted = false;	/* and not yet told */
+static bool evicted = false;	/* an app was forgotten, and that not yet told */
+static bool unlimited = false;	/* likewise, there was no room for one */
 
 
 /* ---------- Memory ---------- */
@@ -81,7 +82,8 @@ limiter_init(Limiter *memory, LWLockPadded *locks, int num_slots)
 		memory->file_lock = &locks[1].lock;
 	}
 	pg_atomic_init_u32(&memory->ends, 0);
-	pg_atomic_init_u64(&memory->eviction_logged_at, 0);
+	pg_atomic_init_u64(&memory->loss_logged_at, 0);
+	pg_atomic_init_u64(&memory->unlimited_logged_at, 0);
 	pg_atomic_init_u32(&memory->keep_asked, 0);
 	pg_atomic_init_u32(&memory->keep_done, 0);
 	memory->num_slots = num_slots;
@@ -268,13 +270,14 @@ slot_evict(Oid payer)
 	if (n < 0)
 		n = slot_take(payer_of_victim(payer), now);
 	evicted |= n >= 0;
+	unlimited |= n < 0;
 	return n;
 }
 
 /*
  * The slot of a server's app, a new one if need be, or -1 when there is no room.
  * Takes the lock, and leaves it held at least shared.  After its release the
- * caller owes a call of limiter_log_eviction.
+ * caller owes a call of limiter_log_losses.
  */
 int
 limiter_slot_find_or_add(const FlowServer *server)
@@ -302,13 +305,14 @@ limiter_slot_find_or_add(const FlowServer *server)
 	return n;
 }
 
-/* An app may have been forgotten: tell the log.  Not under a lock. */
+/* There may have been too little room: tell the log.  Not under a lock. */
 void
-limiter_log_eviction(void)
+limiter_log_losses(void)
 {
-	if (!evicted)
-		return;
-	evicted = false;
-	if (limiter->lock != NULL)
-		app_share_log_eviction(&limiter->eviction_logged_at, APP_LOSS_LIMITS);
+	/* max_apps says nothing of the memory of one process */
+	if (evicted && limiter->lock != NULL)
+		app_share_log(&limiter->loss_logged_at, APP_LOSS_LIMITS);
+	if (unlimited && limiter->lock != NULL)
+		app_share_log(&limiter->unlimited_logged_at, APP_LOSS_UNLIMITED);
+	evicted = unlimited = false;
 }

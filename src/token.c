@@ -442,7 +442,7 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 	}
 	cache_unlock();
 	if (evicted && cache->lock != NULL)
-		app_share_log_eviction(&cache->eviction_logged_at, APP_LOSS_TOKEN);
+		app_share_log(&cache->eviction_logged_at, APP_LOSS_TOKEN);
 	return state;
 }
 
