@@ -4,6 +4,7 @@ MODULE_big = feishu_flow
 
 OBJS = \
 	src/answer.o \
+	src/app_share.o \
 	src/call.o \
 	src/change.o \
 	src/check.o \
@@ -35,6 +36,9 @@ OBJS = \
 	src/launcher_ddl.o \
 	src/launcher_slots.o \
 	src/limiter.o \
+	src/limiter_keep.o \
+	src/limiter_slots.o \
+	src/limits_file.o \
 	src/maintain.o \
 	src/mask.o \
 	src/news.o \

@@ -551,7 +551,7 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	FlowCall   *call = palloc0(sizeof(FlowCall));
 
-	token_lease_init(&call->lease, &server->app_key, context);
+	token_lease_init(&call->lease, &server->app_key, server->payer, context);
 	call->listener.on_end = call_on_end;
 	call->context = context;
 	call->owner = owner;

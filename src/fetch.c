@@ -77,7 +77,7 @@ fetch_start(MemoryContext context, const FlowServer *server, TokenLease *lease,
 
 	fetch->context = context;
 	fetch->oauth = server->protocol == TOKEN_OAUTH;
-	token_lease_init(&fetch->lease, &lease->key, context);
+	token_lease_init(&fetch->lease, &lease->key, lease->payer, context);
 	fetch->callback.func = fetch_on_reset;
 	fetch->callback.arg = fetch;
 	MemoryContextRegisterResetCallback(context, &fetch->callback);

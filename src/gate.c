@@ -22,6 +22,10 @@
  * it, and say nothing about the new state: each change begins an epoch, and
  * most reports count only in the epoch in which their call went out.
  *
+ * A restart forgets what one trial finds out again: refused credentials, a used-up
+ * quota, the breaker.  What was sent, and a pause that the platform asked for,
+ * are kept (limiter_keep.c).
+ *
  * Functions of the state and the time, and of the delays of guc.c: limiter.c
  * has the shared memory and the locks.
  *
@@ -65,6 +69,10 @@
 #define GATE_COURTESY_MS		10
 
 
+/* A pause is worth keeping, and a change of it, from here on. */
+#define GATE_KEEP_MS			1000
+
+
 /* ---------- Places ---------- */
 
 static inline TimestampTz
@@ -91,8 +99,26 @@ gate_check_clock(AppGate *gate, TimestampTz now)
 		gate->rate_until = 0;
 	if (gate->tried_at > now)
 		gate->tried_at = now;
+	if (gate->history.last > now)
+		gate->history.last = now;
 	if (gate->probe_at > ms_after(now, gate->backoff_ms))
 		gate->probe_at = now;
+}
+
+bool
+gate_must_keep(const AppGate *gate, TimestampTz now)
+{
+	return gate->rate_until > now ||
+		(gate->history.last != 0 && gate->history.last + gate->span > now);
+}
+
+bool
+gate_is_live(AppGate *gate, TimestampTz now)
+{
+	gate_check_clock(gate, now);
+	return gate_must_keep(gate, now) ||
+		(gate->stop != LIMITER_RUNNING && gate_try_at(gate, true) > now) ||
+		(gate->open && gate->probe_at > now);
 }
 
 /* Take a place. */
@@ -122,7 +148,12 @@ gate_give_back(AppGate *gate, LimiterPlace *place)
 	if (!place->taken)
 		return false;
 	if (place->counted_at != 0 && !place->used)
+	{
 		rate_uncount(&gate->history, place->counted_at, place->counted_after);
+		/* else it was written as one that was sent */
+		if (place->keep_epoch == gate->keep_epoch)
+			gate->allowance++;
+	}
 	gate->in_flight--;
 	place->taken = false;
 	return gate_turns(gate) > 0 || place->is_probe;
@@ -157,11 +188,34 @@ gate_check_pauses(AppGate *gate, bool dispatching, LimiterPlace *place,
 	return true;
 }
 
+/* The app is used under a max_rate.  Its servers may have different ones. */
+static void
+gate_note_rate_used(AppGate *gate, const FlowRate *rate, TimestampTz now)
+{
+	int64		span = rate_span(rate);
+
+	if (span > gate->span || gate->history.last + gate->span <= now)
+		gate->span = span;
+}
+
+/* A request is to go out under a max_rate: count it. */
+static void
+gate_count(AppGate *gate, const FlowRate *rate, LimiterPlace *place, TimestampTz now)
+{
+	place->counted_at = now;
+	place->counted_after = gate->history.last;
+	place->keep_epoch = gate->keep_epoch;
+	gate_note_rate_used(gate, rate, now);
+	rate_count(&gate->history, now);
+	if (gate->allowance > 0)
+		gate->allowance--;
+}
+
 /* Decide on a place, and take it or draw a turn. */
 LimiterVerdict
-gate_admit(AppGate *gate, const FlowServer *server, bool dispatching,
+gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps,
 		   LimiterPlace *place, TimestampTz now,
-		   TimestampTz *retry_at, LimiterPause *why)
+		   TimestampTz *retry_at, LimiterPause *why, bool *unkept)
 {
 	bool		has_rate = server->max_rate.requests > 0;
 	uint32		ahead;			/* who goes first */
@@ -200,14 +254,16 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching,
 	full = server->max_concurrency >= 0 &&
 		gate->in_flight + (place->has_turn ? 0 : (int64) ahead) >= server->max_concurrency;
 
-	if (ready_at <= now && !full)
+	if (ready_at <= now && !full && has_rate && keeps && gate->allowance == 0)
+	{
+		gate_note_rate_used(gate, &server->max_rate, now);
+		gate->allowance_size = rate_allowance(&server->max_rate);
+		*unkept = true;
+	}
+	if (ready_at <= now && !full && !*unkept)
 	{
 		if (has_rate)
-		{
-			place->counted_at = now;
-			place->counted_after = gate->history.last;
-			rate_count(&gate->history, now);
-		}
+			gate_count(gate, &server->max_rate, place, now);
 		if (place->is_trial)
 			gate->tried_at = now;
 		if (place->is_probe)
@@ -222,6 +278,12 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching,
 		if (*why == LIMITER_MAX_RATE)
 			ready_at = rate_ready_at(&gate->history, &server->max_rate, ahead + 1, now);
 		*retry_at = ready_at;
+	}
+	else if (*unkept)
+	{
+		/* somebody writes it just now */
+		*why = LIMITER_MAX_RATE;
+		*retry_at = ms_after(now, GATE_COURTESY_MS);
 	}
 	else
 	{
@@ -367,6 +429,18 @@ gate_forget_process(AppGate *gate, int pid, int places, int turns)
 	gate->turns_over += turns;
 	if (gate->probe_pid == pid)
 		gate->probe_pid = 0;
+}
+
+bool
+gate_pause_is_unkept(AppGate *gate, TimestampTz now)
+{
+	bool		changed = gate->rate_until > ms_after(now, GATE_KEEP_MS) ?
+		gate->rate_until > ms_after(gate->rate_kept, GATE_KEEP_MS) :
+		gate->rate_until == 0 && gate->rate_kept > now;
+
+	if (changed)
+		gate->rate_kept = gate->rate_until;
+	return changed;
 }
 
 void

@@ -24,6 +24,12 @@ typedef struct AppGate
 	uint32		turns_drawn;
 	uint32		turns_over;		/* used or given up */
 	RateHistory history;		/* of calls under a max_rate */
+	int64		span;			/* how long these matter, in microseconds */
+	/* of what is kept on disk, see limiter_keep.c */
+	uint32		allowance;		/* requests that may go out until it is written */
+	uint32		allowance_size; /* so many when it is written again, 0: not asked */
+	uint32		keep_epoch;		/* counts how often that was done */
+	TimestampTz rate_kept;		/* rate_until as it is there */
 
 	TimestampTz rate_until;		/* 429, 0: none */
 	TimestampTz rate_reported;	/* the last one */
@@ -61,13 +67,27 @@ gate_is_open(const AppGate *gate)
 	return gate->stop == LIMITER_RUNNING && gate->rate_until == 0 && !gate->open;
 }
 
+/*
+ * Would something of now be lost with this state?  What matters no more is due
+ * for another trial anyway.
+ */
+extern bool gate_is_live(AppGate *gate, TimestampTz now);
+
+/* Is there something that must outlive shared memory? */
+extern bool gate_must_keep(const AppGate *gate, TimestampTz now);
+
 /* Take a place without asking. */
 extern void gate_take(AppGate *gate, LimiterPlace *place);
 
-/* Decide on a place, and take it or draw a turn; as limiter_acquire. */
+/*
+ * Decide on a place, and take it or draw a turn; as limiter_acquire.  keeps: what
+ * goes out under a max_rate has to be kept.  If that alone stands in the way,
+ * *unkept is set: to write it is worth asking again.
+ */
 extern LimiterVerdict gate_admit(AppGate *gate, const FlowServer *server,
-								 bool dispatching, LimiterPlace *place, TimestampTz now,
-								 TimestampTz *retry_at, LimiterPause *why);
+								 bool dispatching, bool keeps, LimiterPlace *place,
+								 TimestampTz now, TimestampTz *retry_at,
+								 LimiterPause *why, bool *unkept);
 
 /*
  * Take a report in, before gate_give_back.  may_break: the breaker may open.
@@ -81,6 +101,12 @@ extern bool gate_give_back(AppGate *gate, LimiterPlace *place);
 
 /* A process is gone that held so many places and turns. */
 extern void gate_forget_process(AppGate *gate, int pid, int places, int turns);
+
+/*
+ * A pause that the platform asked for has changed so much that it is to be
+ * written; says so once.
+ */
+extern bool gate_pause_is_unkept(AppGate *gate, TimestampTz now);
 
 extern void gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status);
 

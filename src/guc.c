@@ -80,9 +80,9 @@ guc_define_settings(void)
 
 	DefineCustomIntVariable("feishu_flow.max_apps",
 							"Sets how many apps the shared cache of access tokens and the limiter have room for.",
-							"When more are in use, the least recently used one is forgotten.",
+							"When more are in use, one that was not used lately is forgotten.",
 							&feishu_guc_max_apps,
-							128, 1, 10000,
+							128, 1, MAX_APPS_LIMIT,
 							postmaster_context, 0,
 							NULL, NULL, NULL);
 

@@ -12,6 +12,9 @@
 #ifndef FEISHU_GUC_H
 #define FEISHU_GUC_H
 
+/* The most that feishu_flow.max_apps can be. */
+#define MAX_APPS_LIMIT	10000
+
 extern char *feishu_guc_server;	/* server used when a call names none */
 extern int	feishu_guc_timeout; /* ms, a whole call */
 extern int	feishu_guc_connect_timeout; /* ms, name lookup + TCP + TLS */

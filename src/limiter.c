@@ -6,9 +6,10 @@
  * With shared_preload_libraries the limiter is in shared memory, so that all
  * backends and dispatchers of the cluster keep an app's limits together; else
  * each process has one of its own.  There is a slot for each app (AppKey) in
- * use; a slot with nothing under way makes room for another app when need be.
+ * use (limiter_slots.c).
  *
- * What an app's state is, and what follows from it, is in gate.c.
+ * What an app's state is, and what follows from it, is in gate.c.  What of it
+ * outlives shared memory, and how, is in limiter_keep.c.
  *
  * The lock protects which app has which slot; it is held shared to find one,
  * and exclusively to give one to another app, which only happens to a slot
@@ -17,7 +18,7 @@
  * rest of it and is held for a few comparisons.  All of it is plain data.
  *
  * What a process holds is given back when its memory goes (call.c), and at the
- * latest by its exit.  After a crash all shared memory begins anew.
+ * latest by its exit.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -27,246 +28,20 @@
  */
 #include "postgres.h"
 
-#include "miscadmin.h"
-#include "port/atomics.h"
-#include "storage/ipc.h"
-#include "storage/lwlock.h"
-#include "storage/shmem.h"
-#include "storage/spin.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "gate.h"
-#include "guc.h"
-#include "limiter.h"
+#include "limiter_internal.h"
 #include "nls.h"
 #include "wakeup.h"
 
-#define LIMITER_TRANCHE			"feishu_flow_limiter"
+/*
+ * A dispatcher writes what is kept no more often: what its lanes ask for
+ * meanwhile is written at once, and answers are read in between.
+ */
+#define LIMITER_KEEP_MS			50
 
-/* Apps that a process without the shared limiter remembers. */
-#define LIMITER_LOCAL_APPS		16
-
-typedef struct LimiterSlot
-{
-	slock_t		mutex;
-	bool		recently_used;	/* spared once by slot_evict */
-	AppGate		gate;
-} LimiterSlot;
-
-typedef struct Limiter
-{
-	LWLock	   *lock;			/* NULL: not shared */
-	pg_atomic_uint32 ends;		/* of pauses that ended early */
-	int			num_slots;
-	int			num_used;		/* the first so many are in use */
-	int			hand;			/* of slot_evict */
-	AppKey		keys[FLEXIBLE_ARRAY_MEMBER];	/* then the slots */
-} Limiter;
-
-/* What this process holds in a slot. */
-typedef struct LimiterHeld
-{
-	int			places;
-	int			turns;
-} LimiterHeld;
-
-static Limiter *limiter = NULL;
-static LimiterSlot *slots = NULL;
-static LimiterHeld *held = NULL;
-
-static int	last_slot = 0;		/* found last: the first to look at */
 static int	num_waiting = 0;	/* places of this process that wait */
 static uint32 ends_seen = 0;	/* by limiter_pause_ended */
-
-
-/* ---------- Memory ---------- */
-
-static Size
-limiter_size(int num_slots)
-{
-	Size		size = offsetof(Limiter, keys);
-
-	size = add_size(size, mul_size(num_slots, sizeof(AppKey)));
-	return add_size(MAXALIGN(size), mul_size(num_slots, sizeof(LimiterSlot)));
-}
-
-/* The slots, which follow the keys. */
-static LimiterSlot *
-limiter_slots(Limiter *memory)
-{
-	return (LimiterSlot *) ((char *) memory +
-							MAXALIGN(offsetof(Limiter, keys) +
-									 memory->num_slots * sizeof(AppKey)));
-}
-
-static void
-limiter_init(Limiter *memory, LWLock *lock, int num_slots)
-{
-	memset(memory, 0, limiter_size(num_slots));
-	memory->lock = lock;
-	pg_atomic_init_u32(&memory->ends, 0);
-	memory->num_slots = num_slots;
-	for (int i = 0; i < num_slots; i++)
-		SpinLockInit(&limiter_slots(memory)[i].mutex);
-}
-
-static void
-limiter_attach(Limiter *memory)
-{
-	limiter = memory;
-	slots = limiter_slots(memory);
-}
-
-void
-limiter_request_shmem(void)
-{
-	RequestAddinShmemSpace(limiter_size(feishu_guc_max_apps));
-	RequestNamedLWLockTranche(LIMITER_TRANCHE, 1);
-}
-
-void
-limiter_startup_shmem(void)
-{
-	Limiter    *memory;
-	bool		found;
-
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	memory = ShmemInitStruct("feishu_flow limiter", limiter_size(feishu_guc_max_apps), &found);
-	if (!found)
-		limiter_init(memory, &GetNamedLWLockTranche(LIMITER_TRANCHE)->lock,
-					 feishu_guc_max_apps);
-	LWLockRelease(AddinShmemInitLock);
-	limiter_attach(memory);
-}
-
-/* At the exit of a process: give back what it still holds. */
-static void
-limiter_on_exit(int code, Datum arg)
-{
-	for (int i = 0; i < limiter->num_slots; i++)
-	{
-		LimiterSlot *slot = &slots[i];
-
-		if (held[i].places == 0 && held[i].turns == 0)
-			continue;
-		SpinLockAcquire(&slot->mutex);
-		gate_forget_process(&slot->gate, MyProcPid, held[i].places, held[i].turns);
-		SpinLockRelease(&slot->mutex);
-		held[i].places = held[i].turns = 0;
-		wakeup_broadcast();
-	}
-}
-
-/* At the first use in a process. */
-static void
-limiter_ensure(void)
-{
-	if (held != NULL)
-		return;
-	if (limiter == NULL)
-	{
-		Limiter    *memory = MemoryContextAlloc(TopMemoryContext,
-												limiter_size(LIMITER_LOCAL_APPS));
-
-		limiter_init(memory, NULL, LIMITER_LOCAL_APPS);
-		limiter_attach(memory);
-	}
-	held = MemoryContextAllocZero(TopMemoryContext,
-								  limiter->num_slots * sizeof(LimiterHeld));
-	on_shmem_exit(limiter_on_exit, (Datum) 0);
-}
-
-static inline void
-limiter_lock(LWLockMode mode)
-{
-	if (limiter->lock != NULL)
-		LWLockAcquire(limiter->lock, mode);
-}
-
-static inline void
-limiter_unlock(void)
-{
-	if (limiter->lock != NULL)
-		LWLockRelease(limiter->lock);
-}
-
-
-/* ---------- Slots ---------- */
-
-/* The slot of a key, or -1.  The lock is held. */
-static int
-slot_find(const AppKey *key)
-{
-	if (last_slot < limiter->num_used &&
-		memcmp(&limiter->keys[last_slot], key, sizeof(AppKey)) == 0)
-		return last_slot;
-	for (int i = 0; i < limiter->num_used; i++)
-	{
-		if (memcmp(&limiter->keys[i], key, sizeof(AppKey)) == 0)
-			return last_slot = i;
-	}
-	return -1;
-}
-
-/*
- * Take a slot from an app that has nothing under way: one that was not used
- * since the hand came by last, and preferably one whose pauses need not be
- * remembered.  Returns -1 when all are busy.  The lock is held exclusively.
- */
-static int
-slot_evict(void)
-{
-	/* twice around to find one not used, once more to take any */
-	for (int i = 0; i < 3 * limiter->num_used; i++)
-	{
-		int			candidate = limiter->hand;
-		LimiterSlot *slot = &slots[candidate];
-		bool		any = i >= 2 * limiter->num_used;
-		bool		found = false;
-
-		limiter->hand = (limiter->hand + 1) % limiter->num_used;
-		SpinLockAcquire(&slot->mutex);
-		if (slot->gate.in_flight == 0 && gate_turns(&slot->gate) == 0)
-		{
-			found = any || (!slot->recently_used && gate_is_open(&slot->gate));
-			slot->recently_used = false;
-			if (found)
-				memset(&slot->gate, 0, sizeof(AppGate));
-		}
-		SpinLockRelease(&slot->mutex);
-		if (found)
-			return candidate;
-	}
-	return -1;
-}
-
-/*
- * The slot of a key, a new one if need be, or -1 when all are busy.  Takes the
- * lock, and leaves it held at least shared.
- */
-static int
-slot_find_or_add(const AppKey *key)
-{
-	int			n;
-
-	limiter_lock(LW_SHARED);
-	n = slot_find(key);
-	if (n >= 0)
-		return n;
-	limiter_unlock();
-
-	limiter_lock(LW_EXCLUSIVE);
-	n = slot_find(key);
-	if (n < 0)
-	{
-		n = limiter->num_used < limiter->num_slots ?
-			limiter->num_used++ : slot_evict();
-		if (n >= 0)
-			limiter->keys[n] = *key;
-	}
-	return n;
-}
 
 
 /* ---------- Places ---------- */
@@ -275,42 +50,42 @@ slot_find_or_add(const AppKey *key)
 static void
 place_note(const LimiterPlace *before, const LimiterPlace *place)
 {
-	held[place->slot].places += place->taken - before->taken;
-	held[place->slot].turns += place->has_turn - before->has_turn;
+	limiter_slot_hold(place->slot, place->taken - before->taken,
+					  place->has_turn - before->has_turn);
 }
 
-LimiterVerdict
-limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
-				TimestampTz *retry_at, LimiterPause *why)
+/* One attempt of limiter_acquire; *unkept: see gate_admit. */
+static LimiterVerdict
+place_ask(const FlowServer *server, bool dispatching, LimiterPlace *place,
+		  TimestampTz *retry_at, LimiterPause *why, bool *unkept)
 {
 	bool		has_limits = server->max_rate.requests > 0 || server->max_concurrency >= 0;
 	LimiterVerdict verdict = LIMITER_GO;
 	int			n;
 
-	Assert(!place->taken);
-	limiter_ensure();
-	n = slot_find_or_add(&server->app_key);
+	n = limiter_slot_find_or_add(server);
 	if (place->has_turn && place->slot != n)
 	{
 		/* the credentials have changed: that turn is one of another app */
 		limiter_unlock();
 		limiter_abandon(place);
-		n = slot_find_or_add(&server->app_key);
+		n = limiter_slot_find_or_add(server);
 	}
 	if (n < 0)
 	{
 		/* max_apps are busy: this one is not limited */
-		limiter_unlock();
 		place->taken = true;
 		place->slot = -1;
 	}
 	else
 	{
-		LimiterSlot *slot = &slots[n];
+		LimiterSlot *slot = &limiter_slots[n];
 		LimiterPlace before = *place;
 
 		SpinLockAcquire(&slot->mutex);
 		slot->recently_used = true;
+		if (slot->payer != server->payer)
+			slot->payer = InvalidOid;
 		if (!has_limits && !place->has_turn && gate_is_open(&slot->gate))
 		{
 			/* nearly always */
@@ -325,13 +100,49 @@ limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 			wakeup_look();
 			now = GetCurrentTimestamp();
 			SpinLockAcquire(&slot->mutex);
-			verdict = gate_admit(&slot->gate, server, dispatching, place, now,
-								 retry_at, why);
+			verdict = gate_admit(&slot->gate, server, dispatching, limiter->lock != NULL,
+								 place, now, retry_at, why, unkept);
 			SpinLockRelease(&slot->mutex);
 		}
 		place->slot = n;
 		place_note(&before, place);
-		limiter_unlock();
+	}
+	limiter_unlock();
+	limiter_log_losses();
+	return verdict;
+}
+
+/* Have what stands in the way of a place written; is it worth asking again? */
+static bool
+place_keep(bool dispatching)
+{
+	static TimestampTz kept_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	bool		done;
+
+	/* the clock may have been set back */
+	if (dispatching && kept_at <= now &&
+		!TimestampDifferenceExceeds(kept_at, now, LIMITER_KEEP_MS))
+		return false;
+	done = limiter_keep(false);
+	kept_at = GetCurrentTimestamp();
+	return done;
+}
+
+LimiterVerdict
+limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
+				TimestampTz *retry_at, LimiterPause *why)
+{
+	LimiterVerdict verdict;
+	bool		unkept = false;
+
+	Assert(!place->taken);
+	limiter_ensure();
+	verdict = place_ask(server, dispatching, place, retry_at, why, &unkept);
+	if (unkept && place_keep(dispatching))
+	{
+		unkept = false;
+		verdict = place_ask(server, dispatching, place, retry_at, why, &unkept);
 	}
 
 	if ((verdict == LIMITER_WAIT) != place->waiting)
@@ -419,6 +230,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 {
 	bool		is_pinned = place->has_turn || (place->taken && place->slot >= 0);
 	bool		wake = false;
+	bool		unkept = false;
 	int			changes = 0;
 	LimiterPause stop = LIMITER_RUNNING;
 	double		wait_s = 0;
@@ -434,15 +246,15 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 	if (is_pinned)
 		n = place->slot;
 	else if (report > LIMITER_REPORT_REACHED)
-		n = slot_find_or_add(&server->app_key);
+		n = limiter_slot_find_or_add(server);
 	else
 	{
 		limiter_lock(LW_SHARED);
-		n = slot_find(&server->app_key);
+		n = limiter_slot_find(&server->app_key);
 	}
 	if (n >= 0)
 	{
-		LimiterSlot *slot = &slots[n];
+		LimiterSlot *slot = &limiter_slots[n];
 		TimestampTz now = 0;
 		LimiterPlace before = *place;
 
@@ -454,6 +266,8 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 							  limiter->lock != NULL);
 		stop = slot->gate.stop;
 		wait_s = (slot->gate.rate_until - now) / 1e6;
+		if (report == LIMITER_REPORT_RATE)
+			unkept = gate_pause_is_unkept(&slot->gate, now);
 		if (is_pinned)
 			wake = gate_give_back(&slot->gate, place);
 		SpinLockRelease(&slot->mutex);
@@ -461,8 +275,14 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 			place_note(&before, place);
 	}
 	if (!is_pinned)
+	{
 		limiter_unlock();
+		limiter_log_losses();
+	}
 	place_forget(place);
+
+	if (unkept)
+		(void) limiter_keep(true);
 
 	if (changes & (GATE_CLOSED | GATE_RESUMED))
 		tell_pause_ended();
@@ -479,7 +299,7 @@ limiter_abandon(LimiterPlace *place)
 
 	if (place->has_turn || (place->taken && place->slot >= 0))
 	{
-		LimiterSlot *slot = &slots[place->slot];
+		LimiterSlot *slot = &limiter_slots[place->slot];
 		LimiterPlace before = *place;
 
 		SpinLockAcquire(&slot->mutex);
@@ -504,14 +324,14 @@ slot_lock(const AppKey *key)
 
 	limiter_ensure();
 	limiter_lock(LW_SHARED);
-	n = slot_find(key);
+	n = limiter_slot_find(key);
 	if (n < 0)
 	{
 		limiter_unlock();
 		return NULL;
 	}
-	SpinLockAcquire(&slots[n].mutex);
-	return &slots[n];
+	SpinLockAcquire(&limiter_slots[n].mutex);
+	return &limiter_slots[n];
 }
 
 static void
@@ -561,15 +381,20 @@ limiter_pause_text(LimiterPause pause)
 void
 limiter_resume(const char *server_name, const AppKey *key)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	LimiterSlot *slot = slot_lock(key);
 	bool		was_paused = false;
+	bool		unkept = false;
 
 	if (slot != NULL)
 	{
 		was_paused = gate_resume(&slot->gate);
+		unkept = gate_pause_is_unkept(&slot->gate, now);
 		slot_unlock(slot);
 	}
 	tell_pause_ended();
+	if (unkept)
+		(void) limiter_keep(true);
 	if (was_paused)
 		ereport(LOG,
 				(errmsg("feishu_flow server \"%s\": queued flows are sent again, somebody resumed it",

@@ -86,6 +86,7 @@ typedef struct LimiterPlace
 	uint32		open_epoch;
 	TimestampTz counted_at;		/* by rate.c, 0: not */
 	TimestampTz counted_after;	/* the last one before */
+	uint32		keep_epoch;		/* of the slot, at that time */
 } LimiterPlace;
 
 /* A copy of an app's state, for views. */
@@ -97,7 +98,10 @@ typedef struct LimiterStatus
 	int			waiting;		/* for max_rate or max_concurrency */
 } LimiterStatus;
 
-/* Hooks of the postmaster; without them each process is on its own. */
+/*
+ * Hooks of the postmaster; without them each process is on its own.  The latter
+ * reads what was kept over the restart.
+ */
 extern void limiter_request_shmem(void);
 extern void limiter_startup_shmem(void);
 

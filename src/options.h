@@ -54,7 +54,9 @@ typedef struct AppKey
 typedef struct FlowServer
 {
 	Oid			serverid;
-	Oid			userid;			/* whose mapping this is */
+	Oid			userid;			/* who calls */
+	Oid			payer;			/* whose mapping it is; the server's owner, if
+								 * it is that of PUBLIC */
 	char	   *name;
 	char	   *base_url;
 	char	   *token_url;

@@ -52,6 +52,15 @@
 /* From here on, what is behind the decimal point does not matter. */
 #define RATE_FRACTION_MATTERS	10
 
+/*
+ * Parts of a rate that may go out before what is kept is written again: of a
+ * rate per minute or hour a tenth of its window, of one per second so many
+ * seconds, for there at most a second is lost after a crash anyway.
+ */
+#define RATE_ALLOWANCE_PART		10
+#define RATE_ALLOWANCE_SECONDS	30
+#define RATE_ALLOWANCE_MOST		1000000
+
 static const int64 unit_us[] = {
 	[RATE_SECOND] = USECS_PER_SEC,
 	[RATE_MINUTE] = USECS_PER_MINUTE,
@@ -62,6 +71,21 @@ static inline int64
 part_us(RateUnit unit)
 {
 	return unit_us[unit] / RATE_PARTS;
+}
+
+static inline RateUnit
+rate_unit(const FlowRate *rate)
+{
+	return rate->window_ms <= 1000 ? RATE_SECOND :
+		rate->window_ms <= 60 * 1000 ? RATE_MINUTE : RATE_HOUR;
+}
+
+/* Is it kept by the time between two requests? */
+static inline bool
+rate_is_fraction(const FlowRate *rate)
+{
+	return rate->requests < RATE_FRACTION_MATTERS &&
+		rate->requests != (uint32) rate->requests;
 }
 
 /* Move a window on to the part that has begun. */
@@ -105,12 +129,11 @@ window_ready_at(RateWindow *window, RateUnit unit, uint32 limit, uint32 wanted,
 TimestampTz
 rate_ready_at(RateHistory *history, const FlowRate *rate, uint32 wanted, TimestampTz now)
 {
-	RateUnit	unit = rate->window_ms <= 1000 ? RATE_SECOND :
-		rate->window_ms <= 60 * 1000 ? RATE_MINUTE : RATE_HOUR;
+	RateUnit	unit = rate_unit(rate);
 	uint32		limit = (uint32) rate->requests;
 	TimestampTz ready_at;
 
-	if (rate->requests < RATE_FRACTION_MATTERS && rate->requests != limit)
+	if (rate_is_fraction(rate))
 	{
 		double		between = unit_us[unit] / rate->requests;
 
@@ -140,7 +163,7 @@ rate_is_stale(TimestampTz counted_at, TimestampTz now)
 }
 
 void
-rate_count(RateHistory *history, TimestampTz now)
+rate_count_many(RateHistory *history, uint32 requests, TimestampTz now)
 {
 	history->last = now;
 	for (RateUnit unit = RATE_SECOND; unit <= RATE_HOUR; unit++)
@@ -148,9 +171,15 @@ rate_count(RateHistory *history, TimestampTz now)
 		RateWindow *window = &history->windows[unit];
 
 		window_advance(window, now / part_us(unit));
-		window->counts[window->newest % RATE_SIZE]++;
-		window->total++;
+		window->counts[window->newest % RATE_SIZE] += requests;
+		window->total += requests;
 	}
+}
+
+void
+rate_count(RateHistory *history, TimestampTz now)
+{
+	rate_count_many(history, 1, now);
 }
 
 void
@@ -171,4 +200,23 @@ rate_uncount(RateHistory *history, TimestampTz counted_at, TimestampTz last)
 			window->total--;
 		}
 	}
+}
+
+int64
+rate_span(const FlowRate *rate)
+{
+	RateUnit	unit = rate_unit(rate);
+
+	if (rate_is_fraction(rate))
+		return (int64) (unit_us[unit] / rate->requests);
+	return RATE_SIZE * part_us(unit);
+}
+
+uint32
+rate_allowance(const FlowRate *rate)
+{
+	double		requests = rate_unit(rate) == RATE_SECOND ?
+		rate->requests * RATE_ALLOWANCE_SECONDS : rate->requests / RATE_ALLOWANCE_PART;
+
+	return (uint32) Min(Max(requests, 1), RATE_ALLOWANCE_MOST);
 }

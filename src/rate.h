@@ -58,10 +58,22 @@ extern bool rate_is_stale(TimestampTz counted_at, TimestampTz now);
 /* A request is to go out. */
 extern void rate_count(RateHistory *history, TimestampTz now);
 
+/* So many may have gone out, at the latest now. */
+extern void rate_count_many(RateHistory *history, uint32 requests, TimestampTz now);
+
 /*
  * It did not after all.  counted_at: when it was counted; last: history->last
  * before that.
  */
 extern void rate_uncount(RateHistory *history, TimestampTz counted_at, TimestampTz last);
+
+/* For so long after a request it matters for the rate, in microseconds. */
+extern int64 rate_span(const FlowRate *rate);
+
+/*
+ * So many requests may go out before what is kept of the app must be written
+ * again: few enough that it does not matter much if they are counted twice.
+ */
+extern uint32 rate_allowance(const FlowRate *rate);
 
 #endif							/* FEISHU_RATE_H */

@@ -54,17 +54,26 @@ has_suffix(const char *text, const char *suffix)
 		strcmp(text + text_len - suffix_len, suffix) == 0;
 }
 
-/* Throw unless the user has credentials on the server. */
+/*
+ * Throw unless the user has credentials on the server; find out who pays.
+ */
 static void
-check_user_mapping(const FlowServer *server)
+check_user_mapping(FlowServer *server, Oid owner)
 {
 	if (SearchSysCacheExists2(USERMAPPINGUSERSERVER,
 							  ObjectIdGetDatum(server->userid),
-							  ObjectIdGetDatum(server->serverid)) ||
-		SearchSysCacheExists2(USERMAPPINGUSERSERVER,
+							  ObjectIdGetDatum(server->serverid)))
+	{
+		server->payer = server->userid;
+		return;
+	}
+	if (SearchSysCacheExists2(USERMAPPINGUSERSERVER,
 							  ObjectIdGetDatum(InvalidOid),
 							  ObjectIdGetDatum(server->serverid)))
+	{
+		server->payer = owner;
 		return;
+	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("role \"%s\" has no user mapping for server \"%s\"",
@@ -218,7 +227,7 @@ read_server(const char *name, Oid userid, bool by_setting)
 	server->serverid = foreign_server->serverid;
 	server_check_wrapper(foreign_server);
 	check_usage(server->serverid, name, userid);
-	check_user_mapping(server);
+	check_user_mapping(server, foreign_server->owner);
 
 	options_store(foreign_server->options, ForeignServerRelationId, server);
 	options_store(GetUserMapping(userid, server->serverid)->options,

@@ -41,6 +41,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "app_share.h"
 #include "guc.h"
 #include "token.h"
 #include "wakeup.h"
@@ -67,6 +68,7 @@
 typedef struct TokenSlot
 {
 	TimestampTz last_used;
+	Oid			payer;			/* InvalidOid: several; see app_share.c */
 	/* the token */
 	uint64		generation;		/* changes with each token stored */
 	int			length;			/* 0: none */
@@ -87,6 +89,7 @@ typedef struct TokenCache
 	LWLock	   *lock;			/* NULL: not shared */
 	uint64		counter;		/* last generation or flight given out */
 	int			longest;		/* token that was stored, in bytes */
+	pg_atomic_uint64 eviction_logged_at;
 	int			num_slots;
 	int			num_used;		/* the first so many are in use */
 	AppKey	keys[FLEXIBLE_ARRAY_MEMBER];	/* then the slots */
@@ -152,6 +155,7 @@ token_startup_shmem(void)
 	{
 		memset(memory, 0, cache_size(feishu_guc_max_apps));
 		memory->lock = &GetNamedLWLockTranche(TOKEN_TRANCHE)->lock;
+		pg_atomic_init_u64(&memory->eviction_logged_at, 0);
 		memory->num_slots = feishu_guc_max_apps;
 		cache_keep_out_of_core(memory, cache_size(feishu_guc_max_apps));
 	}
@@ -208,12 +212,13 @@ cache_unlock(void)
 /* ---------- Keys and slots ---------- */
 
 void
-token_lease_init(TokenLease *lease, const AppKey *key, MemoryContext context)
+token_lease_init(TokenLease *lease, const AppKey *key, Oid payer, MemoryContext context)
 {
 	static char none[1] = "";
 
 	memset(lease, 0, sizeof(TokenLease));
 	lease->key = *key;
+	lease->payer = payer;
 	lease->context = context;
 	lease->token = none;
 }
@@ -289,35 +294,81 @@ slot_find(const AppKey *key)
 	return NULL;
 }
 
-/*
- * The slot of a key, a new one if need be: a free one, or else the least
- * recently used.  NULL when fetches are under way in all.  The lock is held
- * exclusively.
- */
-static TokenSlot *
-slot_find_or_add(const AppKey *key, TimestampTz now)
+static inline bool
+slot_has_token(const TokenSlot *slot, TimestampTz now)
 {
-	TokenSlot  *slot = slot_find(key);
+	return slot->length > 0 && slot->expires_at > now;
+}
+
+/*
+ * The least recently used slot without a token if there is one, else with one,
+ * or -1 when fetches are under way in all.  With a payer, of its slots alone.
+ */
+static int
+slot_find_victim(Oid payer, bool with_token, TimestampTz now)
+{
 	int			victim = -1;
 
+	for (int i = 0; i < cache->num_used; i++)
+	{
+		if ((slots[i].flight != 0 && slots[i].flight_deadline > now) ||
+			(OidIsValid(payer) && slots[i].payer != payer) ||
+			(!with_token && slot_has_token(&slots[i], now)))
+			continue;
+		if (victim < 0 || slots[i].last_used < slots[victim].last_used)
+			victim = i;
+	}
+	return victim;
+}
+
+/*
+ * Whose slot makes room for an app of this payer.  Likewise.  Who has a share
+ * takes no token of somebody else.
+ */
+static int
+slot_choose_victim(Oid payer, TimestampTz now)
+{
+	int			victim = slot_find_victim(InvalidOid, false, now);
+	int			count = 0;
+
+	if (victim >= 0)
+		return victim;
+	for (int i = 0; i < cache->num_used; i++)
+		count += slots[i].payer == payer;
+	return slot_find_victim(count >= app_share_slots(cache->num_slots) ? payer : InvalidOid,
+							true, now);
+}
+
+/*
+ * The slot of a lease's app, a new one if need be: a free one, or one that
+ * makes room, and then *evicted is set.  NULL when there is none.  The lock is
+ * held exclusively.
+ */
+static TokenSlot *
+slot_find_or_add(const TokenLease *lease, TimestampTz now, bool *evicted)
+{
+	TokenSlot  *slot = slot_find(&lease->key);
+	int			victim;
+
 	if (slot != NULL)
+	{
+		if (slot->payer != lease->payer)
+			slot->payer = InvalidOid;
 		return slot;
+	}
 	if (cache->num_used < cache->num_slots)
 		victim = cache->num_used++;
 	else
 	{
-		for (int i = 0; i < cache->num_used; i++)
-		{
-			if (slots[i].flight != 0 && slots[i].flight_deadline > now)
-				continue;
-			if (victim < 0 || slots[i].last_used < slots[victim].last_used)
-				victim = i;
-		}
+		victim = slot_choose_victim(lease->payer, now);
+		*evicted = victim >= 0;
 	}
 	if (victim < 0)
 		return NULL;
-	cache->keys[victim] = *key;
+	cache->keys[victim] = lease->key;
 	memset(&slots[victim], 0, sizeof(TokenSlot));
+	slots[victim].payer = lease->payer;
+	slots[victim].last_used = now;
 	return &slots[victim];
 }
 
@@ -331,12 +382,6 @@ slot_hand_out(TokenSlot *slot, TokenLease *lease, TimestampTz now)
 	lease->generation = slot->generation;
 	/* only a hint for the choice of a victim, so a shared lock will do */
 	slot->last_used = now;
-}
-
-static inline bool
-slot_has_token(const TokenSlot *slot, TimestampTz now)
-{
-	return slot->length > 0 && slot->expires_at > now;
 }
 
 /* Give the duty to fetch to a caller.  The lock is held exclusively. */
@@ -368,6 +413,7 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 	TimestampTz now = GetCurrentTimestamp();
 	TokenState	state;
 	TokenSlot  *slot;
+	bool		evicted = false;
 
 	cache_ensure();
 	lease_make_room(lease, cache->longest);
@@ -393,7 +439,7 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 		lease_make_room(lease, longest);
 		cache_lock(LW_EXCLUSIVE);
 	}
-	slot = slot_find_or_add(&lease->key, now);
+	slot = slot_find_or_add(lease, now, &evicted);
 	if (slot == NULL)
 	{
 		/* No room: the caller fetches for itself alone. */
@@ -441,6 +487,8 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 		}
 	}
 	cache_unlock();
+	if (evicted && cache->lock != NULL)
+		app_share_log(&cache->eviction_logged_at, APP_LOSS_TOKEN);
 	return state;
 }
 

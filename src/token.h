@@ -58,6 +58,7 @@ typedef enum TokenState
 typedef struct TokenLease
 {
 	AppKey		key;
+	Oid			payer;			/* of FlowServer */
 	uint64		generation;		/* of the token handed out */
 	uint64		flight;			/* fetch that we do or wait for, 0: none */
 	bool		fetching;		/* we have the duty to fetch: a lease that has
@@ -74,7 +75,8 @@ extern void token_request_shmem(void);
 extern void token_startup_shmem(void);
 
 /* A caller's business with the cache begins; a token is kept in that context. */
-extern void token_lease_init(TokenLease *lease, const AppKey *key, MemoryContext context);
+extern void token_lease_init(TokenLease *lease, const AppKey *key, Oid payer,
+							 MemoryContext context);
 
 /* Take over the token that another lease has, for the same app. */
 extern void token_lease_take(TokenLease *lease, const TokenLease *from);
