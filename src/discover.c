@@ -105,7 +105,8 @@ discover_new(Dispatch *dispatch)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE found (server, roleid, end_server, end_roleid, is_lane) AS ("
-		" SELECT * FROM unnest($1, $2, $3, $4, $5) g"
+		" SELECT server COLLATE \"C\", roleid, end_server COLLATE \"C\", end_roleid, is_lane"
+		" FROM unnest($1, $2, $3, $4, $5) AS g (server, roleid, end_server, end_roleid, is_lane)"
 		" UNION ALL"
 		" SELECT n.server, n.roleid, f.end_server, f.end_roleid, true FROM found f, LATERAL"
 		" (SELECT o.server, o.roleid FROM feishu.outbox o"

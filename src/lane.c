@@ -188,7 +188,9 @@ lane_tell_hold(Dispatch *dispatch, Lane *lane)
 		is_news = strcmp(lane->reason, lane->told) != 0 || lane->hold_until != lane->told_until;
 	if (is_news && !lane->is_untold)
 		dlist_push_tail(&dispatch->untold, &lane->untold_node);
-	lane->is_untold |= is_news;
+	if (!is_news && lane->is_untold)
+		dlist_delete(&lane->untold_node);
+	lane->is_untold = is_news;
 }
 
 void

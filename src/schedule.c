@@ -389,16 +389,15 @@ lane_prepare(Dispatch *dispatch, Lane *lane, TimestampTz now)
 
 /* The claim of a lane is over: give back what was not used.  Does not throw. */
 static void
-lane_finish(Dispatch *dispatch, Lane *lane, int claimed)
+lane_finish(Dispatch *dispatch, Lane *lane)
 {
-	/* with nothing more to send, there is nothing to wait for */
-	if (claimed < lane->num_places)
-		limiter_abandon(&lane->place);
 	for (int i = 0; lane->places != NULL && i < lane->num_places; i++)
 		limiter_abandon(&lane->places[i]);
 	lane->places = NULL;
 	lane->num_places = 0;
 	lane_grant(dispatch, lane, -lane->granted);
+	/* what it has to do now may be nothing, or later */
+	schedule_lane(dispatch, lane);
 }
 
 /* Begin the flights that were claimed, each with a place of its lane. */
@@ -434,7 +433,10 @@ begin_claimed(Dispatch *dispatch, Lane **lanes, FlowServer **servers, int num)
 		/* the limiter's word holds while there may be more to send */
 		if (!waits && !lane->wants_memory && lane->hold_until != 0)
 			lane_hold(dispatch, lane, 0, NULL);
-		lane_finish(dispatch, lane, claimed[i]);
+		/* with nothing more to send, there is nothing to wait for */
+		if (claimed[i] < lane->num_places)
+			limiter_abandon(&lane->place);
+		lane_finish(dispatch, lane);
 		server_forget_secrets(servers[i]);
 	}
 }
@@ -457,8 +459,7 @@ claim_once(Dispatch *dispatch, TimestampTz now)
 			if (server != NULL)
 				server_forget_secrets(server);
 			flight_leave_memory(dispatch, lanes[i]);
-			lanes[i]->places = NULL;
-			lane_grant(dispatch, lanes[i], -lanes[i]->granted);
+			lane_finish(dispatch, lanes[i]);
 			continue;
 		}
 		servers[num] = server;
@@ -490,6 +491,6 @@ schedule_abort(Dispatch *dispatch)
 	for (int i = 0; i < dispatch->num_lanes; i++)
 	{
 		if (dispatch->lanes[i]->granted > 0)
-			lane_finish(dispatch, dispatch->lanes[i], 0);
+			lane_finish(dispatch, dispatch->lanes[i]);
 	}
 }
