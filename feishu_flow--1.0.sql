@@ -155,7 +155,7 @@ CREATE INDEX outbox_ready_idx ON feishu.outbox (server, roleid, id)
     WHERE state = 'q' AND next_at IS NULL;
 CREATE INDEX outbox_delayed_idx ON feishu.outbox (server, roleid, next_at, id)
     WHERE state = 'q' AND next_at IS NOT NULL;
--- who is next of an ordering key
+-- who is next of an ordering key, which belongs to a server and a role
 CREATE INDEX outbox_ordering_idx ON feishu.outbox (server, roleid, ordering_key, id)
     WHERE state = 'q' AND ordering_key IS NOT NULL;
 -- what has waited for too long; what never does is no part of it, so that the
@@ -168,7 +168,7 @@ CREATE INDEX outbox_finished_idx ON feishu.outbox (finished_at)
 
 -- Flows that are being sent, in one row for each database: its own, and those that
 -- came with a copy or by replication.  A copy of the database must not send what
--- waits in the original, but what was upgraded must (claim.c decides which it is).
+-- waits in the original, but what was upgraded must (origin.c decides which it is).
 -- An OID alone does not tell: postgres has the same in all clusters.  The key is for
 -- publications FOR ALL TABLES, too: in them, rows of tables without one cannot be
 -- updated.

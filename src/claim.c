@@ -11,7 +11,7 @@
  *
  * Of an ordering key of a lane only the row with the lowest id is claimed, and only if
  * none of the key is in flight (retry_flow may put back a lower one).  The
- * others are passed over, and found again by record.c when that one ends.  Any
+ * others are passed over, and found again by ordering.c when that one ends.  Any
  * number of rows may wait behind one, and of the rows before it any number may
  * be kept by an old snapshot: so which is first is asked once for each key, not
  * for each row, and not more than a page of rows is looked at in a transaction.
@@ -223,7 +223,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 
 /* ---------- Rows ---------- */
 
-/* As flight.c numbers them. */
+/* As dispatch.h numbers them. */
 #define CLAIM_COLUMNS(lane) \
 	"SELECT " lane ", o.id, o.namespace, o.flow_id, o.operator, o.params," \
 	" o.is_async, o.idempotent_key, o.loop_masks, o.ordering_key, o.attempts, o.max_attempts," \

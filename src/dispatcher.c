@@ -19,7 +19,7 @@
  *
  * There is one dispatcher in a database; a session lock proves it.
  *
- * What it hears of: news by its latch (news.c tells after a commit), the end
+ * What wakes it: news by its latch (news.c tells after a commit), the end
  * of a pause or of a lane's delay by its own clock, and what nobody told of by
  * a slow poll.  A transaction that fails is rolled back and tried again; the calls
  * that are under way go on meanwhile.  Should the process end all the same, the

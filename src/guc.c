@@ -96,15 +96,15 @@ guc_define_settings(void)
 
 	DefineCustomIntVariable("feishu_flow.max_in_flight",
 							"Sets how many queued flows of a database may be under way at once.",
-							NULL,
+							"It holds for all servers and roles together. With 1, a flow that hangs holds up all others until its timeout.",
 							&feishu_guc_max_in_flight,
 							256, 1, 4096,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.max_attempts",
-							"Sets how often a queued flow is tried before it fails.",
-							"A max_attempts argument of enqueue_flow overrides it.",
+							"Sets how often a queued flow is tried before it is given up.",
+							"Attempts that end with the dispatcher count. A max_attempts argument of enqueue_flow overrides it.",
 							&feishu_guc_max_attempts,
 							20, 1, INT_MAX,
 							PGC_SIGHUP, 0,
