@@ -103,31 +103,41 @@ compare_lanes(const void *a, const void *b)
 static void
 discover_new(Dispatch *dispatch)
 {
+	/* a bound on both columns at once would not end a scan at its upper end */
 	static SqlStatement statement = SQL_STATEMENT(
-		"WITH RECURSIVE found (server, roleid, end_server, end_roleid, is_lane) AS ("
-		" SELECT server COLLATE \"C\", roleid, end_server COLLATE \"C\", end_roleid, is_lane"
-		" FROM unnest($1, $2, $3, $4, $5) AS g (server, roleid, end_server, end_roleid, is_lane)"
+		"WITH RECURSIVE server (name, roleid, before) AS ("
+		" SELECT name COLLATE \"C\", NULL::oid, before COLLATE \"C\" FROM unnest($1, $2) AS g (name, before)"
 		" UNION ALL"
-		" SELECT n.server, n.roleid, f.end_server, f.end_roleid, true FROM found f, LATERAL"
+		" SELECT n.server, n.roleid, s.before FROM server s, LATERAL"
 		" (SELECT o.server, o.roleid FROM feishu.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.server > s.name AND o.server < s.before"
+		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
+		" lane (server, roleid, before, is_new) AS ("
+		" (SELECT server COLLATE \"C\", roleid, before, false"
+		"  FROM unnest($3, $4, $5) AS g (server, roleid, before)"
+		"  UNION ALL SELECT name, roleid, 4294967295::oid, true FROM server WHERE roleid IS NOT NULL)"
+		" UNION ALL"
+		" SELECT l.server, n.roleid, l.before, true FROM lane l, LATERAL"
+		" (SELECT o.roleid FROM feishu.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL"
-		"  AND (o.server, o.roleid) > (f.server, f.roleid)"
-		"  AND (o.server, o.roleid) < (f.end_server, f.end_roleid)"
-		"  ORDER BY o.server, o.roleid LIMIT 1) n)"
-		" SELECT server, roleid FROM found WHERE is_lane",
-		5, TEXTARRAYOID, OIDARRAYOID, TEXTARRAYOID, OIDARRAYOID, BOOLARRAYOID);
+		"  AND o.server = l.server AND o.roleid > l.roleid AND o.roleid < l.before"
+		"  ORDER BY o.roleid LIMIT 1) n)"
+		" SELECT server, roleid FROM lane WHERE is_new",
+		5, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, OIDARRAYOID, OIDARRAYOID);
 	static SqlStatement above = SQL_STATEMENT(
 		"SELECT l.n FROM unnest($1, $2, $3) WITH ORDINALITY AS l (server, roleid, cursor, n), LATERAL"
 		" (SELECT FROM feishu.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
 		"  AND o.state = 'q' AND o.next_at IS NULL AND o.id > l.cursor ORDER BY o.id LIMIT 1) r",
 		3, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID);
 	int			num = dispatch->num_lanes;
-	int			num_gaps = num + 1;
+	int			num_servers = 0;
+	int			num_gaps = 0;
 	Lane	  **known = palloc(num * sizeof(Lane *));
-	Datum	   *servers = palloc((num_gaps + 1) * sizeof(Datum));
-	Datum	   *roles = palloc((num_gaps + 1) * sizeof(Datum));
-	Datum	   *cursors = palloc(num_gaps * sizeof(Datum));
-	Datum	   *flags = palloc0(num_gaps * sizeof(Datum));
+	Datum	   *names = palloc((num + 2) * sizeof(Datum));
+	Datum	   *servers = palloc(2 * num * sizeof(Datum));
+	Datum	   *roles = palloc(2 * num * sizeof(Datum));
+	Datum	   *ends = palloc(2 * num * sizeof(Datum));
+	Datum	   *cursors = palloc(num * sizeof(Datum));
 	char		last[NAMEDATALEN];
 	Datum		values[5];
 	uint64		found;
@@ -135,30 +145,48 @@ discover_new(Dispatch *dispatch)
 	memcpy(known, dispatch->lanes, num * sizeof(Lane *));
 	qsort(known, num, sizeof(Lane *), compare_lanes);
 
-	/* a gap is from one to the next; no name is behind the last, by its bytes */
+	/* by its bytes, no name comes after this */
 	memset(last, 0xff, sizeof(last) - 1);
 	last[sizeof(last) - 1] = '\0';
-	servers[0] = CStringGetTextDatum("");
-	roles[0] = ObjectIdGetDatum(InvalidOid);
+
+	/* gaps between servers, and in each server between roles */
+	names[num_servers++] = CStringGetTextDatum("");
 	for (int i = 0; i < num; i++)
 	{
-		servers[i + 1] = CStringGetTextDatum(known[i]->key.server);
-		roles[i + 1] = ObjectIdGetDatum(known[i]->key.roleid);
+		LaneKey    *key = &known[i]->key;
+		Datum		server = CStringGetTextDatum(key->server);
+		bool		is_first = i == 0 || strcmp(key->server, known[i - 1]->key.server) != 0;
+		bool		is_last = i == num - 1 || strcmp(key->server, known[i + 1]->key.server) != 0;
+
+		if (is_first)
+		{
+			names[num_servers++] = server;
+			servers[num_gaps] = server;
+			roles[num_gaps] = ObjectIdGetDatum(InvalidOid);
+			ends[num_gaps++] = ObjectIdGetDatum(key->roleid);
+		}
+		servers[num_gaps] = server;
+		roles[num_gaps] = ObjectIdGetDatum(key->roleid);
+		ends[num_gaps++] = ObjectIdGetDatum(is_last ? OID_MAX : known[i + 1]->key.roleid);
 		cursors[i] = Int64GetDatum(known[i]->cursor);
 	}
-	servers[num_gaps] = CStringGetTextDatum(last);
-	roles[num_gaps] = ObjectIdGetDatum(OID_MAX);
-	values[0] = PointerGetDatum(construct_array(servers, num_gaps, TEXTOID, -1, false, TYPALIGN_INT));
-	values[1] = PointerGetDatum(construct_array(roles, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
-	values[2] = PointerGetDatum(construct_array(servers + 1, num_gaps, TEXTOID, -1, false, TYPALIGN_INT));
-	values[3] = PointerGetDatum(construct_array(roles + 1, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
-	values[4] = PointerGetDatum(construct_array(flags, num_gaps, BOOLOID, 1, true, TYPALIGN_CHAR));
+	names[num_servers] = CStringGetTextDatum(last);
+	values[0] = PointerGetDatum(construct_array(names, num_servers, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(names + 1, num_servers, TEXTOID, -1, false, TYPALIGN_INT));
+	values[2] = PointerGetDatum(construct_array(servers, num_gaps, TEXTOID, -1, false, TYPALIGN_INT));
+	values[3] = PointerGetDatum(construct_array(roles, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[4] = PointerGetDatum(construct_array(ends, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
 	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
 		(void) row_lane(dispatch, row); /* a new lane is open */
 
-	values[0] = PointerGetDatum(construct_array(servers + 1, num, TEXTOID, -1, false, TYPALIGN_INT));
-	values[1] = PointerGetDatum(construct_array(roles + 1, num, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	for (int i = 0; i < num; i++)
+	{
+		servers[i] = CStringGetTextDatum(known[i]->key.server);
+		roles[i] = ObjectIdGetDatum(known[i]->key.roleid);
+	}
+	values[0] = PointerGetDatum(construct_array(servers, num, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(roles, num, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
 	values[2] = PointerGetDatum(construct_array(cursors, num, INT8OID, 8, FLOAT8PASSBYVAL,
 												TYPALIGN_DOUBLE));
 	found = sql_run(&above, values, NULL, SPI_OK_SELECT, NULL);
