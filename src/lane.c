@@ -84,7 +84,7 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 	dlist_init(&lane->flights);
 	lane->more = true;
 	lane->due_floor = DT_NOBEGIN;
-	lane->next_due = 0;			/* look at once */
+	lane->next_due = DT_NOEND;	/* who finds a delayed row says so */
 	dispatch->lanes[dispatch->num_lanes++] = lane;
 	schedule_lane(dispatch, lane);
 	return lane;
