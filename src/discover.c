@@ -49,7 +49,7 @@ void
 discover_reopen(Dispatch *dispatch, int64 min_id)
 {
 	for (int i = 0; i < dispatch->num_lanes; i++)
-		lane_reopen(dispatch, dispatch->lanes[i], min_id);
+		lane_reopen(dispatch, dispatch->lanes[i], min_id, 0);
 }
 
 /* The lane of a row of the last result. */
@@ -232,7 +232,9 @@ discover_all(Dispatch *dispatch, bool from_start)
 	(void) discover_last_id(dispatch);
 	if (from_start)
 	{
-		discover_reopen(dispatch, 0);
+		/* discover_delayed will say which have delayed rows */
+		for (int i = 0; i < dispatch->num_lanes; i++)
+			lane_reopen(dispatch, dispatch->lanes[i], 0, DT_NOEND);
 		ordering_tell(PG_INT64_MIN);
 	}
 	if (from_start || dispatch->num_lanes == 0)

@@ -203,8 +203,8 @@ extern void lane_forget_row(Dispatch *dispatch, Lane *lane, int64 id);
 extern void lane_expect_due(Dispatch *dispatch, Lane *lane, TimestampTz next_at);
 extern void lane_expect_more(Dispatch *dispatch, Lane *lane);
 
-/* lane.c: look from an id on, and at all delayed rows, again */
-extern void lane_reopen(Dispatch *dispatch, Lane *lane, int64 min_id);
+/* lane.c: look from an id on again, and at all delayed rows at a time */
+extern void lane_reopen(Dispatch *dispatch, Lane *lane, int64 min_id, TimestampTz next_due);
 
 /* lane.c: there is nothing to look at */
 extern void lane_close(Dispatch *dispatch, Lane *lane);

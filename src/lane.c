@@ -155,12 +155,12 @@ lane_expect_more(Dispatch *dispatch, Lane *lane)
 }
 
 void
-lane_reopen(Dispatch *dispatch, Lane *lane, int64 min_id)
+lane_reopen(Dispatch *dispatch, Lane *lane, int64 min_id, TimestampTz next_due)
 {
 	lane->cursor = Min(lane->cursor, Max(min_id, 1) - 1);
 	lane->more = true;
 	lane->due_floor = DT_NOBEGIN;
-	lane->next_due = 0;
+	lane->next_due = next_due;
 	schedule_lane(dispatch, lane);
 }
 

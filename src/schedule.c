@@ -36,11 +36,12 @@
 
 /*
  * With much under way, rows are claimed when there is room for many, or after so
- * long; of a lane that has nothing under way, sooner.
+ * long; of a lane that has nothing under way, sooner, unless many lanes wait.
  */
 #define BATCH_ROWS			DISPATCH_BATCH
 #define BATCH_DELAY_MS		10
 #define FIRST_DELAY_MS		2
+#define FIRST_LANES			16
 
 
 /* ---------- Who is due ---------- */
@@ -213,7 +214,7 @@ schedule_next(Dispatch *dispatch, TimestampTz now, TimestampTz claimed_at)
 				continue;
 			if (room >= Min(BATCH_ROWS, dispatch->num_flights))
 				return 0;
-			if (lane->in_flight == 0)
+			if (lane->in_flight == 0 && dispatch->num_due <= FIRST_LANES)
 				return Min(next, TimestampTzPlusMilliseconds(claimed_at, FIRST_DELAY_MS));
 			next = Min(next, TimestampTzPlusMilliseconds(claimed_at, BATCH_DELAY_MS));
 			break;
