@@ -38,6 +38,7 @@
 #include "access/xact.h"
 #include "lib/ilist.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -220,6 +221,51 @@ call_finish_late(FlowCall *call)
 }
 
 
+/*
+ * End a dispatched call because this process is short of something for its next
+ * step: that is no reason to end the process, and all that it has under way.  To be
+ * called while the error is handled; allocates nothing.  Other errors, and those of
+ * calls whose session is told of them, are thrown again.
+ */
+static void
+call_finish_short(FlowCall *call)
+{
+	const HttpResult result = {
+		.outcome = HTTP_NO_CONNECTION, .trouble = HTTP_TROUBLE_LOCAL
+	};
+
+	if (!call->dispatching ||
+		ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_INSUFFICIENT_RESOURCES)
+		PG_RE_THROW();
+	FlushErrorState();
+	token_cache_abandon(&call->lease);
+	call->outcome.response = NULL;
+	outcome_of_trouble(&call->outcome, call->server, &call->limits, &result);
+	call_finish(call, LIMITER_REPORT_NOTHING);
+}
+
+/* Do a step in the call's memory.  It may end the call, but not free it. */
+static void
+call_step(FlowCall *call, void (*step) (FlowCall *call, const void *arg), const void *arg)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(call->context);
+	uint32		holdoff = InterruptHoldoffCount;
+
+	PG_TRY();
+	{
+		step(call, arg);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(old_context);
+		call_finish_short(call);
+		InterruptHoldoffCount = holdoff;	/* the error has let them through */
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old_context);
+}
+
+
 /* ---------- Steps ---------- */
 
 /* Wait until somebody else has done something, or call->retry_at. */
@@ -339,17 +385,24 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	call_finish(call, report);
 }
 
+/* What became of a token request of ours: see FetchEnded. */
+typedef struct FetchEnd
+{
+	const TokenLease *lease;
+	const HttpResult *result;
+} FetchEnd;
+
 /*
  * A token request of ours has ended.  The token is taken as it came and not
  * from the cache, where it need not be (no room, no lifetime).
  */
 static void
-call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
+call_take_token(FlowCall *call, const void *arg)
 {
-	FlowCall   *call = arg;
-	MemoryContext old_context = MemoryContextSwitchTo(call->context);
+	const FetchEnd *end = arg;
+	const HttpResult *result = end->result;
 
-	if (lease == NULL)
+	if (end->lease == NULL)
 	{
 		FlowResponse *response = NULL;
 
@@ -361,22 +414,30 @@ call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
 												&answer)->refusal;
 		}
 		call_finish_transfer(call, result, true, false, response);
+		return;
 	}
-	else
+	token_lease_take(&call->lease, end->lease);
+	if (!call->check_only)
 	{
-		token_lease_take(&call->lease, lease);
-		if (call->check_only)
-		{
-			call_begin_check(call);
-			call->outcome.http_status = result->http_status;
-			call->outcome.duration_us = result->duration_us;
-			outcome_check_clock(call->outcome.check, result);
-			call_send(call, call->lease.token);
-		}
-		else
-			call_try_place(call);
+		call_try_place(call);
+		return;
 	}
-	MemoryContextSwitchTo(old_context);
+	call_begin_check(call);
+	call->outcome.http_status = result->http_status;
+	call->outcome.duration_us = result->duration_us;
+	outcome_check_clock(call->outcome.check, result);
+	call_send(call, call->lease.token);
+}
+
+static void
+call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
+{
+	FetchEnd	end = {.lease = lease, .result = result};
+
+	if (result == NULL)
+		call_finish_short(arg);
+	else
+		call_step(arg, call_take_token, &end);
 }
 
 /*
@@ -399,31 +460,35 @@ call_replace_token(FlowCall *call, const FlowResponse *response)
 
 /* The execute request has ended. */
 static void
-call_on_end(TransferListener *listener, HttpTransfer *transfer)
+call_take_answer(FlowCall *call, const void *arg)
 {
-	FlowCall   *call = (FlowCall *) listener;
-	const HttpResult *result = http_transfer_result(transfer);
-	MemoryContext old_context = MemoryContextSwitchTo(call->context);
+	const HttpResult *result = arg;
 	FlowResponse *response = NULL;
 	AnswerSecrets secrets = call_secrets(call);
 
 	if (call->check_only)
-		call_finish_check(call, result);
-	else
 	{
-		if (result->outcome == HTTP_ANSWERED)
-			response = call->dispatching ?
-				answer_read_or_fail(&secrets, result) : answer_read(&secrets, result);
-		if (response != NULL && call_replace_token(call, response))
-			call_try_token(call);
-		else
-		{
-			call->outcome.request_sent = result->request_sent;
-			call_finish_transfer(call, result, false, false, response);
-		}
+		call_finish_check(call, result);
+		return;
 	}
+	call->outcome.request_sent = result->request_sent;
+	if (result->outcome == HTTP_ANSWERED)
+		response = call->dispatching ?
+			answer_read_or_fail(&secrets, result) : answer_read(&secrets, result);
+	if (response != NULL && call_replace_token(call, response))
+	{
+		call->outcome.request_sent = false;
+		call_try_token(call);
+	}
+	else
+		call_finish_transfer(call, result, false, false, response);
+}
+
+static void
+call_on_end(TransferListener *listener, HttpTransfer *transfer)
+{
+	call_step((FlowCall *) listener, call_take_answer, http_transfer_result(transfer));
 	http_transfer_free(transfer);
-	MemoryContextSwitchTo(old_context);
 }
 
 /* Get a token, or arrange to, and send when there is one. */
@@ -479,17 +544,14 @@ call_start_steps(FlowCall *call)
  * place.  In the latter case its token may have been replaced meanwhile.
  */
 static void
-call_look_again(FlowCall *call)
+call_look_again(FlowCall *call, const void *arg)
 {
-	MemoryContext old_context = MemoryContextSwitchTo(call->context);
-
 	if (GetCurrentTimestamp() < call->limits.deadline)
 		call_start_steps(call);
 	else if (call->state == CALL_LIMITED)
 		call_finish_held_back(call);
 	else
 		call_finish_late(call);
-	MemoryContextSwitchTo(old_context);
 }
 
 /* ---------- Calls ---------- */
@@ -660,7 +722,7 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 		{
 			FlowCall   *call = dlist_container(FlowCall, node, iter.cur);
 
-			call_look_again(call);
+			call_step(call, call_look_again, NULL);
 			if (call->state == CALL_WAITING || call->state == CALL_LIMITED)
 				until = Min(until, Min(call->limits.deadline, call->retry_at));
 		}

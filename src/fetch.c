@@ -218,13 +218,29 @@ fetch_finish(TokenFetch *fetch, HttpTransfer *transfer)
 	}
 }
 
-/* The transfer has ended.  The fetch is gone afterwards. */
+/* The transfer has ended.  The fetch is gone afterwards, but for an error. */
 static void
 fetch_on_end(TransferListener *listener, HttpTransfer *transfer)
 {
 	TokenFetch *fetch = (TokenFetch *) listener;
+	MemoryContext caller = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
 
-	fetch_finish(fetch, transfer);
+	PG_TRY();
+	{
+		fetch_finish(fetch, transfer);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		/* else it came from who was told of the end already */
+		if (!fetch->lease.fetching)
+			PG_RE_THROW();
+		token_cache_abandon(&fetch->lease);
+		fetch->ended(fetch->arg, NULL, NULL);
+		InterruptHoldoffCount = holdoff;	/* the error has let them through */
+	}
+	PG_END_TRY();
 	MemoryContextDelete(fetch->context);
 }
 

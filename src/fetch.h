@@ -26,7 +26,11 @@ typedef struct TransferListener
 	void		(*on_end) (struct TransferListener *self, HttpTransfer *transfer);
 } TransferListener;
 
-/* Called at the end of a fetch; a NULL lease means that it failed. */
+/*
+ * Called at the end of a fetch; a NULL lease means that it failed.  A NULL result
+ * means that its end could not be looked at, for the error that is being handled:
+ * so it may be thrown again.
+ */
 typedef void (*FetchEnded) (void *arg, const TokenLease *lease, const HttpResult *result);
 
 /*
