@@ -87,7 +87,7 @@ end_of_transaction(ResourceReleasePhase phase, bool is_commit,
 		slots_tell_database(MyDatabaseId, &news);
 	}
 	if (is_commit && extension_created)
-		slots_add_known(MyDatabaseId);
+		slots_add_known(MyDatabaseId, InvalidOid);
 	extension_created = extension_dropped = databases_changed = false;
 
 	foreach(cell, held_places)
@@ -218,9 +218,10 @@ static void
 prepared_transaction_ended(void)
 {
 	const DispatchNews news = {.min_id = PG_INT64_MIN, .control = true};
+	Oid			extension = slots_lookup_extension();
 
-	if (OidIsValid(slots_lookup_extension()))
-		slots_add_known(MyDatabaseId);
+	if (OidIsValid(extension))
+		slots_add_known(MyDatabaseId, extension);
 	slots_tell_database(MyDatabaseId, &news);
 	waiters_tell_all();
 }

@@ -52,7 +52,7 @@ extern int	slots_count(void);
 extern bool slots_view(int place, SlotView *view);
 extern int	slots_find(Oid database);
 extern int	slots_add(Oid database);
-extern void slots_add_known(Oid database);
+extern void slots_add_known(Oid database, Oid extension);
 extern bool slots_remove(int place, bool database_gone);
 extern void slots_tell_database(Oid database, const DispatchNews *news);
 

@@ -86,6 +86,7 @@ typedef struct DatabaseSlot
 	Oid			database;		/* InvalidOid: the slot is free */
 	/* under the lock */
 	ExtensionState extension;
+	Oid			extension_oid;	/* if known */
 	uint32		creations;		/* counts CREATE EXTENSION */
 	int			holds;
 	WorkerKind	worker;
@@ -210,6 +211,7 @@ place_find_or_add(Oid database)
 	slot = &shared->slots[place];
 	Assert(slot->worker == WORKER_NONE && slot->holds == 0);
 	slot->extension = EXTENSION_UNKNOWN;
+	slot->extension_oid = InvalidOid;
 	slot->ended_well = true;
 	SpinLockAcquire(&slot->mutex);
 	slot->database = database;
@@ -230,22 +232,33 @@ slots_add(Oid database)
 	return place;
 }
 
-/* Have one for a database in which the extension was committed just now. */
+/*
+ * Have one for a database in which the extension was committed just now; or maybe
+ * was, if its OID is given: one that is known already is no news.
+ */
 void
-slots_add_known(Oid database)
+slots_add_known(Oid database, Oid extension)
 {
 	int			place;
+	bool		is_news = true;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	place = place_find_or_add(database);
 	if (place >= 0)
 	{
-		shared->slots[place].extension = EXTENSION_PRESENT;
-		shared->slots[place].creations++;
+		DatabaseSlot *slot = &shared->slots[place];
+
+		is_news = slot->extension != EXTENSION_PRESENT ||
+			!OidIsValid(extension) || slot->extension_oid != extension;
+		slot->extension = EXTENSION_PRESENT;
+		slot->extension_oid = extension;
+		if (is_news)
+			slot->creations++;
 	}
 	LWLockRelease(shared->lock);
 	/* even if it was thought to be there: a dispatcher may wait to be tried again */
-	slots_wake_launcher(false);
+	if (is_news)
+		slots_wake_launcher(false);
 }
 
 /* The slot of a database at this moment, or -1. */
@@ -490,7 +503,10 @@ launcher_find_extension(void)
 	/* unless it was created right after we looked */
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	if (OidIsValid(extension))
+	{
 		slot->extension = EXTENSION_PRESENT;
+		slot->extension_oid = extension;
+	}
 	else if (slot->creations == creations)
 		slot->extension = EXTENSION_ABSENT;
 	LWLockRelease(shared->lock);

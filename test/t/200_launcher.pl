@@ -171,9 +171,19 @@ dispatcher_comes('postgres', 'after kill -9 of a dispatcher there is another', $
 
 # the pause before one that failed is started again doubles: it is 8 s by then
 $place = log_end();
+$session->value('CREATE ROLE nobody LOGIN');
 $session->value('ALTER TABLE feishu.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
 $session->value('SELECT pg_terminate_backend(' . dispatcher('postgres') . ')');
 wait_until('a dispatcher fails again and again', sub { logged(qr/violates check constraint "broken"/, $place) >= 4 });
+$place = log_end();
+my $nobody = FeishuFlow::Session->new($node, user => 'nobody');
+$start = time();
+while (time() - $start < 3)
+{
+	$nobody->value($_) foreach "BEGIN; SELECT txid_current(); PREPARE TRANSACTION 'p'", "COMMIT PREPARED 'p'", 'SELECT pg_sleep(0.1)';
+}
+$nobody->quit;
+cmp_ok(logged(qr/violates check constraint "broken"/, $place), '<=', 1, '... not more often for transactions that are prepared');
 $session->value('DROP EXTENSION feishu_flow; CREATE EXTENSION feishu_flow');
 $start = time();
 dispatcher_comes('postgres', 'after CREATE EXTENSION there is a dispatcher');
@@ -228,12 +238,11 @@ for my $round (1 .. 5)
 }
 
 # Who may not do it does not stop a dispatcher, who may does.
-$session->value('CREATE ROLE nobody LOGIN');
 $session->value('CREATE ROLE somebody LOGIN CREATEDB');
 $session->value('ALTER DATABASE three OWNER TO somebody');
 $pid = dispatcher_comes('one', 'a dispatcher');
 my $pid3 = dispatcher_comes('three', 'another');
-my $nobody = FeishuFlow::Session->new($node, user => 'nobody');
+$nobody = FeishuFlow::Session->new($node, user => 'nobody');
 my $somebody = FeishuFlow::Session->new($node, user => 'somebody');
 fails_with($nobody, 'DROP DATABASE one', '42501', 'a stranger drops');
 fails_with($nobody, 'ALTER DATABASE one RENAME TO eins', '42501', 'a stranger renames');
