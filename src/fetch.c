@@ -11,8 +11,8 @@
  *
  * Whoever waits in another process shares a refusal, for asking again would
  * only be refused again, and a broken connection.  A timeout is not shared,
- * since others may have more time, and neither is an answer that makes no
- * sense: the next one tries for itself.
+ * since others may have more time, nor what this process is short of; and neither
+ * is an answer that makes no sense: the next one tries for itself.
  *
  * The request holds the app's secret and the answer the token: both are wiped
  * with the fetch (the answer by http_transfer.c).
@@ -172,7 +172,7 @@ fetch_describe_failure(const HttpResult *result, const FlowResponse *refusal,
 	failure->http_status = result->http_status;
 	strlcpy(failure->error, result->error, sizeof(failure->error));
 	if (refusal == NULL)
-		return result->outcome == HTTP_NO_CONNECTION;
+		return result->outcome == HTTP_NO_CONNECTION && result->trouble != HTTP_TROUBLE_LOCAL;
 	failure->body_len = Min(result->body_len, TOKEN_FAILURE_BODY_SIZE);
 	if (failure->body_len > 0)	/* there may be no body at all */
 		memcpy(failure->body, result->body, failure->body_len);

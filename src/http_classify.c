@@ -72,6 +72,16 @@ is_lost_at_resend(const HttpTransfer *transfer, bool answer_began)
 #endif
 }
 
+/*
+ * Was there no thread to resolve a name in, or no descriptor to hear of its end?
+ * libcurl has no code of its own for that.
+ */
+static bool
+has_no_resolver(const HttpTransfer *transfer)
+{
+	return strstr(transfer->handle->error_buffer, "thread failed to start") != NULL;
+}
+
 void
 http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 {
@@ -110,11 +120,11 @@ http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 			return;
 
 		case CURLE_COULDNT_RESOLVE_HOST:
-			result->trouble = HTTP_TROUBLE_DNS;
+			result->trouble = has_no_resolver(transfer) ? HTTP_TROUBLE_LOCAL : HTTP_TROUBLE_DNS;
 			break;
 		case CURLE_COULDNT_RESOLVE_PROXY:
 		case CURLE_PROXY:
-			result->trouble = HTTP_TROUBLE_PROXY;
+			result->trouble = has_no_resolver(transfer) ? HTTP_TROUBLE_LOCAL : HTTP_TROUBLE_PROXY;
 			break;
 		case CURLE_COULDNT_CONNECT:
 			result->trouble = HTTP_TROUBLE_CONNECT;
