@@ -233,7 +233,11 @@ limiter_at_shutdown(int code, Datum arg)
 	if (code != 0)
 		return;
 	for (int i = 0; i < room; i++)
+	{
+		/* a process that an immediate shutdown has ended may hold it */
+		SpinLockInit(&limiter_slots[i].mutex);
 		limiter_slots[i].gate.allowance = limiter_slots[i].gate.allowance_size = 0;
+	}
 	records = calloc(Max(room, 1), sizeof(LimitsRecord));
 	kept = calloc(Max(room, 1), sizeof(KeptSlot));
 	if (records != NULL && kept != NULL)
@@ -261,6 +265,7 @@ slot_restore(LimiterSlot *slot, const LimitsRecord *record, TimestampTz now)
 
 	slot->payer = record->payer;
 	gate->history = record->history;
+	rate_repair(&gate->history);
 	gate->span = record->span;
 	gate->rate_until = gate->rate_kept = record->rate_until;
 	if (record->allowance > 0)

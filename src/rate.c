@@ -202,6 +202,19 @@ rate_uncount(RateHistory *history, TimestampTz counted_at, TimestampTz last)
 	}
 }
 
+void
+rate_repair(RateHistory *history)
+{
+	for (RateUnit unit = RATE_SECOND; unit <= RATE_HOUR; unit++)
+	{
+		RateWindow *window = &history->windows[unit];
+
+		window->total = 0;
+		for (int i = 0; i < RATE_SIZE; i++)
+			window->total += window->counts[i];
+	}
+}
+
 int64
 rate_span(const FlowRate *rate)
 {

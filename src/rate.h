@@ -67,6 +67,9 @@ extern void rate_count_many(RateHistory *history, uint32 requests, TimestampTz n
  */
 extern void rate_uncount(RateHistory *history, TimestampTz counted_at, TimestampTz last);
 
+/* What was kept may come from the middle of a change: make it agree with itself. */
+extern void rate_repair(RateHistory *history);
+
 /* For so long after a request it matters for the rate, in microseconds. */
 extern int64 rate_span(const FlowRate *rate);
 
