@@ -77,7 +77,7 @@ typedef struct Lane
 	int			postponed;		/* rows that could not be prepared now, in a row */
 	TimestampTz postponed_told; /* when the log had a line of that */
 	LimiterPlace place;			/* its turn, while the app has no place */
-	bool		behind;			/* held since another lane of its app waits */
+	uint64		served;			/* when it had a place last, by num_served */
 	bool		paused;			/* by pause_server */
 	TimestampTz hold_until;		/* 0: not held */
 	char	   *reason;			/* why held, NULL when not worth telling */
@@ -153,6 +153,7 @@ typedef struct Dispatch
 	dlist_head	due_sites;
 	int			num_due;		/* lanes */
 	pairingheap *timed;
+	uint64		num_served;		/* counts places of the limiter */
 	dlist_head	untold;
 	dlist_head	want_memory;	/* lanes, who came first is first */
 	/* flights */
@@ -218,8 +219,8 @@ extern void lane_holds_told(Dispatch *dispatch);
 /* lane.c: pause_server, or resume_server */
 extern void lane_set_paused(Dispatch *dispatch, Lane *lane, bool paused);
 
-/* lane.c: lanes that are held look again if that is still so */
-extern void lane_look_again(Dispatch *dispatch, Lane *lane);
+/* lane.c: a lane that is held looks again if that is still so */
+extern void lane_look_again(Dispatch *dispatch, Lane *lane, TimestampTz now);
 
 /* lane.c: the server and credentials, or NULL, with the lane held; as claim.c */
 extern FlowServer *lane_lookup_server(Dispatch *dispatch, Lane *lane);

@@ -326,10 +326,12 @@ slow_poll(Work *work, TimestampTz now)
 static void
 reopen_lanes(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	discover_read_pauses(&dispatch);
 	/* the limiter, or the lookup, will say if it is still so */
 	for (int i = 0; i < dispatch.num_lanes; i++)
-		lane_look_again(&dispatch, dispatch.lanes[i]);
+		lane_look_again(&dispatch, dispatch.lanes[i], now);
 }
 
 /* When the next step of something is to be done. */
@@ -477,16 +479,19 @@ static void
 ask_again(void)
 {
 	bool		pause_ended;
+	TimestampTz now;
 
 	if (!limiter_is_waiting())
 		return;
 	pause_ended = limiter_pause_ended();
+	/* one time for all: who had a place last is to be the last to ask */
+	now = GetCurrentTimestamp();
 	for (int i = 0; i < dispatch.num_lanes; i++)
 	{
 		Lane	   *lane = dispatch.lanes[i];
 
 		if (lane->place.waiting && (pause_ended || TIMESTAMP_IS_NOEND(lane->hold_until)))
-			lane_look_again(&dispatch, lane);
+			lane_look_again(&dispatch, lane, now);
 	}
 }
 

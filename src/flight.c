@@ -172,8 +172,9 @@ give_memory_back(Dispatch *dispatch, Flight *flight)
 	if (dispatch->beyond == flight)
 		dispatch->beyond = NULL;
 	if (!dlist_is_empty(&dispatch->want_memory))
-		lane_look_again(dispatch, dlist_container(Lane, memory_node,
-												  dlist_head_node(&dispatch->want_memory)));
+		lane_look_again(dispatch,
+						dlist_container(Lane, memory_node, dlist_head_node(&dispatch->want_memory)),
+						GetCurrentTimestamp());
 }
 
 /* A jsonb column, copied to the current context, or NULL. */

@@ -227,11 +227,11 @@ lane_holds_told(Dispatch *dispatch)
 }
 
 void
-lane_look_again(Dispatch *dispatch, Lane *lane)
+lane_look_again(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
 	if (lane->hold_until == 0)
 		return;
-	lane->hold_until = GetCurrentTimestamp();
+	lane->hold_until = now;
 	schedule_lane(dispatch, lane);
 }
 

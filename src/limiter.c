@@ -154,6 +154,13 @@ limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 }
 
 bool
+limiter_is_before(const LimiterPlace *place, const LimiterPlace *other)
+{
+	return place->has_turn && other->has_turn && place->slot == other->slot &&
+		(int32) (place->turn - other->turn) < 0;
+}
+
+bool
 limiter_is_stale(const LimiterPlace *place)
 {
 	return place->taken && !place->used && place->counted_at != 0 &&

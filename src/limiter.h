@@ -132,6 +132,9 @@ extern void limiter_release(const FlowServer *server, LimiterPlace *place,
 							LimiterReport report, double reset_seconds,
 							const char *reason);
 
+/* Do both wait for a turn of one app, and does the first go before the other? */
+extern bool limiter_is_before(const LimiterPlace *place, const LimiterPlace *other);
+
 /*
  * The place was given for a request that was to go out at once, and has not:
  * for max_rate, another one must be had.
