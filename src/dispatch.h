@@ -152,6 +152,7 @@ typedef struct Dispatch
 	/* the schedule */
 	dlist_head	due_sites;
 	int			num_due;		/* lanes */
+	TimestampTz advanced_to;	/* whose time has come up to then is due */
 	pairingheap *timed;
 	uint64		num_served;		/* counts places of the limiter */
 	dlist_head	untold;

@@ -229,7 +229,8 @@ lane_holds_told(Dispatch *dispatch)
 void
 lane_look_again(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
-	if (lane->hold_until == 0)
+	/* if its time has come, it looks */
+	if (lane->hold_until == 0 || lane->is_due)
 		return;
 	lane->hold_until = now;
 	schedule_lane(dispatch, lane);

@@ -139,7 +139,7 @@ schedule_lane(Dispatch *dispatch, Lane *lane)
 {
 	TimestampTz at = lane_due_at(lane);
 
-	if (at == 0)
+	if (at == 0 || (lane->is_due && at <= dispatch->advanced_to))
 	{
 		/* it keeps its turn */
 		if (!lane->is_due)
@@ -163,6 +163,7 @@ schedule_lane(Dispatch *dispatch, Lane *lane)
 static void
 schedule_advance(Dispatch *dispatch, TimestampTz now)
 {
+	dispatch->advanced_to = now;
 	while (!pairingheap_is_empty(dispatch->timed))
 	{
 		Lane	   *lane = pairingheap_container(Lane, timed_node, pairingheap_first(dispatch->timed));

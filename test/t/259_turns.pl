@@ -17,7 +17,7 @@ my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main');
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
-$session->value("DO \$\$ BEGIN FOR i IN 1..60 LOOP EXECUTE 'CREATE ROLE lane' || i; END LOOP; END \$\$");
+$session->value("DO \$\$ BEGIN FOR i IN 1..300 LOOP EXECUTE 'CREATE ROLE lane' || i; END LOOP; END \$\$");
 enqueue($session);
 until_ended($session);
 my $pid = until_dispatcher($session);
@@ -31,6 +31,26 @@ sub enqueue_lanes
 		  . "PERFORM set_config('role', 'lane' || i, true); PERFORM $call; END LOOP; END \$\$");
 	return;
 }
+
+# How often the dispatcher has written what is under way.
+sub claims
+{
+	my $before = dispatcher($session);
+	$session->value("SELECT pg_terminate_backend($before)");
+	until_dispatcher($session, $before);
+	return $session->value("SELECT n_tup_upd FROM pg_stat_user_tables WHERE relid = 'feishu.claim'::regclass");
+}
+
+# ---- lanes that have nothing to do any more ----
+
+my $claims = claims();
+enqueue_lanes(300, run_at => \"now() + '100 ms'");
+until_ended($session);
+enqueue_many($session, 1, 200);
+until_ended($session);
+$claims = claims() - $claims;
+note("feishu.claim was written $claims times for 300 flows of as many lanes, and 200 of one");
+cmp_ok($claims, '<', 170, 'lanes whose delayed flows were sent take no room from others');
 
 # ---- lanes of one app, which has few places ----
 
