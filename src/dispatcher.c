@@ -597,7 +597,11 @@ feishu_dispatcher_main(Datum main_arg)
 		/* a shutdown is nothing to log as FATAL */
 		if (stop_is_told())
 			finish_and_exit(DRAIN_MS, wait_event);
+		/* a cancel is for a transaction, and there is none */
+		HOLD_CANCEL_INTERRUPTS();
 		CHECK_FOR_INTERRUPTS();
+		RESUME_CANCEL_INTERRUPTS();
+		QueryCancelPending = false;
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
