@@ -84,6 +84,7 @@ typedef struct Lane
 	char	   *told;			/* reason that feishu.held_lane has, or NULL */
 	TimestampTz told_until;
 	AppKey		app;			/* as looked up last */
+	bool		app_is_known;	/* no mapping has changed since */
 	bool		logged;			/* the log says that it is held, or that an app
 								 * that is no longer its own is paused */
 	/* schedule.c's */

@@ -322,16 +322,18 @@ slow_poll(Work *work, TimestampTz now)
 	work->poll_at = TimestampTzPlusMilliseconds(now, feishu_guc_poll_interval);
 }
 
-/* Pauses, servers or mappings may have changed: look at all lanes again. */
+/* Servers or mappings may have changed: look at all lanes again. */
 static void
 reopen_lanes(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	discover_read_pauses(&dispatch);
 	/* the limiter, or the lookup, will say if it is still so */
 	for (int i = 0; i < dispatch.num_lanes; i++)
+	{
+		dispatch.lanes[i]->app_is_known = false;
 		lane_look_again(&dispatch, dispatch.lanes[i], now);
+	}
 }
 
 /* When the next step of something is to be done. */
@@ -394,6 +396,8 @@ do_work(Work *work, TimestampTz now)
 			work->sweep_at = next_step(sweep_step(&dispatch), now, SWEEP_DELAY_MS);
 		/* new lanes may be paused, whoever found them */
 		if (work->control || dispatch.num_lanes > num_lanes)
+			discover_read_pauses(&dispatch);
+		if (work->control)
 			reopen_lanes();
 		work->control = false;
 
@@ -479,11 +483,15 @@ static void
 ask_again(void)
 {
 	bool		pause_ended;
+	bool		place_freed;
 	TimestampTz now;
 
 	if (!limiter_is_waiting())
 		return;
 	pause_ended = limiter_pause_ended();
+	place_freed = limiter_place_freed();
+	if (!pause_ended && !place_freed)
+		return;
 	/* one time for all: who had a place last is to be the last to ask */
 	now = GetCurrentTimestamp();
 	for (int i = 0; i < dispatch.num_lanes; i++)

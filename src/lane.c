@@ -322,6 +322,7 @@ lane_note_app(Lane *lane, const AppKey *app)
 {
 	LimiterStatus status;
 
+	lane->app_is_known = true;
 	if (memcmp(&lane->app, app, sizeof(AppKey)) == 0)
 		return;
 	if (limiter_status(&lane->app, &status) &&

@@ -153,6 +153,12 @@ extern bool limiter_is_waiting(void);
  */
 extern bool limiter_pause_ended(void);
 
+/*
+ * Has a place of any app been given back since, for which somebody waits?  Then
+ * those who were told to wait for that should ask again.
+ */
+extern bool limiter_place_freed(void);
+
 /* Copy the state of an app; false when nothing is known of it. */
 extern bool limiter_status(const AppKey *key, LimiterStatus *status);
 

@@ -305,6 +305,7 @@ typedef struct FullApp
 {
 	const Lane *lane;			/* who was told to wait, first of all that wait */
 	TimestampTz retry_at;
+	LimiterPause why;
 } FullApp;
 
 static FullApp full_apps[MEMO_APPS];
@@ -329,20 +330,28 @@ find_full_app(const Dispatch *dispatch, const Lane *lane)
 	return NULL;
 }
 
-/* Such a one, which goes before this lane. */
+/* Is it for sure that a lane would be told the same? */
 static bool
-app_is_full(const Dispatch *dispatch, const Lane *lane, TimestampTz *retry_at)
+waits_like(const Lane *lane, const FullApp *full)
 {
-	const FullApp *full = find_full_app(dispatch, lane);
-
-	if (full == NULL || !limiter_is_before(&full->lane->place, &lane->place))
+	if (!lane->place.waiting || !lane->app_is_known)
 		return false;
-	*retry_at = full->retry_at;
-	return true;
+	/* a turn is given back at a pause, once */
+	if (full->why == LIMITER_BREAKER)
+		return !lane->place.has_turn;
+	return limiter_is_before(&full->lane->place, &lane->place);
+}
+
+/* Why a lane has to wait: NULL if it does not matter to users. */
+static const char *
+waits_why(LimiterPause why)
+{
+	return why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ? NULL :
+		limiter_pause_text(why);
 }
 
 static void
-note_full_app(const Dispatch *dispatch, const Lane *lane, TimestampTz retry_at)
+note_full_app(const Dispatch *dispatch, const Lane *lane, TimestampTz retry_at, LimiterPause why)
 {
 	FullApp    *full = find_full_app(dispatch, lane);
 
@@ -353,7 +362,7 @@ note_full_app(const Dispatch *dispatch, const Lane *lane, TimestampTz retry_at)
 	if (full != NULL)
 		*full = (FullApp)
 	{
-		lane, retry_at
+		lane, retry_at, why
 	};
 }
 
@@ -369,11 +378,10 @@ lane_take_places(Dispatch *dispatch, Lane *lane, const FlowServer *server)
 
 		if (limiter_acquire(server, true, &lane->place, &retry_at, &why) == LIMITER_WAIT)
 		{
-			lane_hold(dispatch, lane, retry_at,
-					  why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ? NULL :
-					  limiter_pause_text(why));
-			if (why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY)
-				note_full_app(dispatch, lane, retry_at);
+			lane_hold(dispatch, lane, retry_at, waits_why(why));
+			if (why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ||
+				why == LIMITER_BREAKER)
+				note_full_app(dispatch, lane, retry_at, why);
 			return;
 		}
 		lane->served = ++dispatch->num_served;
@@ -387,12 +395,12 @@ static FlowServer *
 lane_prepare(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
 	FlowServer *server;
-	TimestampTz retry_at;
+	const FullApp *full = find_full_app(dispatch, lane);
 
 	lane->memory_refused = false;
-	if (lane->place.waiting && app_is_full(dispatch, lane, &retry_at))
+	if (full != NULL && waits_like(lane, full))
 	{
-		lane_hold(dispatch, lane, retry_at, NULL);
+		lane_hold(dispatch, lane, full->retry_at, waits_why(full->why));
 		return NULL;
 	}
 	if (lane->hold_until != 0)

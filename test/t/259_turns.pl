@@ -9,6 +9,7 @@ use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
+use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
@@ -17,7 +18,7 @@ my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main');
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
-$session->value("DO \$\$ BEGIN FOR i IN 1..300 LOOP EXECUTE 'CREATE ROLE lane' || i; END LOOP; END \$\$");
+$session->value("DO \$\$ BEGIN FOR i IN 1..1000 LOOP EXECUTE 'CREATE ROLE lane' || i; END LOOP; END \$\$");
 enqueue($session);
 until_ended($session);
 my $pid = until_dispatcher($session);
@@ -30,6 +31,13 @@ sub enqueue_lanes
 	$session->value("DO \$\$ BEGIN FOR i IN 1..$lanes LOOP "
 		  . "PERFORM set_config('role', 'lane' || i, true); PERFORM $call; END LOOP; END \$\$");
 	return;
+}
+
+# Seconds of a processor that a process has used.
+sub processor_seconds
+{
+	my @fields = split ' ', slurp_file("/proc/$_[0]/stat");
+	return ($fields[13] + $fields[14]) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
 }
 
 # How often the dispatcher has written what is under way.
@@ -76,5 +84,33 @@ foreach my $limit ([ max_concurrency => '1' ], [ max_concurrency => '2' ], [ max
 	# 50 at once, the others in two seconds
 	cmp_ok($took, '<', 5 * $FeishuFlow::SLOW, '... and what max_rate allows is used') if $option eq 'max_rate';
 }
+
+# ---- lanes of a server that does not answer ----
+
+my $slow = FeishuFlow::Mock->start;
+create_server($node, 'slow', { base_url => $slow->url });
+$session->value('SELECT feishu.purge_flows(now())');
+enqueue($session, server => 'slow');
+until_ended($session);
+$slow->fault(type => 'reset');
+enqueue_lanes(1000, server => 'slow');
+until_true($session, 'its breaker is open', "SELECT pause_reason IS NOT NULL FROM feishu.dispatch_status WHERE server = 'slow'");
+$slow->mark;
+$slow->fault(type => 'hang');
+$slow->wait_for(1, kind => 'execute');
+$pid = until_dispatcher($session);
+my $used = processor_seconds($pid);
+for (1 .. 50)
+{
+	my $id = enqueue($session);
+	$session->value("SELECT feishu.wait_flow($id)");
+}
+$used = processor_seconds($pid) - $used;
+note("$used s of a processor for 50 flows beside lanes that wait for a probe");
+cmp_ok($used, '<', 0.5 * $FeishuFlow::SLOW, 'lanes that wait for the probe of a breaker are not asked about at each turn');
+$slow->well;
+$session->value("SELECT pg_terminate_backend($pid)");
+until_ended($session);
+is(ends($session, "server = 'slow'"), 'succeeded 1001', '... and all are sent when it answers');
 
 done_testing();
