@@ -175,13 +175,17 @@ limiter_is_waiting(void)
 	return num_waiting > 0;
 }
 
-/* Has a counter changed since it was seen last? */
+/* Has a counter changed since it was seen last?  A change that comes after this
+ * look sets the latch. */
 static bool
 has_changed(pg_atomic_uint32 *counter, uint32 *seen)
 {
-	uint32		now = pg_atomic_read_u32(counter);
-	bool		changed = now != *seen;
+	uint32		now;
+	bool		changed;
 
+	wakeup_look();
+	now = pg_atomic_read_u32(counter);
+	changed = now != *seen;
 	*seen = now;
 	return changed;
 }
