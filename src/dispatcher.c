@@ -517,6 +517,7 @@ read_clock(Work *work)
 	{
 		sweep_begin_anew();
 		work->poll_at = now;
+		work->retry_at = Min(work->retry_at, now);
 		work->claimed_at = Min(work->claimed_at, now);
 		dispatch.ended_since = Min(dispatch.ended_since, now);
 	}
