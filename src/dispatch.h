@@ -202,6 +202,7 @@ extern Lane *lane_get(Dispatch *dispatch, const char *server, Oid roleid);
 /* lane.c: what is to be looked at: a row by its id (or not any more), a delayed
  * row at its time, all rows above the cursor */
 extern void lane_expect_row(Dispatch *dispatch, Lane *lane, int64 id);
+extern void lane_give_back(Dispatch *dispatch, Lane *lane, int64 id);	/* does not throw */
 extern void lane_forget_row(Dispatch *dispatch, Lane *lane, int64 id);
 extern void lane_expect_due(Dispatch *dispatch, Lane *lane, TimestampTz next_at);
 extern void lane_expect_more(Dispatch *dispatch, Lane *lane);

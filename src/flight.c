@@ -421,11 +421,14 @@ flight_end(Dispatch *dispatch, Flight *flight)
 	if (dispatch->num_ended++ == 0)
 		dispatch->ended_since = GetCurrentTimestamp();
 	dlist_push_tail(&dispatch->ended, &flight->node);
+	/* it waits again, and may have been stepped over as it was in flight */
+	if (flight->state == 'q')
+		maintain_expect(flight->expires_at);
 	if (flight->silent)
 	{
 		flight_leave_lane(flight);
 		if (!flight->is_behind)
-			lane_expect_row(dispatch, flight->lane, flight->id);
+			lane_give_back(dispatch, flight->lane, flight->id);
 	}
 	else if (flight->state == 'q')
 		lane_expect_due(dispatch, flight->lane, flight->next_at);
@@ -435,7 +438,7 @@ void
 flight_undo(Dispatch *dispatch, Flight *flight)
 {
 	flight_uncount(dispatch, flight);
-	lane_expect_row(dispatch, flight->lane, flight->id);
+	lane_give_back(dispatch, flight->lane, flight->id);
 	flight_free(dispatch, flight);
 }
 
@@ -527,7 +530,7 @@ flight_undo_turn(Dispatch *dispatch)
 			continue;
 		dlist_delete(&flight->node);
 		dispatch->num_ended--;
-		lane_expect_row(dispatch, flight->lane, flight->id);
+		lane_give_back(dispatch, flight->lane, flight->id);
 		flight_free(dispatch, flight);
 	}
 }
