@@ -257,6 +257,7 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 		flight_make(dispatch, lane, row);
 	lane->ready.num -= take;
 	memmove(lane->ready.ids, lane->ready.ids + take, lane->ready.num * sizeof(int64));
+	schedule_lane(dispatch, lane);
 }
 
 /*

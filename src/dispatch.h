@@ -77,13 +77,14 @@ typedef struct Lane
 	int			postponed;		/* rows that could not be prepared now, in a row */
 	TimestampTz postponed_told; /* when the log had a line of that */
 	LimiterPlace place;			/* its turn, while the app has no place */
-	bool		behind;			/* held since another lane of its app waits */
+	uint64		served;			/* when it had a place last, by num_served */
 	bool		paused;			/* by pause_server */
 	TimestampTz hold_until;		/* 0: not held */
 	char	   *reason;			/* why held, NULL when not worth telling */
 	char	   *told;			/* reason that feishu.held_lane has, or NULL */
 	TimestampTz told_until;
 	AppKey		app;			/* as looked up last */
+	bool		app_is_known;	/* no mapping has changed since */
 	bool		logged;			/* the log says that it is held, or that an app
 								 * that is no longer its own is paused */
 	/* schedule.c's */
@@ -152,7 +153,9 @@ typedef struct Dispatch
 	/* the schedule */
 	dlist_head	due_sites;
 	int			num_due;		/* lanes */
+	TimestampTz advanced_to;	/* whose time has come up to then is due */
 	pairingheap *timed;
+	uint64		num_served;		/* counts places of the limiter */
 	dlist_head	untold;
 	dlist_head	want_memory;	/* lanes, who came first is first */
 	/* flights */
@@ -199,6 +202,7 @@ extern Lane *lane_get(Dispatch *dispatch, const char *server, Oid roleid);
 /* lane.c: what is to be looked at: a row by its id (or not any more), a delayed
  * row at its time, all rows above the cursor */
 extern void lane_expect_row(Dispatch *dispatch, Lane *lane, int64 id);
+extern void lane_give_back(Dispatch *dispatch, Lane *lane, int64 id);	/* does not throw */
 extern void lane_forget_row(Dispatch *dispatch, Lane *lane, int64 id);
 extern void lane_expect_due(Dispatch *dispatch, Lane *lane, TimestampTz next_at);
 extern void lane_expect_more(Dispatch *dispatch, Lane *lane);
@@ -218,8 +222,8 @@ extern void lane_holds_told(Dispatch *dispatch);
 /* lane.c: pause_server, or resume_server */
 extern void lane_set_paused(Dispatch *dispatch, Lane *lane, bool paused);
 
-/* lane.c: lanes that are held look again if that is still so */
-extern void lane_look_again(Dispatch *dispatch, Lane *lane);
+/* lane.c: a lane that is held looks again if that is still so */
+extern void lane_look_again(Dispatch *dispatch, Lane *lane, TimestampTz now);
 
 /* lane.c: the server and credentials, or NULL, with the lane held; as claim.c */
 extern FlowServer *lane_lookup_server(Dispatch *dispatch, Lane *lane);

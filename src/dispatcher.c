@@ -322,14 +322,18 @@ slow_poll(Work *work, TimestampTz now)
 	work->poll_at = TimestampTzPlusMilliseconds(now, feishu_guc_poll_interval);
 }
 
-/* Pauses, servers or mappings may have changed: look at all lanes again. */
+/* Servers or mappings may have changed: look at all lanes again. */
 static void
 reopen_lanes(void)
 {
-	discover_read_pauses(&dispatch);
+	TimestampTz now = GetCurrentTimestamp();
+
 	/* the limiter, or the lookup, will say if it is still so */
 	for (int i = 0; i < dispatch.num_lanes; i++)
-		lane_look_again(&dispatch, dispatch.lanes[i]);
+	{
+		dispatch.lanes[i]->app_is_known = false;
+		lane_look_again(&dispatch, dispatch.lanes[i], now);
+	}
 }
 
 /* When the next step of something is to be done. */
@@ -392,6 +396,8 @@ do_work(Work *work, TimestampTz now)
 			work->sweep_at = next_step(sweep_step(&dispatch), now, SWEEP_DELAY_MS);
 		/* new lanes may be paused, whoever found them */
 		if (work->control || dispatch.num_lanes > num_lanes)
+			discover_read_pauses(&dispatch);
+		if (work->control)
 			reopen_lanes();
 		work->control = false;
 
@@ -477,16 +483,23 @@ static void
 ask_again(void)
 {
 	bool		pause_ended;
+	bool		place_freed;
+	TimestampTz now;
 
 	if (!limiter_is_waiting())
 		return;
 	pause_ended = limiter_pause_ended();
+	place_freed = limiter_place_freed();
+	if (!pause_ended && !place_freed)
+		return;
+	/* one time for all: who had a place last is to be the last to ask */
+	now = GetCurrentTimestamp();
 	for (int i = 0; i < dispatch.num_lanes; i++)
 	{
 		Lane	   *lane = dispatch.lanes[i];
 
 		if (lane->place.waiting && (pause_ended || TIMESTAMP_IS_NOEND(lane->hold_until)))
-			lane_look_again(&dispatch, lane);
+			lane_look_again(&dispatch, lane, now);
 	}
 }
 
@@ -504,6 +517,7 @@ read_clock(Work *work)
 	{
 		sweep_begin_anew();
 		work->poll_at = now;
+		work->retry_at = Min(work->retry_at, now);
 		work->claimed_at = Min(work->claimed_at, now);
 		dispatch.ended_since = Min(dispatch.ended_since, now);
 	}
@@ -592,7 +606,11 @@ feishu_dispatcher_main(Datum main_arg)
 		/* a shutdown is nothing to log as FATAL */
 		if (stop_is_told())
 			finish_and_exit(DRAIN_MS, wait_event);
+		/* a cancel is for a transaction, and there is none */
+		HOLD_CANCEL_INTERRUPTS();
 		CHECK_FOR_INTERRUPTS();
+		RESUME_CANCEL_INTERRUPTS();
+		QueryCancelPending = false;
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;

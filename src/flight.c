@@ -172,8 +172,9 @@ give_memory_back(Dispatch *dispatch, Flight *flight)
 	if (dispatch->beyond == flight)
 		dispatch->beyond = NULL;
 	if (!dlist_is_empty(&dispatch->want_memory))
-		lane_look_again(dispatch, dlist_container(Lane, memory_node,
-												  dlist_head_node(&dispatch->want_memory)));
+		lane_look_again(dispatch,
+						dlist_container(Lane, memory_node, dlist_head_node(&dispatch->want_memory)),
+						GetCurrentTimestamp());
 }
 
 /* A jsonb column, copied to the current context, or NULL. */
@@ -420,11 +421,14 @@ flight_end(Dispatch *dispatch, Flight *flight)
 	if (dispatch->num_ended++ == 0)
 		dispatch->ended_since = GetCurrentTimestamp();
 	dlist_push_tail(&dispatch->ended, &flight->node);
+	/* it waits again, and may have been stepped over as it was in flight */
+	if (flight->state == 'q')
+		maintain_expect(flight->expires_at);
 	if (flight->silent)
 	{
 		flight_leave_lane(flight);
 		if (!flight->is_behind)
-			lane_expect_row(dispatch, flight->lane, flight->id);
+			lane_give_back(dispatch, flight->lane, flight->id);
 	}
 	else if (flight->state == 'q')
 		lane_expect_due(dispatch, flight->lane, flight->next_at);
@@ -434,7 +438,7 @@ void
 flight_undo(Dispatch *dispatch, Flight *flight)
 {
 	flight_uncount(dispatch, flight);
-	lane_expect_row(dispatch, flight->lane, flight->id);
+	lane_give_back(dispatch, flight->lane, flight->id);
 	flight_free(dispatch, flight);
 }
 
@@ -526,7 +530,7 @@ flight_undo_turn(Dispatch *dispatch)
 			continue;
 		dlist_delete(&flight->node);
 		dispatch->num_ended--;
-		lane_expect_row(dispatch, flight->lane, flight->id);
+		lane_give_back(dispatch, flight->lane, flight->id);
 		flight_free(dispatch, flight);
 	}
 }

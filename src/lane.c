@@ -93,27 +93,48 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 
 /* ---------- What there is to do ---------- */
 
-void
-lane_expect_row(Dispatch *dispatch, Lane *lane, int64 id)
+/* Add an id to a list, unless it is there; false without memory, with MCXT_ALLOC_NO_OOM. */
+static bool
+list_add(Dispatch *dispatch, IdList *list, int64 id, int flags)
 {
-	IdList	   *list = &lane->ready;
-
 	for (int i = 0; i < list->num; i++)
 	{
 		if (list->ids[i] == id)
-			return;
+			return true;
 	}
 	if (list->num == list->max)
 	{
 		int			max = Max(16, list->max * 2);
+		int64	   *ids = MemoryContextAllocExtended(dispatch->context, max * sizeof(int64), flags);
 
-		list->ids = list->ids ?
-			repalloc(list->ids, max * sizeof(int64)) :
-			MemoryContextAlloc(dispatch->context, max * sizeof(int64));
+		if (ids == NULL)
+			return false;
+		if (list->ids != NULL)
+		{
+			memcpy(ids, list->ids, list->num * sizeof(int64));
+			pfree(list->ids);
+		}
+		list->ids = ids;
 		list->max = max;
 	}
 	list->ids[list->num++] = id;
+	return true;
+}
+
+void
+lane_expect_row(Dispatch *dispatch, Lane *lane, int64 id)
+{
+	(void) list_add(dispatch, &lane->ready, id, 0);
 	schedule_lane(dispatch, lane);
+}
+
+void
+lane_give_back(Dispatch *dispatch, Lane *lane, int64 id)
+{
+	if (list_add(dispatch, &lane->ready, id, MCXT_ALLOC_NO_OOM))
+		schedule_lane(dispatch, lane);
+	else
+		lane_reopen(dispatch, lane, id);
 }
 
 void
@@ -229,11 +250,12 @@ lane_holds_told(Dispatch *dispatch)
 }
 
 void
-lane_look_again(Dispatch *dispatch, Lane *lane)
+lane_look_again(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
-	if (lane->hold_until == 0)
+	/* if its time has come, it looks */
+	if (lane->hold_until == 0 || lane->is_due)
 		return;
-	lane->hold_until = GetCurrentTimestamp();
+	lane->hold_until = now;
 	schedule_lane(dispatch, lane);
 }
 
@@ -323,6 +345,7 @@ lane_note_app(Lane *lane, const AppKey *app)
 {
 	LimiterStatus status;
 
+	lane->app_is_known = true;
 	if (memcmp(&lane->app, app, sizeof(AppKey)) == 0)
 		return;
 	if (limiter_status(&lane->app, &status) &&

@@ -42,6 +42,7 @@
 
 static int	num_waiting = 0;	/* places of this process that wait */
 static uint32 ends_seen = 0;	/* by limiter_pause_ended */
+static uint32 frees_seen = 0;	/* by limiter_place_freed */
 
 
 /* ---------- Places ---------- */
@@ -154,6 +155,13 @@ limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 }
 
 bool
+limiter_is_before(const LimiterPlace *place, const LimiterPlace *other)
+{
+	return place->has_turn && other->has_turn && place->slot == other->slot &&
+		(int32) (place->turn - other->turn) < 0;
+}
+
+bool
 limiter_is_stale(const LimiterPlace *place)
 {
 	return place->taken && !place->used && place->counted_at != 0 &&
@@ -167,17 +175,33 @@ limiter_is_waiting(void)
 	return num_waiting > 0;
 }
 
+/* Has a counter changed since it was seen last?  A change that comes after this
+ * look sets the latch. */
+static bool
+has_changed(pg_atomic_uint32 *counter, uint32 *seen)
+{
+	uint32		now;
+	bool		changed;
+
+	wakeup_look();
+	now = pg_atomic_read_u32(counter);
+	changed = now != *seen;
+	*seen = now;
+	return changed;
+}
+
 bool
 limiter_pause_ended(void)
 {
-	uint32		ends;
-
 	limiter_ensure();
-	ends = pg_atomic_read_u32(&limiter->ends);
-	if (ends == ends_seen)
-		return false;
-	ends_seen = ends;
-	return true;
+	return has_changed(&limiter->ends, &ends_seen);
+}
+
+bool
+limiter_place_freed(void)
+{
+	limiter_ensure();
+	return has_changed(&limiter->frees, &frees_seen);
 }
 
 /* Tell those who wait that a pause has ended early. */
@@ -287,7 +311,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 	if (changes & (GATE_CLOSED | GATE_RESUMED))
 		tell_pause_ended();
 	else if (wake)
-		wakeup_broadcast();
+		limiter_tell_free();
 	if (changes != 0)
 		log_changes(server->name, changes, stop, reason, wait_s);
 }
@@ -310,7 +334,7 @@ limiter_abandon(LimiterPlace *place)
 	}
 	place_forget(place);
 	if (wake)
-		wakeup_broadcast();
+		limiter_tell_free();
 }
 
 

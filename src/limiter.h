@@ -132,6 +132,9 @@ extern void limiter_release(const FlowServer *server, LimiterPlace *place,
 							LimiterReport report, double reset_seconds,
 							const char *reason);
 
+/* Do both wait for a turn of one app, and does the first go before the other? */
+extern bool limiter_is_before(const LimiterPlace *place, const LimiterPlace *other);
+
 /*
  * The place was given for a request that was to go out at once, and has not:
  * for max_rate, another one must be had.
@@ -149,6 +152,12 @@ extern bool limiter_is_waiting(void);
  * places that wait should ask again, whatever their retry_at.
  */
 extern bool limiter_pause_ended(void);
+
+/*
+ * Has a place of any app been given back since, for which somebody waits?  Then
+ * those who were told to wait for that should ask again.
+ */
+extern bool limiter_place_freed(void);
 
 /* Copy the state of an app; false when nothing is known of it. */
 extern bool limiter_status(const AppKey *key, LimiterStatus *status);

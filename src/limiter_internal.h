@@ -31,6 +31,7 @@ typedef struct Limiter
 {
 	LWLock	   *lock;			/* NULL: not shared */
 	pg_atomic_uint32 ends;		/* of pauses that ended early */
+	pg_atomic_uint32 frees;		/* places given back for which somebody waits */
 	pg_atomic_uint64 loss_logged_at;
 	pg_atomic_uint64 unlimited_logged_at;
 	/* limiter_keep.c */
@@ -52,6 +53,7 @@ extern void limiter_ensure(void);
 extern int	limiter_slot_find(const AppKey *key);
 extern int	limiter_slot_find_or_add(const FlowServer *server);
 extern void limiter_slot_hold(int slot, int places, int turns);
+extern void limiter_tell_free(void);
 extern void limiter_log_losses(void);
 
 static inline void

@@ -82,6 +82,7 @@ limiter_init(Limiter *memory, LWLockPadded *locks, int num_slots)
 		memory->file_lock = &locks[1].lock;
 	}
 	pg_atomic_init_u32(&memory->ends, 0);
+	pg_atomic_init_u32(&memory->frees, 0);
 	pg_atomic_init_u64(&memory->loss_logged_at, 0);
 	pg_atomic_init_u64(&memory->unlimited_logged_at, 0);
 	pg_atomic_init_u32(&memory->keep_asked, 0);
@@ -121,6 +122,14 @@ limiter_startup_shmem(void)
 		limiter_restore();
 }
 
+/* Tell those who wait that a place was given back. */
+void
+limiter_tell_free(void)
+{
+	pg_atomic_fetch_add_u32(&limiter->frees, 1);
+	wakeup_broadcast();
+}
+
 /* At the exit of a process: give back what it still holds. */
 static void
 limiter_on_exit(int code, Datum arg)
@@ -135,7 +144,7 @@ limiter_on_exit(int code, Datum arg)
 		gate_forget_process(&slot->gate, MyProcPid, held[i].places, held[i].turns);
 		SpinLockRelease(&slot->mutex);
 		held[i].places = held[i].turns = 0;
-		wakeup_broadcast();
+		limiter_tell_free();
 	}
 }
 

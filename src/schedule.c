@@ -46,14 +46,19 @@
 
 /* ---------- Who is due ---------- */
 
-/* Who is due first is the heap's greatest. */
+/*
+ * Who is due first is the heap's greatest.  Of those that are due at one time, as
+ * all are that wait for places of an app, who had a place last comes last.
+ */
 static int
 compare_timed(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
-	TimestampTz at_a = pairingheap_const_container(Lane, timed_node, a)->timed_at;
-	TimestampTz at_b = pairingheap_const_container(Lane, timed_node, b)->timed_at;
+	const Lane *left = pairingheap_const_container(Lane, timed_node, a);
+	const Lane *right = pairingheap_const_container(Lane, timed_node, b);
 
-	return at_a < at_b ? 1 : at_a > at_b ? -1 : 0;
+	if (left->timed_at != right->timed_at)
+		return left->timed_at < right->timed_at ? 1 : -1;
+	return left->served < right->served ? 1 : left->served > right->served ? -1 : 0;
 }
 
 void
@@ -135,7 +140,7 @@ schedule_lane(Dispatch *dispatch, Lane *lane)
 {
 	TimestampTz at = lane_due_at(lane);
 
-	if (at == 0)
+	if (at == 0 || (lane->is_due && at <= dispatch->advanced_to))
 	{
 		/* it keeps its turn */
 		if (!lane->is_due)
@@ -159,6 +164,7 @@ schedule_lane(Dispatch *dispatch, Lane *lane)
 static void
 schedule_advance(Dispatch *dispatch, TimestampTz now)
 {
+	dispatch->advanced_to = now;
 	while (!pairingheap_is_empty(dispatch->timed))
 	{
 		Lane	   *lane = pairingheap_container(Lane, timed_node, pairingheap_first(dispatch->timed));
@@ -298,39 +304,66 @@ choose_lanes(Dispatch *dispatch, TimestampTz now, Lane **lanes)
 
 typedef struct FullApp
 {
-	const Site *site;			/* whose limits these are */
-	AppKey		app;
+	const Lane *lane;			/* who was told to wait, first of all that wait */
 	TimestampTz retry_at;
+	LimiterPause why;
 } FullApp;
 
 static FullApp full_apps[MEMO_APPS];
 static int	num_full_apps;
 static uint64 full_apps_turn;	/* the transaction in which they were */
 
-/* Another lane of the same app was told in this transaction to wait. */
-static bool
-app_is_full(const Dispatch *dispatch, const Lane *lane, TimestampTz *retry_at)
+/* That another lane of the app, with the same limits, was told in this transaction
+ * to wait; or NULL. */
+static FullApp *
+find_full_app(const Dispatch *dispatch, const Lane *lane)
 {
 	if (full_apps_turn != dispatch->turn)
 		num_full_apps = 0;
 	full_apps_turn = dispatch->turn;
 	for (int i = 0; i < num_full_apps; i++)
 	{
-		*retry_at = full_apps[i].retry_at;
-		if (full_apps[i].site == lane->site &&
-			memcmp(&full_apps[i].app, &lane->app, sizeof(AppKey)) == 0)
-			return true;
+		const Lane *other = full_apps[i].lane;
+
+		if (other->site == lane->site && memcmp(&other->app, &lane->app, sizeof(AppKey)) == 0)
+			return &full_apps[i];
 	}
-	return false;
+	return NULL;
+}
+
+/* Is it for sure that a lane would be told the same? */
+static bool
+waits_like(const Lane *lane, const FullApp *full)
+{
+	if (!lane->place.waiting || !lane->app_is_known)
+		return false;
+	/* a turn is given back at a pause, once */
+	if (full->why == LIMITER_BREAKER)
+		return !lane->place.has_turn;
+	return limiter_is_before(&full->lane->place, &lane->place);
+}
+
+/* Why a lane has to wait: NULL if it does not matter to users. */
+static const char *
+waits_why(LimiterPause why)
+{
+	return why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ? NULL :
+		limiter_pause_text(why);
 }
 
 static void
-note_full_app(const Lane *lane, TimestampTz retry_at)
+note_full_app(const Dispatch *dispatch, const Lane *lane, TimestampTz retry_at, LimiterPause why)
 {
-	if (num_full_apps < MEMO_APPS)
-		full_apps[num_full_apps++] = (FullApp)
+	FullApp    *full = find_full_app(dispatch, lane);
+
+	if (full == NULL && num_full_apps < MEMO_APPS)
+		full = &full_apps[num_full_apps++];
+	else if (full != NULL && limiter_is_before(&full->lane->place, &lane->place))
+		return;
+	if (full != NULL)
+		*full = (FullApp)
 	{
-		lane->site, lane->app, retry_at
+		lane, retry_at, why
 	};
 }
 
@@ -346,13 +379,13 @@ lane_take_places(Dispatch *dispatch, Lane *lane, const FlowServer *server)
 
 		if (limiter_acquire(server, true, &lane->place, &retry_at, &why) == LIMITER_WAIT)
 		{
-			lane_hold(dispatch, lane, retry_at,
-					  why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ? NULL :
-					  limiter_pause_text(why));
-			if (why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY)
-				note_full_app(lane, retry_at);
+			lane_hold(dispatch, lane, retry_at, waits_why(why));
+			if (why == LIMITER_MAX_RATE || why == LIMITER_MAX_CONCURRENCY ||
+				why == LIMITER_BREAKER)
+				note_full_app(dispatch, lane, retry_at, why);
 			return;
 		}
+		lane->served = ++dispatch->num_served;
 		lane->places[lane->num_places++] = lane->place;
 		memset(&lane->place, 0, sizeof(lane->place));
 	}
@@ -363,12 +396,12 @@ static FlowServer *
 lane_prepare(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
 	FlowServer *server;
-	TimestampTz retry_at;
+	const FullApp *full = find_full_app(dispatch, lane);
 
 	lane->memory_refused = false;
-	if (lane->place.waiting && app_is_full(dispatch, lane, &retry_at))
+	if (full != NULL && waits_like(lane, full))
 	{
-		lane_hold(dispatch, lane, retry_at, NULL);
+		lane_hold(dispatch, lane, full->retry_at, waits_why(full->why));
 		return NULL;
 	}
 	if (lane->hold_until != 0)

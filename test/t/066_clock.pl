@@ -78,6 +78,19 @@ ok(until_dispatcher($session, $first), 'a dispatcher that failed is started agai
 ok(until_state($session, enqueue($session), 'succeeded'), '... and sends');
 unlink "$dir/an_hour_earlier";
 
+# ---- a dispatcher that fails tries again ----
+
+$first = until_dispatcher($session);
+$log = -s $node->logfile;
+$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
+$id = enqueue($session);
+wait_until('it fails', sub { slurp_file($node->logfile, $log) =~ /could not work on the queue, and tries again/ });
+append_to_file("$dir/an_hour_earlier", '');
+$session->value('ALTER TABLE feishu.claim DROP CONSTRAINT broken');
+ok(until_state($session, $id, 'succeeded'), 'a dispatcher that fails tries again, and does not wait for a clock that was set back');
+is(dispatcher($session), $first, '... it goes on');
+unlink "$dir/an_hour_earlier";
+
 # ---- trials of an app that is paused ----
 
 # Its flows are tried again at that time, and not before; there is a poll each second.

@@ -79,6 +79,23 @@ started_once($mock, 30, '... and none is sent twice');
 is(dispatcher($session), $pid, '... the dispatcher goes on');
 is(log_lines(qr/works on the queue again/), 1, '... and says so');
 
+# A cancel that comes when there is no transaction has nothing to cancel.
+$session->value('SELECT feishu.purge_flows(now())');
+begin_anew($mock, $session);
+$mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
+enqueue_many($session, 1, 20);
+$mock->wait_for(20, kind => 'execute');
+foreach (1 .. 5)
+{
+	$session->value("SELECT pg_cancel_backend($pid), pg_sleep(0.02)");
+}
+$mock->release;
+until_ended($session);
+is(ends($session), 'succeeded 20', 'a cancel between transactions is no trouble');
+is($session->value('SELECT DISTINCT attempts FROM feishu.flows'), 1, '... no attempt is counted twice');
+is(dispatcher($session), $pid, '... the dispatcher goes on');
+$mock->well;
+
 # ---- an end that cannot be written ----
 
 $session->value('SELECT feishu.purge_flows(now())');
