@@ -134,7 +134,7 @@ lane_give_back(Dispatch *dispatch, Lane *lane, int64 id)
 	if (list_add(dispatch, &lane->ready, id, MCXT_ALLOC_NO_OOM))
 		schedule_lane(dispatch, lane);
 	else
-		lane_reopen(dispatch, lane, id);
+		lane_reopen(dispatch, lane, id, 0);
 }
 
 void
