@@ -453,7 +453,8 @@ try_work(Work *work, TimestampTz now)
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(dispatch.scratch);
 		flight_undo_turn(&dispatch);
-		dispatch.record_singly |= record_is_lasting(error->sqlerrcode);
+		/* what keeps one end from being written may not concern the others */
+		dispatch.record_singly |= record_is_lasting(error->sqlerrcode) || before.failures > 0;
 		*work = before;
 		/* of what was looked at nothing is known */
 		sweep_begin_anew();

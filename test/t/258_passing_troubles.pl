@@ -120,6 +120,23 @@ begin_anew($mock, $session);
 $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 @ids = map { enqueue($session, params => qq({"n": $_})) } 1 .. 3;
 $mock->wait_for(3, kind => 'execute');
+$session->value(<<"END");
+CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not this one''; END';
+CREATE TRIGGER refuse BEFORE UPDATE ON feishu.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.refuse()
+END
+$mock->release;
+until_ended($session, "id <> $ids[1]");
+is(ends($session), 'sending 1, succeeded 2', 'an end that cannot be written for now keeps no other from being written');
+$mock->well;
+$session->value('DROP TRIGGER refuse ON feishu.outbox');
+until_ended($session);
+started_once($mock, 3, '... and is written when it can be');
+
+$session->value('SELECT feishu.purge_flows(now())');
+begin_anew($mock, $session);
+$mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
+@ids = map { enqueue($session, params => qq({"n": $_})) } 1 .. 3;
+$mock->wait_for(3, kind => 'execute');
 $session->value("DELETE FROM feishu.outbox WHERE id = $ids[1]");
 $mock->release;
 until_ended($session);
