@@ -46,8 +46,12 @@
 /* A key that had fewer ends is not worth the trouble. */
 #define FLOOR_MIN_ENDS		4
 
-/* Statements know of the floors as they were so long ago, if none was lowered. */
+/*
+ * Statements know of the floors as they were so long ago, or before so many ends
+ * and twice as many as there are keys, if none was lowered.
+ */
 #define FLOOR_DELAY_MS		100
+#define FLOOR_DELAY_ENDS	16
 
 typedef struct KeyFloor
 {
@@ -68,6 +72,8 @@ static Jsonb *shown = NULL;
 static MemoryContext shown_context = NULL;
 static TimestampTz shown_at = 0;
 static bool shown_is_stale = true;
+static int	num_shown = 0;		/* keys */
+static int	ends_since = 0;		/* since then */
 
 /* The entry of a key; NULL if there is none, and none is to be made. */
 static KeyFloor *
@@ -116,6 +122,7 @@ note_end(Dispatch *dispatch, const OrderingKey *key, int64 floor)
 	entry->floor = floor;
 	entry->ends++;
 	entry->used = ++use_count;
+	ends_since++;
 	highest_floor = Max(highest_floor, floor);
 }
 
@@ -149,7 +156,7 @@ ordering_floors(Dispatch *dispatch)
 	MemoryContext old_context;
 	JsonbInState state = {0};
 
-	if (!shown_is_stale && now >= shown_at &&
+	if (!shown_is_stale && ends_since < FLOOR_DELAY_ENDS + 2 * num_shown && now >= shown_at &&
 		now < TimestampTzPlusMilliseconds(shown_at, FLOOR_DELAY_MS))
 		return JsonbPGetDatum(shown);
 
@@ -157,6 +164,7 @@ ordering_floors(Dispatch *dispatch)
 		shown_context = AllocSetContextCreate(dispatch->context, "feishu_flow ordering keys",
 											  ALLOCSET_SMALL_SIZES);
 	shown_is_stale = true;
+	num_shown = ends_since = 0;
 	MemoryContextReset(shown_context);
 	old_context = MemoryContextSwitchTo(shown_context);
 	feishu_jsonb_push(&state, WJB_BEGIN_OBJECT, NULL);
@@ -166,6 +174,7 @@ ordering_floors(Dispatch *dispatch)
 
 		if (entry->ends < FLOOR_MIN_ENDS)
 			continue;
+		num_shown++;
 		push_string(&state, WJB_KEY, psprintf("%u\n%s\n%s", entry->roleid, entry->key, entry->server));
 		push_string(&state, WJB_VALUE, psprintf(INT64_FORMAT, entry->floor));
 	}
