@@ -69,12 +69,15 @@ ids_array(const int64 *ids, int num)
 static Datum
 all_ids_array(Dispatch *dispatch)
 {
-	dlist_head *lists[3] = {&dispatch->claimed, &dispatch->flights, &dispatch->ended};
-	int64	   *ids = palloc((dispatch->num_flights + dispatch->num_ended + 1) * sizeof(int64));
+	dlist_head *lists[] = {
+		&dispatch->claimed, &dispatch->flights, &dispatch->ended, &dispatch->stuck
+	};
+	int64	   *ids = palloc((dispatch->num_flights + dispatch->num_ended + dispatch->num_stuck + 1) *
+							 sizeof(int64));
 	int			num = 0;
 	dlist_iter	iter;
 
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < (int) lengthof(lists); i++)
 	{
 		dlist_foreach(iter, lists[i])
 		{
@@ -316,7 +319,8 @@ claim_next(Dispatch *dispatch, Lane **lanes, const int *limits, int num_lanes)
 
 	for (int i = 0; i < 4; i++)
 		columns[i] = palloc(num_lanes * sizeof(Datum));
-	ids = palloc((dispatch->num_flights + dispatch->num_ended + 1) * sizeof(Datum));
+	ids = palloc((dispatch->num_flights + dispatch->num_ended + dispatch->num_stuck + 1) *
+				 sizeof(Datum));
 	for (int i = 0; i < num_lanes; i++)
 	{
 		dlist_iter	iter;

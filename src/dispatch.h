@@ -171,6 +171,12 @@ typedef struct Dispatch
 	int			num_ended;
 	TimestampTz ended_since;	/* the first of them */
 	bool		record_singly;	/* one by one: all at once failed */
+	dlist_head	stuck;			/* ended, and something about the row keeps the
+								 * end from being written */
+	int			num_stuck;
+	TimestampTz stuck_until;	/* then it is tried again */
+	bool		stuck_alone;	/* no other end could be written since */
+	uint64		stuck_turn;		/* the transaction that tried again last */
 	int64		last_id;		/* given out last, when we looked */
 } Dispatch;
 
@@ -279,6 +285,10 @@ extern void flight_take_ended(Dispatch *dispatch);
 /* flight.c: flights of which nothing was sent yet end as if never begun */
 extern void flight_give_back_unsent(Dispatch *dispatch);
 
+/* flight.c: an end that cannot be written holds up no other; and try those again */
+extern void flight_set_aside(Dispatch *dispatch, Flight *flight);
+extern void flight_take_back_stuck(Dispatch *dispatch);
+
 /* flight.c: after a commit, forget the flights whose ends are recorded; after an
  * abort, undo those that it claimed */
 extern void flight_forget_recorded(Dispatch *dispatch);
@@ -357,7 +367,7 @@ extern void claim_write_ids(Dispatch *dispatch);
 extern void claim_rows(Dispatch *dispatch, Lane **lanes, int num);
 
 /* record.c; likewise */
-extern bool record_ended(Dispatch *dispatch);
+extern void record_ended(Dispatch *dispatch);
 extern void record_holds(Dispatch *dispatch);
 extern bool record_is_lasting(int sqlstate);
 extern void record_unreadable(Dispatch *dispatch, Lane *lane, int64 id,

@@ -100,6 +100,9 @@ static Dispatch dispatch;
 /* Where the last commit ends that did not wait for the disk. */
 static XLogRecPtr unflushed = InvalidXLogRecPtr;
 
+/* The transaction that try_work began has committed. */
+static bool committed;
+
 /* Who we are outside begin_work and end_work. */
 static SqlCaller caller;
 
@@ -158,6 +161,7 @@ end_work(bool durable)
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
 								 true, 0, false);
 	CommitTransactionCommand();
+	committed = true;
 	if (!durable)
 		unflushed = XactLastCommitEnd;
 	pgstat_report_stat(false);
@@ -248,11 +252,12 @@ static void
 finish_and_exit(int drain_ms, uint32 wait_event)
 {
 	drain(drain_ms, wait_event);
+	flight_take_back_stuck(&dispatch);
 	if (dispatch.num_ended > 0)
 	{
 		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
 		begin_work();
-		(void) record_ended(&dispatch);
+		record_ended(&dispatch);
 		claim_write_ids(&dispatch);
 		end_work(true);
 	}
@@ -277,6 +282,8 @@ has_work(const Work *work, TimestampTz now)
 {
 	if (work->failures > 0)
 		return work->retry_at <= now;
+	if (dispatch.num_stuck > 0 && dispatch.stuck_until <= now)
+		return true;
 	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
 		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now ||
 		work->expire_at <= now || work->sweep_at <= now)
@@ -305,6 +312,8 @@ next_work(const Work *work)
 		return 0;
 	if (dispatch.num_ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS));
+	if (dispatch.num_stuck > 0)
+		at = Min(at, dispatch.stuck_until);
 	return Min(at, schedule_next(&dispatch, work->now, work->claimed_at));
 }
 
@@ -358,16 +367,20 @@ work_failed(Work *work, TimestampTz now)
 static void
 do_work(Work *work, TimestampTz now)
 {
-	int			num_ended = dispatch.num_ended;
 	int			before = dispatch.num_flights;
 	int			num_lanes = dispatch.num_lanes;
-	bool		record_only = work->failures > 0 && num_ended > 0;
+	int			num_ended;
+	bool		record_only;
 
+	if (dispatch.num_stuck > 0 && dispatch.stuck_until <= now)
+		flight_take_back_stuck(&dispatch);
+	num_ended = dispatch.num_ended;
+	record_only = work->failures > 0 && num_ended > 0;
 	begin_work();
 	if (work->min_id != PG_INT64_MAX)
 		ordering_tell(work->min_id);
-	if (num_ended > 0 && !record_ended(&dispatch))
-		record_only = true;
+	if (num_ended > 0)
+		record_ended(&dispatch);
 	if (!record_only)
 	{
 		if (work->poll_at <= now)
@@ -416,14 +429,12 @@ do_work(Work *work, TimestampTz now)
 	if (!record_only)
 		lane_holds_told(&dispatch);
 
-	if (dispatch.num_ended > 0 && dispatch.record_singly)
-		work_failed(work, now);
-	else if (!record_only && work->failures > 0)
+	if (!record_only && work->failures > 0)
 	{
 		work->failures = 0;
-		launcher_set_failing(false);
 		ereport(LOG, (errmsg("feishu_flow dispatcher works on the queue again")));
 	}
+	launcher_set_failing(work->failures > 0 || dispatch.num_stuck > 0);
 }
 
 /*
@@ -437,6 +448,7 @@ try_work(Work *work, TimestampTz now)
 	Work		before = *work;
 
 	dispatch.turn++;
+	committed = false;
 	PG_TRY();
 	{
 		do_work(work, now);
@@ -452,10 +464,14 @@ try_work(Work *work, TimestampTz now)
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(dispatch.scratch);
-		flight_undo_turn(&dispatch);
+		if (committed)
+			flight_forget_recorded(&dispatch);
+		else
+			flight_undo_turn(&dispatch);
 		/* what keeps one end from being written may not concern the others */
 		dispatch.record_singly |= record_is_lasting(error->sqlerrcode) || before.failures > 0;
-		*work = before;
+		if (!committed)
+			*work = before;
 		/* of what was looked at nothing is known */
 		sweep_begin_anew();
 		maintain_begin_anew();

@@ -55,6 +55,9 @@
 /* A lane that found no room in memory is tried again so often. */
 #define MEMORY_RETRY_MS		100
 
+/* Ends that could not be written are tried again so often. */
+#define STUCK_RETRY_MS		5000
+
 
 /* ---------- How many ---------- */
 
@@ -68,10 +71,14 @@ eighth(int room)
 int
 flight_room(const Dispatch *dispatch)
 {
-	int			taken = dispatch->num_flights + dispatch->granted;
+	int			taken = dispatch->num_flights + dispatch->num_stuck + dispatch->granted;
 	int			room = Min(feishu_guc_max_in_flight - taken,
 						   http_loop_room(http_loop_get()) - dispatch->granted);
 
+	/* nothing can be written: one more is tried, now and then */
+	if (dispatch->stuck_alone)
+		room = dispatch->stuck_turn != dispatch->turn ? 0 :
+			Min(room, 1 - dispatch->num_flights - dispatch->granted);
 	return Max(room, 0);
 }
 
@@ -484,6 +491,33 @@ flight_give_back_unsent(Dispatch *dispatch)
 		flight->silent = true;
 		flight_end(dispatch, flight);
 	}
+}
+
+void
+flight_set_aside(Dispatch *dispatch, Flight *flight)
+{
+	dlist_delete(&flight->node);
+	dispatch->num_ended--;
+	dlist_push_tail(&dispatch->stuck, &flight->node);
+	dispatch->num_stuck++;
+	dispatch->stuck_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STUCK_RETRY_MS);
+}
+
+void
+flight_take_back_stuck(Dispatch *dispatch)
+{
+	while (!dlist_is_empty(&dispatch->stuck))
+	{
+		Flight	   *flight = dlist_container(Flight, node, dlist_pop_head_node(&dispatch->stuck));
+
+		dlist_push_tail(&dispatch->ended, &flight->node);
+		dispatch->num_ended++;
+		if (flight->state == 'q')
+			maintain_expect(flight->expires_at);
+	}
+	dispatch->num_stuck = 0;
+	dispatch->stuck_turn = dispatch->turn;
+	dispatch->record_singly = true;
 }
 
 void

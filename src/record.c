@@ -475,12 +475,29 @@ write_end_try(Flight *flight)
 	return error;
 }
 
+/* Is this trouble of the server, and not of one row? */
+static bool
+is_of_server(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+			return true;
+		default:
+			return false;
+	}
+}
+
 /*
  * All ends at once could not be written: write each by itself.  What cannot be
- * stored of an answer is left out.  Throws if none could be written.
+ * stored of an answer is left out.  An end that cannot be written for what is
+ * about its row is set aside; other trouble is thrown.  Returns how many were
+ * written.
  */
-static void
-write_singly(Flight **flights, int num)
+static int
+write_singly(Dispatch *dispatch, Flight **flights, int num)
 {
 	ErrorData  *error = NULL;
 	int			written = 0;
@@ -502,33 +519,35 @@ write_singly(Flight **flights, int num)
 		flight->recorded = trouble == NULL;
 		if (trouble == NULL)
 			written++;
-		else if (error == NULL)
+		else if (is_of_server(trouble->sqlerrcode))
+			ReThrowError(trouble);
+		else
+		{
+			flight_set_aside(dispatch, flight);
 			error = trouble;
+		}
 	}
-	if (error == NULL)
-		return;
-	if (written == 0)
-		ReThrowError(error);
-	ereport(LOG,
-			(errcode(error->sqlerrcode),
-			 errmsg("feishu_flow could not record the ends of some flows, and tries again: %s",
-					error->message)));
+	if (error != NULL)
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("feishu_flow could not record the ends of some flows, and tries again: %s",
+						error->message),
+				 error->detail ? errdetail_internal("%s", error->detail) : 0,
+				 error->hint ? errhint("%s", error->hint) : 0));
+	return written;
 }
 
-/*
- * Write the ends of all flights that have ended.  They stay until the commit.
- * False when some could not be written, and are to be tried again.
- */
-bool
+/* Write the ends of all flights that have ended.  They stay until the commit. */
+void
 record_ended(Dispatch *dispatch)
 {
 	Flight	  **flights = palloc(Max(dispatch->num_ended, 1) * sizeof(Flight *));
-	dlist_iter	iter;
+	dlist_mutable_iter iter;
 	int			num = 0;
 	size_t		bytes = 0;
-	bool		all = true;
+	int			written = 0;
 
-	dlist_foreach(iter, &dispatch->ended)
+	dlist_foreach_modify(iter, &dispatch->ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
@@ -542,22 +561,24 @@ record_ended(Dispatch *dispatch)
 		if (num == 0 || (bytes <= RECORD_BYTES && dlist_has_next(&dispatch->ended, iter.cur)))
 			continue;
 		if (dispatch->record_singly)
-			write_singly(flights, num);
-		else if (write_ends(flights, num) != (uint64) num)
+			written += write_singly(dispatch, flights, num);
+		else if (write_ends(flights, num) == (uint64) num)
+			written += num;
+		else
 		{
 			dispatch->record_singly = true;
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("ends of flows could not be written")));
+					 errmsg("ends of flows could not be written"),
+					 errhint("Look for a trigger, a rule or row security on table feishu.outbox.")));
 		}
-		for (int i = 0; i < num; i++)
-			all &= flights[i]->recorded;
 		num = 0;
 		bytes = 0;
 	}
+	if (written > 0 || dispatch->num_stuck > 0)
+		dispatch->stuck_alone = written == 0;
 	find_successors(dispatch);
-	dispatch->record_singly = !all;
-	return all;
+	dispatch->record_singly = false;
 }
 
 /*

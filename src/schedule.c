@@ -86,6 +86,7 @@ schedule_init(Dispatch *dispatch)
 	dlist_init(&dispatch->claimed);
 	dlist_init(&dispatch->flights);
 	dlist_init(&dispatch->ended);
+	dlist_init(&dispatch->stuck);
 	/* pairingheap_allocate takes the current context */
 	MemoryContextSwitchTo(dispatch->context);
 	dispatch->timed = pairingheap_allocate(compare_timed, NULL);

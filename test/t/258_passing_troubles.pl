@@ -144,6 +144,29 @@ is(ends($session), 'succeeded 2', 'a row that a superuser deletes while it is se
 is(log_lines(qr/could not record the end of flow $ids[1]: somebody has deleted or changed its row/), 1, '... and the log says so');
 $mock->well;
 
+# one row whose end cannot be written holds up no other
+$session->value('SELECT feishu.purge_flows(now())');
+begin_anew($mock, $session);
+$mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
+@ids = map { enqueue($session, params => qq({"n": $_})) } 1 .. 3;
+$mock->wait_for(3, kind => 'execute');
+$session->value(<<"END");
+CREATE OR REPLACE FUNCTION public.no_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION \$\$not this one\$\$; END';
+CREATE TRIGGER no_change BEFORE UPDATE ON feishu.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.no_change()
+END
+$mock->release;
+$mock->well;
+until_ended($session, "id <> $ids[1]");
+enqueue_many($session, 4, 10);
+until_ended($session, "id <> $ids[1]");
+is(ends($session), 'sending 1, succeeded 9', 'an end that a trigger refuses holds up no other flow');
+is($session->value('SELECT feishu.dispatch_problem()'), 'table feishu.outbox has a trigger', '... and is told');
+$session->value('DROP TRIGGER no_change ON feishu.outbox');
+until_ended($session);
+is(ends($session), 'succeeded 10', '... and is written when it can be');
+started_once($mock, 10, '... none is sent twice');
+until_true($session, 'nothing fails any more', 'feishu.dispatch_problem() IS NULL');
+
 # ---- max_attempts and deaths of the dispatcher ----
 
 $session->value('SELECT feishu.purge_flows(now())');
