@@ -203,6 +203,9 @@ append_json_string(StringInfo buf, Jsonb *value)
 	pfree(text);
 }
 
+/* A body that was written may have so many bytes more than it needs. */
+#define SPARE_ROOM			65536
+
 /*
  * The operator written last.  It is nearly always that of the next request, too,
  * and to check and write one takes some 4,000 instructions of a call's 130,000.
@@ -287,6 +290,12 @@ codec_write_request(const FlowRequest *request, StringInfo body)
 	}
 	appendStringInfoChar(body, '}');
 	convert_to_utf8(body);
+	/* a large one keeps no room that it does not need */
+	if (body->maxlen - body->len > SPARE_ROOM)
+	{
+		body->maxlen = body->len + 1;
+		body->data = repalloc(body->data, body->maxlen);
+	}
 }
 
 void

@@ -329,6 +329,20 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 	MemoryContextSwitchTo(old_context);
 }
 
+/* The request is written: its jsonb is not needed any more. */
+static void
+forget_large(Flight *flight)
+{
+	FlowRequest *request = &flight->request;
+
+	pfree(request->operator_id);
+	if (request->params != NULL)
+		pfree(request->params);
+	if (request->loop_masks != NULL)
+		pfree(request->loop_masks);
+	request->operator_id = request->params = request->loop_masks = NULL;
+}
+
 /*
  * Errors are caught without a subtransaction: what runs here computes and
  * allocates, and looks up at most a conversion.
@@ -367,6 +381,8 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		flight->call = flow_call_start(flight->context, server_copy(server),
 									   &flight->request, &limits, place, flight);
 		flight->lane->postponed = 0;
+		if (flight->is_large)
+			forget_large(flight);
 		MemoryContextSwitchTo(context);
 	}
 	PG_CATCH();
