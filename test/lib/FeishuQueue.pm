@@ -15,8 +15,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  queue_cluster enqueue enqueue_call enqueue_many
-  look until_true until_state until_ended ends
+  queue_cluster enqueue enqueue_call enqueue_many make_lanes enqueue_lanes
+  look until_true until_state until_ended until_ended_watching ends
   dispatcher until_dispatcher summary started_once started_numbers arrivals numbers begin_anew
   pgbench_start kill_postmaster
 );
@@ -64,6 +64,39 @@ sub enqueue_many
 	return $session->value('SELECT count('
 		  . enqueue_call(params => \"jsonb_build_object('n', g)", %arguments)
 		  . ") FROM generate_series($from, $to) g");
+}
+
+# Makes roles lane1 to lane$n: each has a lane of its own.
+sub make_lanes
+{
+	my ($session, $n) = @_;
+	$session->value("DO \$\$ BEGIN FOR i IN 1..$n LOOP EXECUTE 'CREATE ROLE lane' || i; END LOOP; END \$\$");
+	return;
+}
+
+# Queues one flow for each of so many of these roles, in one transaction.
+sub enqueue_lanes
+{
+	my ($session, $lanes, %arguments) = @_;
+	my $call = enqueue_call(params => \"jsonb_build_object('n', i)", %arguments);
+	$session->value("DO \$\$ BEGIN FOR i IN 1..$lanes LOOP "
+		  . "PERFORM set_config('role', 'lane' || i, true); PERFORM $call; END LOOP; END \$\$");
+	return;
+}
+
+# Waits until all flows have ended; returns the most private memory that a process had meanwhile, in kB.
+sub until_ended_watching
+{
+	my ($session, $pid) = @_;
+	my $most = 0;
+	wait_until(
+		'all flows have ended',
+		sub {
+			my $now = eval { private_kilobytes($pid) } // 0;
+			$most = $now if $most < $now;
+			return $session->value("SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL)") eq 't';
+		});
+	return $most;
 }
 
 # Columns of a flow, as psql prints them.

@@ -18,20 +18,10 @@ my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main');
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
-$session->value("DO \$\$ BEGIN FOR i IN 1..1000 LOOP EXECUTE 'CREATE ROLE lane' || i; END LOOP; END \$\$");
+make_lanes($session, 1000);
 enqueue($session);
 until_ended($session);
 my $pid = until_dispatcher($session);
-
-# One flow for each of so many roles, in one transaction.
-sub enqueue_lanes
-{
-	my ($lanes, %arguments) = @_;
-	my $call = enqueue_call(params => \"jsonb_build_object('n', i)", %arguments);
-	$session->value("DO \$\$ BEGIN FOR i IN 1..$lanes LOOP "
-		  . "PERFORM set_config('role', 'lane' || i, true); PERFORM $call; END LOOP; END \$\$");
-	return;
-}
 
 # Seconds of a processor that a process has used.
 sub processor_seconds
@@ -52,7 +42,7 @@ sub claims
 # ---- lanes that have nothing to do any more ----
 
 my $claims = claims();
-enqueue_lanes(300, run_at => \"now() + '100 ms'");
+enqueue_lanes($session, 300, run_at => \"now() + '100 ms'");
 until_ended($session);
 enqueue_many($session, 1, 200);
 until_ended($session);
@@ -73,7 +63,7 @@ foreach my $limit ([ max_concurrency => '1' ], [ max_concurrency => '2' ], [ max
 	my $begun = time();
 	enqueue_many($session, 1, 150, server => $name);
 	$mock->wait_for(5, kind => 'execute');
-	enqueue_lanes(5, server => $name);
+	enqueue_lanes($session, 5, server => $name);
 	until_ended($session);
 	my $took = time() - $begun;
 	$mock->well;
@@ -93,7 +83,7 @@ $session->value('SELECT feishu.purge_flows(now())');
 enqueue($session, server => 'slow');
 until_ended($session);
 $slow->fault(type => 'reset');
-enqueue_lanes(1000, server => 'slow');
+enqueue_lanes($session, 1000, server => 'slow');
 until_true($session, 'its breaker is open', "SELECT pause_reason IS NOT NULL FROM feishu.dispatch_status WHERE server = 'slow'");
 $slow->mark;
 $slow->fault(type => 'hang');

@@ -21,7 +21,7 @@ my $mock = FeishuFlow::Mock->start('--cut', 100);
 my $node = queue_cluster('main');
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
-$session->value("DO \$\$ BEGIN FOR i IN 1..$LANES LOOP EXECUTE 'CREATE ROLE lane' || i; END LOOP; END \$\$");
+make_lanes($session, $LANES);
 enqueue($session);
 until_ended($session);
 my $pid = until_dispatcher($session);
@@ -34,21 +34,13 @@ sub most_memory
 	begin_anew($mock, $session, 'feishu');
 	$session->value('SELECT feishu.purge_flows(now())');
 	$mock->rules([ { kind => 'execute' }, { type => 'latency', ms => 300 } ]);
-	my $call = enqueue_call($column => \$value, server => 'feishu');
+	my %large = ($column => \$value, server => 'feishu');
 	$session->value("SELECT feishu.pause_server('feishu')");
-	$session->value("DO \$\$ BEGIN FOR i IN 1..$LANES LOOP "
-		  . "PERFORM set_config('role', 'lane' || i, true); PERFORM $call; END LOOP; END \$\$");
-	$session->value("SELECT $call FROM generate_series(1, 10)");
+	enqueue_lanes($session, $LANES, params => \'NULL', %large);
+	enqueue($session, %large) for 1 .. 10;
 	my $before = private_kilobytes($pid);
 	$session->value("SELECT feishu.resume_server('feishu')");
-	my $most = 0;
-	wait_until(
-		'all have ended',
-		sub {
-			my $now = eval { private_kilobytes($pid) } // 0;
-			$most = $now if $most < $now;
-			return $session->value("SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL)") eq 't';
-		});
+	my $most = until_ended_watching($session, $pid);
 	is(ends($session, 'attempts = 1'), 'succeeded ' . ($LANES + 10), "large $column: all are sent, with one attempt");
 	cmp_ok($most, '<', $MOST_MEMORY, '... with bounded memory');
 	note("$column: $most kB at most, $before before");

@@ -33,20 +33,10 @@ my $node;
 }
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
-$session->value("DO \$\$ BEGIN FOR i IN 1..$LANES LOOP EXECUTE 'CREATE ROLE lane' || i; END LOOP; END \$\$");
+make_lanes($session, $LANES);
 enqueue($session);
 until_ended($session);
 my $pid = until_dispatcher($session);
-
-# One flow for each of so many roles, in one transaction.
-sub enqueue_lanes
-{
-	my ($lanes, %arguments) = @_;
-	my $call = enqueue_call(params => \"jsonb_build_object('n', i)", %arguments);
-	$session->value("DO \$\$ BEGIN FOR i IN 1..$lanes LOOP "
-		  . "PERFORM set_config('role', 'lane' || i, true); PERFORM $call; END LOOP; END \$\$");
-	return;
-}
 
 # Waits until all that match have ended: well, with the first attempt, sent by the dispatcher that there was.
 sub all_succeed
@@ -84,15 +74,8 @@ sub setting
 # ---- lanes ----
 
 $mock->fault(type => 'latency', ms => 400);
-enqueue_lanes($LANES, flow_id => 'many');
-my $memory = 0;
-wait_until(
-	'many lanes have ended',
-	sub {
-		my $now = eval { private_kilobytes($pid) } // 0;
-		$memory = $now if $memory < $now;
-		return $session->value("SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL)") eq 't';
-	});
+enqueue_lanes($session, $LANES, flow_id => 'many');
+my $memory = until_ended_watching($session, $pid);
 all_succeed("$LANES lanes", $LANES, q{flow_id = 'many'});
 my $seen = at_once_is_at_most($MOST_AT_ONCE);
 cmp_ok($seen, '>', $MOST_AT_ONCE / 2, '... and no less than that allows');
@@ -101,7 +84,7 @@ cmp_ok($memory, '<', $MOST_MEMORY, '... with little memory');
 
 $mock->fault(type => 'latency', ms => 1500);
 enqueue_many($session, 1, 300, flow_id => 'beside');
-enqueue_lanes(180, flow_id => 'beside');
+enqueue_lanes($session, 180, flow_id => 'beside');
 all_succeed('300 flows of a role, and one each of 180', 480, q{flow_id = 'beside'});
 at_once_is_at_most($MOST_AT_ONCE);
 
@@ -116,7 +99,7 @@ setting("max_in_flight = $MOST_AT_ONCE");
 
 create_server($node, 'hanging', { base_url => 'http://127.0.0.2:' . $mock->port });
 $mock->rules([ { kind => 'execute', flow_id => 'stuck' }, { type => 'hold' } ]);
-enqueue_lanes(300, flow_id => 'stuck', server => 'hanging');
+enqueue_lanes($session, 300, flow_id => 'stuck', server => 'hanging');
 $mock->wait_for($MOST_AT_ONCE / 2, kind => 'execute', flow_id => 'stuck');
 my $begun = time();
 enqueue_many($session, 1, 50, flow_id => 'other');
@@ -152,7 +135,7 @@ my ($usual) = slurp_file("/proc/$pid/limits") =~ /^Max open files\s+(\d+)/m;
 system('prlimit', '--pid', $pid, "--nofile=$limit:") == 0 or die "prlimit: $?";
 $mock->fault(type => 'latency', ms => 100);
 enqueue_many($session, 1, 100, flow_id => 'starved');
-enqueue_lanes(100, flow_id => 'starved');
+enqueue_lanes($session, 100, flow_id => 'starved');
 usleep(1_500_000);
 is(tried_in_vain('starved'), '0', 'without descriptors nothing fails, and no attempt is counted');
 is(dispatcher($session), $pid, '... and the dispatcher goes on');
