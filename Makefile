@@ -6,6 +6,7 @@ OBJS = \
 	src/answer.o \
 	src/app_share.o \
 	src/call.o \
+	src/call_end.o \
 	src/change.o \
 	src/check.o \
 	src/claim.o \
@@ -35,6 +36,7 @@ OBJS = \
 	src/launcher.o \
 	src/launcher_ddl.o \
 	src/launcher_slots.o \
+	src/launcher_workers.o \
 	src/limiter.o \
 	src/limiter_keep.o \
 	src/limiter_slots.o \

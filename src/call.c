@@ -36,54 +36,19 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "lib/ilist.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "answer.h"
-#include "call.h"
+#include "call_internal.h"
 #include "fetch.h"
 #include "outcome.h"
 #include "token.h"
 #include "wakeup.h"
 
-typedef enum CallState
-{
-	CALL_WAITING,				/* for another one's token request; in waiting */
-	CALL_FETCHING,				/* a token */
-	CALL_LIMITED,				/* waits for a place; in waiting */
-	CALL_SENDING,				/* the execute request */
-	CALL_DONE					/* in done, until handed out */
-} CallState;
-
-struct FlowCall
-{
-	TransferListener listener;	/* must be first */
-	MemoryContext context;
-	void	   *owner;
-	FlowServer *server;
-	FlowLimits	limits;
-	bool		check_only;		/* obtain a token, start no flow */
-	bool		dispatching;	/* for the limiter */
-	char	   *url;
-	StringInfoData body;
-	CallState	state;
-	bool		refreshed;		/* a refused token was replaced already */
-	TimestampTz retry_at;		/* with CALL_WAITING and CALL_LIMITED */
-	LimiterPause held_by;		/* with CALL_LIMITED */
-	LimiterPlace place;
-	HttpTransfer *transfer;		/* with CALL_SENDING */
-	FlowOutcome outcome;
-	dlist_node	node;			/* in waiting or done */
-	bool		listed;
-	MemoryContextCallback callback;
-	TokenLease	lease;
-};
-
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
-static dlist_head done = DLIST_STATIC_INIT(done);
 static bool send_no_more = false;	/* calls that are dispatched */
 
 static void call_on_end(TransferListener *listener, HttpTransfer *transfer);
@@ -91,158 +56,7 @@ static void call_try_token(FlowCall *call);
 static void call_try_place(FlowCall *call);
 
 
-/* ---------- Ends ---------- */
-
-/* Put the call on a list, or on none. */
-static void
-call_list(FlowCall *call, dlist_head *list)
-{
-	if (call->listed)
-		dlist_delete(&call->node);
-	call->listed = list != NULL;
-	if (list != NULL)
-		dlist_push_tail(list, &call->node);
-}
-
-/* The call has ended; its outcome is complete. */
-static void
-call_finish(FlowCall *call, LimiterReport report)
-{
-	const FlowOutcome *outcome = &call->outcome;
-
-	limiter_release(call->server, &call->place, report, outcome->reset_seconds,
-					outcome->timeout_ms == 0 ? outcome->reason : "no answer in time");
-	call->state = CALL_DONE;
-	call_list(call, &done);
-}
-
-/* What of ours a peer may echo. */
-static AnswerSecrets
-call_secrets(const FlowCall *call)
-{
-	return (AnswerSecrets)
-	{
-		{
-			call->lease.token, call->server->fixed_token, call->server->app_secret
-		}
-	};
-}
-
-/* The outcome of an answer. */
-static void
-outcome_of_response(FlowCall *call, FlowResponse *response)
-{
-	FlowOutcome *outcome = &call->outcome;
-	AnswerSecrets secrets = call_secrets(call);
-
-	answer_mask_response(&secrets, response);
-	outcome->response = response;
-	outcome->action = response->action;
-	outcome->sqlstate = response->sqlstate;
-	outcome->reason = response->reason;
-	outcome->hint = response->hint;
-	if (outcome->log_id == NULL)
-		outcome->log_id = response->log_id;
-}
-
-/*
- * End the call by what became of a transfer: its own, or (is_shared) another
- * one's token request.
- */
-static void
-call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
-					 bool is_shared, FlowResponse *response)
-{
-	FlowOutcome *outcome = &call->outcome;
-	AnswerSecrets secrets = call_secrets(call);
-	LimiterReport report;
-
-	outcome->for_token = for_token;
-	outcome->url = for_token ? call->server->token_url : call->server->base_url;
-	outcome_take_result(outcome, result);
-	answer_mask_text(&secrets, outcome->location);
-	answer_mask_text(&secrets, outcome->log_id);
-	if (response != NULL)
-		outcome_of_response(call, response);
-	else
-		outcome_of_trouble(outcome, call->server, &call->limits, result);
-	answer_mask_text(&secrets, outcome->error);
-
-	if (call->check_only)
-		report = LIMITER_REPORT_NOTHING;
-	else
-		report = outcome_report(outcome, call->server->protocol);
-
-	/* what this process is short of says nothing of the platform */
-	if (outcome->trouble == HTTP_TROUBLE_LOCAL)
-		report = LIMITER_REPORT_NOTHING;
-
-	/* whose trouble it was has reported it, but a probe has to tell its own */
-	if (is_shared && report == LIMITER_REPORT_TROUBLE && !call->place.is_probe)
-		report = LIMITER_REPORT_NOTHING;
-	call_finish(call, report);
-}
-
-/* End the call because another one's token request failed. */
-static void
-call_finish_shared_failure(FlowCall *call, const TokenFailure *failure)
-{
-	HttpResult	result = {0};
-	FlowResponse *response = NULL;
-
-	result.outcome = failure->outcome;
-	result.trouble = failure->trouble;
-	result.http_status = failure->http_status;
-	result.reset_seconds = -1;
-	strlcpy(result.error, failure->error, sizeof(result.error));
-	if (failure->outcome == HTTP_ANSWERED)
-		response = token_failure_response(call->server, failure);
-	call_finish_transfer(call, &result, true, true, response);
-}
-
-/* End the call because it has no place in time, or may not use it any more. */
-static void
-call_finish_held_back(FlowCall *call)
-{
-	outcome_hold_back(&call->outcome, call->held_by, call->retry_at);
-	call_finish(call, LIMITER_REPORT_NOTHING);
-}
-
-/* End the call because its time is up while another one fetches the token. */
-static void
-call_finish_late(FlowCall *call)
-{
-	HttpResult	result = {0};
-
-	result.outcome = HTTP_TIMEOUT;
-	result.phase = gettext_noop("waiting for the token request of another session");
-	result.reset_seconds = -1;
-	call_finish_transfer(call, &result, true, true, NULL);
-}
-
-
-/*
- * End a dispatched call because this process is short of something for its next
- * step: that is no reason to end the process, and all that it has under way.  To be
- * called while the error is handled; allocates nothing.  Other errors, and those of
- * calls whose session is told of them, are thrown again.
- */
-static void
-call_finish_short(FlowCall *call)
-{
-	const HttpResult result = {
-		.outcome = HTTP_NO_CONNECTION, .trouble = HTTP_TROUBLE_LOCAL
-	};
-
-	if (!call->dispatching ||
-		ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_INSUFFICIENT_RESOURCES)
-		PG_RE_THROW();
-	FlushErrorState();
-	token_cache_abandon(&call->lease);
-	call->outcome.response = NULL;
-	outcome_of_trouble(&call->outcome, call->server, &call->limits, &result);
-	call_finish(call, LIMITER_REPORT_NOTHING);
-}
+/* ---------- Steps ---------- */
 
 /* Do a step in the call's memory.  It may end the call, but not free it. */
 static void
@@ -264,9 +78,6 @@ call_step(FlowCall *call, void (*step) (FlowCall *call, const void *arg), const 
 	PG_END_TRY();
 	MemoryContextSwitchTo(old_context);
 }
-
-
-/* ---------- Steps ---------- */
 
 /* Wait until somebody else has done something, or call->retry_at. */
 static void
@@ -341,48 +152,6 @@ call_begin_check(FlowCall *call)
 {
 	call->outcome.action = FLOW_SUCCEEDED;
 	call->outcome.check = palloc0(sizeof(FlowCheck));
-}
-
-/*
- * A check's request has ended.  What the platform does not answer, or not in its
- * own words, says nothing of the app: this API may not be there.
- */
-static void
-call_finish_check(FlowCall *call, const HttpResult *result)
-{
-	FlowCheck  *check = call->outcome.check;
-	bool		is_fixed = call->server->protocol == TOKEN_FIXED;
-	FlowResponse *response = NULL;
-	AnswerSecrets secrets = call_secrets(call);
-	LimiterReport report;
-
-	if (result->outcome == HTTP_ANSWERED)
-		response = answer_read(&secrets, result);
-	if (is_fixed && (response == NULL ||
-					 (response->has_code && response->action == FLOW_REFRESH_TOKEN)))
-	{
-		call->outcome.check = NULL;
-		call_finish_transfer(call, result, false, false, response);
-		return;
-	}
-	if (is_fixed)
-	{
-		call->outcome.http_status = result->http_status;
-		call->outcome.duration_us = result->duration_us;
-		outcome_check_clock(check, result);
-	}
-	if (response != NULL && response->has_code)
-	{
-		answer_mask_response(&secrets, response);
-		check->scopes = response;
-		check->scopes_status = result->http_status;
-	}
-	if (response != NULL && response->has_code && result->http_status < 500)
-		report = is_fixed && response->sqlstate != 0 ?
-			LIMITER_REPORT_NOTHING : LIMITER_REPORT_REACHED;
-	else
-		report = is_fixed ? LIMITER_REPORT_NOTHING : LIMITER_REPORT_TOKEN;
-	call_finish(call, report);
 }
 
 /* What became of a token request of ours: see FetchEnded. */
@@ -728,7 +497,7 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 		}
 		end_converting(context);
 	}
-	if (!dlist_is_empty(&done))
+	if (call_any_done())
 		return;
 
 	/* nothing may come between this and the wait: see wakeup.c */
@@ -745,16 +514,4 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 		listener->on_end(listener, transfer);
 		end_converting(context);
 	}
-}
-
-FlowCall *
-flow_calls_next_done(void)
-{
-	FlowCall   *call;
-
-	if (dlist_is_empty(&done))
-		return NULL;
-	call = dlist_container(FlowCall, node, dlist_pop_head_node(&done));
-	call->listed = false;
-	return call;
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * launcher_internal.h
- *	  Between launcher.c, launcher_slots.c and launcher_ddl.c.
+ *	  Between launcher.c, launcher_slots.c, launcher_workers.c and launcher_ddl.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *

@@ -1,0 +1,77 @@
+/*-------------------------------------------------------------------------
+ *
+ * call_internal.h
+ *	  A flow call, for call.c and call_end.c and no other file.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/call_internal.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_CALL_INTERNAL_H
+#define FEISHU_CALL_INTERNAL_H
+
+#include "lib/ilist.h"
+
+#include "answer.h"
+#include "call.h"
+#include "fetch.h"
+#include "token.h"
+
+typedef enum CallState
+{
+	CALL_WAITING,				/* for another one's token request; in waiting */
+	CALL_FETCHING,				/* a token */
+	CALL_LIMITED,				/* waits for a place; in waiting */
+	CALL_SENDING,				/* the execute request */
+	CALL_DONE					/* in done, until handed out */
+} CallState;
+
+struct FlowCall
+{
+	TransferListener listener;	/* must be first */
+	MemoryContext context;
+	void	   *owner;
+	FlowServer *server;
+	FlowLimits	limits;
+	bool		check_only;		/* obtain a token, start no flow */
+	bool		dispatching;	/* for the limiter */
+	char	   *url;
+	StringInfoData body;
+	CallState	state;
+	bool		refreshed;		/* a refused token was replaced already */
+	TimestampTz retry_at;		/* with CALL_WAITING and CALL_LIMITED */
+	LimiterPause held_by;		/* with CALL_LIMITED */
+	LimiterPlace place;
+	HttpTransfer *transfer;		/* with CALL_SENDING */
+	FlowOutcome outcome;
+	dlist_node	node;			/* in waiting or done */
+	bool		listed;
+	MemoryContextCallback callback;
+	TokenLease	lease;
+};
+
+/* Put the call on a list, or on none. */
+static inline void
+call_list(FlowCall *call, dlist_head *list)
+{
+	if (call->listed)
+		dlist_delete(&call->node);
+	call->listed = list != NULL;
+	if (list != NULL)
+		dlist_push_tail(list, &call->node);
+}
+
+/* call_end.c */
+extern AnswerSecrets call_secrets(const FlowCall *call);
+extern void call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
+								 bool is_shared, FlowResponse *response);
+extern void call_finish_check(FlowCall *call, const HttpResult *result);
+extern void call_finish_shared_failure(FlowCall *call, const TokenFailure *failure);
+extern void call_finish_held_back(FlowCall *call);
+extern void call_finish_late(FlowCall *call);
+extern void call_finish_short(FlowCall *call);
+extern bool call_any_done(void);
+
+#endif							/* FEISHU_CALL_INTERNAL_H */
