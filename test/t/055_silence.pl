@@ -33,6 +33,7 @@ my $sites = join '', map {
 		listen 127.0.0.1:$site{$_} ssl$http2;
 		ssl_certificate $dir/crt;
 		ssl_certificate_key $dir/key;
+		keepalive_requests 1000000;
 		location / { proxy_pass @{[$mock->url]}; proxy_http_version 1.1; }
 	}
 CONF

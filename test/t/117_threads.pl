@@ -44,7 +44,7 @@ fails_with($session, flow(), 'LK503', 'a call for which no thread can be started
 my $waits = FeishuFlow::Session->new($node);
 enqueue_many($waits, 1, 10);
 wait_until('the dispatcher has noticed', sub { slurp_file($node->logfile) =~ /could not prepare flow \d+, and tries again/ });
-is($waits->value("SELECT DISTINCT state, attempts FROM feishu.flows"), 'queued|0', 'flows wait, and no attempt is counted');
+is($waits->value('SELECT DISTINCT attempts FROM feishu.flows WHERE finished_at IS NULL'), '0', 'flows wait, and no attempt is counted');
 unlink $scarce;
 until_ended($waits);
 is(ends($waits), 'succeeded 10', '... and are sent when it can');

@@ -24,6 +24,9 @@ my %odd = (
 	search_path => 'public', quote_all_identifiers => 'on', check_function_bodies => 'off', default_transaction_isolation => 'serializable',
 	array_nulls => 'off', escape_string_warning => 'on', transform_null_equals => 'on', row_security => 'off', DateStyle => 'German',
 	session_replication_role => 'replica', constraint_exclusion => 'on', 'plpgsql.variable_conflict' => 'use_column', 'plpgsql.extra_errors' => 'all');
+# not every version has all of them
+my %known = map { $_ => 1 } split /\n/, $node->safe_psql('odd', "LOAD 'plpgsql'; SELECT name FROM pg_settings");
+delete @odd{ grep { !$known{$_} } keys %odd };
 $node->safe_psql('odd', join(';', "LOAD 'plpgsql'", map { "ALTER DATABASE odd SET $_ = " . ($_ eq 'search_path' ? $odd{$_} : "'$odd{$_}'") } sort keys %odd));
 # what is found first, were it looked for there
 $node->safe_psql('odd', q{CREATE FUNCTION public.format(text, text, text, text) RETURNS text LANGUAGE sql AS $$ SELECT 'DROP DATABASE none' $$;
