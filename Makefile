@@ -16,6 +16,7 @@ OBJS = \
 	src/compat.o \
 	src/discover.o \
 	src/dispatch_problem.o \
+	src/dispatch_transaction.o \
 	src/dispatcher.o \
 	src/event.o \
 	src/execute.o \

@@ -389,6 +389,24 @@ extern const char *record_expired_text(void);
 /* Why a flow that was queued in another database is cancelled. */
 extern const char *record_not_ours_text(void);
 
+/* dispatch_transaction.c: begin one as the owner of the tables, with a snapshot;
+ * exits when the extension is gone */
+extern void transaction_begin(void);
+
+/* dispatch_transaction.c: commit; durable: wait for the disk */
+extern void transaction_end(Dispatch *dispatch, bool durable);
+extern bool transaction_committed(void);
+
+/* dispatch_transaction.c: do commits wait for a standby? */
+extern bool transaction_standby_waits(void);
+
+/* dispatch_transaction.c: send what waits, and see claims to disk meanwhile */
+extern void transaction_flush_claims(void);
+
+/* dispatch_transaction.c: prove that we are the only dispatcher of this database,
+ * for our lifetime */
+extern bool transaction_lock_database(void);
+
 /*
  * stop.c: from stop_init on SIGTERM only tells us to end.  Told while a
  * transaction between begin_work and end_work takes too long, it ends us at the

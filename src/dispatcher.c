@@ -14,7 +14,7 @@
  * The calls are made inside the transaction, where their server can be looked
  * up and text converted, but nothing is sent before it has committed
  * (http_loop_defer): a flow on the wire is always one that feishu.claim names,
- * on disk at the latest when its request has gone out (flush_claims), and on a
+ * on disk at the latest when its request has gone out (transaction_flush_claims), and on a
  * synchronous standby before.
  *
  * There is one dispatcher in a database; a session lock proves it.
@@ -34,22 +34,15 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_extension.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "replication/syncrep.h"
-#include "replication/walsender.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/lmgr.h"
-#include "storage/lock.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
@@ -60,7 +53,6 @@
 #include "launcher.h"
 #include "limiter.h"
 #include "nls.h"
-#include "sqlrun.h"
 #include "worker_settings.h"
 
 PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
@@ -96,103 +88,6 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 #define FAILURE_MOST_MS		5000
 
 static Dispatch dispatch;
-
-/* Where the last commit ends that did not wait for the disk. */
-static XLogRecPtr unflushed = InvalidXLogRecPtr;
-
-/* The transaction that try_work began has committed. */
-static bool committed;
-
-/* Who we are outside begin_work and end_work. */
-static SqlCaller caller;
-
-
-/* ---------- Transactions ---------- */
-
-static void
-begin_work(void)
-{
-	Oid			extension;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-
-	/*
-	 * Dropped?  Then there is nothing to do, and nothing to complain of.  DROP
-	 * EXTENSION locks the extension before it locks the tables: so do we, or
-	 * we would wait for each other.
-	 */
-	extension = launcher_find_extension();
-	if (!OidIsValid(extension))
-		proc_exit(0);
-	LockDatabaseObject(ExtensionRelationId, extension, 0, AccessShareLock);
-	if (launcher_find_extension() != extension)
-		proc_exit(0);
-	sql_begin_as_owner(&caller);
-}
-
-/* Do commits wait for a standby? */
-static bool
-standby_is_synchronous(void)
-{
-	return SyncRepRequested() && SyncRepStandbyNames != NULL &&
-		SyncRepStandbyNames[0] != '\0';
-}
-
-/*
- * Ends are recorded durably: the commit waits for the disk.  A claim alone does
- * not, for its requests are to go out at once; flush_claims sees to it when they
- * are under way.  But some claims wait:
- *
- * - Those of a key that is not ours.  Should one be lost in a crash, nothing
- *	 else tells that the platform's refusal of a used key may be due to us.
- * - All, where commits wait for a standby.  It would be promoted without knowing
- *	 what was sent, and cancel_flow would promise there that it never was.
- */
-static void
-end_work(bool durable)
-{
-	sql_end_as_owner(&caller);
-	PopActiveSnapshot();
-	/* whatever commits need not wait for by default, an end does */
-	if (!durable || synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
-		(void) set_config_option("synchronous_commit", durable ? "local" : "off",
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
-								 true, 0, false);
-	CommitTransactionCommand();
-	committed = true;
-	if (!durable)
-		unflushed = XactLastCommitEnd;
-	pgstat_report_stat(false);
-	MemoryContextReset(dispatch.scratch);
-	MemoryContextSwitchTo(dispatch.scratch);
-}
-
-/*
- * Write claims to disk while their requests fly.  Without a turn of the loop,
- * which might be told that a place is free and leave nobody to ask for it.
- */
-static void
-flush_claims(void)
-{
-	if (unflushed == InvalidXLogRecPtr)
-		return;
-	http_loop_send_deferred(http_loop_get());
-	XLogFlush(unflushed);
-	unflushed = InvalidXLogRecPtr;
-}
-
-/* Prove that we are the only dispatcher of this database, for our lifetime. */
-static bool
-lock_database(void)
-{
-	LOCKTAG		tag;
-
-	/* SQL's advisory locks have 1 or 2 as the last field: nobody can take it */
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0x66656973, 0x68752e66, 3);
-	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
-}
 
 
 /* ---------- The loop ---------- */
@@ -256,10 +151,10 @@ finish_and_exit(int drain_ms, uint32 wait_event)
 	if (dispatch.num_ended > 0)
 	{
 		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
-		begin_work();
+		transaction_begin();
 		record_ended(&dispatch);
 		claim_write_ids(&dispatch);
-		end_work(true);
+		transaction_end(&dispatch, true);
 	}
 	proc_exit(0);
 }
@@ -376,7 +271,7 @@ do_work(Work *work, TimestampTz now)
 		flight_take_back_stuck(&dispatch);
 	num_ended = dispatch.num_ended;
 	record_only = work->failures > 0 && num_ended > 0;
-	begin_work();
+	transaction_begin();
 	if (work->min_id != PG_INT64_MAX)
 		ordering_tell(work->min_id);
 	if (num_ended > 0)
@@ -422,8 +317,8 @@ do_work(Work *work, TimestampTz now)
 	}
 	if (num_ended > 0 || dispatch.num_flights != before || dispatch.num_ended > 0)
 		claim_write_ids(&dispatch);
-	end_work(num_ended > 0 || dispatch.claim_durably ||
-			 (dispatch.num_flights > 0 && standby_is_synchronous()));
+	transaction_end(&dispatch, num_ended > 0 || dispatch.claim_durably ||
+					(dispatch.num_flights > 0 && transaction_standby_waits()));
 	dispatch.claim_durably = false;
 	flight_forget_recorded(&dispatch);
 	if (!record_only)
@@ -448,7 +343,6 @@ try_work(Work *work, TimestampTz now)
 	Work		before = *work;
 
 	dispatch.turn++;
-	committed = false;
 	PG_TRY();
 	{
 		do_work(work, now);
@@ -464,13 +358,13 @@ try_work(Work *work, TimestampTz now)
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(dispatch.scratch);
-		if (committed)
+		if (transaction_committed())
 			flight_forget_recorded(&dispatch);
 		else
 			flight_undo_turn(&dispatch);
 		/* what keeps one end from being written may not concern the others */
 		dispatch.record_singly |= record_is_lasting(error->sqlerrcode) || before.failures > 0;
-		if (!committed)
+		if (!transaction_committed())
 			*work = before;
 		/* of what was looked at nothing is known */
 		sweep_begin_anew();
@@ -579,6 +473,56 @@ allow_connections(void)
 	allowed = wanted;
 }
 
+/*
+ * Have what it takes to make calls.  A process that is short of descriptors or
+ * memory when it begins waits until there are some.
+ */
+static void
+prepare_http(Work *work, uint32 wait_event)
+{
+	volatile long delay_ms = FAILURE_DELAY_MS;
+	volatile bool ready = false;
+
+	while (!ready)
+	{
+		DispatchNews news;
+
+		PG_TRY();
+		{
+			/* calls are made inside the transaction that claims their rows */
+			http_loop_defer(http_loop_get());
+			ready = true;
+		}
+		PG_CATCH();
+		{
+			ErrorData  *error;
+
+			MemoryContextSwitchTo(dispatch.scratch);
+			error = CopyErrorData();
+			if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_INSUFFICIENT_RESOURCES)
+				PG_RE_THROW();
+			FlushErrorState();
+			if (delay_ms == FAILURE_DELAY_MS)
+				ereport(LOG,
+						(errcode(error->sqlerrcode),
+						 errmsg("feishu_flow dispatcher could not work on the queue, and tries again: %s",
+								error->message)));
+			launcher_set_failing(true);
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay_ms,
+							 wait_event);
+			ResetLatch(MyLatch);
+			delay_ms = Min(2 * delay_ms, FAILURE_MOST_MS);
+			MemoryContextReset(dispatch.scratch);
+		}
+		PG_END_TRY();
+		if (stop_is_told() || !launcher_take_news(&news))
+			proc_exit(0);
+		work->min_id = Min(work->min_id, news.min_id);
+		work->control |= news.control;
+	}
+	launcher_set_failing(false);
+}
+
 void
 feishu_dispatcher_main(Datum main_arg)
 {
@@ -599,22 +543,21 @@ feishu_dispatcher_main(Datum main_arg)
 
 	schedule_init(&dispatch);
 
-	if (!lock_database())
+	if (!transaction_lock_database())
 		ereport(FATAL,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("another feishu_flow dispatcher works in this database")));
 
-	begin_work();
+	transaction_begin();
 	claim_recover(&dispatch);
-	end_work(true);
+	transaction_end(&dispatch, true);
 	stop_init();
 	work.discover_all = true;
 	work.control = true;
 	work.poll_at = GetCurrentTimestamp();
 
-	/* calls are made inside the transaction that claims their rows */
-	http_loop_defer(http_loop_get());
 	wait_event = feishu_wait_event_new("FeishuFlowDispatch");
+	prepare_http(&work, wait_event);
 
 	for (;;)
 	{
@@ -655,7 +598,7 @@ feishu_dispatcher_main(Datum main_arg)
 			if (stop_is_told())
 				finish_and_exit(DRAIN_MS, wait_event);
 			take_news(&work, wait_event);
-			flush_claims();
+			transaction_flush_claims();
 			report_activity();
 		}
 

@@ -92,6 +92,22 @@ set_limit($fresh->pid, $limit{ $fresh->pid });
 succeeds($fresh, flow(), '... and with one the next call of this session works');
 $fresh->quit;
 
+my $locker = FeishuFlow::Session->new($node);
+$locker->value('BEGIN; LOCK TABLE feishu.claim IN ACCESS EXCLUSIVE MODE');
+$session->value("SELECT pg_terminate_backend($pid)");
+$pid = until_dispatcher($session, $pid);
+until_true($session, 'the next one begins', "EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock')");
+%limit = ($pid => starve($pid));
+$locker->value('COMMIT');
+wait_until('it has no descriptor', sub { slurp_file($node->logfile) =~ /could not work on the queue, and tries again: could not prepare to wait/ });
+until_true($session, 'that is told', "feishu.dispatch_problem() LIKE 'the dispatcher fails%'");
+set_limit($pid, $limit{$pid});
+$session->value("SELECT feishu.purge_flows('infinity')");
+enqueue_many($session, 1, 10);
+until_ended($session);
+is(ends($session), 'succeeded 10', 'a dispatcher that begins without a descriptor left waits for one');
+is(dispatcher($session), $pid, '... and goes on then');
+
 # ---- more transfers than descriptors ----
 
 begin_anew($mock, $session);

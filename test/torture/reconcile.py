@@ -42,6 +42,7 @@ NUMBER = re.compile(r'"n": ?(\d+)')  # params may have been cut
 MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": ("LK500", "LK502", "LK503", "LK504"),
             "brief": ("LK500", "LK502", "LK503", "LK504"), "pair": ("LK409",)}
 TOO_LATE = "cancelled after it was sent"
+EXHAUSTED = "; given up after"  # all attempts ended with their dispatchers, unanswered
 GONE = 0.5  # seconds that the platform may take to see that a client has gone
 GARBLED_REFUSAL = "not the platform's; HTTP status 400"
 
@@ -142,7 +143,8 @@ def check_ends(truth, report):
             report("wrong record", what + f": execution {flow.execution_id}")
         elif flow.state == "u" and not started and not any(truth.started.get(m) for m in twins(truth, n, kind)):
             # a refusal that may have been for the key, or nobody asked again
-            report(NOT_RUN if flow.unanswered and (kind in ("refused", "rejected") or TOO_LATE in flow.error) else "lost", what)
+            report(NOT_RUN if flow.unanswered and (kind in ("refused", "rejected") or TOO_LATE in flow.error or
+                             EXHAUSTED in flow.error) else "lost", what)
         elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()):
             # a refusal of which only the HTTP status could be read
             report(GARBLED if GARBLED_REFUSAL in flow.error else "lost", what)
