@@ -16,7 +16,7 @@ use Time::HiRes qw(time usleep);
 
 my $LANES = 1500;
 my $MOST_AT_ONCE = 256;    # the default of max_in_flight
-my $MOST_MEMORY = 64 * 1024;
+my $MOST_MEMORY = 64 * 1024 * ($FeishuFlow::SLOW > 1 ? 4 : 1);    # what watches memory takes some
 my $AT_ONCE = 10 * $FeishuFlow::SLOW;
 
 # A disk that can be full is a shared library, put before the C library's.
