@@ -7,7 +7,8 @@ CREATE SCHEMA bench;
 
 -- the queue's table without the queue: same columns, same indexes
 CREATE TABLE bench.plain (LIKE feishu.outbox INCLUDING ALL);
-SELECT format('ALTER TABLE bench.plain ALTER database SET DEFAULT %s', oid)
+SELECT format('ALTER TABLE bench.plain ALTER database SET DEFAULT %s, ALTER system_identifier SET DEFAULT %s',
+  oid, (SELECT system_identifier FROM pg_control_system()))
 FROM pg_database WHERE datname = current_database() \gexec
 CREATE SEQUENCE bench.plain_id_seq;
 
