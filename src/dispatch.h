@@ -231,6 +231,10 @@ extern void lane_set_paused(Dispatch *dispatch, Lane *lane, bool paused);
 /* lane.c: a lane that is held looks again if that is still so */
 extern void lane_look_again(Dispatch *dispatch, Lane *lane, TimestampTz now);
 
+/* lane.c: the servers and credentials of lanes that may go, if all can be looked
+ * up; else NULL */
+extern void lane_lookup_servers(Lane **lanes, FlowServer **servers, int num);
+
 /* lane.c: the server and credentials, or NULL, with the lane held; as claim.c */
 extern FlowServer *lane_lookup_server(Dispatch *dispatch, Lane *lane);
 

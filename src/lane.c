@@ -274,12 +274,75 @@ lane_set_paused(Dispatch *dispatch, Lane *lane, bool paused)
 	schedule_lane(dispatch, lane);
 }
 
-FlowServer *
-lane_lookup_server(Dispatch *dispatch, Lane *lane)
+/* Does a lane's role exist, and need it not wait for a place? */
+static bool
+may_go(const Lane *lane)
+{
+	return !lane->place.waiting && GetUserNameFromId(lane->key.roleid, true) != NULL;
+}
+
+/*
+ * Look up the servers of lanes, those that are wanted if it is said which, in one
+ * subtransaction.  False and the error when one cannot be: then none is set.
+ */
+static bool
+lookup_try(Lane **lanes, FlowServer **servers, int num, bool (*is_wanted) (const Lane *),
+		   ErrorData **error)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = false;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		MemoryContextSwitchTo(context);
+		for (int i = 0; i < num; i++)
+		{
+			if (is_wanted == NULL || is_wanted(lanes[i]))
+				servers[i] = server_lookup(lanes[i]->key.server, lanes[i]->key.roleid);
+		}
+		ReleaseCurrentSubTransaction();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		*error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (ERRCODE_TO_CATEGORY((*error)->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			ReThrowError(*error);
+		for (int i = 0; i < num; i++)
+		{
+			if (servers[i] != NULL)
+				server_forget_secrets(servers[i]);
+			servers[i] = NULL;
+		}
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}
+
+void
+lane_lookup_servers(Lane **lanes, FlowServer **servers, int num)
+{
+	ErrorData  *error;
+
+	memset(servers, 0, num * sizeof(FlowServer *));
+	/* each will find its own */
+	(void) lookup_try(lanes, servers, num, may_go, &error);
+}
+
+FlowServer *
+lane_lookup_server(Dispatch *dispatch, Lane *lane)
+{
 	FlowServer *server = NULL;
+	ErrorData  *error;
 
 	if (GetUserNameFromId(lane->key.roleid, true) == NULL)
 	{
@@ -289,35 +352,10 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 				  NULL);
 		return NULL;
 	}
-
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
-	{
-		MemoryContextSwitchTo(context);
-		server = server_lookup(lane->key.server, lane->key.roleid);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
-			ReThrowError(error);
+	if (!lookup_try(&lane, &server, 1, NULL, &error))
 		lane_hold(dispatch, lane,
 				  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
 				  error->message);
-		server = NULL;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-
 	if (server != NULL)
 		return server;
 	if (discover_lane_is_empty(lane))

@@ -392,22 +392,25 @@ lane_take_places(Dispatch *dispatch, Lane *lane, const FlowServer *server)
 	}
 }
 
-/* Prepare a lane for a claim: its server, or NULL when it is held. */
+/* Prepare a lane for a claim: its server (NULL: to be looked up), or NULL when it
+ * is held. */
 static FlowServer *
-lane_prepare(Dispatch *dispatch, Lane *lane, TimestampTz now)
+lane_prepare(Dispatch *dispatch, Lane *lane, FlowServer *server, TimestampTz now)
 {
-	FlowServer *server;
 	const FullApp *full = find_full_app(dispatch, lane);
 
 	lane->memory_refused = false;
 	if (full != NULL && waits_like(lane, full))
 	{
 		lane_hold(dispatch, lane, full->retry_at, waits_why(full->why));
+		if (server != NULL)
+			server_forget_secrets(server);
 		return NULL;
 	}
 	if (lane->hold_until != 0)
 		lane_hold(dispatch, lane, 0, NULL);
-	server = lane_lookup_server(dispatch, lane);
+	if (server == NULL)
+		server = lane_lookup_server(dispatch, lane);
 	if (server == NULL)
 	{
 		limiter_abandon(&lane->place);
@@ -483,11 +486,13 @@ claim_once(Dispatch *dispatch, TimestampTz now)
 	Lane	   *lanes[CLAIM_ROWS];
 	FlowServer *servers[CLAIM_ROWS];
 	int			chosen = choose_lanes(dispatch, now, lanes);
+	FlowServer *found[CLAIM_ROWS];
 	int			num = 0;
 
+	lane_lookup_servers(lanes, found, chosen);
 	for (int i = 0; i < chosen; i++)
 	{
-		FlowServer *server = lane_prepare(dispatch, lanes[i], now);
+		FlowServer *server = lane_prepare(dispatch, lanes[i], found[i], now);
 
 		if (server == NULL || lanes[i]->num_places == 0)
 		{
