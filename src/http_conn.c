@@ -5,7 +5,8 @@
  *
  * Of HTTP/1 what is sent unsolicited would be taken for the answer to the next
  * request: libcurl 7.88 uses such a connection again (curl issue 10646).  It
- * does not when it is shut down.
+ * does not when it is shut down; or, as recent ones look at a connection once a
+ * second only, it fails to send a request there and takes another connection.
  *
  * Nothing here throws.
  *
@@ -71,21 +72,6 @@ http_conn_keep(HttpSockets *set, int fd, bool quiet)
 	http_conn_note_activity(set, fd);
 }
 
-/*
- * The peer of fd may be gone: shut it down as soon as nothing is wanted of it,
- * unless something comes before, or has come already.
- */
-void
-http_conn_suspect(HttpSockets *set, int fd)
-{
-	struct pollfd polled = {.fd = fd, .events = POLLIN};
-
-	if (set->slots[fd].suspect || poll(&polled, 1, 0) != 0)
-		return;
-	set->slots[fd].suspect = true;
-	set->num_suspect++;
-}
-
 /* Is fd one that we opened, and still open? */
 bool
 http_conn_is_open(const HttpSockets *set, int fd)
@@ -131,6 +117,65 @@ http_conn_find(const HttpSockets *set, int local_port, const char *peer_address,
 			return fd;
 	}
 	return -1;
+}
+
+/* The address of fd's peer; its size is 0 when it is not known. */
+static void
+peer_get(int fd, struct sockaddr_storage *peer, socklen_t *size)
+{
+	*size = sizeof(*peer);
+	memset(peer, 0, sizeof(*peer));
+	if (getpeername(fd, (struct sockaddr *) peer, size) != 0)
+		*size = 0;
+}
+
+/*
+ * Shut down connections to the peer of fd that are idle and brought nothing since
+ * num_active was this number.
+ */
+static void
+shut_idle(HttpSockets *set, int fd, uint64 number)
+{
+	struct sockaddr_storage peer;
+	socklen_t	size;
+
+	peer_get(fd, &peer, &size);
+	for (int other = 0; other < set->num_known && size > 0; other++)
+	{
+		struct sockaddr_storage other_peer;
+		socklen_t	other_size;
+
+		if (!set->slots[other].opened || set->slots[other].wanted != 0 ||
+			set->slots[other].active > number)
+			continue;
+		peer_get(other, &other_peer, &other_size);
+		if (other_size == size && memcmp(&other_peer, &peer, size) == 0)
+			(void) shutdown(other, SHUT_RDWR);
+	}
+}
+
+/*
+ * A request was in vain on fd, which brought nothing since num_active was this
+ * number: its peer may be gone.  Shut it down as soon as nothing is wanted of it,
+ * unless something comes before, or has come already.
+ *
+ * Those to the same peer that are idle are shut down now: each would be tried in
+ * turn.  fd itself may be one of them, for libcurl can end all its transfers at
+ * once.  No request would be sent on it any more that ends the suspicion.
+ */
+void
+http_conn_suspect(HttpSockets *set, int fd, uint64 number)
+{
+	struct pollfd polled = {.fd = fd, .events = POLLIN};
+
+	if (set->slots[fd].suspect || poll(&polled, 1, 0) != 0)
+		return;
+	if (set->slots[fd].wanted != 0)
+	{
+		set->slots[fd].suspect = true;
+		set->num_suspect++;
+	}
+	shut_idle(set, fd, number);
 }
 
 /*

@@ -77,7 +77,7 @@ extern int	http_sockets_wait(HttpSockets *set, long timeout_ms, uint32 wait_even
 extern void http_conn_note_activity(HttpSockets *set, int fd);
 extern bool http_conn_active_since(const HttpSockets *set, int fd, uint64 number);
 extern void http_conn_keep(HttpSockets *set, int fd, bool quiet);
-extern void http_conn_suspect(HttpSockets *set, int fd);
+extern void http_conn_suspect(HttpSockets *set, int fd, uint64 number);
 extern void http_conn_trust(HttpSockets *set, int fd);
 extern bool http_conn_is_open(const HttpSockets *set, int fd);
 extern int	http_conn_find(const HttpSockets *set, int local_port,

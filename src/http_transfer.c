@@ -488,9 +488,9 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
  * can give up a single request.  Close it all the same when nobody else is at
  * work, so that the peer hears of it now, and not by the next request.
  *
- * When others are, and it brought nothing for as long as the transfer lasted, its
- * peer may be gone, or those others' answers may come yet.  So it is left to them,
- * while new requests go over new connections: or each would wait in vain, too.
+ * When it brought nothing for as long as the transfer lasted, its peer may be gone,
+ * or the answers of others may come yet.  So it is left to those, while new requests
+ * go over new connections: or each would wait in vain, too.
  */
 static void
 hang_up(HttpTransfer *transfer, int fd, bool is_alone)
@@ -499,11 +499,11 @@ hang_up(HttpTransfer *transfer, int fd, bool is_alone)
 
 	if (!http_conn_is_open(sockets, fd))
 		return;
+	if (transfer->result.outcome == HTTP_TIMEOUT &&
+		!http_conn_active_since(sockets, fd, transfer->active_before))
+		http_conn_suspect(sockets, fd, transfer->active_before);
 	if (is_alone)
 		(void) shutdown(fd, SHUT_RDWR);
-	else if (transfer->result.outcome == HTTP_TIMEOUT &&
-			 !http_conn_active_since(sockets, fd, transfer->active_before))
-		http_conn_suspect(sockets, fd);
 }
 
 /* Is it the only one that is under way? */

@@ -157,6 +157,34 @@ foreach my $name (sort keys %site)
 	started_once($mock, $n, '... and all start once');
 }
 
+# ---- who knows that a connection is silent stays with the next one ----
+
+# One alone waits in vain on the silent connection, while another waits for its answer over a connection of its own.
+append_to_file("$dir/aside.crt", slurp_file("$dir/crt"));
+create_server($node, 'aside', { base_url => "https://127.0.0.1:$port{http2}", ca_file => "$dir/aside.crt", timeout => '60s' });
+$session->ask(flow(server => 'http2'));    # its connection is silent
+begin_anew($mock, $session, 'http2');
+enqueue($session, server => 'http2', params => '{"n": 1}');
+until_ended($session);
+fall_silent();
+$mock->rules([ { kind => 'execute', flow_id => 'aside' }, { type => 'hold' } ]);
+$mock->mark;
+my $aside = enqueue($session, server => 'aside', flow_id => 'aside', params => '{"n": 2}');
+$mock->wait_for(1, kind => 'execute');
+my $before = () = logged('http2');
+my $in_vain = enqueue($session, server => 'http2', params => '{"n": 3}');
+until_true($session, 'one has waited in vain', "EXISTS (SELECT FROM feishu.flows WHERE id = $in_vain AND state = 'succeeded')");
+is(look($session, $in_vain, 'attempts'), '2', 'one alone waits in vain on a silent connection');
+foreach my $n (4 .. 8)
+{
+	$session->ask('SELECT feishu.wait_flow(' . enqueue($session, server => 'http2', params => qq({"n": $n})) . ')');
+}
+wait_until('nginx has logged', sub { (() = logged('http2', $before)) >= 6 });
+is(scalar(keys %{ { map { (split)[2] => 1 } logged('http2', $before) } }), 1, '... and all after it go over one new connection');
+$mock->well;
+until_ended($session);
+is(look($session, $aside, 'state, attempts'), 'succeeded|1', '... while another waits for its answer');
+
 # ---- one that is slow is no silence ----
 
 # An answer that comes late comes over the connection that brought nothing meanwhile.
