@@ -72,13 +72,17 @@ maintain_expect(TimestampTz expires_at)
 	}
 }
 
+/*
+ * In these statements an array has the ids: for a join, a plan may well read the
+ * whole table where there is nothing to do.
+ */
 bool
 maintain_purge(TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"WITH purged AS (DELETE FROM feishu.outbox WHERE id IN (SELECT id FROM feishu.outbox"
+		"WITH purged AS (DELETE FROM feishu.outbox WHERE id = ANY (ARRAY(SELECT id FROM feishu.outbox"
 		" WHERE finished_at >= $1 AND finished_at < $2"
-		" ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED) RETURNING finished_at)"
+		" ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) RETURNING finished_at)"
 		" SELECT count(*), max(finished_at) FROM purged",
 		3, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID);
 	TimestampTz before = now - (TimestampTz) feishu_guc_retention * USECS_PER_SEC;
@@ -130,11 +134,11 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = $1,"
 		" sqlstate = $2, error = COALESCE(error || $3, $4)"
-		" WHERE id IN (SELECT id FROM feishu.outbox WHERE state = 'q'"
+		" WHERE id = ANY (ARRAY(SELECT id FROM feishu.outbox WHERE state = 'q'"
 		" AND expires_at < 'infinity' AND (expires_at, id) > ($5, $6) AND expires_at <= $1"
 		" AND NOT id = ANY ((SELECT ids FROM feishu.claim"
 		" WHERE database = $7 AND system_identifier = $9)::bigint[])"
-		" ORDER BY expires_at, id LIMIT $8 FOR UPDATE SKIP LOCKED)"
+		" ORDER BY expires_at, id LIMIT $8 FOR UPDATE SKIP LOCKED))"
 		" RETURNING id, expires_at, server, roleid, ordering_key",
 		9, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, OIDOID, INT4OID,
 		INT8OID);

@@ -662,11 +662,11 @@ record_holds(Dispatch *dispatch)
 #define FAIL_STATEMENT(kind) \
 	SQL_STATEMENT("UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
 				  " sqlstate = $3, error = COALESCE(error || $7, $4)" \
-				  " WHERE id IN (SELECT id FROM feishu.outbox" \
+				  " WHERE id = ANY (ARRAY(SELECT id FROM feishu.outbox" \
 				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \
 				  " AND NOT id = ANY ((SELECT ids FROM feishu.claim" \
 				  " WHERE database = $6 AND system_identifier = $8)::bigint[])" \
-				  " LIMIT $5 FOR UPDATE SKIP LOCKED)", \
+				  " LIMIT $5 FOR UPDATE SKIP LOCKED))", \
 				  8, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, TEXTOID, INT8OID)
 
 /* Fail flows of a lane that can never be sent, some at a time. */

@@ -105,7 +105,7 @@ static const WorkerSetting worker_settings[] = {
 	{"enable_distinct_reordering", "on"},	/* since 18 */
 	{"enable_self_join_elimination", "on"}, /* since 18 */
 	{"enable_eager_aggregate", "on"},	/* since 19 */
-	{"plan_cache_mode", "force_generic_plan"},
+	{"plan_cache_mode", "auto"},
 	{"constraint_exclusion", "partition"},
 	{"cursor_tuple_fraction", "0.1"},
 	{"from_collapse_limit", "8"},
