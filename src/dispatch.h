@@ -351,6 +351,8 @@ extern void ordering_tell(int64 min_id);
 /* maintain.c; likewise.  True if there may be more. */
 extern bool maintain_expire(Dispatch *dispatch, TimestampTz now);
 extern bool maintain_purge(TimestampTz now);
+extern void maintain_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate,
+							   const char *error);
 
 /* maintain.c: a row that waits, and may have appeared late, expires then */
 extern void maintain_expect(TimestampTz expires_at);
@@ -376,8 +378,6 @@ extern void record_holds(Dispatch *dispatch);
 extern bool record_is_lasting(int sqlstate);
 extern void record_unreadable(Dispatch *dispatch, Lane *lane, int64 id,
 							  const ErrorData *error);
-extern void record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate,
-							 const char *error);
 
 /* record.c: decide what becomes of a flight; no transaction needed */
 extern void record_decide(Flight *flight, const FlowOutcome *outcome);

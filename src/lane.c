@@ -347,7 +347,7 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 	if (GetUserNameFromId(lane->key.roleid, true) == NULL)
 	{
 		/* no other role will ever have its OID: this cannot be mended */
-		record_fail_lane(dispatch, lane, "42704", _("the role that queued it was dropped"));
+		maintain_fail_lane(dispatch, lane, "42704", _("the role that queued it was dropped"));
 		lane_hold(dispatch, lane, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAIL_LANE_MS),
 				  NULL);
 		return NULL;

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * maintain.c
- *	  The dispatcher's maintenance at each slow poll: flows that have expired are
- *	  ended, old ones are deleted.
+ *	  The dispatcher's maintenance: flows that have expired are ended, old ones are
+ *	  deleted, at each slow poll; those of a role that is gone fail.
  *
- * Both are done some rows at a time, in steps with a pause between them, by an
+ * The first two are done some rows at a time, in steps with a pause between them, by an
  * index on the time that matters.  An old snapshot may keep the entries of any
  * number of rows that were done with in these indexes.  So each has a floor:
  * what is before it was seen.  What can still appear before it:
@@ -46,6 +46,9 @@
 /* Rows ended in a step: each is an update, and its ordering key may let another
  * one go. */
 #define EXPIRE_ROWS			1000
+
+/* Rows of a lane given up at once. */
+#define FAIL_ROWS			5000
 
 /* Rows that wait and expire up to this were seen. */
 static TimestampTz expire_floor = DT_NOBEGIN;
@@ -183,4 +186,53 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 		return true;
 	raise_expire_floor(dispatch, now);
 	return false;
+}
+
+
+/* ---------- Lanes that have no role any more ---------- */
+
+/*
+ * Flows of a lane that are not under way fail.  For the index that has them, those
+ * that may be sent at once and delayed ones are two kinds.
+ */
+#define FAIL_STATEMENT(kind) \
+	SQL_STATEMENT("UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
+				  " sqlstate = $3, error = COALESCE(error || $7, $4)" \
+				  " WHERE id = ANY (ARRAY(SELECT id FROM feishu.outbox" \
+				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \
+				  " AND NOT id = ANY ((SELECT ids FROM feishu.claim" \
+				  " WHERE database = $6 AND system_identifier = $8)::bigint[])" \
+				  " LIMIT $5 FOR UPDATE SKIP LOCKED))", \
+				  8, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, TEXTOID, INT8OID)
+
+/* Fail flows of a lane that can never be sent, some at a time. */
+void
+maintain_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const char *error)
+{
+	static SqlStatement statements[] = {
+		FAIL_STATEMENT("IS NULL"),
+		FAIL_STATEMENT("IS NOT NULL")
+	};
+	Datum		values[8] = {
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
+		CStringGetTextDatum(sqlstate),
+		CStringGetTextDatum(error),
+		Int32GetDatum(FAIL_ROWS),
+		origin_database(),
+		CStringGetTextDatum(psprintf(_("; %s"), error)),
+		origin_system()
+	};
+	bool		more = false;
+
+	for (int i = 0; i < (int) lengthof(statements); i++)
+	{
+		uint64		failed = sql_run(&statements[i], values, NULL, SPI_OK_UPDATE, NULL);
+
+		if (failed > 0)
+			news_tell_ended_some();
+		more |= failed >= FAIL_ROWS;
+	}
+	if (!more)
+		lane_close(dispatch, lane);
 }

@@ -46,9 +46,6 @@
 /* Answers written by one statement: an array must stay well below 1 GB. */
 #define RECORD_BYTES		(32 * 1024 * 1024)
 
-/* Rows of a lane given up at once. */
-#define MAINTENANCE_ROWS	5000
-
 /*
  * Rows of a lane that could not be prepared make one line of the log in so long,
  * and do not make it wait as long as a platform that is silent.
@@ -650,53 +647,4 @@ record_holds(Dispatch *dispatch)
 		else
 			sql_run(&release, values, NULL, SPI_OK_DELETE, NULL);
 	}
-}
-
-
-/* ---------- Lanes that have no role any more ---------- */
-
-/*
- * Flows of a lane that are not under way fail.  For the index that has them, those
- * that may be sent at once and delayed ones are two kinds.
- */
-#define FAIL_STATEMENT(kind) \
-	SQL_STATEMENT("UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
-				  " sqlstate = $3, error = COALESCE(error || $7, $4)" \
-				  " WHERE id = ANY (ARRAY(SELECT id FROM feishu.outbox" \
-				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \
-				  " AND NOT id = ANY ((SELECT ids FROM feishu.claim" \
-				  " WHERE database = $6 AND system_identifier = $8)::bigint[])" \
-				  " LIMIT $5 FOR UPDATE SKIP LOCKED))", \
-				  8, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, TEXTOID, INT8OID)
-
-/* Fail flows of a lane that can never be sent, some at a time. */
-void
-record_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const char *error)
-{
-	static SqlStatement statements[] = {
-		FAIL_STATEMENT("IS NULL"),
-		FAIL_STATEMENT("IS NOT NULL")
-	};
-	Datum		values[8] = {
-		CStringGetTextDatum(lane->key.server),
-		ObjectIdGetDatum(lane->key.roleid),
-		CStringGetTextDatum(sqlstate),
-		CStringGetTextDatum(error),
-		Int32GetDatum(MAINTENANCE_ROWS),
-		origin_database(),
-		CStringGetTextDatum(psprintf(_("; %s"), error)),
-		origin_system()
-	};
-	bool		more = false;
-
-	for (int i = 0; i < (int) lengthof(statements); i++)
-	{
-		uint64		failed = sql_run(&statements[i], values, NULL, SPI_OK_UPDATE, NULL);
-
-		if (failed > 0)
-			news_tell_ended_some();
-		more |= failed >= MAINTENANCE_ROWS;
-	}
-	if (!more)
-		lane_close(dispatch, lane);
 }
