@@ -478,7 +478,9 @@ flight_take_ended(Dispatch *dispatch)
 		record_decide(flight, outcome);
 		if (!outcome->held_back)
 		{
-			flight->lane->suspect = outcome->http_status == 0;
+			/* what this process is short of says nothing of the peer */
+			flight->lane->suspect = outcome->http_status == 0 &&
+				outcome->trouble != HTTP_TROUBLE_LOCAL;
 			stats_count_call(flight->serverid,
 							 flight->request.namespace_name, flight->request.flow_id,
 							 outcome, flight->attempts > 1,

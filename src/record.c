@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * record.c
- *	  The dispatcher's writing: what became of flights, which lanes are held,
- *	  and which can never be sent.
+ *	  The dispatcher's writing: what became of flights, which rows cannot be read,
+ *	  and which lanes are held.
  *
  * The ends of many flights are written by one UPDATE.  Those of flows that
  * others of their ordering key wait for also say who is next.

@@ -12,7 +12,7 @@ use FeishuFlow;
 use FeishuQueue;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time usleep);
+use Time::HiRes qw(time);
 
 my $LANES = 1500;
 my $MOST_AT_ONCE = 256;    # the default of max_in_flight
@@ -136,7 +136,7 @@ system('prlimit', '--pid', $pid, "--nofile=$limit:") == 0 or die "prlimit: $?";
 $mock->fault(type => 'latency', ms => 100);
 enqueue_many($session, 1, 100, flow_id => 'starved');
 enqueue_lanes($session, 100, flow_id => 'starved');
-usleep(1_500_000);
+wait_until('it has noticed', sub { slurp_file($node->logfile) =~ /could not prepare flow \d+, and tries again/ });
 is(tried_in_vain('starved'), '0', 'without descriptors nothing fails, and no attempt is counted');
 is(dispatcher($session), $pid, '... and the dispatcher goes on');
 system('prlimit', '--pid', $pid, "--nofile=$usual:") == 0 or die "prlimit: $?";
@@ -161,7 +161,11 @@ $mock->release;
 $mock->wait_for(50, kind => 'execute', flow_id => 'echoParams', state => 'done');
 wait_until('the disk is full', sub { slurp_file($node->logfile, $log_size) =~ /could not extend file/ });
 $session->value(q{SELECT feishu.resume_server('next')});
-usleep(1_500_000);
+# it has tried again since, more than once
+my $rolled_back = q{SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()};
+my $tries = $session->value($rolled_back);
+wait_until('it tries again', sub { $session->value($rolled_back) >= $tries + 2 });
+like($session->value('SELECT feishu.dispatch_problem()'), qr/the dispatcher fails/, 'a full disk is told');
 is($mock->count(kind => 'execute', flow_id => 'next'), 0, 'while the disk is full, no more is sent');
 is(tried_in_vain('echoParams'), '0', '... and what was answered is not given up');
 is(dispatcher($session), $pid, '... and the dispatcher goes on');
