@@ -192,7 +192,7 @@ static bool
 is_paused(const char *server_name)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT FROM feishu.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
+		"SELECT FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
 	Datum		values[1] = {CStringGetTextDatum(server_name)};
 	SqlCaller	caller;

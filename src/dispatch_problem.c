@@ -40,6 +40,7 @@
 #include "guc.h"
 #include "launcher_internal.h"
 #include "nls.h"
+#include "sqlrun.h"
 
 PG_FUNCTION_INFO_V1(feishu_dispatch_problem);
 
@@ -144,7 +145,7 @@ table_problem(Oid relid)
 static DispatchProblem
 tables_problem(const char **table)
 {
-	Oid			schema = get_namespace_oid("feishu", true);
+	Oid			schema = get_namespace_oid(QUEUE_SCHEMA, true);
 
 	/* while the extension is being dropped, say */
 	if (!OidIsValid(schema))
@@ -224,19 +225,19 @@ problem_format(DispatchProblem problem)
 		case DISPATCH_FAILS:
 			return gettext_noop("the dispatcher fails, see the server log");
 		case DISPATCH_TABLE_GONE:
-			return gettext_noop("table feishu.%s is missing");
+			return gettext_noop("table feishu_internal.%s is missing");
 		case DISPATCH_TABLE_ROW_SECURITY:
-			return gettext_noop("table feishu.%s has row security forced");
+			return gettext_noop("table feishu_internal.%s has row security forced");
 		case DISPATCH_TABLE_NOT_HEAP:
-			return gettext_noop("table feishu.%s has another access method than heap");
+			return gettext_noop("table feishu_internal.%s has another access method than heap");
 		case DISPATCH_TABLE_UNLOGGED:
-			return gettext_noop("table feishu.%s is unlogged");
+			return gettext_noop("table feishu_internal.%s is unlogged");
 		case DISPATCH_TABLE_DISTRIBUTED:
-			return gettext_noop("table feishu.%s is distributed");
+			return gettext_noop("table feishu_internal.%s is distributed");
 		case DISPATCH_TABLE_TRIGGER:
-			return gettext_noop("table feishu.%s has a trigger");
+			return gettext_noop("table feishu_internal.%s has a trigger");
 		case DISPATCH_TABLE_RULE:
-			return gettext_noop("table feishu.%s has a rule");
+			return gettext_noop("table feishu_internal.%s has a rule");
 	}
 	return NULL;
 }

@@ -13,7 +13,7 @@
  *
  * The calls are made inside the transaction, where their server can be looked
  * up and text converted, but nothing is sent before it has committed
- * (http_loop_defer): a flow on the wire is always one that feishu.claim names,
+ * (http_loop_defer): a flow on the wire is always one that feishu_internal.claim names,
  * on disk at the latest when its request has gone out (transaction_flush_claims), and on a
  * synchronous standby before.
  *

@@ -60,7 +60,7 @@ Datum
 feishu_pause_server(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"INSERT INTO feishu.paused_server (server, paused_by, paused_at)"
+		"INSERT INTO feishu_internal.paused_server (server, paused_by, paused_at)"
 		" VALUES ($1, $2, pg_catalog.now()) ON CONFLICT (server) DO NOTHING",
 		2, TEXTOID, TEXTOID);
 	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
@@ -106,7 +106,7 @@ Datum
 feishu_resume_server(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"DELETE FROM feishu.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
+		"DELETE FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
 	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
 	Datum		values[1] = {CStringGetTextDatum(server->servername)};

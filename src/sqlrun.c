@@ -37,7 +37,7 @@ report_not_installed(void)
 void
 sql_find_outbox(Oid *outbox, Oid *sequence)
 {
-	Oid			namespace_id = get_namespace_oid("feishu", true);
+	Oid			namespace_id = get_namespace_oid(QUEUE_SCHEMA, true);
 
 	*outbox = get_relname_relid("outbox", namespace_id);
 	*sequence = get_relname_relid("outbox_id_seq", namespace_id);

@@ -15,6 +15,9 @@
 #include "executor/spi.h"
 #include "utils/snapshot.h"
 
+/* Where the queue's tables are; nobody else may look into it. */
+#define QUEUE_SCHEMA		"feishu_internal"
+
 #define SQL_MAX_ARGUMENTS	20
 
 /* A statement, planned at its first use and kept; to be a static variable. */

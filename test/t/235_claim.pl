@@ -62,7 +62,7 @@ sub until_waiting
 }
 
 # From now on the dispatcher waits when it writes which flows it has claimed, until the gate opens.
-sub shut_gate { $gate->value('BEGIN; LOCK TABLE feishu.claim IN SHARE MODE'); return; }
+sub shut_gate { $gate->value('BEGIN; LOCK TABLE feishu_internal.claim IN SHARE MODE'); return; }
 sub open_gate { my $now = time(); $gate->value('COMMIT'); return $now; }
 
 # All were sent once, after this time, and not for the second time.
@@ -217,7 +217,7 @@ until_ended($session);
 
 alter_server($session, 'feishu', 'DROP', 'max_concurrency');
 warm_up();
-$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT none CHECK (cardinality(ids) = 0)');
+$session->value('ALTER TABLE feishu_internal.claim ADD CONSTRAINT none CHECK (cardinality(ids) = 0)');
 my $pid = until_dispatcher($session);
 enqueue_many($session, 1, $count);
 wait_until('it has failed', sub { slurp_file($node->logfile) =~ /could not work on the queue, and tries again: .* violates check constraint "none"/ });
@@ -225,7 +225,7 @@ until_true($session, 'that is told', q{feishu.dispatch_problem() LIKE 'the dispa
 is($mock->executes, 0, 'a claim fails: nothing was sent');
 is(dispatcher($session), $pid, '... and the dispatcher goes on');
 my $mended = time();
-$session->value('ALTER TABLE feishu.claim DROP CONSTRAINT none');
+$session->value('ALTER TABLE feishu_internal.claim DROP CONSTRAINT none');
 sent_after($mended, 1, 'when it does not');
 
 done_testing();
