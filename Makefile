@@ -42,6 +42,7 @@ OBJS = \
 	src/limiter_keep.o \
 	src/limiter_slots.o \
 	src/limits_file.o \
+	src/lock_wait.o \
 	src/maintain.o \
 	src/mask.o \
 	src/news.o \

@@ -225,6 +225,8 @@ dispatch_hint(void)
 							max_worker_processes);
 		case DISPATCH_FAILS:
 			return _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why.");
+		case DISPATCH_LOCKED_OUT:
+			return psprintf(_("Calls work, but nothing sends queued flows: %s."), launcher_problem_text(true));
 		case DISPATCH_TABLE_GONE:
 		case DISPATCH_TABLE_ROW_SECURITY:
 		case DISPATCH_TABLE_NOT_HEAP:

@@ -393,9 +393,10 @@ extern const char *record_expired_text(void);
 /* Why a flow that was queued in another database is cancelled. */
 extern const char *record_not_ours_text(void);
 
-/* dispatch_transaction.c: begin one as the owner of the tables, with a snapshot;
- * exits when the extension is gone */
-extern void transaction_begin(void);
+/* dispatch_transaction.c: begin one as the owner of the tables, with a snapshot and
+ * the tables locked; false: somebody else has locked them, and there is none.  Exits
+ * when the extension is gone. */
+extern bool transaction_begin(void);
 
 /* dispatch_transaction.c: commit; durable: wait for the disk */
 extern void transaction_end(Dispatch *dispatch, bool durable);

@@ -32,6 +32,7 @@ typedef enum DispatchProblem
 	DISPATCH_CLOSED,			/* a template, or without connections */
 	DISPATCH_NO_WORKER,			/* PostgreSQL has no background worker free */
 	DISPATCH_FAILS,				/* the dispatcher fails, and is started again */
+	DISPATCH_LOCKED_OUT,		/* the dispatcher waits for a lock */
 	/* a table of the queue is not as the extension has made it */
 	DISPATCH_TABLE_GONE,
 	DISPATCH_TABLE_ROW_SECURITY,	/* forced */
@@ -93,6 +94,9 @@ extern bool launcher_take_news(DispatchNews *news);
 
 /* The dispatcher cannot work on its queue for now, or can again.  Does not throw. */
 extern void launcher_set_failing(bool failing);
+
+/* ... because somebody has locked the tables. */
+extern void launcher_set_locked_out(bool locked_out);
 
 /*
  * OID of the extension in this database.  InvalidOid when there is none, or

@@ -128,6 +128,16 @@ launcher_set_failing(bool failing)
 	SpinLockRelease(&slot->mutex);
 }
 
+void
+launcher_set_locked_out(bool locked_out)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[own_place];
+
+	SpinLockAcquire(&slot->mutex);
+	slot->locked_out = locked_out;
+	SpinLockRelease(&slot->mutex);
+}
+
 
 /* ---------- Workers ---------- */
 
@@ -263,7 +273,7 @@ slots_start_worker(int place, WorkerKind kind, uint32 *generation)
 		*generation = ++slot->generation;
 		SpinLockAcquire(&slot->mutex);
 		slot->stop = false;
-		slot->failing = false;
+		slot->failing = slot->locked_out = false;
 		SpinLockRelease(&slot->mutex);
 		started = true;
 	}

@@ -33,6 +33,13 @@ typedef struct SqlStatement
 #define SQL_STATEMENT(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
 
+/* The queue's tables. */
+#define QUEUE_TABLES		5
+extern const char *const queue_tables[QUEUE_TABLES];
+
+/* One of them, or InvalidOid. */
+extern Oid	sql_find_table(const char *name);
+
 /* The queue's table and the sequence of its ids.  Throws 42704 without them. */
 extern void sql_find_outbox(Oid *outbox, Oid *sequence);
 

@@ -98,7 +98,7 @@ $session->value('ALTER TABLE feishu_internal.outbox DROP COLUMN note, DROP COLUM
 is_sent('... and without them');
 $session->value("CREATE INDEX mine ON feishu_internal.outbox USING $_; SET enable_seqscan = off"),
   $id = is_sent("a table with an index using $_ is filled"),
-  $session->value('DROP INDEX feishu.mine; RESET enable_seqscan')
+  $session->value('DROP INDEX feishu_internal.mine; RESET enable_seqscan')
   foreach ('gin (params)', 'brin (created_at)', 'hash (flow_id)');
 
 # ---- what holds back flows ----
@@ -144,9 +144,9 @@ $session->value('ALTER DATABASE postgres SET lock_timeout = 1; ALTER DATABASE po
 dispatch('off');
 dispatch('on');
 $before = dispatcher($session);
-$session->value('BEGIN; LOCK TABLE feishu_internal.paused_server');
-$node->safe_psql('postgres', 'DROP SERVER another');    # the dispatcher looks at the pauses
-$node->safe_psql('postgres', 'CREATE SERVER another FOREIGN DATA WRAPPER feishu_flow');
+my $other = FeishuFlow::Session->new($node);
+$session->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
+enqueue($other);
 until_true($session, 'the dispatcher waits for a lock', "EXISTS (SELECT FROM pg_locks WHERE pid = $before AND NOT granted)");
 $session->value("SELECT pg_sleep(0.2)");    # longer than lock_timeout
 $session->value('ROLLBACK');
