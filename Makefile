@@ -59,6 +59,7 @@ OBJS = \
 	src/request.o \
 	src/schedule.o \
 	src/server.o \
+	src/server_catalog.o \
 	src/sqlrun.o \
 	src/stats.o \
 	src/stop.o \

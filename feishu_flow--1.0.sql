@@ -314,10 +314,10 @@ SELECT o.id,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.response
 FROM feishu_internal.outbox o
-WHERE pg_has_role(o.roleid, 'MEMBER');
+WHERE pg_has_role(o.roleid, 'USAGE');
 
 COMMENT ON VIEW feishu.flows IS
-'Queued and finished flows of the roles that the current user is a member of.';
+'Queued and finished flows of the roles whose privileges the current user has.';
 
 CREATE FUNCTION feishu.dispatch_problem()
 RETURNS text
@@ -359,10 +359,10 @@ FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resum
       GROUP BY server) h ON h.server = q.server
 FULL JOIN feishu_internal.paused_server p ON p.server = COALESCE(q.server, h.server)
 CROSS JOIN feishu.dispatch_problem() AS d (problem)
-WHERE (pg_has_role('pg_monitor', 'MEMBER') AND q.server IS NOT NULL)
+WHERE (pg_has_role('pg_monitor', 'USAGE') AND q.server IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
               WHERE s.srvname = COALESCE(q.server, h.server, p.server)
-                AND (pg_has_role('pg_monitor', 'MEMBER') OR has_server_privilege(s.oid, 'USAGE')));
+                AND (pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(s.oid, 'USAGE')));
 
 COMMENT ON VIEW feishu.dispatch_status IS
 'Servers with queued flows or a pause, for roles with USAGE on them and for pg_monitor.';

@@ -44,8 +44,7 @@ PG_FUNCTION_INFO_V1(feishu_purge_flows);
 
 /*
  * The state of a row as it is now, whatever the transaction's snapshot says.
- * Throws when there is none or it belongs to a role that userid is not a member
- * of.
+ * Throws when there is none or it belongs to a role that userid may not act as.
  */
 static char
 read_state(int64 id, Oid userid)
@@ -56,7 +55,7 @@ read_state(int64 id, Oid userid)
 	Datum		values[1] = {Int64GetDatum(id)};
 
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) == 0 ||
-		!is_member_of_role(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
+		!feishu_role_may_act(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
 		outbox_report_no_flow(id);
 	return DatumGetChar(sql_value(0, 1, NULL));
 }
@@ -260,7 +259,7 @@ feishu_purge_flows(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"DELETE FROM feishu_internal.outbox WHERE finished_at OPERATOR(pg_catalog.<) $1"
-		" AND pg_catalog.pg_has_role($2, roleid, 'MEMBER')",
+		" AND pg_catalog.pg_has_role($2, roleid, '" FEISHU_ROLE_MAY_ACT "')",
 		2, TIMESTAMPTZOID, OIDOID);
 	Datum		values[2] = {PG_GETARG_DATUM(0), ObjectIdGetDatum(GetUserId())};
 	SqlCaller	caller;

@@ -72,7 +72,7 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 
 	sql_begin_as_owner(&caller);
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) == 0 ||
-		!is_member_of_role(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
+		!has_privs_of_role(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
 	{
 		/* our own uncommitted row is beyond the latest snapshot, too */
 		outbox_report_no_flow(id);
