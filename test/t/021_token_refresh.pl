@@ -1,0 +1,162 @@
+
+# A token is refreshed ahead of its expiry, however seldom its sessions call and however soon they end.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use Test::More;
+use Time::HiRes qw(time usleep);
+
+my %token = (kind => 'token');
+my ($latency, $life) = (700, 4);    # of a token request in ms, of a token in seconds: due after three quarters
+
+my $mock = FeishuFlow::Mock->start;
+my $node = new_cluster('shared');
+create_server($node, 'feishu', { base_url => $mock->url });
+my $watch = FeishuFlow::Session->new($node);
+
+# An own cache: what a session asked for comes while it is idle. It is looked at below, when that has been so for long.
+my $idle_mock = FeishuFlow::Mock->start;
+my $plain = new_cluster('plain', preload => 0);
+create_server($plain, 'feishu', { base_url => $idle_mock->url });
+my ($idle, $idler) = map { FeishuFlow::Session->new($plain) } 1 .. 2;
+$idle_mock->config(token_expire => $life);
+succeeds($_, flow(), 'a call of a session that has its own cache') foreach $idle, $idler;
+my $first = ($idle_mock->log(kind => 'execute'))[-1]{headers}{authorization};
+my ($idle_asked) = map { $_->{time} } $idle_mock->log(%token);
+
+sub time_is { my ($time) = @_; wait_until('it is time', sub { time() > $time }); return; }
+
+# The token is due: these begin to refresh it, and are idle from then on. The next one lives for long.
+time_is($idle_asked + 0.8 * $life);
+$idle_mock->config(token_expire => 7200);
+$idle_mock->rules([ \%token, { type => 'latency', ms => 200 } ]);
+$idle_mock->mark;
+succeeds($_, flow(), '... when its token is due') foreach $idle, $idler;
+is($idle_mock->token_requests, 2, '... which begins to refresh it');
+my $idle_since = time();
+
+# ---- one call a session ----
+
+# Sessions that make one call each, for two lives of a token; none is to wait for one.
+sub call_and_leave
+{
+	my ($name, $patience) = @_;
+	my ($failed, $late, $calls) = ('', 0, 0);
+	$mock->rules;
+	$mock->config(token_expire => $life);
+	$node->restart;
+	$mock->reset;
+	$watch = FeishuFlow::Session->new($node);
+	wait_until('there is a dispatcher', sub {
+		$watch->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") == 1 })
+	  if $watch->value('SHOW feishu_flow.dispatch') eq 'on';
+	succeeds($watch, flow(), "$name: a call");
+	$mock->rules([ \%token, { type => 'latency', ms => $latency } ]);
+	my $until = time() + 2.2 * $life;
+	while (time() < $until)
+	{
+		my $session = FeishuFlow::Session->new($node);
+		my $result = $session->ask(flow());
+		$session->quit;
+		$failed ||= $result->{err};
+		$late++ if $result->{seconds} > $latency / 1000;
+		$calls++;
+		usleep(50_000);
+	}
+	is($failed, '', "$name: no call fails");
+	cmp_ok($late, '<=', $patience, "... of $calls, so many wait for a token");
+	my @fetches = $mock->log(%token);
+	is(scalar(grep { $_->{aborted} } @fetches), 0, '... no token request is given up');
+	cmp_ok(scalar(@fetches), '>=', 3, '... the token is refreshed');
+	cmp_ok(scalar(@fetches), '<=', 4, '... once in each life');
+	my @late = grep { $fetches[$_]{time} > $fetches[ $_ - 1 ]{time} + $life } 1 .. $#fetches;
+	is(scalar(@late), 0, '... ahead of its expiry');
+	return;
+}
+
+call_and_leave('sessions of one call', 0);
+
+# Nobody to ask: the call that finds the token due makes the request, and waits for it.
+$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
+call_and_leave('sessions of one call without a dispatcher', 3);
+
+# ---- an idle session ----
+
+# Its refresh hangs. Nothing of it is left when its call has ended, and others do not wait.
+my $other = FeishuFlow::Session->new($node);
+$mock->rules;
+$mock->revoke;
+$mock->mark;
+succeeds($watch, flow(), 'a call that fetches a token');
+my ($asked) = map { $_->{time} } $mock->log(%token);
+$mock->rules([ \%token, { type => 'hang' }, times => 1 ]);
+time_is($asked + 0.8 * $life);
+$mock->mark;
+my $result = $watch->ask(flow());
+is($result->{sqlstate}, '00000', 'a call whose refresh hangs') or diag($result->{err});
+cmp_ok($result->{seconds}, '<', 2 * $FeishuFlow::SLOW, '... waits a little');
+is($mock->wait_for(1, %token, state => 'aborted'), 1, '... and has given it up');
+time_is($asked + $life);
+$result = $other->ask(flow(timeout => '10s'));
+is($result->{sqlstate}, '00000', '... another session calls when the token has expired') or diag($result->{err});
+cmp_ok($result->{seconds}, '<', 1 * $FeishuFlow::SLOW, '... at once');
+
+# ---- what the dispatcher cannot look up ----
+
+$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = on');
+$node->restart;
+$mock->rules;
+$mock->reset;
+$watch = FeishuFlow::Session->new($node);
+$other = FeishuFlow::Session->new($node);
+wait_until('there is a dispatcher', sub {
+	$watch->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") == 1 });
+$other->value('BEGIN');
+$other->value('CREATE SERVER unseen FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url ' . quote($mock->url) . ')');
+$other->value(q{CREATE USER MAPPING FOR PUBLIC SERVER unseen OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
+$mock->config(token_expire => 8);
+succeeds($other, flow(server => 'unseen'), 'a call over a server that nobody else sees');
+# on another base_url it would be another app: the same token serves both, but who asks names this server
+($asked) = map { $_->{time} } $mock->log(%token);
+time_is($asked + 6.2);
+my $failed = '';
+wait_until('the token is refreshed', sub {
+	$failed ||= $other->ask(flow(server => 'unseen'))->{err};
+	$mock->token_requests == 2 });
+is($failed, '', '... its token is refreshed all the same');
+cmp_ok(($mock->log(%token))[1]{time}, '<', $asked + 8, '... ahead of its expiry');
+$other->value('ROLLBACK');
+
+# Credentials are those of the role that calls.
+$watch->value('CREATE ROLE clerk LOGIN');
+$watch->value('GRANT USAGE ON FOREIGN SERVER feishu TO clerk');
+$watch->value(q{CREATE USER MAPPING FOR clerk SERVER feishu OPTIONS (app_id 'cli_clerk', app_secret 'clerk')});
+$mock->config(apps => { cli_clerk => 'clerk' }, token_expire => 4);
+my $clerk = FeishuFlow::Session->new($node, user => 'clerk');
+$mock->mark;
+succeeds($clerk, flow(), 'a call of a role with credentials of its own');
+($asked) = map { $_->{time} } $mock->log(%token, app_id => 'cli_clerk');
+time_is($asked + 3.1);
+succeeds($clerk, flow(), '... when its token is due');
+is($mock->wait_for(2, %token, app_id => 'cli_clerk', state => 'done'), 2, '... which is refreshed for it');
+is($mock->count(%token), 2, '... and nobody else');
+
+# ---- a session that was idle ----
+
+# The token has expired, the next one has come, unread: there is no request for another.
+# (10 s are all the time that a refresh has.)
+time_is($idle_since + 1.5);
+succeeds($idle, flow(), 'a session that was idle when its refresh was answered calls');
+is($idle_mock->token_requests, 2, '... with the token that came meanwhile');
+time_is($idle_since + 11);
+$idle_mock->mark;
+succeeds($idler, flow(), 'one that was idle for longer than a refresh may take calls');
+is($idle_mock->token_requests, 0, '... with the token that came meanwhile');
+isnt(($idle_mock->log(kind => 'execute'))[-1]{headers}{authorization}, $first, '... which is not the first one');
+
+done_testing();
