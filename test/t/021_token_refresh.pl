@@ -14,10 +14,12 @@ use Time::HiRes qw(time usleep);
 my %token = (kind => 'token');
 my ($latency, $life) = (700, 4);    # of a token request in ms, of a token in seconds: due after three quarters
 
-my $mock = FeishuFlow::Mock->start;
+# One cluster with a dispatcher, and one without.
+my ($mock, $lone_mock) = map { FeishuFlow::Mock->start } 1 .. 2;
 my $node = new_cluster('shared');
+my $lone = new_cluster('lone', conf => "feishu_flow.dispatch = off\n");
 create_server($node, 'feishu', { base_url => $mock->url });
-my $watch = FeishuFlow::Session->new($node);
+create_server($lone, 'feishu', { base_url => $lone_mock->url });
 
 # An own cache: what a session asked for comes while it is idle. It is looked at below, when that has been so for long.
 my $idle_mock = FeishuFlow::Mock->start;
@@ -40,67 +42,73 @@ succeeds($_, flow(), '... when its token is due') foreach $idle, $idler;
 is($idle_mock->token_requests, 2, '... which begins to refresh it');
 my $idle_since = time();
 
+# The token has expired, the next one has come, unread: there is no request for another.
+time_is($idle_asked + $life + 0.2);
+succeeds($idle, flow(), 'a session that was idle when its refresh was answered calls');
+is($idle_mock->token_requests, 2, '... with the token that came meanwhile');
+
 # ---- one call a session ----
 
-# Sessions that make one call each, for two lives of a token; none is to wait for one.
-sub call_and_leave
+my $watch = FeishuFlow::Session->new($node);
+my $other = FeishuFlow::Session->new($lone);
+wait_until(
+	'there is a dispatcher',
+	sub {
+		$watch->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") == 1;
+	});
+
+# Sessions that make one call each, for two lives of a token.  With a dispatcher none waits for a token; without, the one
+# that finds it due makes the request, and waits for it.
+my @cases = (
+	{ name => 'sessions of one call', node => $node, mock => $mock, patience => 0 },
+	{ name => 'sessions of one call without a dispatcher', node => $lone, mock => $lone_mock, patience => 3 });
+foreach my $case (@cases)
 {
-	my ($name, $patience) = @_;
-	my ($failed, $late, $calls) = ('', 0, 0);
-	$mock->rules;
-	$mock->config(token_expire => $life);
-	$node->restart;
-	$mock->reset;
-	$watch = FeishuFlow::Session->new($node);
-	wait_until('there is a dispatcher', sub {
-		$watch->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") == 1 })
-	  if $watch->value('SHOW feishu_flow.dispatch') eq 'on';
-	succeeds($watch, flow(), "$name: a call");
-	$mock->rules([ \%token, { type => 'latency', ms => $latency } ]);
-	my $until = time() + 2.2 * $life;
-	while (time() < $until)
+	$case->{mock}->config(token_expire => $life);
+	succeeds(FeishuFlow::Session->new($case->{node}), flow(), 'a call');
+	$case->{mock}->rules([ \%token, { type => 'latency', ms => $latency } ]);
+}
+my $until = time() + 2.2 * $life;
+while (time() < $until)
+{
+	foreach my $case (@cases)
 	{
-		my $session = FeishuFlow::Session->new($node);
+		my $session = FeishuFlow::Session->new($case->{node});
 		my $result = $session->ask(flow());
 		$session->quit;
-		$failed ||= $result->{err};
-		$late++ if $result->{seconds} > $latency / 1000;
-		$calls++;
-		usleep(50_000);
+		$case->{failed} ||= $result->{err};
+		$case->{late}++ if $result->{seconds} > $latency / 1000;
 	}
-	is($failed, '', "$name: no call fails");
-	cmp_ok($late, '<=', $patience, "... of $calls, so many wait for a token");
-	my @fetches = $mock->log(%token);
+	usleep(20_000);
+}
+foreach my $case (@cases)
+{
+	is($case->{failed}, '', "$case->{name}: no call fails");
+	cmp_ok($case->{late} // 0, '<=', $case->{patience}, '... so many wait for a token');
+	my @fetches = $case->{mock}->log(%token);
 	is(scalar(grep { $_->{aborted} } @fetches), 0, '... no token request is given up');
 	cmp_ok(scalar(@fetches), '>=', 3, '... the token is refreshed');
 	cmp_ok(scalar(@fetches), '<=', 4, '... once in each life');
 	my @late = grep { $fetches[$_]{time} > $fetches[ $_ - 1 ]{time} + $life } 1 .. $#fetches;
 	is(scalar(@late), 0, '... ahead of its expiry');
-	return;
 }
-
-call_and_leave('sessions of one call', 0);
-
-# Nobody to ask: the call that finds the token due makes the request, and waits for it.
-$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
-call_and_leave('sessions of one call without a dispatcher', 3);
 
 # ---- an idle session ----
 
 # Its refresh hangs. Nothing of it is left when its call has ended, and others do not wait.
-my $other = FeishuFlow::Session->new($node);
-$mock->rules;
-$mock->revoke;
-$mock->mark;
-succeeds($watch, flow(), 'a call that fetches a token');
-my ($asked) = map { $_->{time} } $mock->log(%token);
-$mock->rules([ \%token, { type => 'hang' }, times => 1 ]);
+my $lonely = FeishuFlow::Session->new($lone);
+$lone_mock->rules;
+$lone_mock->revoke;
+$lone_mock->mark;
+succeeds($lonely, flow(), 'a call that fetches a token');
+my ($asked) = map { $_->{time} } $lone_mock->log(%token);
+$lone_mock->rules([ \%token, { type => 'hang' }, times => 1 ]);
 time_is($asked + 0.8 * $life);
-$mock->mark;
-my $result = $watch->ask(flow());
+$lone_mock->mark;
+my $result = $lonely->ask(flow());
 is($result->{sqlstate}, '00000', 'a call whose refresh hangs') or diag($result->{err});
 cmp_ok($result->{seconds}, '<', 2 * $FeishuFlow::SLOW, '... waits a little');
-is($mock->wait_for(1, %token, state => 'aborted'), 1, '... and has given it up');
+is($lone_mock->wait_for(1, %token, state => 'aborted'), 1, '... and has given it up');
 time_is($asked + $life);
 $result = $other->ask(flow(timeout => '10s'));
 is($result->{sqlstate}, '00000', '... another session calls when the token has expired') or diag($result->{err});
@@ -108,51 +116,40 @@ cmp_ok($result->{seconds}, '<', 1 * $FeishuFlow::SLOW, '... at once');
 
 # ---- what the dispatcher cannot look up ----
 
-$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = on');
-$node->restart;
 $mock->rules;
-$mock->reset;
-$watch = FeishuFlow::Session->new($node);
+$mock->config(token_expire => $life, apps => { cli_clerk => 'clerk', cli_unseen => 'unseen' });
+$mock->mark;
 $other = FeishuFlow::Session->new($node);
-wait_until('there is a dispatcher', sub {
-	$watch->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") == 1 });
 $other->value('BEGIN');
 $other->value('CREATE SERVER unseen FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url ' . quote($mock->url) . ')');
-$other->value(q{CREATE USER MAPPING FOR PUBLIC SERVER unseen OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
-$mock->config(token_expire => 8);
+$other->value(q{CREATE USER MAPPING FOR PUBLIC SERVER unseen OPTIONS (app_id 'cli_unseen', app_secret 'unseen')});
 succeeds($other, flow(server => 'unseen'), 'a call over a server that nobody else sees');
-# on another base_url it would be another app: the same token serves both, but who asks names this server
-($asked) = map { $_->{time} } $mock->log(%token);
-time_is($asked + 6.2);
+($asked) = map { $_->{time} } $mock->log(%token, app_id => 'cli_unseen');
+time_is($asked + 0.78 * $life);
 my $failed = '';
 wait_until('the token is refreshed', sub {
 	$failed ||= $other->ask(flow(server => 'unseen'))->{err};
-	$mock->token_requests == 2 });
+	$mock->count(%token, app_id => 'cli_unseen') == 2 });
 is($failed, '', '... its token is refreshed all the same');
-cmp_ok(($mock->log(%token))[1]{time}, '<', $asked + 8, '... ahead of its expiry');
+cmp_ok(($mock->log(%token, app_id => 'cli_unseen'))[1]{time}, '<', $asked + $life, '... ahead of its expiry');
 $other->value('ROLLBACK');
 
 # Credentials are those of the role that calls.
 $watch->value('CREATE ROLE clerk LOGIN');
 $watch->value('GRANT USAGE ON FOREIGN SERVER feishu TO clerk');
 $watch->value(q{CREATE USER MAPPING FOR clerk SERVER feishu OPTIONS (app_id 'cli_clerk', app_secret 'clerk')});
-$mock->config(apps => { cli_clerk => 'clerk' }, token_expire => 4);
 my $clerk = FeishuFlow::Session->new($node, user => 'clerk');
 $mock->mark;
 succeeds($clerk, flow(), 'a call of a role with credentials of its own');
 ($asked) = map { $_->{time} } $mock->log(%token, app_id => 'cli_clerk');
-time_is($asked + 3.1);
+time_is($asked + 0.78 * $life);
 succeeds($clerk, flow(), '... when its token is due');
 is($mock->wait_for(2, %token, app_id => 'cli_clerk', state => 'done'), 2, '... which is refreshed for it');
 is($mock->count(%token), 2, '... and nobody else');
 
 # ---- a session that was idle ----
 
-# The token has expired, the next one has come, unread: there is no request for another.
-# (10 s are all the time that a refresh has.)
-time_is($idle_since + 1.5);
-succeeds($idle, flow(), 'a session that was idle when its refresh was answered calls');
-is($idle_mock->token_requests, 2, '... with the token that came meanwhile');
+# For longer than the 10 s that a refresh has.
 time_is($idle_since + 11);
 $idle_mock->mark;
 succeeds($idler, flow(), 'one that was idle for longer than a refresh may take calls');
