@@ -24,10 +24,12 @@ create_server($lone, 'feishu', { base_url => $lone_mock->url });
 # An own cache: what a session asked for comes while it is idle. It is looked at below, when that has been so for long.
 my $idle_mock = FeishuFlow::Mock->start;
 my $plain = new_cluster('plain', preload => 0);
+$idle_mock->config(token_expire => $life, apps => { cli_idler => 'idler' });
 create_server($plain, 'feishu', { base_url => $idle_mock->url });
+create_server($plain, 'idlers', { base_url => $idle_mock->url }, { app_id => 'cli_idler', app_secret => 'idler' });
 my ($idle, $idler) = map { FeishuFlow::Session->new($plain) } 1 .. 2;
-$idle_mock->config(token_expire => $life);
-succeeds($_, flow(), 'a call of a session that has its own cache') foreach $idle, $idler;
+succeeds($idle, flow(), 'a call of a session that has its own cache');
+succeeds($idler, flow(server => 'idlers'), '... and of another app');
 my $first = ($idle_mock->log(kind => 'execute'))[-1]{headers}{authorization};
 my ($idle_asked) = map { $_->{time} } $idle_mock->log(%token);
 
@@ -38,8 +40,9 @@ time_is($idle_asked + 0.8 * $life);
 $idle_mock->config(token_expire => 7200);
 $idle_mock->rules([ \%token, { type => 'latency', ms => 200 } ]);
 $idle_mock->mark;
-succeeds($_, flow(), '... when its token is due') foreach $idle, $idler;
-is($idle_mock->token_requests, 2, '... which begins to refresh it');
+succeeds($idle, flow(), '... when its token is due');
+succeeds($idler, flow(server => 'idlers'), '... and of the other');
+is($idle_mock->token_requests, 2, '... which begin to refresh them');
 my $idle_since = time();
 
 # The token has expired, the next one has come, unread: there is no request for another.
@@ -152,7 +155,7 @@ is($mock->count(%token), 2, '... and nobody else');
 # For longer than the 10 s that a refresh has.
 time_is($idle_since + 11);
 $idle_mock->mark;
-succeeds($idler, flow(), 'one that was idle for longer than a refresh may take calls');
+succeeds($idler, flow(server => 'idlers'), 'one that was idle for longer than a refresh may take calls');
 is($idle_mock->token_requests, 0, '... with the token that came meanwhile');
 isnt(($idle_mock->log(kind => 'execute'))[-1]{headers}{authorization}, $first, '... which is not the first one');
 
