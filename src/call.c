@@ -295,9 +295,12 @@ call_on_refresh(void *arg, const TokenLease *lease, const HttpResult *result)
 static void
 call_refresh_token(FlowCall *call)
 {
-	bool		is_own = !call->dispatching && token_cache_is_shared();
+	int			connect_timeout_ms = call->limits.connect_timeout_ms;
 
-	if (is_own && !call->lease.asked_in_vain && launcher_has_dispatcher())
+	if (call->dispatching || !token_cache_is_shared())
+		(void) token_refresh_start(TopMemoryContext, call->server, &call->lease,
+								   connect_timeout_ms, NULL, NULL);
+	else if (!call->lease.asked_in_vain && launcher_has_dispatcher())
 	{
 		TokenAsked	asked = {
 			.database = MyDatabaseId,
@@ -310,13 +313,9 @@ call_refresh_token(FlowCall *call)
 		news.tokens = true;
 		launcher_tell(&news);
 	}
-	else if (!is_own)
-		(void) token_refresh_start(TopMemoryContext, call->server, &call->lease,
-								   call->limits.connect_timeout_ms, NULL, NULL);
 	else if (call->refresh == NULL)
 		call->refresh = token_refresh_start(call->context, call->server, &call->lease,
-											call->limits.connect_timeout_ms,
-											call_on_refresh, call);
+											connect_timeout_ms, call_on_refresh, call);
 	else
 		token_cache_abandon(&call->lease);
 }
