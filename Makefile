@@ -16,6 +16,7 @@ OBJS = \
 	src/compat.o \
 	src/discover.o \
 	src/dispatch_problem.o \
+	src/dispatch_tokens.o \
 	src/dispatch_transaction.o \
 	src/dispatcher.o \
 	src/event.o \
@@ -66,6 +67,7 @@ OBJS = \
 	src/sweep.o \
 	src/template.o \
 	src/token.o \
+	src/token_ask.o \
 	src/trigger.o \
 	src/wait.o \
 	src/waiters.o \

@@ -393,6 +393,9 @@ extern const char *record_expired_text(void);
 /* Why a flow that was queued in another database is cancelled. */
 extern const char *record_not_ours_text(void);
 
+/* dispatch_tokens.c: refresh tokens for the sessions that asked; in a transaction */
+extern void tokens_refresh_asked(void);
+
 /* dispatch_transaction.c: begin one as the owner of the tables, with a snapshot and
  * the tables locked; false: somebody else has locked them, and there is none.  Exits
  * when the extension is gone. */

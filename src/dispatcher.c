@@ -104,6 +104,7 @@ static Dispatch dispatch;
 typedef struct Work
 {
 	bool		control;		/* pauses or servers may have changed */
+	bool		tokens;			/* some are to be refreshed */
 	bool		discover_all;
 	TimestampTz discover_at;	/* ... then; DT_NOEND: not */
 	int64		min_id;			/* rows from here on may be new */
@@ -192,6 +193,7 @@ take_news(Work *work, uint32 wait_event)
 		finish_and_exit(0, wait_event);
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
+	work->tokens |= news.tokens;
 }
 
 /* Is a transaction worth while now? */
@@ -202,7 +204,7 @@ has_work(const Work *work, TimestampTz now)
 		return work->retry_at <= now;
 	if (dispatch.num_stuck > 0 && dispatch.stuck_until <= now)
 		return true;
-	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
+	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX ||
 		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now ||
 		work->expire_at <= now || work->sweep_at <= now)
 		return true;
@@ -226,7 +228,7 @@ next_work(const Work *work)
 		return 0;
 	if (work->failures > 0 || work->locked_out > 0)
 		return work->retry_at;
-	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX)
+	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX)
 		return 0;
 	if (dispatch.num_ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS));
@@ -331,6 +333,9 @@ do_work(Work *work, TimestampTz now)
 		record_ended(&dispatch);
 	if (!record_only)
 	{
+		if (work->tokens)
+			tokens_refresh_asked();
+		work->tokens = false;
 		if (work->poll_at <= now)
 			slow_poll(work, now);
 		if (work->expire_at <= now)
@@ -572,6 +577,7 @@ prepare_http(Work *work, uint32 wait_event)
 			proc_exit(0);
 		work->min_id = Min(work->min_id, news.min_id);
 		work->control |= news.control;
+		work->tokens |= news.tokens;
 	}
 	launcher_set_failing(false);
 }

@@ -68,6 +68,9 @@
  * try two addresses at once. */
 #define HTTP_BEGIN_DESCRIPTORS		2
 
+/* How often to look for more of an answer that is there already. */
+#define HTTP_READ_ROUNDS		64
+
 static HttpLoop *the_loop = NULL;
 
 
@@ -156,6 +159,7 @@ http_loop_get(void)
 					   HTTP_MIN_CONNECTIONS);
 	loop->timer = HTTP_NO_TIMER;
 	loop->timer_in_ms = -1;
+	loop->first_deadline = DT_NOEND;
 	dlist_init(&loop->active);
 	dlist_init(&loop->done);
 
@@ -283,27 +287,74 @@ loop_collect(HttpLoop *loop)
 }
 
 /*
- * End transfers that are past their deadline.  libcurl does so itself, but can
- * lose the timer of a connection that is being made, and then be late by some
- * 200 ms.
+ * Transfers that are past their deadline: keep libcurl from ending them by itself,
+ * until what has come of them is read.  Returns whether there are any; they are to
+ * be ended by loop_end_late.
  */
-static void
-loop_expire(HttpLoop *loop)
+static bool
+loop_spare_late(HttpLoop *loop)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	dlist_mutable_iter iter;
-	sigset_t	saved;
+	dlist_iter	iter;
+	bool		late = false;
 
+	if (now < loop->first_deadline)
+		return false;
+	loop->first_deadline = DT_NOEND;
+	dlist_foreach(iter, &loop->active)
+	{
+		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
+
+		if (transfer->deadline > now)
+		{
+			loop->first_deadline = Min(loop->first_deadline, transfer->deadline);
+			continue;
+		}
+		transfer->late = late = true;
+		/* 0 is no limit here, and a default of minutes there */
+		curl_easy_setopt(transfer->handle->easy, CURLOPT_TIMEOUT_MS, 0L);
+		curl_easy_setopt(transfer->handle->easy, CURLOPT_CONNECTTIMEOUT_MS, 0L);
+		transfer->handle->timeout_ms = transfer->handle->connect_timeout_ms = 0;
+	}
+	return late;
+}
+
+/*
+ * Read all that has come by now, without waiting.  Likewise leaves the latch
+ * alone, and does not throw.  Signals are blocked.
+ */
+static void
+loop_read(HttpLoop *loop)
+{
+	for (int round = 0; round < HTTP_READ_ROUNDS; round++)
+	{
+		HttpPolled	events[HTTP_EVENTS_PER_TURN];
+		int			num_events = http_sockets_look(loop->sockets, events, lengthof(events));
+
+		if (num_events == 0)
+			break;
+		for (int i = 0; i < num_events; i++)
+			loop_action(loop, events[i].fd, events[i].events);
+	}
+	loop_collect(loop);
+}
+
+/*
+ * End those that loop_spare_late found, unless their answer is there.  A process may
+ * come back to its loop long after it came in.  Signals are blocked.
+ */
+static void
+loop_end_late(HttpLoop *loop)
+{
+	dlist_mutable_iter iter;
+
+	loop_read(loop);
 	dlist_foreach_modify(iter, &loop->active)
 	{
 		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
 
-		if (transfer->deadline <= now)
-		{
-			curl_enter(&saved);
+		if (transfer->late)
 			http_transfer_finish(transfer, CURLE_OPERATION_TIMEDOUT);
-			curl_leave(&saved);
-		}
 	}
 }
 
@@ -318,8 +369,29 @@ http_loop_run_due(HttpLoop *loop)
 	if (loop->fresh)
 		http_conns_shut_unsolicited(loop->sockets);
 	loop->fresh = false;
+	if (loop_spare_late(loop))
+		loop_end_late(loop);
 	loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
 	loop_collect(loop);
+}
+
+/*
+ * Take what has come while nobody drove the loop: transfers that have ended by it
+ * are handed out by http_loop_next_done.  Does not throw.
+ */
+void
+http_loop_catch_up(HttpLoop *loop)
+{
+	sigset_t	saved;
+
+	if (dlist_is_empty(&loop->active))
+		return;
+	curl_enter(&saved);
+	if (loop_spare_late(loop))
+		loop_end_late(loop);
+	else
+		loop_read(loop);
+	curl_leave(&saved);
 }
 
 /* How long to wait: until then, or until libcurl wants to be called in timer_ms. */
@@ -356,6 +428,7 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		HttpPolled	events[HTTP_EVENTS_PER_TURN];
 		int			num_events;
 		bool		latch_set;
+		bool		late;
 		long		timer_ms = loop_timer_ms(loop);
 		sigset_t	saved;
 
@@ -372,23 +445,25 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		http_sockets_reserve(loop->sockets, loop->num_unbegun);
 		num_events = http_sockets_wait(loop->sockets, loop_timeout_ms(timer_ms, until), wait_event,
 									   events, lengthof(events), &latch_set);
-		if (num_events > 0)
-		{
-			curl_enter(&saved);
-			for (int i = 0; i < num_events; i++)
-				loop_action(loop, events[i].fd, events[i].events);
+		curl_enter(&saved);
+		/*
+		 * before libcurl looks at any: it looks at all of its timers then, and can
+		 * lose the one of a connection that is being made
+		 */
+		late = loop_spare_late(loop);
+		for (int i = 0; i < num_events; i++)
+			loop_action(loop, events[i].fd, events[i].events);
+		if (late)
+			loop_end_late(loop);
+		else if (num_events > 0)
 			loop_collect(loop);
-			curl_leave(&saved);
-		}
+		curl_leave(&saved);
 
 		CHECK_FOR_INTERRUPTS();
 		if (latch_set || !dlist_is_empty(&loop->done) || (was_full && http_loop_room(loop) > 0))
 			return;
 		if (!TIMESTAMP_IS_NOEND(until) && GetCurrentTimestamp() >= until)
-		{
-			loop_expire(loop);
 			return;
-		}
 	}
 }
 

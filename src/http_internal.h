@@ -59,6 +59,8 @@ struct HttpLoop
 	bool		fresh;			/* there is one */
 	int			budget;			/* connections that there may be */
 	int			num_unbegun;	/* active ones without a connection */
+	TimestampTz first_deadline; /* no transfer that is under way has an earlier
+								 * one; DT_NOEND: none has any */
 	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */
 };
@@ -87,6 +89,7 @@ struct HttpTransfer
 	TimestampTz started;
 	uint64		active_before;	/* num_active of the sockets then */
 	TimestampTz deadline;
+	bool		late;			/* is past it */
 	HttpResult	result;
 	MemoryContextCallback callback;
 };

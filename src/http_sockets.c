@@ -298,9 +298,9 @@ http_sockets_polled(HttpSockets *set, const HttpPolled *polled)
 	return slot->registered != 0 && slot->generation == polled->generation ? slot : NULL;
 }
 
-/* Fetch events of the sockets, and mute those that are idle. */
-static int
-sockets_look(HttpSockets *set, HttpPolled *events, int max_events)
+/* Fetch events of the sockets that there are now, and mute those that are idle. */
+int
+http_sockets_look(HttpSockets *set, HttpPolled *events, int max_events)
 {
 	int			num = http_poller_look(set->poller, events, max_events);
 	int			num_events = 0;
@@ -367,7 +367,7 @@ http_sockets_wait(HttpSockets *set, long timeout_ms, uint32 wait_event,
 			*latch_set = true;
 		}
 		if (occurred[i].events & WL_SOCKET_READABLE)
-			num_events = sockets_look(set, events, max_events);
+			num_events = http_sockets_look(set, events, max_events);
 	}
 	return num_events;
 }

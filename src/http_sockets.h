@@ -70,6 +70,7 @@ extern void http_socket_closed(HttpSockets *set, int fd);
 extern void http_socket_want(HttpSockets *set, int fd, int events);
 extern void http_socket_mute(HttpSockets *set, int fd);
 extern HttpSocket *http_sockets_polled(HttpSockets *set, const HttpPolled *polled);
+extern int	http_sockets_look(HttpSockets *set, HttpPolled *events, int max_events);
 extern int	http_sockets_wait(HttpSockets *set, long timeout_ms, uint32 wait_event,
 							  HttpPolled *events, int max_events, bool *latch_set);
 

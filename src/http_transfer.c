@@ -460,6 +460,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 		dlist_push_tail(&loop->active, &transfer->node);
 		transfer->listed = true;
 		loop->num_unbegun++;
+		loop->first_deadline = Min(loop->first_deadline, transfer->deadline);
 		loop->fresh = true;
 		/* which sends the request, if there is a connection */
 		if (!loop->deferred)

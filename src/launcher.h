@@ -59,6 +59,7 @@ typedef struct DispatchNews
 								 * PG_INT64_MAX: none */
 	bool		control;		/* pauses, servers, mappings or the extension
 								 * itself may have changed */
+	bool		tokens;			/* it is asked to refresh some, see token_ask.c */
 } DispatchNews;
 
 /* The empty news, to be added to. */
@@ -70,6 +71,9 @@ typedef struct DispatchNews
  * database that the launcher does not know becomes known by this.
  */
 extern void launcher_tell(const DispatchNews *news);
+
+/* Is there a dispatcher in this database, and does it work? */
+extern bool launcher_has_dispatcher(void);
 
 
 /* ---------- For the dispatcher ---------- */

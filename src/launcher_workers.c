@@ -63,6 +63,7 @@ place_tell(int place, Oid database, const DispatchNews *news)
 	{
 		slot->news.min_id = Min(slot->news.min_id, news->min_id);
 		slot->news.control |= news->control;
+		slot->news.tokens |= news->tokens;
 		proc = slot->proc;
 	}
 	SpinLockRelease(&slot->mutex);
@@ -102,6 +103,19 @@ launcher_tell(const DispatchNews *news)
 	(void) place_tell(own_place, MyDatabaseId, news);
 	if (!known)
 		slots_wake_launcher(false);
+}
+
+bool
+launcher_has_dispatcher(void)
+{
+	SlotView	view;
+	int			place;
+
+	if (!launcher_present() || !OidIsValid(MyDatabaseId))
+		return false;
+	place = slots_find(MyDatabaseId);
+	return place >= 0 && slots_view(place, &view) && view.database == MyDatabaseId &&
+		view.worker == WORKER_DISPATCHER && view.pid != 0 && !view.stop && !view.failing;
 }
 
 bool
