@@ -165,6 +165,9 @@ slot_forget(HttpSockets *set, HttpSocket *slot)
 		set->num_quiet--;
 	slot->quiet = false;
 	slot->muted = false;
+	slot->spent = false;
+	slot->retired = false;
+	slot->idle_until = HTTP_NEVER;
 	slot->active = 0;
 }
 
@@ -198,9 +201,9 @@ slot_register(HttpSockets *set, HttpSocket *slot, int events)
 	}
 }
 
-/* fd was opened by us; http_socket_closed tells when it goes. */
+/* fd was opened by us, for this owner; http_socket_closed tells when it goes. */
 bool
-http_socket_opened(HttpSockets *set, int fd)
+http_socket_opened(HttpSockets *set, int fd, void *owner)
 {
 	HttpSocket *slot = slot_get(set, fd);
 
@@ -210,6 +213,9 @@ http_socket_opened(HttpSockets *set, int fd)
 	slot_set(set, slot, true, false, 0);
 	/* if there was one of this number, it left the poller by itself */
 	slot->registered = 0;
+	slot->owner = owner;
+	slot->opened_at = steady_now();
+	set->next_due = Min(set->next_due, steady_after_ms(slot->opened_at, set->max_age));
 	return true;
 }
 
@@ -243,11 +249,11 @@ http_socket_closed(HttpSockets *set, int fd)
 }
 
 /*
- * From now on wait for these events on fd; 0: for none.  Without memory for it, a
+ * From now on wait for these events on fd of this owner; 0: for none.  Without memory for it, a
  * name resolver's is not waited for: libcurl looks at it now and then all the same.
  */
 void
-http_socket_want(HttpSockets *set, int fd, int events)
+http_socket_want(HttpSockets *set, int fd, int events, void *owner)
 {
 	HttpSocket *slot = slot_get(set, fd);
 	bool		opened;
@@ -255,6 +261,7 @@ http_socket_want(HttpSockets *set, int fd, int events)
 
 	if (slot == NULL)
 		return;
+	slot->owner = owner;
 	if (events == 0)
 	{
 		if (slot->suspect)
