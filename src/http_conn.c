@@ -34,6 +34,24 @@
 /* Sockets looked at at once. */
 #define MAX_POLLED				64
 
+/* Buffers of bytes that are thrown away when a connection is shut down. */
+#define MAX_DISCARDED			64
+
+/*
+ * Shut down a connection, so that libcurl does not use it again.  What it brought is
+ * thrown away: with bytes to read, be it TLS's word that this is the end, libcurl 7.88
+ * takes a connection for alive, and gives up after five that are not.
+ */
+void
+http_conn_shut(int fd)
+{
+	char		buffer[4096];
+
+	(void) shutdown(fd, SHUT_RDWR);
+	for (int i = 0; i < MAX_DISCARDED && recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT) > 0; i++)
+		;
+}
+
 /* When a connection is to be retired. */
 static SteadyTime
 slot_due(const HttpSockets *set, const HttpSocket *slot)
@@ -178,7 +196,7 @@ shut_idle(HttpSockets *set, int fd, uint64 number)
 			continue;
 		peer_get(other, &other_peer, &other_size);
 		if (other_size == size && memcmp(&other_peer, &peer, size) == 0)
-			(void) shutdown(other, SHUT_RDWR);
+			http_conn_shut(other);
 	}
 }
 
@@ -258,7 +276,7 @@ http_conns_retire(HttpSockets *set, const void *owner)
 		else if (slot->owned && slot->wanted == 0)
 		{
 			slot->retired = true;
-			(void) shutdown(fd, SHUT_RDWR);
+			http_conn_shut(fd);
 		}
 		else if (!slot->quiet && slot->owner == owner)
 			in_use = true;

@@ -33,7 +33,6 @@
 #include "postgres.h"
 
 #include <curl/curl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "miscadmin.h"
@@ -265,7 +264,7 @@ http_socket_want(HttpSockets *set, int fd, int events, void *owner)
 	if (events == 0)
 	{
 		if (slot->suspect)
-			(void) shutdown(fd, SHUT_RDWR);
+			http_conn_shut(fd);
 		http_conn_trust(set, fd);
 		opened = owned = slot->owned;
 	}
@@ -293,7 +292,7 @@ http_socket_mute(HttpSockets *set, int fd)
 	slot->muted = true;
 	slot_register(set, slot, 0);
 	if (slot->quiet)
-		(void) shutdown(fd, SHUT_RDWR);
+		http_conn_shut(fd);
 }
 
 /* Whose event is it?  NULL: of another socket that had this number. */

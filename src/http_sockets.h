@@ -84,6 +84,7 @@ extern int	http_sockets_wait(HttpSockets *set, long timeout_ms, uint32 wait_even
 							  HttpPolled *events, int max_events, bool *latch_set);
 
 /* http_conn.c */
+extern void http_conn_shut(int fd);
 extern void http_conn_note_activity(HttpSockets *set, int fd);
 extern bool http_conn_active_since(const HttpSockets *set, int fd, uint64 number);
 extern void http_conn_keep(HttpSockets *set, int fd, bool quiet, int idle_ms);

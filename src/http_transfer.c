@@ -19,7 +19,6 @@
 #include "postgres.h"
 
 #include <ctype.h>
-#include <sys/socket.h>
 
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -587,7 +586,7 @@ hang_up(HttpTransfer *transfer, int fd, bool is_alone)
 		!http_conn_active_since(sockets, fd, transfer->active_before))
 		http_conn_suspect(sockets, fd, transfer->active_before);
 	if (is_alone)
-		(void) shutdown(fd, SHUT_RDWR);
+		http_conn_shut(fd);
 }
 
 /* Is it the only one that is under way? */
