@@ -128,6 +128,8 @@ curl_leave(const sigset_t *saved)
 /* http_pool.c; signals are blocked */
 extern HttpPool *http_pool_create(HttpLoop *loop);
 extern void http_pool_limit_host(HttpPool *pool);
+extern bool http_pool_add(HttpTransfer *transfer);
+extern void http_pool_remove(HttpTransfer *transfer);
 extern void http_pool_act(HttpPool *pool, curl_socket_t fd, int events);
 extern void http_pools_run_timers(HttpLoop *loop);
 extern long http_pools_timer_ms(HttpLoop *loop);

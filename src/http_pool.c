@@ -149,6 +149,27 @@ pool_timer_ms(HttpPool *pool)
 	return (long) ((Max(pool->timer - now, 0) + 999) / 1000);
 }
 
+/* Give a transfer, whose handle is set up, to the loop's pool. */
+bool
+http_pool_add(HttpTransfer *transfer)
+{
+	HttpPool   *pool = transfer->loop->pool;
+
+	if (curl_multi_add_handle(pool->multi, transfer->handle->easy) != CURLM_OK)
+		return false;
+	transfer->pool = pool;
+	pool->num_transfers++;
+	return true;
+}
+
+/* Take it away. */
+void
+http_pool_remove(HttpTransfer *transfer)
+{
+	curl_multi_remove_handle(transfer->pool->multi, transfer->handle->easy);
+	transfer->pool->num_transfers--;
+}
+
 /* Let libcurl act on a socket, or on its timer with CURL_SOCKET_TIMEOUT. */
 void
 http_pool_act(HttpPool *pool, curl_socket_t fd, int events)

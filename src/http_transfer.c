@@ -534,12 +534,10 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	{
 		transfer->handle = http_handle_acquire(loop, request);
 		ok = transfer->handle != NULL && transfer_configure(transfer, request) &&
-			curl_multi_add_handle(loop->pool->multi, transfer->handle->easy) == CURLM_OK;
+			http_pool_add(transfer);
 	}
 	if (ok)
 	{
-		transfer->pool = loop->pool;
-		transfer->pool->num_transfers++;
 		dlist_push_tail(&loop->active, &transfer->node);
 		transfer->listed = true;
 		loop->num_unbegun++;
@@ -606,9 +604,8 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 	bool		is_alone = transfer_is_alone(transfer);
 	int			fd = reusable ? -1 : http_handle_socket(transfer->loop, handle);
 
+	http_pool_remove(transfer);
 	transfer->handle = NULL;
-	curl_multi_remove_handle(transfer->pool->multi, handle->easy);
-	transfer->pool->num_transfers--;
 	if (fd >= 0)
 		hang_up(transfer, fd, is_alone);
 	handle->transfer = NULL;

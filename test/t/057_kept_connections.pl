@@ -180,7 +180,6 @@ my $ages = (time() - $begun) / $age;
 my @used = do { my %seen; grep { !$seen{$_}++ } connections('http2', $skip) };
 cmp_ok(scalar(@used), '>=', 3, 'an HTTP/2 connection on which a request is under way takes no more when it has its greatest age');
 cmp_ok(scalar(@used), '<=', $ages + 2, '... and others share one new connection');
-note($session->value('SELECT 1'));
 is(look($session, $slow, 'state'), 'sending', '... while that request goes on');
 $skip = () = connections('http2');
 $mock->well;
