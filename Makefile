@@ -31,6 +31,7 @@ OBJS = \
 	src/http_conn.o \
 	src/http_handle.o \
 	src/http_poller.o \
+	src/http_pool.o \
 	src/http_sockets.o \
 	src/http_transfer.o \
 	src/insert.o \

@@ -5,9 +5,10 @@
  *	  a WaitEventSet.
  *
  * Together with http_transfer.c, which has the single transfer,
- * http_classify.c and http_handle.c, this is the only code that knows of
- * libcurl.  A process has one HttpLoop, made at the first request and kept until the process ends, so
- * that connections, the DNS cache and loaded CA certificates outlive a call.
+ * http_classify.c, http_handle.c and http_pool.c, this is the only code that
+ * knows of libcurl.  A process has one HttpLoop, made at the first request and
+ * kept until the process ends, so that connections, the DNS cache and loaded CA
+ * certificates outlive a call.
  *
  * Rules that everything here keeps:
  *
@@ -47,13 +48,9 @@
 
 #include "http_internal.h"
 #include "nls.h"
-#include "steady.h"
 
 /* Socket events handled in one turn. */
 #define HTTP_EVENTS_PER_TURN	64
-
-/* Idle connections kept by a process that makes one call at a time. */
-#define HTTP_MAX_IDLE_CONNECTIONS	8L
 
 /*
  * Connections of a process may take three quarters of the descriptors that fd.c
@@ -62,7 +59,6 @@
  * descriptor any more.  And a few there are in any case.
  */
 #define HTTP_RESERVED_DESCRIPTORS	48
-#define HTTP_MIN_CONNECTIONS		4
 
 /* Descriptors of a transfer that has no connection yet: to resolve a name, or to
  * try two addresses at once. */
@@ -75,33 +71,6 @@ static HttpLoop *the_loop = NULL;
 
 
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
-
-/* CURLMOPT_SOCKETFUNCTION: libcurl says what it waits for on a socket. */
-static int
-on_socket(CURL *easy, curl_socket_t fd, int what, void *userp, void *socketp)
-{
-	HttpLoop   *loop = userp;
-	int			events = 0;
-
-	if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
-		events |= CURL_CSELECT_IN;
-	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
-		events |= CURL_CSELECT_OUT;
-	http_socket_want(loop->sockets, fd, events);
-	return 0;					/* -1 would end every transfer, for good */
-}
-
-/* CURLMOPT_TIMERFUNCTION: libcurl says when it wants to be called again. */
-static int
-on_timer(CURLM *multi, long timeout_ms, void *userp)
-{
-	HttpLoop   *loop = userp;
-
-	/* comes several times a request: the clock is read when that is needed */
-	loop->timer = timeout_ms == 0 ? 0 : HTTP_NO_TIMER;	/* 0: at once */
-	loop->timer_in_ms = timeout_ms > 0 ? timeout_ms : -1;
-	return 0;
-}
 
 /* CURLOPT_OPENSOCKETFUNCTION; userp is the HttpHandle */
 curl_socket_t
@@ -117,7 +86,7 @@ http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *addres
 	fd = socket(address->family, type, address->protocol);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
 		transfer->no_socket = true;
-	if (fd >= 0 && !http_socket_opened(transfer->loop->sockets, fd))
+	if (fd >= 0 && !http_socket_opened(transfer->loop->sockets, fd, transfer->pool))
 	{
 		close(fd);
 		fd = CURL_SOCKET_BAD;
@@ -157,9 +126,8 @@ http_loop_get(void)
 	loop->sockets = sockets;
 	loop->budget = Max(max_safe_fds - Max(max_safe_fds / 4, HTTP_RESERVED_DESCRIPTORS),
 					   HTTP_MIN_CONNECTIONS);
-	loop->timer = HTTP_NO_TIMER;
-	loop->timer_in_ms = -1;
 	loop->first_deadline = DT_NOEND;
+	dlist_init(&loop->old_pools);
 	dlist_init(&loop->active);
 	dlist_init(&loop->done);
 
@@ -168,22 +136,13 @@ http_loop_get(void)
 		initialized = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
 	if (initialized)
 	{
-		loop->multi = curl_multi_init();
 		loop->headers = http_headers_create();
+		if (loop->headers != NULL)
+			loop->pool = http_pool_create(loop);
 	}
-	ok = loop->multi != NULL && loop->headers != NULL &&
-		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETFUNCTION, on_socket) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETDATA, loop) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_TIMERFUNCTION, on_timer) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_TIMERDATA, loop) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, HTTP_MAX_IDLE_CONNECTIONS) == CURLM_OK &&
-	/* beyond, libcurl closes one that is idle, or lets a transfer wait */
-		curl_multi_setopt(loop->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) loop->budget) == CURLM_OK;
+	ok = loop->pool != NULL;
 	if (!ok)
-	{
-		curl_multi_cleanup(loop->multi);	/* NULL will do */
 		curl_slist_free_all(loop->headers);
-	}
 	curl_leave(&saved);
 
 	if (!ok)
@@ -203,10 +162,8 @@ http_loop_set_host_connections(HttpLoop *loop, int max)
 	sigset_t	saved;
 
 	curl_enter(&saved);
-	curl_multi_setopt(loop->multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) max);
-	/* or libcurl would open a connection for each request beyond 100 */
-	curl_multi_setopt(loop->multi, CURLMOPT_MAX_CONCURRENT_STREAMS, (long) max);
-	curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, max + HTTP_MAX_IDLE_CONNECTIONS);
+	loop->max_host_connections = max;
+	http_pool_limit_host(loop->pool);
 	curl_leave(&saved);
 }
 
@@ -230,60 +187,6 @@ void
 http_loop_defer(HttpLoop *loop)
 {
 	loop->deferred = true;
-}
-
-/* In how many ms libcurl wants to be called, never too early; -1: not at all. */
-static long
-loop_timer_ms(HttpLoop *loop)
-{
-	int64		now;
-
-	if (loop->timer == 0)
-		return 0;
-	if (loop->timer == HTTP_NO_TIMER && loop->timer_in_ms < 0)
-		return -1;
-	now = steady_now();
-	if (loop->timer_in_ms >= 0)
-	{
-		loop->timer = now + (int64) loop->timer_in_ms * 1000;
-		loop->timer_in_ms = -1;
-	}
-	return (long) ((Max(loop->timer - now, 0) + 999) / 1000);
-}
-
-/* Let libcurl act on a socket, or on its timer with CURL_SOCKET_TIMEOUT. */
-static void
-loop_action(HttpLoop *loop, curl_socket_t fd, int events)
-{
-	int			running;
-
-	if (fd == CURL_SOCKET_TIMEOUT)
-	{
-		/* libcurl sets the next one, if any */
-		loop->timer = HTTP_NO_TIMER;
-		loop->timer_in_ms = -1;
-	}
-	(void) curl_multi_socket_action(loop->multi, fd, events, &running);
-	/* a dispatcher may be long in a transaction before the next turn */
-	if (loop->deferred)
-		(void) loop_timer_ms(loop);
-}
-
-/* Fetch the transfers that libcurl has ended.  Signals are blocked. */
-static void
-loop_collect(HttpLoop *loop)
-{
-	CURLMsg    *message;
-	int			left;
-
-	while ((message = curl_multi_info_read(loop->multi, &left)) != NULL)
-	{
-		char	   *handle = NULL;
-
-		if (message->msg == CURLMSG_DONE &&
-			curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &handle) == CURLE_OK)
-			http_transfer_finish(((HttpHandle *) handle)->transfer, message->data.result);
-	}
 }
 
 /*
@@ -334,9 +237,9 @@ loop_read(HttpLoop *loop)
 		if (num_events == 0)
 			break;
 		for (int i = 0; i < num_events; i++)
-			loop_action(loop, events[i].fd, events[i].events);
+			http_pool_act(loop->sockets->slots[events[i].fd].owner, events[i].fd, events[i].events);
 	}
-	loop_collect(loop);
+	http_pools_collect(loop);
 }
 
 /*
@@ -367,12 +270,15 @@ http_loop_run_due(HttpLoop *loop)
 {
 	/* libcurl chooses connections now */
 	if (loop->fresh)
+	{
 		http_conns_shut_unsolicited(loop->sockets);
+		(void) http_conns_retire(loop->sockets, loop->pool);
+	}
 	loop->fresh = false;
 	if (loop_spare_late(loop))
 		loop_end_late(loop);
-	loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
-	loop_collect(loop);
+	http_pools_run_timers(loop);
+	http_pools_collect(loop);
 }
 
 /*
@@ -429,7 +335,7 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		int			num_events;
 		bool		latch_set;
 		bool		late;
-		long		timer_ms = loop_timer_ms(loop);
+		long		timer_ms = http_pools_timer_ms(loop);
 		sigset_t	saved;
 
 		if (timer_ms == 0)
@@ -437,7 +343,7 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 			curl_enter(&saved);
 			http_loop_run_due(loop);
 			curl_leave(&saved);
-			timer_ms = loop_timer_ms(loop);
+			timer_ms = http_pools_timer_ms(loop);
 		}
 		if (!dlist_is_empty(&loop->done))
 			return;
@@ -452,11 +358,11 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		 */
 		late = loop_spare_late(loop);
 		for (int i = 0; i < num_events; i++)
-			loop_action(loop, events[i].fd, events[i].events);
+			http_pool_act(loop->sockets->slots[events[i].fd].owner, events[i].fd, events[i].events);
 		if (late)
 			loop_end_late(loop);
 		else if (num_events > 0)
-			loop_collect(loop);
+			http_pools_collect(loop);
 		curl_leave(&saved);
 
 		CHECK_FOR_INTERRUPTS();

@@ -19,7 +19,6 @@
 #include "postgres.h"
 
 #include <ctype.h>
-#include <sys/socket.h>
 
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -101,6 +100,46 @@ header_value(const char *line, size_t len, const char *name, char *value, size_t
 	return true;
 }
 
+/* The timeout of a header Keep-Alive ("timeout=5, max=100"), or -1. */
+static int
+keep_alive_seconds(const char *value)
+{
+	static const char name[] = "timeout=";
+
+	for (const char *p = value; *p != '\0'; p++)
+	{
+		if (pg_strncasecmp(p, name, sizeof(name) - 1) == 0 &&
+			(p == value || strchr(" \t,;", p[-1]) != NULL))
+		{
+			const char *number = p + sizeof(name) - 1;
+
+			return isdigit((unsigned char) *number) ?
+				(int) Min(strtoul(number, NULL, 10), 86400) : -1;
+		}
+	}
+	return -1;
+}
+
+/*
+ * Gateways answer so that have no backend any more, or not at this address.  Only
+ * a new connection may find another, once the name leads there.
+ */
+static bool
+is_of_gateway(long status)
+{
+	return status == 502 || status == 503 || status == 504;
+}
+
+/* Have libcurl close the connection after the transfer, if nobody else uses it. */
+static void
+transfer_close_after(HttpTransfer *transfer)
+{
+	HttpHandle *handle = transfer->handle;
+
+	if (!handle->close)
+		handle->close = curl_easy_setopt(handle->easy, CURLOPT_FORBID_REUSE, 1L) == CURLE_OK;
+}
+
 /* CURLOPT_HEADERFUNCTION: keep the few that the caller wants to know of. */
 size_t
 http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
@@ -109,6 +148,7 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 	HttpResult *result = &transfer->result;
 	size_t		len = size * nmemb;
 	char		value[HTTP_HEADER_SIZE];
+	long		status = 0;
 
 	transfer->header_size += len;
 	if (transfer->header_size > HTTP_MAX_HEADERS)
@@ -151,6 +191,17 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 		case 'd':
 			if (header_value(data, len, "date", value, sizeof(result->date)))
 				strcpy(result->date, value);
+			break;
+		case '\r':
+		case '\n':
+			/* the end of the headers */
+			if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_RESPONSE_CODE, &status) == CURLE_OK &&
+				is_of_gateway(status))
+				transfer_close_after(transfer);
+			break;
+		case 'k':
+			if (header_value(data, len, "keep-alive", value, sizeof(value)))
+				transfer->keep_seconds = keep_alive_seconds(value);
 			break;
 	}
 	return len;
@@ -245,6 +296,17 @@ http_transfers_note_begun(HttpLoop *loop)
 /* ---------- How it ended ---------- */
 
 /*
+ * For how many ms a connection may be used again that the peer keeps for so many
+ * seconds; -1: no limit.  It counts from the answer on, which takes its time, and
+ * the next request takes as long.
+ */
+static int
+reuse_ms(int keep_seconds)
+{
+	return keep_seconds < 0 ? -1 : keep_seconds * 1000 - Min(1000, keep_seconds * 500);
+}
+
+/*
  * The connection is kept after an answer, which may have been read without being
  * waited for.  Of HTTP/1 nothing is to be heard of it meanwhile.
  */
@@ -260,7 +322,18 @@ note_answered(HttpTransfer *transfer)
 		fd == CURL_SOCKET_BAD)
 		return;
 	http_conn_keep(transfer->loop->sockets, fd,
-				   version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1);
+				   version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1,
+				   reuse_ms(transfer->keep_seconds));
+}
+
+/* libcurl has closed the connection, or others use it: then it takes no more. */
+static void
+note_closed(HttpTransfer *transfer)
+{
+	int			fd = http_handle_socket(transfer->loop, transfer->handle);
+
+	if (fd >= 0)
+		http_conn_spend(transfer->loop->sockets, fd);
 }
 
 /*
@@ -303,7 +376,9 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 						   isspace((unsigned char) result->error[len - 1])))
 			result->error[--len] = '\0';
 	}
-	if (code == CURLE_OK)
+	if (transfer->handle->close)
+		note_closed(transfer);
+	else if (code == CURLE_OK)
 		note_answered(transfer);
 	transfer_detach(transfer, code == CURLE_OK);
 	dlist_delete(&transfer->node);
@@ -354,6 +429,9 @@ transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 		SET(CURLOPT_CONNECTTIMEOUT_MS, connect_timeout_ms);
 	handle->timeout_ms = timeout_ms;
 	handle->connect_timeout_ms = connect_timeout_ms;
+	if (handle->close)
+		SET(CURLOPT_FORBID_REUSE, 0L);
+	handle->close = false;
 	SET(CURLOPT_HTTPHEADER, transfer_all_headers(transfer));
 	if (request->body != NULL)
 	{
@@ -432,6 +510,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->started = GetCurrentTimestamp();
 	transfer->active_before = loop->sockets->num_active;
 	transfer->result.reset_seconds = -1;
+	transfer->keep_seconds = -1;
 	transfer->callback.func = transfer_on_reset;
 	transfer->callback.arg = transfer;
 	MemoryContextRegisterResetCallback(context, &transfer->callback);
@@ -446,6 +525,8 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	http_sockets_reserve(loop->sockets, loop->num_unbegun + 1);
 
 	curl_enter(&saved);
+	if (http_conns_retire(loop->sockets, loop->pool))
+		http_pools_renew(loop);
 	ok = request->body_len < HTTP_LARGE_BODY || transfer_add_header(transfer, "Expect:");
 	ok = ok && (content_type == NULL || transfer_add_header(transfer, content_type));
 	ok = ok && (authorization == NULL || transfer_add_header(transfer, authorization));
@@ -453,7 +534,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	{
 		transfer->handle = http_handle_acquire(loop, request);
 		ok = transfer->handle != NULL && transfer_configure(transfer, request) &&
-			curl_multi_add_handle(loop->multi, transfer->handle->easy) == CURLM_OK;
+			http_pool_add(transfer);
 	}
 	if (ok)
 	{
@@ -504,7 +585,7 @@ hang_up(HttpTransfer *transfer, int fd, bool is_alone)
 		!http_conn_active_since(sockets, fd, transfer->active_before))
 		http_conn_suspect(sockets, fd, transfer->active_before);
 	if (is_alone)
-		(void) shutdown(fd, SHUT_RDWR);
+		http_conn_shut(fd);
 }
 
 /* Is it the only one that is under way? */
@@ -524,8 +605,8 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 	bool		is_alone = transfer_is_alone(transfer);
 	int			fd = reusable ? -1 : http_handle_socket(transfer->loop, handle);
 
+	http_pool_remove(transfer);
 	transfer->handle = NULL;
-	curl_multi_remove_handle(transfer->loop->multi, handle->easy);
 	if (fd >= 0)
 		hang_up(transfer, fd, is_alone);
 	handle->transfer = NULL;
