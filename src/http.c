@@ -4,9 +4,9 @@
  *	  HTTP transfers over one wait loop: libcurl's multi interface driven by
  *	  a WaitEventSet.
  *
- * Together with http_transfer.c, which has the single transfer,
- * http_classify.c and http_handle.c, this is the only code that knows of
- * libcurl.  A process has one HttpLoop, made at the first request and kept until the process ends, so
+ * Together with http_transfer.c, which has the single transfer, http_library.c,
+ * http_classify.c, http_handle.c and http_authorities.c, this is the only code that
+ * knows of libcurl.  A process has one HttpLoop, made at the first request and kept until the process ends, so
  * that connections, the DNS cache and loaded CA certificates outlive a call.
  *
  * Rules that everything here keeps:
@@ -111,6 +111,8 @@ http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *addres
 #ifdef SOCK_CLOEXEC
 	type |= SOCK_CLOEXEC;
 #endif
+	transfer->peer_size = Min(address->addrlen, sizeof(transfer->peer));
+	memcpy(&transfer->peer, &address->addr, transfer->peer_size);
 	fd = socket(address->family, type, address->protocol);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
 		transfer->no_socket = true;
@@ -139,7 +141,6 @@ http_close_socket(void *userp, curl_socket_t fd)
 HttpLoop *
 http_loop_get(void)
 {
-	static bool initialized = false;
 	static HttpSockets *sockets = NULL;
 	HttpLoop   *loop;
 	sigset_t	saved;
@@ -148,6 +149,7 @@ http_loop_get(void)
 	if (the_loop != NULL)
 		return the_loop;
 
+	http_library_require();
 	if (sockets == NULL)
 		sockets = http_sockets_create();
 	loop = MemoryContextAllocZero(TopMemoryContext, sizeof(HttpLoop));
@@ -160,13 +162,8 @@ http_loop_get(void)
 	dlist_init(&loop->done);
 
 	curl_enter(&saved);
-	if (!initialized)
-		initialized = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
-	if (initialized)
-	{
-		loop->multi = curl_multi_init();
-		loop->headers = http_headers_create();
-	}
+	loop->multi = curl_multi_init();
+	loop->headers = http_headers_create();
 	ok = loop->multi != NULL && loop->headers != NULL &&
 		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETFUNCTION, on_socket) == CURLM_OK &&
 		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETDATA, loop) == CURLM_OK &&
@@ -402,10 +399,4 @@ http_loop_next_done(HttpLoop *loop)
 	transfer = dlist_container(HttpTransfer, node, dlist_pop_head_node(&loop->done));
 	transfer->listed = false;
 	return transfer;
-}
-
-const char *
-http_library_version(void)
-{
-	return curl_version();
 }
