@@ -116,8 +116,10 @@ library_names(const struct dl_phdr_info *library, const char *function)
 static int
 note_owner(struct dl_phdr_info *library, size_t size, void *arg)
 {
-	if (library->dlpi_name == NULL || library->dlpi_name[0] == '\0' ||
-		strstr(library->dlpi_name, "libcurl") != NULL ||
+	const char *name = library->dlpi_name != NULL ? last_dir_separator(library->dlpi_name) : NULL;
+
+	/* neither the program, nor libcurl, nor we */
+	if (name == NULL || strncmp(name, "/libcurl.", 9) == 0 || strncmp(name, "/libcurl-", 9) == 0 ||
 		library_covers(library, (ElfW(Addr)) &owner, 1) ||
 		!library_names(library, "\0curl_global_init_mem"))
 		return 0;

@@ -136,6 +136,9 @@ transport_hint(const FlowServer *server, const HttpResult *result,
 		case HTTP_TROUBLE_CA_FILE:
 			return gettext_noop("Check that the server's ca_file option names a PEM file that the database server's operating-system user can read.");
 		case HTTP_TROUBLE_TLS:
+			/* not every libcurl can tell then */
+			if (server->proxy != NULL && pg_strncasecmp(server->proxy, "https:", 6) == 0)
+				return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and that its certificate is of an authority in the server's ca_file option, or of the system's without that: behind a proxy that speaks TLS it may not show which of them failed.");
 			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
 		case HTTP_TROUBLE_LOCAL:
 			return may_have_started ?
