@@ -241,6 +241,13 @@ system_name(void)
 	return HTTP_AUTHORITIES_DEFAULT;
 }
 
+/* Look at the system's, for all processes that are forked from this one. */
+void
+http_authorities_look(void)
+{
+	(void) system_name();
+}
+
 /*
  * The authorities for a request as they are now, valid until the next call: a name
  * of their file, or one of HTTP_AUTHORITIES_.  NULL without memory.

@@ -132,6 +132,7 @@ extern int	http_handle_socket(const HttpLoop *loop, const HttpHandle *handle);
 #define HTTP_AUTHORITIES_DEFAULT	"default"
 
 /* http_authorities.c */
+extern void http_authorities_look(void);
 extern const char *http_authorities_get(const char *ca_file);
 extern bool http_authorities_set(CURL *easy, const char *authorities);
 

@@ -170,6 +170,8 @@ http_library_load(void)
 	}
 	if (fault == HTTP_LIBRARY_OLD)
 		http_library_complain(WARNING);
+	else if (process_shared_preload_libraries_in_progress)
+		http_authorities_look();
 }
 
 /* Why libcurl cannot be used in this process. */
