@@ -27,9 +27,11 @@ OBJS = \
 	src/gate.o \
 	src/guc.o \
 	src/http.o \
+	src/http_authorities.o \
 	src/http_classify.o \
 	src/http_conn.o \
 	src/http_handle.o \
+	src/http_library.o \
 	src/http_poller.o \
 	src/http_pool.o \
 	src/http_sockets.o \

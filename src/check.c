@@ -88,7 +88,8 @@ report_refusal(CheckReport *report, const FlowOutcome *outcome)
 											report_detail(outcome)));
 	add_sentence(&report->hint, report_hint(outcome));
 
-	if (outcome->trouble == HTTP_TROUBLE_CERTIFICATE)
+	if (outcome->trouble == HTTP_TROUBLE_CERTIFICATE ||
+		outcome->trouble == HTTP_TROUBLE_PROXY_CERTIFICATE)
 		add_sentence(&report->message,
 					 psprintf(_("The clock of the database host says %s."),
 							  timestamptz_to_str(GetCurrentTimestamp())));
@@ -218,6 +219,10 @@ dispatch_hint(void)
 			return _("Calls work, but nothing sends queued flows: add feishu_flow to shared_preload_libraries and restart the server.");
 		case DISPATCH_OFF:
 			return _("Calls work, but nothing sends queued flows: feishu_flow.dispatch is off. Set it to on in postgresql.conf and reload.");
+		case DISPATCH_LIBRARY_OLD:
+		case DISPATCH_LIBRARY_TAKEN:
+			/* no call works, and its error says why */
+			break;
 		case DISPATCH_CLOSED:
 			return _("Calls work, but nothing sends queued flows: the database is a template, or allows no connections. ALTER DATABASE changes that.");
 		case DISPATCH_NO_WORKER:

@@ -284,6 +284,19 @@ getClosestMatch(ClosestMatchState *state)
 #endif
 
 /*
+ * What a libcurl at run time has to know of the options above and below.
+ */
+#if LIBCURL_VERSION_NUM >= 0x075700
+#define FEISHU_CURL_NEEDED	0x075700
+#elif LIBCURL_VERSION_NUM >= 0x075500
+#define FEISHU_CURL_NEEDED	0x075500
+#elif LIBCURL_VERSION_NUM >= 0x075000
+#define FEISHU_CURL_NEEDED	0x075000
+#else
+#define FEISHU_CURL_NEEDED	0x074a00
+#endif
+
+/*
  * CURLOPT_PREREQFUNCTION came with 7.80: without it, a request that must not
  * be sent twice cannot use a kept-alive connection.
  */

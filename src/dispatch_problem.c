@@ -38,6 +38,7 @@
 #include "utils/syscache.h"
 
 #include "guc.h"
+#include "http.h"
 #include "launcher_internal.h"
 #include "lock_wait.h"
 #include "nls.h"
@@ -174,6 +175,10 @@ dispatcher_problem(int *pid)
 		return DISPATCH_OFF;
 	if (RecoveryInProgress())
 		return DISPATCH_NO_PROBLEM;
+	if (http_library_fault() == HTTP_LIBRARY_OLD)
+		return DISPATCH_LIBRARY_OLD;
+	if (http_library_fault() == HTTP_LIBRARY_TAKEN)
+		return DISPATCH_LIBRARY_TAKEN;
 
 	/* the slot may become another database's meanwhile */
 	place = slots_find(MyDatabaseId);
@@ -216,7 +221,7 @@ launcher_problem(const char **table)
 	return find_problem(table, &pid);
 }
 
-/* In words, with %s for the table, or NULL. */
+/* In words, with %s for the table, or for versions, or NULL. */
 static const char *
 problem_format(DispatchProblem problem)
 {
@@ -229,6 +234,10 @@ problem_format(DispatchProblem problem)
 			return gettext_noop("feishu_flow is not in shared_preload_libraries");
 		case DISPATCH_OFF:
 			return gettext_noop("feishu_flow.dispatch is off");
+		case DISPATCH_LIBRARY_OLD:
+			return gettext_noop("libcurl %s is too old for this build of feishu_flow, made with libcurl %s");
+		case DISPATCH_LIBRARY_TAKEN:
+			return gettext_noop("libcurl was set up by another library");
 		case DISPATCH_CLOSED:
 			return gettext_noop("the database is a template, or allows no connections");
 		case DISPATCH_NO_WORKER:
@@ -267,6 +276,8 @@ launcher_problem_text(bool translated)
 		return NULL;
 	if (translated)
 		format = _(format);
+	if (problem == DISPATCH_LIBRARY_OLD)
+		return psprintf(format, http_library_version(), http_library_built_with());
 	return table != NULL ? psprintf(format, table) : pstrdup(format);
 }
 

@@ -557,14 +557,17 @@ prepare_http(Work *work, uint32 wait_event)
 
 			MemoryContextSwitchTo(dispatch.scratch);
 			error = CopyErrorData();
-			if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_INSUFFICIENT_RESOURCES)
+			if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_INSUFFICIENT_RESOURCES &&
+				http_library_fault() == HTTP_LIBRARY_FIT)
 				PG_RE_THROW();
 			FlushErrorState();
 			if (delay_ms == FAILURE_DELAY_MS)
 				ereport(LOG,
 						(errcode(error->sqlerrcode),
 						 errmsg("feishu_flow dispatcher could not work on the queue, and tries again: %s",
-								error->message)));
+								error->message),
+						 error->detail ? errdetail_internal("%s", error->detail) : 0,
+						 error->hint ? errhint("%s", error->hint) : 0));
 			launcher_set_failing(true);
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay_ms,
 							 wait_event);

@@ -16,6 +16,7 @@
 #include "storage/ipc.h"
 
 #include "guc.h"
+#include "http.h"
 #include "launcher.h"
 #include "limiter.h"
 #include "stats.h"
@@ -62,6 +63,7 @@ void
 _PG_init(void)
 {
 	guc_define_settings();
+	http_library_load();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -4,11 +4,11 @@
  *	  HTTP transfers over one wait loop: libcurl's multi interface driven by
  *	  a WaitEventSet.
  *
- * Together with http_transfer.c, which has the single transfer,
- * http_classify.c, http_handle.c and http_pool.c, this is the only code that
- * knows of libcurl.  A process has one HttpLoop, made at the first request and
- * kept until the process ends, so that connections, the DNS cache and loaded CA
- * certificates outlive a call.
+ * Together with http_transfer.c, which has the single transfer, http_library.c,
+ * http_classify.c, http_handle.c, http_pool.c and http_authorities.c, this is the
+ * only code that knows of libcurl.  A process has one HttpLoop, made at the first
+ * request and kept until the process ends, so that connections, the DNS cache and
+ * loaded CA certificates outlive a call.
  *
  * Rules that everything here keeps:
  *
@@ -83,6 +83,8 @@ http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *addres
 #ifdef SOCK_CLOEXEC
 	type |= SOCK_CLOEXEC;
 #endif
+	transfer->peer_size = Min(address->addrlen, sizeof(transfer->peer));
+	memcpy(&transfer->peer, &address->addr, transfer->peer_size);
 	fd = socket(address->family, type, address->protocol);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
 		transfer->no_socket = true;
@@ -111,7 +113,6 @@ http_close_socket(void *userp, curl_socket_t fd)
 HttpLoop *
 http_loop_get(void)
 {
-	static bool initialized = false;
 	static HttpSockets *sockets = NULL;
 	HttpLoop   *loop;
 	sigset_t	saved;
@@ -120,6 +121,7 @@ http_loop_get(void)
 	if (the_loop != NULL)
 		return the_loop;
 
+	http_library_require();
 	if (sockets == NULL)
 		sockets = http_sockets_create();
 	loop = MemoryContextAllocZero(TopMemoryContext, sizeof(HttpLoop));
@@ -132,14 +134,9 @@ http_loop_get(void)
 	dlist_init(&loop->done);
 
 	curl_enter(&saved);
-	if (!initialized)
-		initialized = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
-	if (initialized)
-	{
-		loop->headers = http_headers_create();
-		if (loop->headers != NULL)
-			loop->pool = http_pool_create(loop);
-	}
+	loop->headers = http_headers_create();
+	if (loop->headers != NULL)
+		loop->pool = http_pool_create(loop);
 	ok = loop->pool != NULL;
 	if (!ok)
 		curl_slist_free_all(loop->headers);
@@ -383,10 +380,4 @@ http_loop_next_done(HttpLoop *loop)
 	transfer = dlist_container(HttpTransfer, node, dlist_pop_head_node(&loop->done));
 	transfer->listed = false;
 	return transfer;
-}
-
-const char *
-http_library_version(void)
-{
-	return curl_version();
 }

@@ -60,13 +60,15 @@ typedef enum HttpTrouble
 	HTTP_TROUBLE_PROXY,
 	HTTP_TROUBLE_CONNECT,
 	HTTP_TROUBLE_CERTIFICATE,	/* the peer's cannot be verified */
+	HTTP_TROUBLE_PROXY_CERTIFICATE, /* the proxy's */
 	HTTP_TROUBLE_CA_FILE,		/* ours cannot be read */
 	HTTP_TROUBLE_TLS,
+	HTTP_TROUBLE_PROXY_TLS,		/* with the proxy */
 	HTTP_TROUBLE_RESET,			/* closed or reset before an answer */
 	HTTP_TROUBLE_KEPT,			/* the same of a connection that had been kept:
 								 * peers end those now and then */
 	HTTP_TROUBLE_ANSWER,		/* the answer broke off or is not HTTP */
-	HTTP_TROUBLE_LOCAL			/* out of memory, descriptors, ... */
+	HTTP_TROUBLE_LOCAL			/* out of memory, descriptors, threads, ports */
 } HttpTrouble;
 
 /*
@@ -165,7 +167,22 @@ extern HttpTransfer *http_loop_next_done(HttpLoop *loop);
 /* A date as in the header Date; false when it is none. */
 extern bool http_read_date(const char *date, TimestampTz *when);
 
-/* Version of libcurl in use, for diagnostics. */
+/* Why libcurl cannot be used in this process, ever. */
+typedef enum HttpLibraryFault
+{
+	HTTP_LIBRARY_FIT,
+	HTTP_LIBRARY_OLD,			/* older than what we were built with needs */
+	HTTP_LIBRARY_TAKEN			/* its memory may be another extension's */
+} HttpLibraryFault;
+
+/* http_library.c: to be called once, when we are loaded; then the fault, and a
+ * message about it, if there is one, at this level. */
+extern void http_library_load(void);
+extern HttpLibraryFault http_library_fault(void);
+extern void http_library_complain(int elevel);
+
+/* Versions of libcurl: the one in use, and the one that we were built with. */
 extern const char *http_library_version(void);
+extern const char *http_library_built_with(void);
 
 #endif							/* FEISHU_HTTP_H */

@@ -13,6 +13,10 @@
  */
 #include "postgres.h"
 
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include "http_internal.h"
 #include "nls.h"
 
@@ -82,6 +86,64 @@ has_no_resolver(const HttpTransfer *transfer)
 	return strstr(transfer->handle->error_buffer, "thread failed to start") != NULL;
 }
 
+/* Is there no descriptor left for what libraries open: a socket to the name service,
+ * a file of authorities? */
+static bool
+has_no_descriptor(void)
+{
+	int			fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno == EMFILE || errno == ENFILE;
+	close(fd);
+	return false;
+}
+
+/*
+ * Is there no port left to connect from?  EADDRNOTAVAIL says so, but also that the
+ * host has no address of the peer's kind, such as of IPv6.  UDP has other ports.
+ */
+static bool
+has_no_port(const HttpTransfer *transfer)
+{
+	const struct sockaddr *peer = (const struct sockaddr *) &transfer->peer;
+	int			fd;
+	bool		has_address;
+
+	if (transfer->peer_size == 0)
+		return false;
+	fd = socket(peer->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return false;
+	has_address = connect(fd, peer, transfer->peer_size) == 0;
+	close(fd);
+	return has_address;
+}
+
+/* Could a connection not be made because of what this host is short of? */
+static bool
+cannot_begin_connection(const HttpTransfer *transfer)
+{
+	long		error = 0;
+
+	if (transfer->no_socket)
+		return true;
+	curl_easy_getinfo(transfer->handle->easy, CURLINFO_OS_ERRNO, &error);
+	return error == ENOBUFS || error == ENOMEM || error == EAGAIN ||
+		(error == EADDRNOTAVAIL && has_no_port(transfer));
+}
+
+/* Was TLS being begun with the proxy?  Once it has made a tunnel, with the peer. */
+static bool
+is_at_proxy(const HttpTransfer *transfer)
+{
+	const char *proxy = transfer->handle->proxy;
+	long		tunnel_status = 0;
+
+	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
+	return proxy != NULL && pg_strncasecmp(proxy, "https:", 6) == 0 && tunnel_status == 0;
+}
+
 void
 http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 {
@@ -131,7 +193,8 @@ http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 			break;
 		case CURLE_PEER_FAILED_VERIFICATION:
 		case CURLE_SSL_ISSUER_ERROR:
-			result->trouble = HTTP_TROUBLE_CERTIFICATE;
+			result->trouble = is_at_proxy(transfer) ?
+				HTTP_TROUBLE_PROXY_CERTIFICATE : HTTP_TROUBLE_CERTIFICATE;
 			break;
 		case CURLE_SSL_CACERT_BADFILE:
 			result->trouble = HTTP_TROUBLE_CA_FILE;
@@ -140,7 +203,8 @@ http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 		case CURLE_SSL_CIPHER:
 		case CURLE_SSL_CERTPROBLEM:
 		case CURLE_SSL_ENGINE_NOTFOUND:
-			result->trouble = HTTP_TROUBLE_TLS;
+			result->trouble = is_at_proxy(transfer) ?
+				HTTP_TROUBLE_PROXY_TLS : HTTP_TROUBLE_TLS;
 			break;
 		case CURLE_OUT_OF_MEMORY:
 			/* libcurl says so, too, when a header is beyond all measure */
@@ -160,8 +224,24 @@ http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 	 */
 	if (transfer->resent || is_lost_at_resend(transfer, answer_began))
 		result->trouble = HTTP_TROUBLE_KEPT;
-	if (transfer->out_of_memory ||
-		(transfer->no_socket && result->trouble == HTTP_TROUBLE_CONNECT))
+	switch (result->trouble)
+	{
+		case HTTP_TROUBLE_CONNECT:
+			if (cannot_begin_connection(transfer))
+				result->trouble = HTTP_TROUBLE_LOCAL;
+			break;
+		case HTTP_TROUBLE_DNS:
+		case HTTP_TROUBLE_PROXY:
+		case HTTP_TROUBLE_CERTIFICATE:
+		case HTTP_TROUBLE_PROXY_CERTIFICATE:
+		case HTTP_TROUBLE_CA_FILE:
+			if (has_no_descriptor())
+				result->trouble = HTTP_TROUBLE_LOCAL;
+			break;
+		default:
+			break;
+	}
+	if (transfer->out_of_memory)
 		result->trouble = HTTP_TROUBLE_LOCAL;
 
 	/* An answer that broke off is not the same as none. */

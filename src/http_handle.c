@@ -5,7 +5,7 @@
  *
  * To set up a handle and to parse its URL costs more than a transfer that
  * reuses them.  So handles that are not in use are kept, with what they are
- * set to: their URL, their proxy, and the CA they trust.  Nothing here throws;
+ * set to: their URL, their proxy, and the authorities they trust.  Nothing here throws;
  * signals are blocked by the caller, see http.c.
  *
  * libcurl copies a path, and headers that it makes of an option, character by
@@ -22,12 +22,6 @@
 
 #include "http_internal.h"
 #include "version.h"
-
-/*
- * Authorities are read again after so many seconds, for a file of them may be
- * replaced.  Not for each connection: a system's are many, and slow to read.
- */
-#define HTTP_CA_SECONDS			10L
 
 /*
  * A name is resolved again for a connection that is made so many seconds later: it
@@ -74,6 +68,9 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
 	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET(CURLOPT_PROXY_SSL_VERIFYPEER, 1L);
+	SET(CURLOPT_PROXY_SSL_VERIFYHOST, 2L);
+	SET(CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	SET(CURLOPT_PROXY, "");		/* the server's proxy option alone decides */
 	SET(CURLOPT_NOPROXY, "");
@@ -102,7 +99,8 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	/* unpacks what comes; what is asked for is said in http_headers_create */
 	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
 #ifdef FEISHU_HAVE_CURL_CA_CACHE
-	(void) curl_easy_setopt(easy, CURLOPT_CA_CACHE_TIMEOUT, HTTP_CA_SECONDS);
+	/* for ever: a file that has changed gets another name */
+	(void) curl_easy_setopt(easy, CURLOPT_CA_CACHE_TIMEOUT, -1L);
 #endif
 	return ok;
 }
@@ -115,7 +113,7 @@ http_handle_free(HttpHandle *handle)
 	curl_url_cleanup(handle->url);
 	free(handle->url_text);
 	free(handle->proxy);
-	free(handle->ca_file);
+	free(handle->authorities);
 	free(handle);
 }
 
@@ -257,20 +255,29 @@ handle_set_proxy(HttpHandle *handle, HttpLoop *loop, const char *proxy)
 	return ok && (handle->proxy != NULL) == (proxy != NULL);
 }
 
-/*
- * Trust this CA alone: a private server is not to be vouched for by others.
- * It is for the life of the handle, since libcurl's default cannot be set back.
- */
+/* Is TLS spoken for a request, to the proxy at least? */
 static bool
-handle_set_ca(HttpHandle *handle, const char *ca_file)
+request_needs_tls(const HttpRequest *request)
 {
-	CURL	   *easy = handle->easy;
-	bool		ok = true;
+	return pg_strncasecmp(request->url, "https:", 6) == 0 ||
+		(request->proxy != NULL && pg_strncasecmp(request->proxy, "https:", 6) == 0);
+}
 
-	handle->ca_file = strdup(ca_file);
-	SET(CURLOPT_CAINFO, ca_file);
-	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
-	return ok && handle->ca_file != NULL;
+/* Make a new handle, and its proxy, trust these authorities alone: a private server
+ * is not to be vouched for by others. */
+static bool
+handle_set_authorities(HttpHandle *handle, const char *authorities)
+{
+	handle->authorities = strdup(authorities);
+	return handle->authorities != NULL && http_authorities_set(handle->easy, authorities);
+}
+
+/* Does the handle trust them, or can it?  NULL: none are needed. */
+static bool
+handle_may_trust(const HttpHandle *handle, const char *authorities)
+{
+	return authorities == NULL || handle->authorities == NULL ||
+		strcmp(handle->authorities, authorities) == 0;
 }
 
 /* Take an idle handle out of the list. */
@@ -290,41 +297,31 @@ handle_take(HttpLoop *loop, int i)
  * one that was used for the same host.
  */
 static HttpHandle *
-handle_find(HttpLoop *loop, const char *url, size_t target, const char *ca_file)
+handle_find(HttpLoop *loop, const char *url, size_t target, const char *authorities)
 {
-	HttpHandle *handle;
 	int			other = -1;
 
 	for (int i = loop->num_idle - 1; i >= 0; i--)
 	{
-		if (!same_text(loop->idle[i]->ca_file, ca_file))
+		if (!handle_may_trust(loop->idle[i], authorities))
 			continue;
 		other = i;
 		if (handle_fits(loop->idle[i], url, target))
 			break;
 	}
-	if (other >= 0)
-		return handle_take(loop, other);
-
-	handle = handle_create(loop);
-	if (handle != NULL && ca_file != NULL && !handle_set_ca(handle, ca_file))
-	{
-		http_handle_free(handle);
-		return NULL;
-	}
-	return handle;
+	return other >= 0 ? handle_take(loop, other) : handle_create(loop);
 }
 
 /* The handle that was used last, if it is set up for just this, as nearly always
  * in a session: then there is nothing to look at or to set.  Else NULL. */
 static HttpHandle *
-handle_take_last(HttpLoop *loop, const HttpRequest *request)
+handle_take_last(HttpLoop *loop, const HttpRequest *request, const char *authorities)
 {
 	HttpHandle *last = loop->num_idle > 0 ? loop->idle[loop->num_idle - 1] : NULL;
 
 	if (last == NULL || !same_text(last->url_text, request->url) ||
 		!same_text(last->proxy, request->proxy) ||
-		!same_text(last->ca_file, request->ca_file))
+		(authorities != NULL && !same_text(last->authorities, authorities)))
 		return NULL;
 	loop->num_idle--;
 	return last;
@@ -332,11 +329,11 @@ handle_take_last(HttpLoop *loop, const HttpRequest *request)
 
 /* Any handle, set up for whom a request goes to, or NULL. */
 static HttpHandle *
-handle_set_up(HttpLoop *loop, const HttpRequest *request)
+handle_set_up(HttpLoop *loop, const HttpRequest *request, const char *authorities)
 {
 	const char *url = request->url;
 	size_t		target = url_target(url, request->proxy);
-	HttpHandle *handle = handle_find(loop, url, target, request->ca_file);
+	HttpHandle *handle = handle_find(loop, url, target, authorities);
 	bool		ok;
 
 	if (handle == NULL)
@@ -346,6 +343,8 @@ handle_set_up(HttpLoop *loop, const HttpRequest *request)
 	else
 		ok = handle_set_url(handle, url, target);
 	ok = ok && handle_set_proxy(handle, loop, request->proxy);
+	if (authorities != NULL && handle->authorities == NULL)
+		ok = ok && handle_set_authorities(handle, authorities);
 	if (!ok)
 	{
 		http_handle_free(handle);
@@ -358,10 +357,15 @@ handle_set_up(HttpLoop *loop, const HttpRequest *request)
 HttpHandle *
 http_handle_acquire(HttpLoop *loop, const HttpRequest *request)
 {
-	HttpHandle *handle = handle_take_last(loop, request);
+	const char *authorities = NULL;
+	HttpHandle *handle;
 
+	if (request_needs_tls(request) &&
+		(authorities = http_authorities_get(request->ca_file)) == NULL)
+		return NULL;
+	handle = handle_take_last(loop, request, authorities);
 	if (handle == NULL)
-		handle = handle_set_up(loop, request);
+		handle = handle_set_up(loop, request, authorities);
 	if (handle != NULL)
 		handle->error_buffer[0] = '\0';
 	return handle;

@@ -14,6 +14,7 @@
 
 #include <curl/curl.h>
 #include <signal.h>
+#include <sys/socket.h>
 
 #include "lib/ilist.h"
 #include "libpq/pqsignal.h"
@@ -39,7 +40,8 @@ typedef struct HttpHandle
 	size_t		target;			/* where the request's target begins in it; 0:
 								 * libcurl takes it from url */
 	char	   *proxy;			/* NULL: none */
-	char	   *ca_file;		/* the CA it trusts; NULL: those of the system */
+	char	   *authorities;	/* whom it trusts, see http_authorities_get;
+								 * NULL: not set yet */
 	long		timeout_ms;		/* these two: 0 if not set */
 	long		connect_timeout_ms;
 	bool		close;			/* its connection is to be closed after this transfer */
@@ -95,6 +97,8 @@ struct HttpTransfer
 	bool		too_large;
 	bool		out_of_memory;	/* for the answer */
 	bool		no_socket;		/* out of descriptors, or of memory for one */
+	struct sockaddr_storage peer;	/* that a socket was opened for last */
+	socklen_t	peer_size;
 	size_t		request_len;	/* of its body */
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
@@ -148,11 +152,24 @@ extern int	http_close_socket(void *userp, curl_socket_t fd);
 #define SET(option, value) \
 	ok = ok && curl_easy_setopt(easy, option, value) == CURLE_OK
 
+/* http_library.c */
+extern void http_library_require(void);
+
 /* http_handle.c */
 extern HttpHandle *http_handle_acquire(HttpLoop *loop, const HttpRequest *request);
 extern void http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable);
 extern void http_handle_free(HttpHandle *handle);
 extern int	http_handle_socket(const HttpLoop *loop, const HttpHandle *handle);
+
+/* http_authorities.c: what http_authorities_get returns instead of a file: the
+ * system's folder, or whatever libcurl takes by itself */
+#define HTTP_AUTHORITIES_FOLDER		"folder"
+#define HTTP_AUTHORITIES_DEFAULT	"default"
+
+/* http_authorities.c */
+extern void http_authorities_look(void);
+extern const char *http_authorities_get(const char *ca_file);
+extern bool http_authorities_set(CURL *easy, const char *authorities);
 
 /* http_handle.c: the headers of every request, or NULL */
 extern struct curl_slist *http_headers_create(void);

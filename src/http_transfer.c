@@ -368,6 +368,8 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 	{
 		if (result->trouble == HTTP_TROUBLE_KEPT)
 			text = "the connection was closed before an answer came";
+		else if (result->trouble == HTTP_TROUBLE_CA_FILE)
+			text = "no certificate of an authority could be read";
 		else if (text[0] == '\0')
 			text = curl_easy_strerror(code);
 		strlcpy(result->error, text, sizeof(result->error));

@@ -29,6 +29,8 @@ typedef enum DispatchProblem
 								 * a standby it is the primary's */
 	DISPATCH_NOT_PRELOADED,
 	DISPATCH_OFF,
+	DISPATCH_LIBRARY_OLD,		/* libcurl cannot be used, see HttpLibraryFault */
+	DISPATCH_LIBRARY_TAKEN,
 	DISPATCH_CLOSED,			/* a template, or without connections */
 	DISPATCH_NO_WORKER,			/* PostgreSQL has no background worker free */
 	DISPATCH_FAILS,				/* the dispatcher fails, and is started again */

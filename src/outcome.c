@@ -124,15 +124,26 @@ transport_hint(const FlowServer *server, const HttpResult *result,
 				return gettext_noop("Check the server's proxy option, and whether the database host may connect to the proxy.");
 			return gettext_noop("Check the server's base_url and token_url, and whether the database host may connect to them: if it reaches the internet through a proxy only, set the server's proxy option.");
 		case HTTP_TROUBLE_CERTIFICATE:
-			return gettext_noop("Check that base_url names the host as the certificate does, that the certificate is current, and that the clock of the database host is right; set the server's ca_file option to the PEM file of a private CA.");
+			return server->ca_file != NULL ?
+				gettext_noop("Check that base_url and token_url name the host as its certificate does, that the certificate is current, that the clock of the database host is right, and that the file of the server's ca_file option has the authority that issued the certificate.") :
+				gettext_noop("Check that base_url and token_url name the host as its certificate does, that the certificate is current, and that the clock of the database host is right; set the server's ca_file option to the PEM file of a private CA.");
+		case HTTP_TROUBLE_PROXY_CERTIFICATE:
+			return server->ca_file != NULL ?
+				gettext_noop("Check that the server's proxy option names the proxy's host as its certificate does, that the certificate is current, that the clock of the database host is right, and that the file of the server's ca_file option has the authority of the proxy as well as that of the platform.") :
+				gettext_noop("Check that the server's proxy option names the proxy's host as its certificate does, that the certificate is current, and that the clock of the database host is right; for a proxy with a private CA, set the server's ca_file option to a PEM file of that CA and of the platform's.");
+		case HTTP_TROUBLE_PROXY_TLS:
+			return gettext_noop("Check that the server's proxy option leads to a proxy that speaks TLS 1.2 or later, and not to one of the scheme http.");
 		case HTTP_TROUBLE_CA_FILE:
 			return gettext_noop("Check that the server's ca_file option names a PEM file that the database server's operating-system user can read.");
 		case HTTP_TROUBLE_TLS:
+			/* not every libcurl can tell then */
+			if (server->proxy != NULL && pg_strncasecmp(server->proxy, "https:", 6) == 0)
+				return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and that its certificate is of an authority in the server's ca_file option, or of the system's without that: behind a proxy that speaks TLS it may not show which of them failed.");
 			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
 		case HTTP_TROUBLE_LOCAL:
 			return may_have_started ?
-				gettext_noop("The flow may have started: try again only with the same idempotent_key. See that the database host has memory and file descriptors left.") :
-				gettext_noop("See that the database host has memory and file descriptors left.");
+				gettext_noop("The flow may have started: try again only with the same idempotent_key. See that the database host has memory, file descriptors, threads and local ports left.") :
+				gettext_noop("See that the database host has memory, file descriptors, threads and local ports left.");
 		default:
 			return may_have_started ?
 				gettext_noop("The flow may have started: try again only with the same idempotent_key.") :
@@ -178,8 +189,14 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 				case HTTP_TROUBLE_KEPT:
 					outcome->reason = gettext_noop("the connection was lost before an answer came");
 					break;
+				case HTTP_TROUBLE_CERTIFICATE:
+					outcome->reason = gettext_noop("the platform's certificate could not be verified");
+					break;
+				case HTTP_TROUBLE_PROXY_CERTIFICATE:
+					outcome->reason = gettext_noop("the proxy's certificate could not be verified");
+					break;
 				case HTTP_TROUBLE_LOCAL:
-					outcome->reason = gettext_noop("the database host ran short of memory or file descriptors");
+					outcome->reason = gettext_noop("the database host ran short of memory, file descriptors, threads or local ports");
 					break;
 				default:
 					outcome->reason = gettext_noop("could not connect");

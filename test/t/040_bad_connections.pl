@@ -144,7 +144,7 @@ $fresh = FeishuFlow::Session->new($node);
 succeeds($fresh, flow(), 'a call with descriptors left');
 system('prlimit', '--pid', $fresh->pid, '--nofile=4:4') == 0 or die "prlimit: $?";
 fails_with($fresh, flow(server => 'silent'),
-	'LK503', 'a call without a descriptor left is LK503', message => qr/short of memory or file descriptors/, hint => qr/descriptors/);
+	'LK503', 'a call without a descriptor left is LK503', message => qr/short of memory, file descriptors/, hint => qr/descriptors/);
 $fresh->quit;
 
 # ---- a hang at each phase ----
