@@ -408,6 +408,17 @@ class FaultTest(Base):
         conn.close()
         self.assertTrue(self.mock.control("GET", "log")[-1]["unasked"])
 
+    def test_connection_that_ends_when_idle(self):
+        self.mock.rules({"fault": {"type": "idle_end", "after": 0.1, "lag_ms": 50, "announce": 7}})
+        conn = self.mock.connect()
+        for _ in range(2):
+            status, headers, _ = self.mock.ask("GET", "/x", conn=conn)
+            self.assertEqual((status, headers["keep-alive"]), (404, "timeout=7"))
+        begun = time.monotonic()
+        self.assertEqual(conn.sock.recv(1), b"")
+        self.assertGreater(time.monotonic() - begun, 0.14)
+        conn.close()
+
     def test_answers_in_pieces(self):
         for fault in ({"type": "chunked"}, {"type": "no_length"}, {"type": "slow_drip", "interval_ms": 1, "bytes": 9},
                       {"type": "slow_drip", "interval_ms": 1, "bytes": 9, "headers": True}):

@@ -238,12 +238,12 @@ succeeds($_, flow(server => 'moves'), 'a call') foreach values %seen;
 is($moved->executes, 0, '... to the address of the name');
 move('127.0.0.2');
 succeeds($seen{backend}, flow(server => 'moves'), 'the name leads elsewhere: a connection that works is used');
-wait_until('the address is new', sub { $seen{aged}->ask(flow(server => 'moves')); $moved->executes > 0 });
+wait_until('the address is new', sub { $seen{aged}->ask(flow(server => 'moves')); $moved->executes > 0 }, 20 * $FeishuFlow::SLOW);
 pass('... until it has its greatest age');
 $moved->mark;
 $mock->fault(type => 'status', status => 503);
 fails_with($seen{backend}, flow(server => 'moves'), 'LK500', '... or the old address is without a backend');
-wait_until('the address is new', sub { $seen{backend}->ask(flow(server => 'moves'))->{sqlstate} eq '00000' });
+wait_until('the address is new', sub { $seen{backend}->ask(flow(server => 'moves'))->{sqlstate} eq '00000' }, 20 * $FeishuFlow::SLOW);
 is($moved->executes, 1, '... then requests go to the new one');
 
 done_testing();

@@ -57,6 +57,9 @@ PHASES = {
     "hangs": [chance(0.6, EXECUTE, type="hang"), chance(0.5, EXECUTE, type="latency", ms=[100, 3000])],
     "down": [chance(1, {"kind": "any"}, type="reset_before")],
     "gateway down": [chance(1, {"kind": "any"}, type="status", status=502)],
+    "idle ends": [
+        chance(0.5, {"kind": "any"}, type="idle_end", after=1, lag_ms=30, announce=1),
+        chance(0.5, {"kind": "any"}, type="idle_end", after=0.05)],
     "rate limit": [chance(0.7, EXECUTE, type="code", code=99991400, reset=1)],
     "tokens refused": [chance(0.3, EXECUTE, type="code", code=99991663)],
     "no tokens": [chance(0.7, match, type="status", status=500) for match in TOKENS]
@@ -74,7 +77,7 @@ PHASES = {
         chance(0.02, EXECUTE, type="hang")],
 }
 WEIGHTS = {"calm": 6, "slow": 2, "lost answers": 5, "never arrived": 3, "hangs": 1, "down": 1, "gateway down": 1,
-           "rate limit": 1, "tokens refused": 2, "no tokens": 1, "all at once": 4}
+           "idle ends": 2, "rate limit": 1, "tokens refused": 2, "no tokens": 1, "all at once": 4}
 
 
 class Platform:
