@@ -35,13 +35,13 @@ report_not_installed(void)
 }
 
 void
-sql_find_outbox(Oid *outbox, Oid *sequence)
+sql_find_outbox(Oid *outbox, Oid *last_id)
 {
 	Oid			namespace_id = get_namespace_oid("feishu", true);
 
 	*outbox = get_relname_relid("outbox", namespace_id);
-	*sequence = get_relname_relid("outbox_id_seq", namespace_id);
-	if (!OidIsValid(*outbox) || !OidIsValid(*sequence))
+	*last_id = get_relname_relid("last_id", namespace_id);
+	if (!OidIsValid(*outbox) || !OidIsValid(*last_id))
 		report_not_installed();
 }
 
@@ -50,11 +50,11 @@ static Oid
 find_owner(void)
 {
 	Oid			outbox;
-	Oid			sequence;
+	Oid			last_id;
 	HeapTuple	tuple;
 	Oid			owner;
 
-	sql_find_outbox(&outbox, &sequence);
+	sql_find_outbox(&outbox, &last_id);
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(outbox));
 	if (!HeapTupleIsValid(tuple))
 		report_not_installed();

@@ -30,8 +30,8 @@ typedef struct SqlStatement
 #define SQL_STATEMENT(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
 
-/* The queue's table and the sequence of its ids.  Throws 42704 without them. */
-extern void sql_find_outbox(Oid *outbox, Oid *sequence);
+/* The queue's table and that of its last id.  Throws 42704 without them. */
+extern void sql_find_outbox(Oid *outbox, Oid *last_id);
 
 /* Who one was before. */
 typedef struct SqlCaller
