@@ -72,8 +72,9 @@ open_if_free(Oid relid)
 	return NULL;
 }
 
-/* The queue's tables. */
-static const char *const queue_tables[] = {"outbox", "claim", "paused_server", "held_lane"};
+/* The queue's tables; the last id is not written by SQL (flow_id.c). */
+#define LAST_ID_TABLE	"last_id"
+static const char *const queue_tables[] = {"outbox", "claim", "paused_server", "held_lane", LAST_ID_TABLE};
 
 /* Is a table distributed?  Citus has a catalog of those. */
 static bool
@@ -115,9 +116,12 @@ table_triggers(Oid relid)
 	return problem;
 }
 
-/* What somebody has made of a table that the dispatcher may not be up to. */
+/*
+ * What somebody has made of a table that we may not be up to; by_sql: its rows
+ * are written by SQL.
+ */
 static DispatchProblem
-table_problem(Oid relid)
+table_problem(Oid relid, bool by_sql)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	FormData_pg_class form;
@@ -127,7 +131,7 @@ table_problem(Oid relid)
 	form = *(Form_pg_class) GETSTRUCT(tuple);
 	ReleaseSysCache(tuple);
 
-	if (form.relforcerowsecurity)
+	if (by_sql && form.relforcerowsecurity)
 		return DISPATCH_TABLE_ROW_SECURITY;
 	if (form.relpersistence != RELPERSISTENCE_PERMANENT)
 		return DISPATCH_TABLE_UNLOGGED;
@@ -135,7 +139,7 @@ table_problem(Oid relid)
 		return DISPATCH_TABLE_DISTRIBUTED;
 	if (form.relam != HEAP_TABLE_AM_OID)
 		return DISPATCH_TABLE_NOT_HEAP;
-	if (form.relhastriggers || form.relhasrules)
+	if (by_sql && (form.relhastriggers || form.relhasrules))
 		return table_triggers(relid);
 	return DISPATCH_NO_PROBLEM;
 }
@@ -151,7 +155,8 @@ tables_problem(const char **table)
 		return DISPATCH_NO_PROBLEM;
 	for (int i = 0; i < (int) lengthof(queue_tables); i++)
 	{
-		DispatchProblem problem = table_problem(get_relname_relid(queue_tables[i], schema));
+		DispatchProblem problem = table_problem(get_relname_relid(queue_tables[i], schema),
+												 strcmp(queue_tables[i], LAST_ID_TABLE) != 0);
 
 		if (problem == DISPATCH_NO_PROBLEM)
 			continue;

@@ -38,7 +38,7 @@
 #include "access/generic_xlog.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "catalog/pg_am.h"
+#include "access/tableam.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
@@ -116,9 +116,12 @@ lock_page(Relation table, int mode)
 	TupleDesc	tupdesc = RelationGetDescr(table);
 	Buffer		buffer;
 
-	if (table->rd_rel->relam != HEAP_TABLE_AM_OID || tupdesc->natts != 1 ||
+	if (table->rd_tableam != GetHeapamTableAmRoutine() || tupdesc->natts != 1 ||
 		TupleDescAttr(tupdesc, 0)->atttypid != INT8OID)
-		elog(ERROR, "table \"%s\" has been altered", RelationGetRelationName(table));
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no id can be given to a flow"),
+				 errdetail("Table \"%s\" was altered.", RelationGetRelationName(table))));
 	if (RelationGetNumberOfBlocks(table) <= ID_BLOCK)
 		return InvalidBuffer;
 	buffer = ReadBuffer(table, ID_BLOCK);

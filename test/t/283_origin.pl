@@ -31,6 +31,7 @@ enqueue_many($publisher, 1, 10);
 $publisher->value('CREATE PUBLICATION everything FOR ALL TABLES');
 $subscriber->value('CREATE SUBSCRIPTION everything CONNECTION ' . FeishuFlow::quote($node{publisher}->connstr('postgres')) . ' PUBLICATION everything');
 until_true($subscriber, 'the tables are copied', "NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')");
+is($subscriber->value('SELECT count(*), max(id) FROM feishu.last_id'), '1|1000000', '... but not the id that the publisher drew last');
 $subscriber->value("SELECT feishu.resume_server('feishu')");
 my $theirs = 'id < 1000000';
 until_ended($subscriber, $theirs);

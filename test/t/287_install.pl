@@ -68,6 +68,8 @@ foreach my $case (
 	[ 'ALTER TABLE feishu.held_lane SET UNLOGGED', 'ALTER TABLE feishu.held_lane SET LOGGED', 'table feishu.held_lane is unlogged' ],
 	[ 'ALTER TABLE feishu.paused_server SET ACCESS METHOD heap2', 'ALTER TABLE feishu.paused_server SET ACCESS METHOD heap', 'table feishu.paused_server has another access method than heap' ],
 	[ 'ALTER TABLE feishu.outbox SET ACCESS METHOD heap2', 'ALTER TABLE feishu.outbox SET ACCESS METHOD heap', 'table feishu.outbox has another access method than heap' ],
+	[ 'ALTER TABLE feishu.last_id SET ACCESS METHOD heap2', 'ALTER TABLE feishu.last_id SET ACCESS METHOD heap', 'table feishu.last_id has another access method than heap' ],
+	[ 'ALTER TABLE feishu.last_id SET UNLOGGED', 'ALTER TABLE feishu.last_id SET LOGGED', 'table feishu.last_id is unlogged' ],
 	[ 'CREATE TRIGGER mine BEFORE INSERT ON feishu.outbox FOR EACH ROW EXECUTE FUNCTION nothing()', 'DROP TRIGGER mine ON feishu.outbox', 'table feishu.outbox has a trigger' ],
 	[ 'CREATE RULE mine AS ON UPDATE TO feishu.paused_server DO ALSO NOTHING', 'DROP RULE mine ON feishu.paused_server', 'table feishu.paused_server has a rule' ],
 	[ "INSERT INTO pg_dist_partition VALUES ('feishu.claim')", 'DELETE FROM pg_dist_partition', 'table feishu.claim is distributed' ])
