@@ -114,10 +114,30 @@ COMMENT ON FUNCTION feishu.check_server(name, text) IS
 -- of the tablespace everybody may decide.
 --
 
-CREATE SEQUENCE feishu_internal.outbox_id_seq AS bigint;
+-- Not a sequence: see flow_id.c.
+CREATE TABLE feishu_internal.last_id (
+    id bigint NOT NULL
+) USING heap;
 
-COMMENT ON SEQUENCE feishu_internal.outbox_id_seq IS
-'Ids of queued flows.';
+INSERT INTO feishu_internal.last_id VALUES (0);
+
+COMMENT ON TABLE feishu_internal.last_id IS
+'The id of the flow queued last.';
+
+-- A subscriber with FOR ALL TABLES draws its own.
+CREATE FUNCTION feishu_internal.leave_out_row()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'feishu_leave_out_row'
+LANGUAGE C;
+
+REVOKE ALL ON FUNCTION feishu_internal.leave_out_row() FROM PUBLIC;
+
+COMMENT ON FUNCTION feishu_internal.leave_out_row() IS
+'Keeps rows of logical replication out of feishu_internal.last_id.';
+
+CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_internal.last_id
+  FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
+ALTER TABLE feishu_internal.last_id ENABLE REPLICA TRIGGER leave_out_row;
 
 CREATE TABLE feishu_internal.outbox (
     id bigint PRIMARY KEY,
@@ -223,6 +243,7 @@ ALTER TABLE feishu_internal.outbox ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.held_lane ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.last_id ENABLE ROW LEVEL SECURITY;
 
 CREATE FUNCTION feishu.enqueue_flow(
     namespace text,
@@ -469,8 +490,7 @@ BEGIN
   FOR command IN
     SELECT format('REVOKE ALL ON %s %s FROM %s', kind, name,
                   CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
-    FROM (SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, oid::regclass::text AS name,
-                 relowner AS owner, (aclexplode(relacl)).grantee
+    FROM (SELECT 'TABLE' AS kind, oid::regclass::text AS name, relowner AS owner, (aclexplode(relacl)).grantee
           FROM pg_class WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)
           UNION
           SELECT 'SCHEMA', nspname, nspowner, (aclexplode(nspacl)).grantee

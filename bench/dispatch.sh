@@ -351,7 +351,7 @@ bench_dispatch() {
 	bench_rate
 	bench_dead_rows
 	kill "$watcher" 2>/dev/null || true
-	sql "SELECT last_value FROM feishu_internal.outbox_id_seq" >"$WORK/results/flows"
+	sql "SELECT id FROM feishu_internal.last_id" >"$WORK/results/flows"
 	dispatch_targets
 	memory_report
 	bench_lanes

@@ -24,6 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
+#include "flow_id.h"
 #include "sqlrun.h"
 
 /* Rows looked at for new lanes at each news. */
@@ -36,12 +37,11 @@
 int64
 discover_last_id(Dispatch *dispatch)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT last_value FROM feishu_internal.outbox_id_seq",
-		0, InvalidOid);
+	Oid			outbox;
+	Oid			last_id;
 
-	sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
-	dispatch->last_id = sql_int64(0, 1);
+	sql_find_outbox(&outbox, &last_id);
+	dispatch->last_id = flow_id_last(last_id);
 	return dispatch->last_id;
 }
 

@@ -115,9 +115,12 @@ table_triggers(Oid relid)
 	return problem;
 }
 
-/* What somebody has made of a table that the dispatcher may not be up to. */
+/*
+ * What somebody has made of a table that we may not be up to; by_sql: its rows
+ * are written by SQL.
+ */
 static DispatchProblem
-table_problem(Oid relid)
+table_problem(Oid relid, bool by_sql)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	FormData_pg_class form;
@@ -127,15 +130,15 @@ table_problem(Oid relid)
 	form = *(Form_pg_class) GETSTRUCT(tuple);
 	ReleaseSysCache(tuple);
 
-	if (form.relforcerowsecurity)
+	if (by_sql && form.relforcerowsecurity)
 		return DISPATCH_TABLE_ROW_SECURITY;
 	if (form.relpersistence != RELPERSISTENCE_PERMANENT)
 		return DISPATCH_TABLE_UNLOGGED;
 	if (table_is_distributed(relid))
 		return DISPATCH_TABLE_DISTRIBUTED;
-	if (form.relkind == RELKIND_RELATION && form.relam != HEAP_TABLE_AM_OID)
+	if (form.relam != HEAP_TABLE_AM_OID)
 		return DISPATCH_TABLE_NOT_HEAP;
-	if (form.relhastriggers || form.relhasrules)
+	if (by_sql && (form.relhastriggers || form.relhasrules))
 		return table_triggers(relid);
 	return DISPATCH_NO_PROBLEM;
 }
@@ -149,7 +152,8 @@ tables_problem(const char **table)
 		return DISPATCH_NO_PROBLEM;
 	for (int i = 0; i < QUEUE_TABLES; i++)
 	{
-		DispatchProblem problem = table_problem(sql_find_table(queue_tables[i]));
+		DispatchProblem problem = table_problem(sql_find_table(queue_tables[i]),
+												strcmp(queue_tables[i], LAST_ID_TABLE) != 0);
 
 		if (problem == DISPATCH_NO_PROBLEM)
 			continue;

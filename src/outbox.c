@@ -22,7 +22,6 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "commands/sequence.h"
 #include "common/int.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -36,6 +35,7 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
+#include "flow_id.h"
 #include "guc.h"
 #include "insert.h"
 #include "launcher.h"
@@ -213,7 +213,7 @@ insert_flow(const QueuedFlow *flow)
 	bool		delayed = run_at > now && run_at > GetCurrentTimestamp();
 	bool		own_key = request->idempotent_key == NULL;
 	Oid			outbox;
-	Oid			sequence;
+	Oid			last_id;
 	Datum		values[NUM_COLUMNS] = {0};
 	bool		nulls[NUM_COLUMNS];
 	int64		id;
@@ -228,10 +228,10 @@ insert_flow(const QueuedFlow *flow)
 	PreventCommandIfParallelMode("enqueue_flow()");
 
 	/* wait for a DROP EXTENSION here, and then look if it has happened */
-	sql_find_outbox(&outbox, &sequence);
-	LockRelationOid(sequence, RowExclusiveLock);
-	sql_find_outbox(&outbox, &sequence);
-	id = nextval_internal(sequence, false);
+	sql_find_outbox(&outbox, &last_id);
+	LockRelationOid(last_id, RowExclusiveLock);
+	sql_find_outbox(&outbox, &last_id);
+	id = flow_id_draw(last_id);
 
 	memset(nulls, true, sizeof(nulls));
 #define SET(column, datum) (values[column] = (datum), nulls[column] = false)

@@ -24,7 +24,7 @@
 #include "nls.h"
 #include "sqlrun.h"
 
-const char *const queue_tables[QUEUE_TABLES] = {"outbox", "claim", "paused_server", "held_lane", "outbox_id_seq"};
+const char *const queue_tables[QUEUE_TABLES] = {"outbox", "claim", "paused_server", "held_lane", LAST_ID_TABLE};
 
 /* Throw that the tables are not there. */
 static void
@@ -45,11 +45,11 @@ sql_find_table(const char *name)
 }
 
 void
-sql_find_outbox(Oid *outbox, Oid *sequence)
+sql_find_outbox(Oid *outbox, Oid *last_id)
 {
 	*outbox = sql_find_table("outbox");
-	*sequence = sql_find_table("outbox_id_seq");
-	if (!OidIsValid(*outbox) || !OidIsValid(*sequence))
+	*last_id = sql_find_table(LAST_ID_TABLE);
+	if (!OidIsValid(*outbox) || !OidIsValid(*last_id))
 		report_not_installed();
 }
 
@@ -58,11 +58,11 @@ static Oid
 find_owner(void)
 {
 	Oid			outbox;
-	Oid			sequence;
+	Oid			last_id;
 	HeapTuple	tuple;
 	Oid			owner;
 
-	sql_find_outbox(&outbox, &sequence);
+	sql_find_outbox(&outbox, &last_id);
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(outbox));
 	if (!HeapTupleIsValid(tuple))
 		report_not_installed();

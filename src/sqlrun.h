@@ -33,15 +33,16 @@ typedef struct SqlStatement
 #define SQL_STATEMENT(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
 
-/* The queue's tables. */
+/* The queue's tables; the last id is not written by SQL (flow_id.c). */
 #define QUEUE_TABLES		5
+#define LAST_ID_TABLE		"last_id"
 extern const char *const queue_tables[QUEUE_TABLES];
 
 /* One of them, or InvalidOid. */
 extern Oid	sql_find_table(const char *name);
 
-/* The queue's table and the sequence of its ids.  Throws 42704 without them. */
-extern void sql_find_outbox(Oid *outbox, Oid *sequence);
+/* The queue's table and that of its last id.  Throws 42704 without them. */
+extern void sql_find_outbox(Oid *outbox, Oid *last_id);
 
 /* Who one was before. */
 typedef struct SqlCaller

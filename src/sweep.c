@@ -9,12 +9,12 @@
  * that were drawn since the last one, by the table's primary key, each once.
  *
  * Which rows can still appear below the last id drawn?  Those of transactions
- * that are under way: to draw an id is to lock the sequence until the end of the
- * transaction, a prepared one included.  So who holds that lock is noted, and
+ * that are under way: to draw an id is to lock the table of the last one until
+ * the end of the transaction, a prepared one included (flow_id.c).  So who holds that lock is noted, and
  * when it has ended, the poll after that looks again at all ids that it can have
  * drawn.
  *
- * Rows with ids that were not drawn from the sequence, and rows that somebody
+ * Rows with ids that were not drawn, and rows that somebody
  * locked by hand when they were to be claimed, are found when all lanes are
  * looked at from the start, now and then.
  *
@@ -45,7 +45,7 @@
 /* All lanes are looked at from the start so often. */
 #define ANEW_S				3600
 
-/* A transaction that has the lock on the sequence. */
+/* A transaction that has the lock on the table of the last id. */
 typedef struct Drawer
 {
 	VirtualTransactionId vxid;
@@ -103,15 +103,15 @@ static int64
 note_drawers(Dispatch *dispatch)
 {
 	Oid			outbox;
-	Oid			sequence;
+	Oid			table;
 	LOCKTAG		tag;
 	VirtualTransactionId *holders;
 	int			num;
 	Drawer	   *now;
 	int64		above = polled_id;
 
-	sql_find_outbox(&outbox, &sequence);
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, sequence);
+	sql_find_outbox(&outbox, &table);
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, table);
 	holders = GetLockConflicts(&tag, ShareLock, &num);
 	now = MemoryContextAlloc(dispatch->context, Max(num, 1) * sizeof(Drawer));
 	for (int i = 0; i < num; i++)

@@ -15,7 +15,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  queue_cluster enqueue enqueue_call enqueue_many make_lanes enqueue_lanes
+  queue_cluster enqueue enqueue_call enqueue_many enqueue_unheard make_lanes enqueue_lanes
   look until_true until_state until_ended until_ended_watching ends
   dispatcher until_dispatcher summary started_once started_numbers arrivals numbers begin_anew
   pgbench_start kill_postmaster
@@ -55,6 +55,20 @@ sub enqueue
 {
 	my ($session, %arguments) = @_;
 	return $session->value('SELECT ' . enqueue_call(%arguments));
+}
+
+# Puts a copy of a flow into the queue by hand, so that nobody tells of it; returns its id.  Options: server, and an
+# id that was drawn by somebody who did not use it.
+sub enqueue_unheard
+{
+	my ($session, $like, %options) = @_;
+	my $drawn = defined $options{id} ? "SELECT $options{id}::bigint AS id" : 'UPDATE feishu_internal.last_id SET id = id + 1 RETURNING id';
+	my $server = defined $options{server} ? FeishuFlow::quote($options{server}) : 'server';
+	return $session->value("WITH drawn AS ($drawn) "
+		  . 'INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, '
+		  . 'server, namespace, flow_id, operator, idempotent_key) '
+		  . 'SELECT drawn.id, roleid, system_identifier, database, is_async, own_key, clock_timestamp(), clock_timestamp(), '
+		  . "clock_timestamp() + interval '1 hour', $server, namespace, flow_id, operator, gen_random_uuid() FROM drawn, feishu_internal.outbox o WHERE o.id = $like RETURNING id");
 }
 
 # Queues flows whose params are {"n": $from} to {"n": $to}, in one statement.

@@ -57,10 +57,7 @@ succeeds($session, flow(), '... and the next call works');
 my $id = enqueue($session);
 until_state($session, $id, 'succeeded');
 append_to_file("$dir/an_hour_earlier", '');
-my $unheard = $session->value('INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, '
-	  . q{flow_id, operator, idempotent_key) SELECT nextval('feishu_internal.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, clock_timestamp(), }
-	  . q{clock_timestamp(), clock_timestamp() + interval '1 hour', server, namespace, flow_id, operator, gen_random_uuid() }
-	  . "FROM feishu_internal.outbox WHERE id = $id RETURNING id");
+my $unheard = enqueue_unheard($session, $id);
 ok(until_state($session, $unheard, 'succeeded'), 'what nobody told of is sent after the clock was set back, with the next poll');
 unlink "$dir/an_hour_earlier";
 ok(until_state($session, enqueue($session), 'succeeded'), '... and a flow after it was set forward');

@@ -281,8 +281,8 @@ foreach my $case (
 
 # Sessions that enqueue and cancel at once: never cancelled and sent.
 begin_anew($mock, $session);
-$session->value("CREATE TABLE cancelled (id bigint, yes boolean)");
-my $script = "SELECT " . enqueue_call(params => \q{jsonb_build_object('n', nextval('feishu_internal.outbox_id_seq'))}) . " AS id \\gset\n"
+$session->value("CREATE SEQUENCE number; CREATE TABLE cancelled (id bigint, yes boolean)");
+my $script = "SELECT " . enqueue_call(params => \q{jsonb_build_object('n', nextval('number'))}) . " AS id \\gset\n"
   . "\\set pause random(0, 2)\n\\if :pause\n\\set us random(1, 4000)\n\\sleep :us us\n\\endif\n"
   . "INSERT INTO cancelled SELECT :id, feishu.cancel_flow(:id);\n";
 my $bench = pgbench_start($node, $script, '-c', '6', '-j', '2', '-t', '250');

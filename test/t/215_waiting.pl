@@ -122,10 +122,10 @@ is_woken('cancelled with 1100 others', '55000',
 	sub { $session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE state = 'queued'") });
 
 # What nobody's call is for: the dispatcher ends it by itself.
-$session->value('CREATE ROLE leaving; GRANT USAGE ON FOREIGN SERVER feishu TO leaving');
+$session->value('CREATE SEQUENCE number; CREATE ROLE leaving; GRANT USAGE ON FOREIGN SERVER feishu TO leaving');
 is_woken('failed with its role', '42704',
 	sub {
-		my $role = $session->value("SELECT 'gone' || nextval('feishu_internal.outbox_id_seq')");
+		my $role = $session->value("SELECT 'gone' || nextval('number')");
 		$session->value("CREATE ROLE $role; GRANT leaving TO $role; SELECT feishu.pause_server('feishu'); SET ROLE $role");
 		my $id = enqueue($session, params => $never);
 		$session->value("RESET ROLE; DROP ROLE $role");
@@ -214,8 +214,8 @@ sub end_flows
 $session->value('CREATE DATABASE second');
 create_server($node, 'feishu', { base_url => $mock->url }, undef, 'second');
 my $second = FeishuFlow::Session->new($node, database => 'second');
-my $last = $session->value('SELECT last_value FROM feishu_internal.outbox_id_seq');
-$second->value("SELECT setval('feishu_internal.outbox_id_seq', $last)");
+my $last = $session->value('SELECT id FROM feishu_internal.last_id');
+$second->value("UPDATE feishu_internal.last_id SET id = $last");
 enqueue_many($second, 1, 220, run_at => \$later, params => $never);
 my $idle = enqueue($session, run_at => \$later, params => $never);
 my ($here, @here) = start_waiters(10, "SELECT feishu.wait_flow($idle, '1 h');", 'postgres');

@@ -414,9 +414,7 @@ $node->reload;
 foreach (1 .. 5)
 {
 	# nobody tells of it: only the slow poll finds it
-	$id = $session->value('INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, '
-		  . "flow_id, operator, idempotent_key) SELECT nextval('feishu_internal.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, now(), now(), "
-		  . "now() + interval '1 hour', 's$apps', namespace, flow_id, operator, gen_random_uuid() FROM feishu_internal.outbox WHERE server = '$gone' LIMIT 1 RETURNING id");
+	$id = enqueue_unheard($session, "(SELECT min(id) FROM feishu_internal.outbox WHERE server = '$gone')", server => "s$apps");
 	until_ended($session, "id = $id");
 }
 $session->value(q{CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE LOG ''slow poll''; PERFORM pg_sleep(0.2); RETURN NULL; END';

@@ -25,12 +25,13 @@ is($publisher->value('SELECT oid FROM pg_database WHERE datname = current_databa
 # ---- a subscriber ----
 
 # its ids are others, or rows would not arrive
-$subscriber->value("SELECT setval('feishu_internal.outbox_id_seq', 1000000)");
+$subscriber->value('UPDATE feishu_internal.last_id SET id = 1000000');
 $publisher->value("SELECT feishu.pause_server('feishu')");
 enqueue_many($publisher, 1, 10);
 $publisher->value('CREATE PUBLICATION everything FOR ALL TABLES');
 $subscriber->value('CREATE SUBSCRIPTION everything CONNECTION ' . FeishuFlow::quote($node{publisher}->connstr('postgres')) . ' PUBLICATION everything');
 until_true($subscriber, 'the tables are copied', "NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')");
+is($subscriber->value('SELECT count(*), max(id) FROM feishu_internal.last_id'), '1|1000000', '... but not the id that the publisher drew last');
 $subscriber->value("SELECT feishu.resume_server('feishu')");
 my $theirs = 'id < 1000000';
 until_ended($subscriber, $theirs);

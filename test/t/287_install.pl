@@ -68,6 +68,8 @@ foreach my $case (
 	[ 'ALTER TABLE feishu_internal.held_lane SET UNLOGGED', 'ALTER TABLE feishu_internal.held_lane SET LOGGED', 'table feishu_internal.held_lane is unlogged' ],
 	[ 'ALTER TABLE feishu_internal.paused_server SET ACCESS METHOD heap2', 'ALTER TABLE feishu_internal.paused_server SET ACCESS METHOD heap', 'table feishu_internal.paused_server has another access method than heap' ],
 	[ 'ALTER TABLE feishu_internal.outbox SET ACCESS METHOD heap2', 'ALTER TABLE feishu_internal.outbox SET ACCESS METHOD heap', 'table feishu_internal.outbox has another access method than heap' ],
+	[ 'ALTER TABLE feishu_internal.last_id SET ACCESS METHOD heap2', 'ALTER TABLE feishu_internal.last_id SET ACCESS METHOD heap', 'table feishu_internal.last_id has another access method than heap' ],
+	[ 'ALTER TABLE feishu_internal.last_id SET UNLOGGED', 'ALTER TABLE feishu_internal.last_id SET LOGGED', 'table feishu_internal.last_id is unlogged' ],
 	[ 'CREATE TRIGGER mine BEFORE INSERT ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION nothing()', 'DROP TRIGGER mine ON feishu_internal.outbox', 'table feishu_internal.outbox has a trigger' ],
 	[ 'CREATE RULE mine AS ON UPDATE TO feishu_internal.paused_server DO ALSO NOTHING', 'DROP RULE mine ON feishu_internal.paused_server', 'table feishu_internal.paused_server has a rule' ],
 	[ "INSERT INTO pg_dist_partition VALUES ('feishu_internal.claim')", 'DELETE FROM pg_dist_partition', 'table feishu_internal.claim is distributed' ])

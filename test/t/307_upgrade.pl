@@ -106,7 +106,7 @@ sub inventory
 		'database of the claims' => 'SELECT datname FROM feishu_internal.claim c JOIN pg_database d ON d.oid = c.database',
 		'pauses' => 'SELECT p FROM feishu_internal.paused_server p',
 		'dispatch_status' => 'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status ORDER BY server',
-		'the sequence' => 'SELECT last_value, is_called FROM feishu_internal.outbox_id_seq',
+		'the last id' => 'SELECT id FROM feishu_internal.last_id',
 		'servers and mappings' => $mappings,
 		'objects of the extension' => 'SELECT pg_describe_object(classid, objid, 0) FROM pg_depend WHERE deptype = \'e\' '
 		  . "AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'feishu_flow') "
