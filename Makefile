@@ -33,6 +33,7 @@ OBJS = \
 	src/http_sockets.o \
 	src/http_transfer.o \
 	src/insert.o \
+	src/install.o \
 	src/lane.o \
 	src/launcher.o \
 	src/launcher_ddl.o \

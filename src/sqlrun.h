@@ -33,6 +33,12 @@ typedef struct SqlStatement
 /* The queue's table and the sequence of its ids.  Throws 42704 without them. */
 extern void sql_find_outbox(Oid *outbox, Oid *sequence);
 
+/*
+ * Throw 25006 unless the transaction may write, as PostgreSQL does it; command is
+ * what cannot be executed then.
+ */
+extern void sql_check_writable(const char *command);
+
 /* Who one was before. */
 typedef struct SqlCaller
 {
