@@ -54,22 +54,26 @@ has_suffix(const char *text, const char *suffix)
 		strcmp(text + text_len - suffix_len, suffix) == 0;
 }
 
+/* Has the user, or with InvalidOid PUBLIC, a user mapping of its own? */
+static bool
+has_user_mapping(Oid userid, Oid serverid)
+{
+	return SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(userid),
+								 ObjectIdGetDatum(serverid));
+}
+
 /*
  * Throw unless the user has credentials on the server; find out who pays.
  */
 static void
 check_user_mapping(FlowServer *server, Oid owner)
 {
-	if (SearchSysCacheExists2(USERMAPPINGUSERSERVER,
-							  ObjectIdGetDatum(server->userid),
-							  ObjectIdGetDatum(server->serverid)))
+	if (has_user_mapping(server->userid, server->serverid))
 	{
 		server->payer = server->userid;
 		return;
 	}
-	if (SearchSysCacheExists2(USERMAPPINGUSERSERVER,
-							  ObjectIdGetDatum(InvalidOid),
-							  ObjectIdGetDatum(server->serverid)))
+	if (has_user_mapping(InvalidOid, server->serverid))
 	{
 		server->payer = owner;
 		return;
@@ -201,6 +205,21 @@ check_ca_file(const FlowServer *server)
 			 errhint("Set it to the PEM file of a CA.")));
 }
 
+/* Throw that there is a user mapping without an app or a token. */
+static void
+report_no_credentials(const FlowServer *server)
+{
+	bool		is_own = has_user_mapping(server->userid, server->serverid);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("user mapping for server \"%s\" has no credentials", server->name),
+			 errdetail("A dump by a role that may not see the options of user mappings has none."),
+			 errhint("Give it some: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD app_id 'cli_...', ADD app_secret '...').",
+					 is_own ? quote_identifier(GetUserNameFromId(server->userid, false)) : "PUBLIC",
+					 quote_identifier(server->name))));
+}
+
 /* Read a server and a role's credentials from the catalogs. */
 static FlowServer *
 read_server(const char *name, Oid userid, bool by_setting)
@@ -235,13 +254,9 @@ read_server(const char *name, Oid userid, bool by_setting)
 
 	check_ca_file(server);
 
-	/* the validator saw to it, unless the wrapper was without it for a time */
 	if (server->fixed_token == NULL &&
 		(server->app_id == NULL || server->app_secret == NULL))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("user mapping for server \"%s\" has no credentials", name),
-				 errhint("Give it app_id and app_secret, or tenant_access_token, with ALTER USER MAPPING.")));
+		report_no_credentials(server);
 
 	complete_server(server);
 	return server;
