@@ -26,6 +26,7 @@ OBJS = \
 	src/gate.o \
 	src/guc.o \
 	src/http.o \
+	src/http_cause.o \
 	src/http_classify.o \
 	src/http_conn.o \
 	src/http_handle.o \
@@ -53,6 +54,7 @@ OBJS = \
 	src/outbox.o \
 	src/outcome.o \
 	src/pause.o \
+	src/phrases.o \
 	src/rate.o \
 	src/record.o \
 	src/report.o \
