@@ -29,6 +29,7 @@ OBJS = \
 	src/guc.o \
 	src/http.o \
 	src/http_authorities.o \
+	src/http_cause.o \
 	src/http_classify.o \
 	src/http_conn.o \
 	src/http_handle.o \
@@ -38,6 +39,7 @@ OBJS = \
 	src/http_sockets.o \
 	src/http_transfer.o \
 	src/insert.o \
+	src/install.o \
 	src/lane.o \
 	src/launcher.o \
 	src/launcher_ddl.o \
@@ -58,6 +60,7 @@ OBJS = \
 	src/outbox.o \
 	src/outcome.o \
 	src/pause.o \
+	src/phrases.o \
 	src/rate.o \
 	src/record.o \
 	src/report.o \

@@ -4,7 +4,18 @@
 \echo Use "CREATE EXTENSION feishu_flow" to load this file. \quit
 
 -- The schemas are made here, not by CREATE EXTENSION, so that nobody can have
--- made one before and own it, and so that they go with the extension.
+-- made one before and own it, and so that they go with the extension.  That one
+-- is there already would be an error without a hint.
+CREATE FUNCTION pg_catalog.feishu_flow_check_schema(text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_check_schema'
+LANGUAGE C STRICT;
+
+SELECT pg_catalog.feishu_flow_check_schema('feishu');
+SELECT pg_catalog.feishu_flow_check_schema('feishu_internal');
+
+DROP FUNCTION pg_catalog.feishu_flow_check_schema(text);
+
 CREATE SCHEMA feishu;
 
 COMMENT ON SCHEMA feishu IS

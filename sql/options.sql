@@ -208,7 +208,10 @@ ALTER FOREIGN DATA WRAPPER feishu_flow OPTIONS (ADD debug 'on');
 CREATE FOREIGN TABLE regress_options_table (a int) SERVER regress_options OPTIONS (flow 'x');
 
 -- Credentials that are not complete, or contradict each other.
+-- None at all is how pg_dump writes what it may not see: a call says so.
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options;
+SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_options');
+DROP USER MAPPING FOR CURRENT_USER SERVER regress_options;
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_id 'cli_x');
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_secret 'x');
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options
@@ -216,7 +219,10 @@ CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_id 'cli_x', tenant_access_token 't-x');
 ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_secret);
 ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_id);
+BEGIN;
 ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_id, DROP app_secret);
+SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_options');
+ROLLBACK;
 ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (ADD tenant_access_token 't-x');
 
 -- What is complete is accepted, and can be altered from one kind to the other.
@@ -225,7 +231,6 @@ ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (SET app_secret 'y'
 SELECT umoptions FROM pg_user_mappings WHERE srvname = 'regress_options';
 ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP app_id, DROP app_secret, tenant_access_token 't-x');
 SELECT umoptions FROM pg_user_mappings WHERE srvname = 'regress_options';
-ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP tenant_access_token);
 ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (DROP tenant_access_token, app_id 'cli_z', app_secret 'z');
 SELECT umoptions FROM pg_user_mappings WHERE srvname = 'regress_options';
 CREATE SERVER regress_options_2 FOREIGN DATA WRAPPER feishu_flow OPTIONS (

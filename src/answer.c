@@ -17,12 +17,15 @@
 #include "fetch.h"
 #include "mask.h"
 #include "nls.h"
+#include "phrases.h"
 
 void
 answer_mask_text(const AnswerSecrets *secrets, char *text)
 {
 	for (int i = 0; i < (int) lengthof(secrets->secrets); i++)
 		mask_secret(text, secrets->secrets[i]);
+	/* only then: the secrets would not be recognised with a break in them */
+	phrases_break(text);
 }
 
 /* What an answer says of the flow: success has it, too. */

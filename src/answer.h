@@ -21,7 +21,10 @@ typedef struct AnswerSecrets
 	const char *secrets[3];
 } AnswerSecrets;
 
-/* Overwrite the secrets in text of the peer, in place; NULL is allowed. */
+/*
+ * Make text of the peer fit for a message, in place: secrets are overwritten,
+ * phrases that clients would take amiss are broken.  NULL is allowed.
+ */
 extern void answer_mask_text(const AnswerSecrets *secrets, char *text);
 
 /* The same in all that a message shows of an answer. */

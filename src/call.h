@@ -51,7 +51,7 @@ typedef struct FlowOutcome
 	double		reset_seconds;	/* of a rate limit, -1: not said */
 	FlowResponse *response;		/* the answer, or NULL */
 	char	   *log_id;			/* or NULL */
-	char	   *error;			/* the transport's words, or NULL */
+	char	   *cause;			/* why there was no answer, or NULL */
 	HttpTrouble trouble;		/* why there was no answer */
 	const char *phase;			/* what it was doing, or NULL */
 	char	   *location;		/* where a redirect leads, or NULL */

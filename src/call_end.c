@@ -8,7 +8,7 @@
  * stays there, with all its memory, until flow_calls_next_done hands it out or the
  * memory is reset.  Nothing here starts a request or frees a call.
  *
- * What a peer sent is kept in the outcome with the secrets masked.
+ * What a peer sent is kept in the outcome as answer_mask_text leaves it.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -109,7 +109,6 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 		outcome_of_response(call, response);
 	else
 		outcome_of_trouble(outcome, call->server, &call->limits, result);
-	answer_mask_text(&secrets, outcome->error);
 
 	if (call->check_only)
 		report = LIMITER_REPORT_NOTHING;
@@ -137,7 +136,7 @@ call_finish_shared_failure(FlowCall *call, const TokenFailure *failure)
 	result.trouble = failure->trouble;
 	result.http_status = failure->http_status;
 	result.reset_seconds = -1;
-	strlcpy(result.error, failure->error, sizeof(result.error));
+	result.cause = failure->cause;
 	if (failure->outcome == HTTP_ANSWERED)
 		response = token_failure_response(call->server, failure);
 	call_finish_transfer(call, &result, true, true, response);

@@ -210,6 +210,7 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 		CStringGetTextDatum(psprintf(_("; %s"), error))
 	};
 
+	sql_check_writable("cancel_flow()");
 	PG_RETURN_BOOL(change_flow(id, "q", &statement, values, NULL) && is_cancelled(id));
 }
 
@@ -243,6 +244,7 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
+	sql_check_writable("retry_flow()");
 	queued = change_flow(id, "fuc", &statement, values, nulls);
 	if (queued)
 		outbox_warn_without_dispatcher();
@@ -265,6 +267,7 @@ feishu_purge_flows(PG_FUNCTION_ARGS)
 	SqlCaller	caller;
 	uint64		purged;
 
+	sql_check_writable("purge_flows()");
 	sql_begin_as_owner(&caller);
 	purged = sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
 	sql_end_as_owner(&caller);

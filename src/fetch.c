@@ -182,7 +182,7 @@ fetch_describe_failure(const HttpResult *result, const FlowResponse *refusal,
 	failure->outcome = result->outcome;
 	failure->trouble = result->trouble;
 	failure->http_status = result->http_status;
-	strlcpy(failure->error, result->error, sizeof(failure->error));
+	failure->cause = result->cause;
 	if (refusal == NULL)
 		return result->outcome == HTTP_NO_CONNECTION && result->trouble != HTTP_TROUBLE_LOCAL;
 	failure->body_len = Min(result->body_len, TOKEN_FAILURE_BODY_SIZE);

@@ -18,7 +18,6 @@
 typedef struct HttpLoop HttpLoop;
 typedef struct HttpTransfer HttpTransfer;
 
-#define HTTP_ERROR_SIZE		256 /* libcurl's CURL_ERROR_SIZE */
 #define HTTP_HEADER_SIZE	256 /* longest response header kept */
 #define HTTP_DATE_SIZE		64	/* of a date, as in RFC 9110 */
 
@@ -71,6 +70,52 @@ typedef enum HttpTrouble
 	HTTP_TROUBLE_LOCAL			/* out of memory, descriptors, threads, ports */
 } HttpTrouble;
 
+/* Why there was no answer, see http_cause.c. */
+typedef enum HttpCauseKind
+{
+	HTTP_CAUSE_NONE,			/* nothing to add to outcome and phase */
+	HTTP_CAUSE_NO_ADDRESS,
+	HTTP_CAUSE_NO_PROXY_ADDRESS,
+	HTTP_CAUSE_NOT_LISTENING,
+	HTTP_CAUSE_NO_WAY,
+	HTTP_CAUSE_SILENT,
+	HTTP_CAUSE_FORBIDDEN,
+	HTTP_CAUSE_SYSTEM,
+	HTTP_CAUSE_NO_PORT,
+	HTTP_CAUSE_NO_SOCKET,
+	HTTP_CAUSE_NO_THREAD,
+	HTTP_CAUSE_MEMORY,
+	HTTP_CAUSE_EXPIRED,
+	HTTP_CAUSE_NOT_YET_VALID,
+	HTTP_CAUSE_SELF_SIGNED,
+	HTTP_CAUSE_UNKNOWN_CA,
+	HTTP_CAUSE_OTHER_HOST,
+	HTTP_CAUSE_CERTIFICATE,
+	HTTP_CAUSE_CA_FILE,
+	HTTP_CAUSE_NOT_TLS,
+	HTTP_CAUSE_TLS_VERSION,
+	HTTP_CAUSE_TLS_ENDED,
+	HTTP_CAUSE_TLS_CODE,
+	HTTP_CAUSE_TLS,
+	HTTP_CAUSE_PROXY_STATUS,
+	HTTP_CAUSE_PROXY,
+	HTTP_CAUSE_KEPT,
+	HTTP_CAUSE_HUNG_UP,
+	HTTP_CAUSE_BROKE_OFF,
+	HTTP_CAUSE_HTTP2,
+	HTTP_CAUSE_NOT_HTTP,
+	HTTP_CAUSE_SHORT,
+	HTTP_CAUSE_ENCODING,
+	HTTP_CAUSE_HEADERS,
+	HTTP_CAUSE_OTHER
+} HttpCauseKind;
+
+typedef struct HttpCause
+{
+	HttpCauseKind kind;
+	int			number;			/* that belongs to it, such as errno */
+} HttpCause;
+
 /*
  * Lives as long as the transfer.  body may hold any bytes, NUL included; one
  * more NUL follows them.
@@ -92,8 +137,7 @@ typedef struct HttpResult
 	HttpTrouble trouble;
 	const char *phase;			/* static: what it was doing when it ended,
 								 * e.g. "connecting" */
-	char		error[HTTP_ERROR_SIZE]; /* libcurl's words, no final period; ""
-										 * when ANSWERED */
+	HttpCause	cause;			/* NONE when ANSWERED */
 	int64		duration_us;
 } HttpResult;
 
@@ -166,6 +210,9 @@ extern HttpTransfer *http_loop_next_done(HttpLoop *loop);
 
 /* A date as in the header Date; false when it is none. */
 extern bool http_read_date(const char *date, TimestampTz *when);
+
+/* A cause as text for users, or NULL. */
+extern char *http_cause_text(HttpCause of);
 
 /* Why libcurl cannot be used in this process, ever. */
 typedef enum HttpLibraryFault

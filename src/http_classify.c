@@ -46,7 +46,7 @@ transfer_phase(HttpTransfer *transfer)
 
 		if (curl_easy_getinfo(easy, CURLINFO_SIZE_UPLOAD_T, &uploaded) == CURLE_OK &&
 			uploaded > 0 && uploaded < (curl_off_t) transfer->request_len)
-			return gettext_noop("sending the request");
+			return gettext_noop("handing over the request");
 		return gettext_noop("waiting for the answer");
 	}
 	for (int i = 0; i < (int) lengthof(phases); i++)
@@ -56,7 +56,7 @@ transfer_phase(HttpTransfer *transfer)
 		if (curl_easy_getinfo(easy, phases[i].info, &seconds) == CURLE_OK && seconds <= 0)
 			return phases[i].phase;
 	}
-	return gettext_noop("sending the request");
+	return gettext_noop("handing over the request");
 }
 
 /*

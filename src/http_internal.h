@@ -191,6 +191,9 @@ extern void http_loop_run_due(HttpLoop *loop);
  * http_status and request_sent are there still */
 extern void http_transfer_classify(HttpTransfer *transfer, CURLcode code);
 
+/* http_cause.c: why a classified transfer ended so; its handle is there still */
+extern HttpCause http_cause_find(HttpTransfer *transfer, CURLcode code);
+
 /* http_transfer.c: note the end of a transfer; signals are blocked */
 extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);
 

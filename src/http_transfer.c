@@ -344,8 +344,6 @@ void
 http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 {
 	HttpResult *result = &transfer->result;
-	const char *text = transfer->handle->error_buffer;
-	size_t		len;
 
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
 	result->request_sent = transfer_is_sent(transfer);
@@ -364,20 +362,7 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 	result->connect_expired = code == CURLE_OPERATION_TIMEDOUT && !result->request_sent &&
 		GetCurrentTimestamp() < transfer->deadline;
 
-	if (code != CURLE_OK)
-	{
-		if (result->trouble == HTTP_TROUBLE_KEPT)
-			text = "the connection was closed before an answer came";
-		else if (result->trouble == HTTP_TROUBLE_CA_FILE)
-			text = "no certificate of an authority could be read";
-		else if (text[0] == '\0')
-			text = curl_easy_strerror(code);
-		strlcpy(result->error, text, sizeof(result->error));
-		len = strlen(result->error);
-		while (len > 0 && (result->error[len - 1] == '.' ||
-						   isspace((unsigned char) result->error[len - 1])))
-			result->error[--len] = '\0';
-	}
+	result->cause = http_cause_find(transfer, code);
 	if (transfer->handle->close)
 		note_closed(transfer);
 	else if (code == CURLE_OK)

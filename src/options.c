@@ -482,7 +482,11 @@ find_option(const char *name, Oid catalog)
 	return NULL;
 }
 
-/* A user mapping has either an app's id and secret or a token. */
+/*
+ * A user mapping has either an app's id and secret or a token.  Without any options
+ * it is as pg_dump writes it for a role that may not see them; a call says then
+ * that there are no credentials.
+ */
 static void
 check_credentials_complete(List *options)
 {
@@ -504,12 +508,11 @@ check_credentials_complete(List *options)
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 				 errmsg("a user mapping cannot have tenant_access_token together with app_id or app_secret"),
 				 errhint("Give app_id and app_secret, from which tokens are obtained, or a fixed tenant_access_token. To change from one to the other, DROP the old options in the same ALTER USER MAPPING.")));
-	if (!has_token && !(has_id && has_secret))
+	if (has_id != has_secret)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 has_id ? errmsg("option \"app_secret\" is missing") :
-				 has_secret ? errmsg("option \"app_id\" is missing") :
-				 errmsg("options \"app_id\" and \"app_secret\" are missing"),
+				 errmsg("option \"app_id\" is missing"),
 				 errhint("Write OPTIONS (app_id 'cli_...', app_secret '...') or OPTIONS (tenant_access_token '...').")));
 }
 

@@ -224,7 +224,7 @@ insert_flow(const QueuedFlow *flow)
 		expires_at = outbox_expires_by_age(Max(run_at, now));
 
 	/* a read-only transaction, a standby: as INSERT would */
-	PreventCommandIfReadOnly("enqueue_flow()");
+	sql_check_writable("enqueue_flow()");
 	PreventCommandIfParallelMode("enqueue_flow()");
 
 	/* wait for a DROP EXTENSION here, and then look if it has happened */

@@ -160,9 +160,7 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 								   outcome->request_sent && !outcome->for_token);
 	outcome->trouble = result->trouble;
 	outcome->phase = result->phase;
-	if (result->error[0] != '\0')
-		outcome->error = codec_printable(result->error, strlen(result->error),
-										 HTTP_ERROR_SIZE);
+	outcome->cause = http_cause_text(result->cause);
 	switch (result->outcome)
 	{
 		case HTTP_TIMEOUT:
@@ -187,7 +185,7 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 			{
 				case HTTP_TROUBLE_RESET:
 				case HTTP_TROUBLE_KEPT:
-					outcome->reason = gettext_noop("the connection was lost before an answer came");
+					outcome->reason = gettext_noop("the request broke off before an answer came");
 					break;
 				case HTTP_TROUBLE_CERTIFICATE:
 					outcome->reason = gettext_noop("the platform's certificate could not be verified");
@@ -199,7 +197,7 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 					outcome->reason = gettext_noop("the database host ran short of memory, file descriptors, threads or local ports");
 					break;
 				default:
-					outcome->reason = gettext_noop("could not connect");
+					outcome->reason = gettext_noop("the platform could not be reached");
 					break;
 			}
 			break;

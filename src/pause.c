@@ -70,6 +70,7 @@ feishu_pause_server(PG_FUNCTION_ARGS)
 	};
 	SqlCaller	caller;
 
+	sql_check_writable("pause_server()");
 	sql_begin_as_owner(&caller);
 	sql_run(&statement, values, NULL, SPI_OK_INSERT, NULL);
 	sql_end_as_owner(&caller);
@@ -112,6 +113,7 @@ feishu_resume_server(PG_FUNCTION_ARGS)
 	Datum		values[1] = {CStringGetTextDatum(server->servername)};
 	SqlCaller	caller;
 
+	sql_check_writable("resume_server()");
 	sql_begin_as_owner(&caller);
 	sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
 	sql_end_as_owner(&caller);

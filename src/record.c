@@ -83,8 +83,8 @@ describe(const FlowOutcome *outcome)
 		appendStringInfoString(&text, _(outcome->reason));
 	if (outcome->http_status != 0)
 		appendStringInfo(&text, _("; HTTP status %d"), outcome->http_status);
-	if (outcome->error != NULL)
-		appendStringInfo(&text, _("; %s"), outcome->error);
+	if (outcome->cause != NULL)
+		appendStringInfo(&text, _("; %s"), outcome->cause);
 	if (response != NULL && response->inner_message != NULL)
 		appendStringInfo(&text, _("; %s"), response->inner_message);
 	else if (response != NULL && response->message != NULL)

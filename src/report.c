@@ -48,8 +48,8 @@ report_detail(const FlowOutcome *outcome)
 							 outcome->url, _(outcome->phase));
 		else
 			appendStringInfo(&detail, _("The request to \"%s\" failed"), outcome->url);
-		if (outcome->error != NULL)
-			appendStringInfo(&detail, _(": %s."), outcome->error);
+		if (outcome->cause != NULL)
+			appendStringInfo(&detail, _(": %s."), outcome->cause);
 		else
 			appendStringInfoString(&detail, _("."));
 		if (outcome->http_status != 0)

@@ -191,6 +191,19 @@ check_ca_file(const FlowServer *server)
 			 errhint("Set it to the PEM file of a CA.")));
 }
 
+/* Throw that there is a user mapping without an app or a token. */
+static void
+report_no_credentials(const FlowServer *server, bool is_own)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("user mapping for server \"%s\" has no credentials", server->name),
+			 errdetail("A dump by a role that may not see the options of user mappings has none."),
+			 errhint("Give it some: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD app_id 'cli_...', ADD app_secret '...').",
+					 is_own ? quote_identifier(GetUserNameFromId(server->userid, false)) : "PUBLIC",
+					 quote_identifier(server->name))));
+}
+
 /* Read a server and a role's credentials from the catalogs. */
 static FlowServer *
 read_server(const char *name, Oid userid, bool by_setting)
@@ -225,13 +238,9 @@ read_server(const char *name, Oid userid, bool by_setting)
 
 	check_ca_file(server);
 
-	/* the validator saw to it, unless the wrapper was without it for a time */
 	if (server->fixed_token == NULL &&
 		(server->app_id == NULL || server->app_secret == NULL))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("user mapping for server \"%s\" has no credentials", name),
-				 errhint("Give it app_id and app_secret, or tenant_access_token, with ALTER USER MAPPING.")));
+		report_no_credentials(server, rows.mapping == MAPPING_OWN);
 
 	complete_server(server);
 	return server;

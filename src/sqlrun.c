@@ -15,6 +15,8 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "miscadmin.h"
@@ -51,6 +53,19 @@ sql_find_outbox(Oid *outbox, Oid *last_id)
 	*last_id = sql_find_table(LAST_ID_TABLE);
 	if (!OidIsValid(*outbox) || !OidIsValid(*last_id))
 		report_not_installed();
+}
+
+void
+sql_check_writable(const char *command)
+{
+	if (!XactReadOnly)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+			 errmsg("cannot execute %s in a read-only transaction", command),
+			 RecoveryInProgress() ?
+			 errhint("This server is a standby: the queue is written to on the primary. feishu.execute_flow works here, too.") :
+			 errhint("Begin the transaction with READ WRITE, or set default_transaction_read_only to off. feishu.execute_flow works in a read-only transaction, too.")));
 }
 
 /* The owner of the tables. */

@@ -44,6 +44,12 @@ extern Oid	sql_find_table(const char *name);
 /* The queue's table and that of its last id.  Throws 42704 without them. */
 extern void sql_find_outbox(Oid *outbox, Oid *last_id);
 
+/*
+ * Throw 25006 unless the transaction may write, as PostgreSQL does it; command is
+ * what cannot be executed then.
+ */
+extern void sql_check_writable(const char *command);
+
 /* Who one was before. */
 typedef struct SqlCaller
 {

@@ -41,12 +41,14 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
+#include "storage/pg_shmem.h"
 #include "storage/shmem.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "app_share.h"
 #include "guc.h"
+#include "nls.h"
 #include "token_internal.h"
 #include "wakeup.h"
 
@@ -105,17 +107,37 @@ cache_slots(TokenCache *memory)
 	return (TokenSlot *) ((char *) memory + MAXALIGN(size));
 }
 
-/* Tokens are no business of a core dump.  Best effort. */
+#ifdef MADV_DONTDUMP
+
+/* Keep the pages of this size, in which the memory is, out of core dumps. */
+static bool
+keep_out_of_core(void *memory, Size size, Size page)
+{
+	uintptr_t	start = TYPEALIGN_DOWN(page, (uintptr_t) memory);
+	uintptr_t	end = TYPEALIGN(page, (uintptr_t) memory + size);
+
+	return madvise((void *) start, end - start, MADV_DONTDUMP) == 0;
+}
+
+#endif
+
+/*
+ * Tokens are no business of a core dump.  The pages may be huge; that is known only
+ * from the failure to treat a part of one.  What else is in them is lost to it, too.
+ */
 static void
 cache_keep_out_of_core(void *memory, Size size)
 {
 #ifdef MADV_DONTDUMP
-	uintptr_t	page = sysconf(_SC_PAGESIZE);
-	uintptr_t	start = TYPEALIGN(page, (uintptr_t) memory);
-	uintptr_t	end = TYPEALIGN_DOWN(page, (uintptr_t) memory + size);
+	Size		huge_page = 0;
+	int			flags;
 
-	if (start < end)
-		(void) madvise((void *) start, end - start, MADV_DONTDUMP);
+	if (keep_out_of_core(memory, size, sysconf(_SC_PAGESIZE)))
+		return;
+	GetHugePageSize(&huge_page, &flags);
+	if (huge_page == 0 || !keep_out_of_core(memory, size, huge_page))
+		ereport(LOG,
+				(errmsg("could not keep feishu_flow's access tokens out of core dumps: %m")));
 #endif
 }
 

@@ -34,7 +34,7 @@ typedef struct TokenFailure
 	HttpOutcome outcome;
 	HttpTrouble trouble;
 	int			http_status;
-	char		error[HTTP_ERROR_SIZE]; /* "" with an answer */
+	HttpCause	cause;			/* NONE with an answer */
 	int			body_len;
 	char		body[TOKEN_FAILURE_BODY_SIZE];
 } TokenFailure;

@@ -31,7 +31,7 @@ use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(
   new_cluster create_server alter_server quote flow function_call
-  succeeds fails_with wait_until
+  succeeds fails_with lost_connections wait_until
   open_files open_sockets private_kilobytes least_growth alive wakes
   full_port closed_port start_process stop_process start_nginx forked
 );
@@ -282,11 +282,30 @@ sub fails_with
 	my $result = ref $sql ? $sql : $session->ask($sql);
 	is($result->{sqlstate}, $sqlstate, $name)
 	  or diag($result->{err} || "it returned: $result->{out}");
+	# PostgreSQL's own, when it ends a session, are meant to be recognised
+	my @lost = $sqlstate =~ /^57P/ ? () : lost_connections($result->{err});
+	fail("$name: nobody takes it for a lost connection to the database: @lost") if @lost;
 	foreach my $part (sort keys %parts)
 	{
 		like($result->{$part}, $parts{$part}, "$name: $part");
 	}
 	return $result;
+}
+
+# The phrases of test/data/lost_connections that are in a text; all without one.
+my @phrases;
+
+sub lost_connections
+{
+	my ($text) = @_;
+	if (!@phrases)
+	{
+		my $file = abs_path(dirname(__FILE__) . '/../data/lost_connections');
+		@phrases = map { /^([^#\t][^\t]*)\t/ ? $1 : () } split(/\n/, slurp_file($file));
+		die "no phrases in $file" if !@phrases;
+	}
+	return @phrases if !defined $text;
+	return grep { index(lc $text, lc $_) >= 0 } @phrases;
 }
 
 # Polls until the function returns true; dies when it takes too long.  Returns

@@ -125,7 +125,7 @@ succeeds($session, flow(server => 'dying'), 'a call on a connection that is kept
 $dying->rules([ { kind => 'execute' }, { type => 'die' } ]);
 fails_with($session, flow(server => 'dying'),
 	'LK503', 'a platform that is gone after it has got the request is LK503',
-	message => qr/lost before an answer/, detail => qr/waiting for the answer: the connection was closed/,
+	message => qr/broke off before an answer/, detail => qr/waiting for the answer: the peer had ended a connection that was kept/,
 	hint => qr/may have started/);
 $dying->stop;
 goes_on();
@@ -135,7 +135,7 @@ my $unread = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 4) or die
 create_server($node, 'unread', { base_url => 'http://127.0.0.1:' . $unread->sockport }, { tenant_access_token => 't-x' });
 fails_with($session, flow(server => 'unread', timeout => '500ms', params => \"jsonb_build_object('x', repeat('x', 20000000))"),
 	'LK504', 'a platform that does not read the request is LK504',
-	detail => qr/sending the request/, hint => qr/may have started/);
+	detail => qr/handing over the request/, hint => qr/may have started/);
 goes_on();
 
 # ---- a host that runs out ----

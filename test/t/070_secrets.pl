@@ -301,6 +301,21 @@ foreach my $pid ($session->pid, dispatcher($watch))
 	cmp_ok(scalar(grep { /^VmFlags:.* dd\b/m } @shared), '>', 0, 'the token cache is left out of cores');
 }
 
+# Where the server's memory is of huge pages (here they are 2 MB each for madvise() alone), a part of one cannot be left out.
+SKIP:
+{
+	my $library = PostgreSQL::Test::Utils::tempdir() . '/huge_pages.so';
+	skip 'huge pages are not of 2 MB', 1 if slurp_file('/proc/meminfo') !~ /^Hugepagesize: +2048 kB$/m;
+	skip 'no C compiler for huge pages', 1
+	  if system('cc', '-shared', '-fPIC', '-o', $library, "$FindBin::RealBin/../lib/huge_pages.c") != 0;
+	local $ENV{LD_PRELOAD} = $library;
+	my $huge = new_cluster('huge');
+	my $postmaster = (split /\n/, slurp_file($huge->data_dir . '/postmaster.pid'))[0];
+	cmp_ok(scalar(grep { /^VmFlags:.* dd\b/m && /^[0-9a-f]+-[0-9a-f]+ rw-s /m } split /(?=^[0-9a-f]+-[0-9a-f]+ )/m, slurp_file("/proc/$postmaster/smaps")),
+		'>', 0, '... nor is it in one under huge pages');
+	$huge->stop;
+}
+
 my $bare = new_cluster('bare', preload => 0);
 create_server($bare, 'feishu', { base_url => $mock->url }, { app_id => 'cli_mock', app_secret => $secret });
 my $alone = FeishuFlow::Session->new($bare);

@@ -48,6 +48,16 @@ $mock->fault(type => 'hang');
 fails_with($on_standby, flow(timeout => '200ms'), 'LK504', 'a timeout on the standby');
 $mock->well;
 
+my $why = qr/is a standby: the queue is written to on the primary/;
+foreach my $call ("enqueue_flow('app', 'flow', '{\"_id\": 1}')", 'cancel_flow(1)', 'retry_flow(1)', "purge_flows('now')",
+	"pause_server('feishu')", "resume_server('feishu')")
+{
+	my ($name) = $call =~ /^(\w+)/;
+	fails_with($on_standby, "SELECT feishu.$call", '25006', "$name() on a standby", message => qr/^cannot execute $name\(\) in a read-only transaction/, hint => $why);
+}
+fails_with($session, "SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}')", '25006', 'in a read-only session of the primary',
+	hint => qr/READ WRITE/);
+
 # What is altered on the primary takes effect on the standby once it is replayed.
 $session->value('SET default_transaction_read_only = off');
 alter_server($session, 'feishu', 'ADD', operator => '{"_id": 42}');

@@ -60,10 +60,32 @@ $id = enqueue($two, params => '{"n": 21}');
 succeeds($two, "SELECT feishu.wait_flow($id)", '... and the queue works');
 is(ends($two), 'succeeded 1', '... with what is queued there');
 $two->quit;
+
+# A role that is no superuser sees the options of its own mapping, and of others that there is one.
+$node->safe_psql('postgres', 'CREATE ROLE plain LOGIN; CREATE ROLE other; CREATE DATABASE theirs OWNER plain; CREATE DATABASE restored');
+$node->safe_psql('theirs', q{CREATE EXTENSION feishu_flow; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO plain; SET ROLE plain;
+	CREATE SERVER feishu FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '} . $mock->url . q{'); GRANT USAGE ON FOREIGN SERVER feishu TO other;
+	CREATE USER MAPPING FOR other SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
+my $plain = PostgreSQL::Test::Utils::tempdir() . '/plain';
+$node->command_ok([ 'pg_dump', '-Fc', '-f', $plain, '-d', $node->connstr('theirs') . ' user=plain' ], 'a role that is no superuser dumps its database');
+$node->command_ok([ 'pg_restore', '-e', '-d', $node->connstr('restored'), $plain ], '... it is restored');
+my $restored = in_database('restored');
+$restored->value('SET ROLE other');
+fails_with($restored, q{SELECT feishu.execute_flow('app', 'flow', '{"_id": 1}')}, '42704', '... without what that role must not see',
+	message => qr/user mapping for server "feishu" has no credentials/, hint => qr/ALTER USER MAPPING FOR other SERVER feishu OPTIONS \(ADD app_id/);
+my $credentials = q{ALTER USER MAPPING FOR other SERVER feishu OPTIONS (ADD app_id 'cli_mock', ADD app_secret 'mock-secret')};
+$restored->value("RESET ROLE; $credentials; BEGIN; SET LOCAL ROLE other");
+$id = enqueue($restored, params => '{"n": 22}');
+$restored->value('RESET ROLE; ALTER USER MAPPING FOR other SERVER feishu OPTIONS (DROP app_id, DROP app_secret); COMMIT');
+until_true($restored, 'a flow waits', q{SELECT EXISTS (SELECT FROM feishu.dispatch_status WHERE paused)});
+$restored->value($credentials);
+succeeds($restored, "SELECT feishu.wait_flow($id)", '... until there are credentials');
+$restored->quit;
+
 $session = in_database('one');
 $session->value("SELECT feishu.resume_server('feishu')");
 until_ended($session);
-started_once($mock, 21, 'the flows that waited are sent from where they are');
+started_once($mock, 22, 'the flows that waited are sent from where they are');
 my $sql = "$dump.sql";
 $node->command_ok([ 'pg_dumpall', '-f', $sql, '-d', $node->connstr('postgres') ], 'pg_dumpall');
 unlike(slurp_file($sql), qr/^COPY feishu\./m, '... has no data of the queue');

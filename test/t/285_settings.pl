@@ -126,6 +126,20 @@ $admin->value('ALTER ROLE postgres IN DATABASE app RESET ALL');
 set_all('ALTER SYSTEM', exit_on_error => 'on', client_encoding => 'EUC_JP');
 sends('settings of the cluster');
 
+# ---- what is logged ----
+
+# What is logged of statements is meant for those of users: answers, and what was queued, are in the dispatcher's.
+my $from = -s $node->logfile;
+$admin->value("ALTER SYSTEM SET $_->[0] = '$_->[1]'")
+  foreach [ log_statement => 'all' ], [ log_min_duration_statement => 0 ], [ log_duration => 'on' ], [ log_parameter_max_length => -1 ];
+$admin->value('SELECT pg_reload_conf()');
+sends('statements are logged');
+my $log = slurp_file($node->logfile, $from);
+like($log, qr/LOG:  .*statement: SELECT .*enqueue_flow/, '... those of sessions');
+unlike($log, qr/(?:INSERT INTO|UPDATE|DELETE FROM|FROM|JOIN) feishu\.outbox/, '... and none of a dispatcher');
+$admin->value("ALTER SYSTEM RESET $_") foreach qw(log_statement log_min_duration_statement log_duration log_parameter_max_length);
+$admin->value('SELECT pg_reload_conf()');
+
 # ---- the list ----
 
 my $list = slurp_file("$FindBin::RealBin/../../src/worker_settings.c");

@@ -51,6 +51,18 @@ my $id = enqueue($odd);
 succeeds($odd, "SELECT feishu.wait_flow($id)", '... and its queue works');
 is($odd->value('SELECT feishu.dispatch_problem()'), '', '... without a problem');
 
+# ---- somebody else's schema ----
+
+$node->safe_psql('postgres', 'CREATE DATABASE taken');
+my $taken = FeishuFlow::Session->new($node, database => 'taken');
+$taken->value('CREATE SCHEMA feishu');
+fails_with($taken, 'CREATE EXTENSION feishu_flow', '42P06', 'a schema feishu is there already',
+	message => qr/^schema "feishu" already exists$/, hint => qr/^Rename the one that is there \(ALTER SCHEMA feishu RENAME TO \.\.\.\), or drop it/);
+$taken->value('ALTER SCHEMA feishu RENAME TO other');
+succeeds($taken, 'CREATE EXTENSION feishu_flow', '... once it is renamed, the extension makes its own');
+is($taken->value("SELECT count(*) FROM pg_proc WHERE proname = 'feishu_flow_check_schema'"), '0', '... and leaves nothing else');
+$taken->quit;
+
 # ---- what is made of the tables ----
 
 until_dispatcher($session);
