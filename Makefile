@@ -56,6 +56,7 @@ OBJS = \
 	src/record.o \
 	src/report.o \
 	src/request.o \
+	src/role.o \
 	src/schedule.o \
 	src/server.o \
 	src/sqlrun.o \

@@ -18,6 +18,7 @@
 #include "guc.h"
 #include "launcher.h"
 #include "limiter.h"
+#include "role.h"
 #include "stats.h"
 #include "token.h"
 #include "waiters.h"
@@ -62,6 +63,7 @@ void
 _PG_init(void)
 {
 	guc_define_settings();
+	role_install_hooks();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -43,6 +43,7 @@
 #include "event.h"
 #include "nls.h"
 #include "outbox.h"
+#include "role.h"
 #include "template.h"
 
 PG_FUNCTION_INFO_V1(feishu_flow_trigger);
@@ -543,6 +544,7 @@ plan_fire(TriggerPlan *plan, const TriggerData *trigdata)
 	QueuedFlow	flow = {0};
 	Jsonb	   *event = NULL;
 
+	flow.roleid = role_of_change(trigdata);
 	flow.request.is_async = true;
 	flow.run_at = DT_NOBEGIN;
 	flow.max_attempts = -1;
