@@ -44,6 +44,7 @@ OBJS = \
 	src/limits_file.o \
 	src/maintain.o \
 	src/mask.o \
+	src/needs.o \
 	src/news.o \
 	src/nls.o \
 	src/options.o \

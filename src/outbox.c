@@ -279,10 +279,8 @@ outbox_enqueue(const QueuedFlow *flow)
 	FlowServer *server = server_lookup(flow->server, flow->roleid);
 
 	complete.server = server->name;
-	if (complete.request.operator_id == NULL && server->operator_json != NULL)
-		complete.request.operator_id =
-			DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-											   CStringGetDatum(server->operator_json)));
+	if (complete.request.operator_id == NULL)
+		complete.request.operator_id = request_default_operator(server->operator_json);
 	server_forget_secrets(server);
 	request_check(&complete.request);
 	return insert_flow(&complete);
