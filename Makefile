@@ -52,6 +52,7 @@ OBJS = \
 	src/lock_wait.o \
 	src/maintain.o \
 	src/mask.o \
+	src/needs.o \
 	src/news.o \
 	src/nls.o \
 	src/options.o \
@@ -65,6 +66,7 @@ OBJS = \
 	src/record.o \
 	src/report.o \
 	src/request.o \
+	src/role.o \
 	src/schedule.o \
 	src/server.o \
 	src/server_catalog.o \

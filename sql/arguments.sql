@@ -190,7 +190,7 @@ SELECT feishu.execute_flow('package_x__c', 'approve', '{"_id": 1}', idempotent_k
 SELECT feishu.execute_flow('package_x__c', 'approve', '{"_id": 1}', loop_masks => '"mask"');
 SELECT feishu.execute_flow('package_x__c', 'approve', '{"_id": 1}', timeout => '0');
 
--- The server's operator is for calls that give none; an argument of JSON null is not none.
+-- The server's operator is for calls that give none; JSON null is as good as NULL.
 ALTER SERVER feishu OPTIONS (operator '{"email": "wang@example.com"}');
 SELECT a.* FROM pg_temp.attempt(operator => NULL) AS a;
 SELECT a.* FROM pg_temp.attempt(operator => 'null') AS a;

@@ -34,7 +34,7 @@ SELECT feishu.enqueue_flow('package_x__c', 'first') > 0 AS queued;
 RESET client_min_messages;
 SELECT flow_id FROM pg_temp.queued();
 
--- The trigger of the README.
+-- A trigger with all three templates.
 CREATE TABLE orders (id bigint PRIMARY KEY, gone int, status text, amount numeric(12,2), owner_email varchar(50));
 ALTER TABLE orders DROP COLUMN gone;
 CREATE TRIGGER order_approval AFTER INSERT OR UPDATE OF status ON orders

@@ -280,9 +280,7 @@ check_all(CheckReport *report, const CallScope *scope, const char *server_name,
 		request.namespace_name = namespace_name;
 		request.flow_id = pstrdup(NO_SUCH_FLOW);
 		request.operator_id =
-			DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-											   CStringGetDatum(server->operator_json ?
-															   server->operator_json : NOBODY)));
+			request_default_operator(server->operator_json ? server->operator_json : NOBODY);
 		request_check(&request);
 	}
 

@@ -128,6 +128,16 @@ typedef int SysCacheIdentifier;
 #endif
 
 /*
+ * AFTER triggers are run as the role that was current_user when the change
+ * was made: 18 and later.  Before, as whoever is current_user when they fire.
+ */
+#if PG_VERSION_NUM >= 180000
+#define FEISHU_TRIGGERS_KEEP_ROLE	true
+#else
+#define FEISHU_TRIGGERS_KEEP_ROLE	false
+#endif
+
+/*
  * USAGE on a foreign server: 16 replaced the functions of each kind of object
  * by one.
  */

@@ -84,6 +84,7 @@ typedef struct EventBuilder
 {
 	Size		size;			/* of what is in it, never too high */
 	bool		is_set;			/* values come from transition tables */
+	const EventColumn *column;	/* being converted, or NULL */
 	MemoryContext scratch;		/* reset with each row, or NULL */
 	ExprContext *econtext;		/* to compute columns in, or NULL */
 } EventBuilder;
@@ -444,6 +445,7 @@ set_row(EventBuilder *builder, JsonbValue *value, EventPlan *plan, int side,
 
 		if (!column->wanted[side])
 			continue;
+		builder->column = column;
 		if (column->expression != NULL)
 			datum = ExecEvalExprSwitchContext(column->expression, builder->econtext, &isnull);
 		else
@@ -457,6 +459,7 @@ set_row(EventBuilder *builder, JsonbValue *value, EventPlan *plan, int side,
 		else
 			set_value(builder, member, column, datum);
 	}
+	builder->column = NULL;
 }
 
 /*
@@ -585,6 +588,73 @@ event_lay_out(EventBuilder *builder, JsonbValue *event, EventPlan *plan,
 		add_sides_of_statement(builder, event, plan, trigdata);
 }
 
+static void
+column_error_callback(void *arg)
+{
+	const EventBuilder *builder = arg;
+
+	if (builder->column != NULL)
+		errcontext("conversion of column \"%s\" to jsonb",
+				   builder->column->name.val.string.val);
+}
+
+/*
+ * Throw the error again that came while a column was converted, with the advice to
+ * leave the column out, if that is what is wrong and there is no other.
+ */
+static void
+rethrow_with_hint(const EventBuilder *builder, MemoryContext context)
+{
+	ErrorData  *error;
+	const char *name;
+
+	switch (ERRCODE_TO_CATEGORY(geterrcode()))
+	{
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_SYSTEM_ERROR:
+			PG_RE_THROW();
+		default:
+			break;
+	}
+	if (builder->column == NULL)
+		PG_RE_THROW();
+	name = builder->column->name.val.string.val;
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	if (error->hint == NULL)
+		error->hint = builder->is_set ?
+			psprintf(_("To leave out column \"%s\", name those that the flow needs in the templates, as in '{\"ids\": \"$.new_rows[*].id\"}': no other is converted."), name) :
+			psprintf(_("To leave out column \"%s\", name those that the flow needs in the templates, as in '{\"id\": \"$.new.id\"}': no other is converted."), name);
+	ReThrowError(error);
+}
+
+/* event_lay_out, with the column's name in errors. */
+static void
+event_lay_out_checked(EventBuilder *builder, JsonbValue *event, EventPlan *plan,
+					  const TriggerData *trigdata)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorContextCallback callback;
+
+	callback.callback = column_error_callback;
+	callback.arg = builder;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	PG_TRY();
+	{
+		event_lay_out(builder, event, plan, trigdata);
+	}
+	PG_CATCH();
+	{
+		rethrow_with_hint(builder, context);
+	}
+	PG_END_TRY();
+	error_context_stack = callback.previous;
+}
+
 Jsonb *
 event_build(EventPlan *plan, const TriggerData *trigdata)
 {
@@ -607,7 +677,7 @@ event_build(EventPlan *plan, const TriggerData *trigdata)
 												ALLOCSET_DEFAULT_SIZES);
 		MemoryContextSwitchTo(context);
 	}
-	event_lay_out(&builder, &event, plan, trigdata);
+	event_lay_out_checked(&builder, &event, plan, trigdata);
 	MemoryContextSwitchTo(caller);
 
 	result = JsonbValueToJsonb(&event);

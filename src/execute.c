@@ -127,7 +127,10 @@ interval_to_ms(const Interval *interval)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"timeout\" must be at least one millisecond"),
-				 errhint("Write it like interval '30 s'.")));
+				 errdetail("It was read as the interval %s.",
+						   DatumGetCString(DirectFunctionCall1(interval_out,
+															   IntervalPGetDatum(interval)))),
+				 errhint("Write it like interval '30 s'; a number without a unit is seconds.")));
 	return (int) Min(ms, INT_MAX);
 }
 

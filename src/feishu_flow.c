@@ -19,6 +19,7 @@
 #include "http.h"
 #include "launcher.h"
 #include "limiter.h"
+#include "role.h"
 #include "stats.h"
 #include "token.h"
 #include "waiters.h"
@@ -64,6 +65,7 @@ _PG_init(void)
 {
 	guc_define_settings();
 	http_library_load();
+	role_install_hooks();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

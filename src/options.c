@@ -404,6 +404,9 @@ parse_tenant_access_token(const char *value, FlowServer *server)
 	return check_credential(value, TOKEN_MAX_LENGTH);
 }
 
+#define DURATION_HINT \
+	gettext_noop("Write it like \"30s\" or \"500ms\". Units are us, ms, s, min, h and d; a number without one is milliseconds.")
+
 static const FlowOption flow_options[] =
 {
 	{"base_url", ForeignServerRelationId, parse_base_url,
@@ -413,11 +416,11 @@ static const FlowOption flow_options[] =
 	{"operator", ForeignServerRelationId, parse_operator,
 	gettext_noop("Write it like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}'.")},
 	{"timeout", ForeignServerRelationId, parse_timeout,
-	gettext_noop("Write it like \"30s\" or \"500ms\".")},
+	DURATION_HINT},
 	{"connect_timeout", ForeignServerRelationId, parse_connect_timeout,
-	gettext_noop("Write it like \"5s\" or \"500ms\".")},
+	DURATION_HINT},
 	{"max_rate", ForeignServerRelationId, parse_max_rate,
-	gettext_noop("Write requests per second like \"50\" or \"0.5\", or with a unit like \"1000/min\".")},
+	gettext_noop("Write requests per second like \"50\" or \"0.5\", or with a unit, /s, /min or /h, like \"1000/min\".")},
 	{"max_concurrency", ForeignServerRelationId, parse_max_concurrency,
 	gettext_noop("Write the number of requests that may be under way at once.")},
 	{"ca_file", ForeignServerRelationId, parse_ca_file,
@@ -517,6 +520,25 @@ check_credentials_complete(List *options)
 }
 
 /*
+ * Say how a length of time was read that looks as if it were meant in seconds.
+ */
+static void
+warn_of_unit(const FlowOption *option, const char *value)
+{
+	int			ms;
+
+	if (option->parse != parse_timeout && option->parse != parse_connect_timeout)
+		return;
+	if (value[strspn(value, "0123456789")] != '\0' || parse_duration(value, &ms) != NULL ||
+		ms >= 1000)
+		return;
+	ereport(WARNING,
+			(errcode(ERRCODE_WARNING),
+			 errmsg("option \"%s\" is %d ms", option->name, ms),
+			 errhint("%s", _(option->hint))));
+}
+
+/*
  * feishu_flow_validator(options, catalog): throws an error of class HV when
  * an option is unknown, malformed or missing.
  */
@@ -541,6 +563,7 @@ feishu_flow_validator(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 					 errmsg("option \"%s\" %s", def->defname, _(problem)),
 					 option->hint ? errhint("%s", _(option->hint)) : 0));
+		warn_of_unit(option, defGetString(def));
 	}
 	if (catalog == UserMappingRelationId)
 		check_credentials_complete(options);

@@ -236,7 +236,7 @@ insert_flow(const QueuedFlow *flow)
 	memset(nulls, true, sizeof(nulls));
 #define SET(column, datum) (values[column] = (datum), nulls[column] = false)
 	SET(COLUMN_ID, Int64GetDatum(id));
-	SET(COLUMN_ROLEID, ObjectIdGetDatum(GetUserId()));
+	SET(COLUMN_ROLEID, ObjectIdGetDatum(flow->roleid));
 	SET(COLUMN_DATABASE, origin_database());
 	SET(COLUMN_SYSTEM_IDENTIFIER, origin_system());
 	SET(COLUMN_ATTEMPTS, Int32GetDatum(0));
@@ -276,13 +276,11 @@ int64
 outbox_enqueue(const QueuedFlow *flow)
 {
 	QueuedFlow	complete = *flow;
-	FlowServer *server = server_lookup(flow->server, GetUserId());
+	FlowServer *server = server_lookup(flow->server, flow->roleid);
 
 	complete.server = server->name;
-	if (complete.request.operator_id == NULL && server->operator_json != NULL)
-		complete.request.operator_id =
-			DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-											   CStringGetDatum(server->operator_json)));
+	if (complete.request.operator_id == NULL)
+		complete.request.operator_id = request_default_operator(server->operator_json);
 	server_forget_secrets(server);
 	request_check(&complete.request);
 	return insert_flow(&complete);
@@ -301,6 +299,7 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 	server = server_lookup(PG_ARGISNULL(ARG_SERVER) ? NULL :
 						   NameStr(*PG_GETARG_NAME(ARG_SERVER)),
 						   GetUserId());
+	flow.roleid = GetUserId();
 	flow.server = server->name;
 	flow.request = *request_from_arguments(fcinfo, server->operator_json);
 	server_forget_secrets(server);

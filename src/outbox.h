@@ -19,6 +19,7 @@
 /* A flow to be queued: a checked request and how to deliver it. */
 typedef struct QueuedFlow
 {
+	Oid			roleid;			/* in whose name */
 	const char *server;			/* name, or NULL: feishu_flow.server */
 	FlowRequest request;		/* checked by request_check */
 	TimestampTz run_at;			/* DT_NOBEGIN: at once */
@@ -32,8 +33,8 @@ typedef struct QueuedFlow
 #define OUTBOX_EXPIRES_AT(given) Max((given), DT_NOBEGIN + 1)
 
 /*
- * Insert a row in the current transaction, as the current user, who needs
- * USAGE on the server (42501) and a user mapping (42704).  Returns its id.
+ * Insert a row in the current transaction, in the name of flow->roleid, who
+ * needs USAGE on the server (42501) and a user mapping (42704).  Returns its id.
  * request.operator_id may be NULL if the server has a default operator;
  * request.idempotent_key NULL: a random UUID is made.  SPI is used inside.
  */

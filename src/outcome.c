@@ -95,15 +95,22 @@ outcome_hold_back(FlowOutcome *outcome, LimiterPause why, TimestampTz retry_at)
 	}
 }
 
+/* Shorter than anybody's flow: perhaps meant in seconds. */
+#define SHORT_TIMEOUT_MS	1000
+
 /* Advice for a transfer that brought no answer. */
 static const char *
-transport_hint(const FlowServer *server, const HttpResult *result,
-			   bool may_have_started)
+transport_hint(const FlowServer *server, const FlowLimits *limits,
+			   const HttpResult *result, bool may_have_started)
 {
 	if (result->connect_expired)
 		return server->proxy != NULL ?
 			gettext_noop("Check the server's proxy option, and whether the database host may connect to the proxy; or raise the server's connect_timeout option or feishu_flow.connect_timeout.") :
 			gettext_noop("Check the server's base_url and token_url, and whether the database host may connect to them: if it reaches the internet through a proxy only, set the server's proxy option. Or raise its connect_timeout option or feishu_flow.connect_timeout.");
+	if (result->outcome == HTTP_TIMEOUT && limits->timeout_ms < SHORT_TIMEOUT_MS)
+		return may_have_started ?
+			gettext_noop("The flow may have started: try again only with the same idempotent_key. Raise the timeout argument, the server's timeout option or feishu_flow.timeout: in the latter two a number without a unit is milliseconds.") :
+			gettext_noop("Raise the timeout argument, the server's timeout option or feishu_flow.timeout: in the latter two a number without a unit is milliseconds.");
 	if (result->outcome == HTTP_TIMEOUT)
 		return may_have_started ?
 			gettext_noop("The flow may have started: try again only with the same idempotent_key. If it needs longer, raise the timeout argument, the server's timeout option or feishu_flow.timeout, or start it with is_async => true.") :
@@ -156,7 +163,7 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 				   const FlowLimits *limits, const HttpResult *result)
 {
 	outcome->action = FLOW_RETRY;
-	outcome->hint = transport_hint(server, result,
+	outcome->hint = transport_hint(server, limits, result,
 								   outcome->request_sent && !outcome->for_token);
 	outcome->trouble = result->trouble;
 	outcome->phase = result->phase;

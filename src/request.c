@@ -19,6 +19,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
 
+#include "compat.h"
 #include "nls.h"
 #include "request.h"
 
@@ -44,21 +45,106 @@ object_member(Jsonb *object, const char *name, JsonbValue *value)
 	return getKeyJsonValueFromContainer(&object->root, name, strlen(name), value);
 }
 
+bool
+request_integer(const char *text, int64 *value)
+{
+	char	   *end;
+
+	errno = 0;
+	*value = strtoll(text, &end, 10);
+	if (end == text || errno != 0)
+		return false;
+	if (end[0] == '.' && end[1] != '\0')
+		end += 1 + strspn(end + 1, "0");
+	return *end == '\0';
+}
+
+/* A jsonb number as text. */
+static char *
+number_text(const JsonbValue *value)
+{
+	return DatumGetCString(DirectFunctionCall1(numeric_out,
+											   NumericGetDatum(value->val.numeric)));
+}
+
 /*
- * Is a jsonb number written as an integer in the range of int64?  It goes to the
- * platform as it is, and "1.0" is no integer to everybody's JSON parser.
+ * Change a member of an operator to what goes to the platform; false: it stays as
+ * it is.  "7.00" is no integer to everybody's JSON parser.  The blanks at the end of
+ * a char(n) are no data, and never end an e-mail address.
  */
 static bool
-is_int64(Numeric number)
+change_member(const JsonbValue *key, JsonbValue *value)
 {
-	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
-	const char *digits = text + (text[0] == '-');
+	const char *name = key->val.string.val;
+	int			name_len = key->val.string.len;
 
-	if (digits[strspn(digits, "0123456789")] != '\0')
-		return false;
-	errno = 0;
-	(void) strtoll(text, NULL, 10);
-	return errno == 0;
+	if (value->type == jbvNumeric && name_len == 3 && memcmp(name, "_id", 3) == 0)
+	{
+		char	   *text = number_text(value);
+		int64		number;
+
+		if (strchr(text, '.') == NULL || !request_integer(text, &number))
+			return false;
+		value->val.numeric = int64_to_numeric(number);
+		return true;
+	}
+	if (value->type == jbvString && name_len == 5 && memcmp(name, "email", 5) == 0)
+	{
+		int			len = value->val.string.len;
+
+		while (len > 0 && value->val.string.val[len - 1] == ' ')
+			len--;
+		if (len == value->val.string.len)
+			return false;
+		value->val.string.len = len;
+		return true;
+	}
+	return false;
+}
+
+Jsonb *
+request_operator(Jsonb *operator_id)
+{
+	JsonbInState state = {0};
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	key = {0};
+	JsonbValue	value;
+	bool		is_changed = false;
+
+	if (operator_id == NULL || !JB_ROOT_IS_OBJECT(operator_id) ||
+		codec_wrote_operator_last(operator_id))
+		return operator_id;
+	iterator = JsonbIteratorInit(&operator_id->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			key = value;
+		else if (token == WJB_VALUE)
+			is_changed |= change_member(&key, &value);
+		feishu_jsonb_push(&state, token, token < WJB_BEGIN_ARRAY ? &value : NULL);
+	}
+	return is_changed ? JsonbValueToJsonb(state.result) : operator_id;
+}
+
+Jsonb *
+request_default_operator(const char *json)
+{
+	if (json == NULL)
+		return NULL;
+	return request_operator(DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+															   CStringGetDatum(json))));
+}
+
+Jsonb *
+request_json(Jsonb *json)
+{
+	JsonbValue	value;
+
+	if (json != NULL && JB_ROOT_IS_SCALAR(json) &&
+		JsonbExtractScalar(&json->root, &value) && value.type == jbvNull)
+		return NULL;
+	return json;
 }
 
 const char *
@@ -67,12 +153,13 @@ request_check_operator(Jsonb *operator_id)
 	JsonbValue	value;
 	bool		has_id = false;
 	bool		has_email = false;
+	int64		id;
 
 	if (!JB_ROOT_IS_OBJECT(operator_id))
 		return gettext_noop("must be a JSON object");
 	if (object_member(operator_id, "_id", &value) != NULL && value.type != jbvNull)
 	{
-		if (value.type != jbvNumeric || !is_int64(value.val.numeric))
+		if (value.type != jbvNumeric || !request_integer(number_text(&value), &id))
 			return gettext_noop("must have an integer in the range of bigint as \"_id\"");
 		has_id = true;
 	}
@@ -99,22 +186,77 @@ report_argument(const char *argument, const char *problem, const char *hint)
 			 hint ? errhint("%s", _(hint)) : 0));
 }
 
+const char *
+request_sort(Jsonb *json)
+{
+	JsonbValue	value;
+
+	if (!JB_ROOT_IS_SCALAR(json))
+		return JB_ROOT_IS_ARRAY(json) ?
+			gettext_noop("It is a JSON array.") : gettext_noop("It is a JSON object.");
+	JsonbExtractScalar(&json->root, &value);
+	switch (value.type)
+	{
+		case jbvString:
+			return gettext_noop("It is a JSON string.");
+		case jbvNumeric:
+			return gettext_noop("It is a JSON number.");
+		default:
+			return gettext_noop("It is a JSON boolean.");
+	}
+}
+
+/* Is it a string whose text is an object or an array? */
+static bool
+is_encoded_twice(Jsonb *json)
+{
+	JsonbValue	value;
+	Jsonb	   *inner;
+
+	return JB_ROOT_IS_SCALAR(json) && JsonbExtractScalar(&json->root, &value) &&
+		value.type == jbvString &&
+		feishu_jsonb_from_cstring(pnstrdup(value.val.string.val, value.val.string.len), &inner) &&
+		!JB_ROOT_IS_SCALAR(inner);
+}
+
+const char *
+request_sort_hint(Jsonb *json, const char *hint)
+{
+	return is_encoded_twice(json) ?
+		gettext_noop("The text of the string is JSON, which was encoded twice. Give the JSON itself: do not encode text that is JSON already, and cast such a column by ::jsonb.") :
+		hint;
+}
+
+/* Throw that an argument is JSON of another sort than it must be. */
+static void
+report_sort(const char *argument, Jsonb *json, const char *problem, const char *hint)
+{
+	hint = request_sort_hint(json, hint);
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("argument \"%s\" %s", argument, _(problem)),
+			 errdetail_internal("%s", _(request_sort(json))),
+			 errhint("%s", _(hint))));
+}
+
 /* Throw that the operator is wrong, and show it: a template may have made it. */
 static void
 report_operator(Jsonb *operator_id, const char *problem)
 {
+	const char *hint = gettext_noop("Write it like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}': the user of the low-code platform in whose name the flow runs.");
 	char	   *json = VARSIZE(operator_id) <= MAX_SHOWN ?
 		JsonbToCString(NULL, &operator_id->root, VARSIZE(operator_id)) : NULL;
 
 	/* a number of a few bytes may have very many digits */
 	if (json != NULL && strlen(json) > MAX_SHOWN)
 		json = NULL;
+	hint = request_sort_hint(operator_id, hint);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("argument \"%s\" %s", "operator", _(problem)),
 			 json != NULL ? errdetail("It is %s.", json) : 0,
-			 errhint("Write it like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}': the user of the low-code platform in whose name the flow runs.")));
+			 errhint("%s", _(hint))));
 }
 
 /* namespace or flow_id */
@@ -139,7 +281,7 @@ check_loop_masks(Jsonb *loop_masks)
 	JsonbValue	value;
 
 	if (!JB_ROOT_IS_ARRAY(loop_masks) || JB_ROOT_IS_SCALAR(loop_masks))
-		report_argument("loop_masks", gettext_noop("must be a JSON array"), hint);
+		report_sort("loop_masks", loop_masks, gettext_noop("must be a JSON array"), hint);
 	if (JB_ROOT_COUNT(loop_masks) > MAX_LOOP_MASKS)
 		report_argument("loop_masks", gettext_noop("must not have more than 20 elements"), hint);
 	iterator = JsonbIteratorInit(&loop_masks->root);
@@ -169,8 +311,8 @@ request_check(const FlowRequest *request)
 		report_operator(request->operator_id, problem);
 
 	if (request->params != NULL && !JB_ROOT_IS_OBJECT(request->params))
-		report_argument("params", gettext_noop("must be a JSON object"),
-						gettext_noop("Its members are the flow's input parameters by API name; leave it null when the flow has none."));
+		report_sort("params", request->params, gettext_noop("must be a JSON object"),
+					gettext_noop("Its members are the flow's input parameters by API name; leave it null when the flow has none."));
 	if (request->idempotent_key != NULL)
 	{
 		problem = codec_check_key(request->idempotent_key);
@@ -193,7 +335,7 @@ text_argument(FunctionCallInfo fcinfo, int n)
 static Jsonb *
 jsonb_argument(FunctionCallInfo fcinfo, int n)
 {
-	return PG_ARGISNULL(n) ? NULL : PG_GETARG_JSONB_P(n);
+	return PG_ARGISNULL(n) ? NULL : request_json(PG_GETARG_JSONB_P(n));
 }
 
 FlowRequest *
@@ -203,10 +345,9 @@ request_from_arguments(FunctionCallInfo fcinfo, const char *default_operator)
 
 	request->namespace_name = text_argument(fcinfo, ARG_NAMESPACE);
 	request->flow_id = text_argument(fcinfo, ARG_FLOW_ID);
-	request->operator_id = jsonb_argument(fcinfo, ARG_OPERATOR);
-	if (request->operator_id == NULL && default_operator != NULL)
-		request->operator_id =
-			DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(default_operator)));
+	request->operator_id = request_operator(jsonb_argument(fcinfo, ARG_OPERATOR));
+	if (request->operator_id == NULL)
+		request->operator_id = request_default_operator(default_operator);
 	request->params = jsonb_argument(fcinfo, ARG_PARAMS);
 	request->is_async = !PG_ARGISNULL(ARG_IS_ASYNC) && PG_GETARG_BOOL(ARG_IS_ASYNC);
 	request->idempotent_key = text_argument(fcinfo, ARG_IDEMPOTENT_KEY);

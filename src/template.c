@@ -13,8 +13,8 @@
  *
  * The plain jsonpath, member of member ("$.new.id"), is by far the most
  * common.  It is looked up right here; the rest, and whatever meets an array,
- * goes to PostgreSQL's executor.  And it is known what a plain jsonpath looks
- * at, so that events need not hold more: see path_add_needs.
+ * goes to PostgreSQL's executor.  What jsonpaths look at is known beforehand, so
+ * that events need not hold more: see needs.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -28,6 +28,7 @@
 #include "utils/jsonpath.h"
 
 #include "compat.h"
+#include "needs.h"
 #include "nls.h"
 #include "template.h"
 
@@ -233,90 +234,13 @@ template_json(const Template *template)
 	return template->json;
 }
 
-/* May this follow another accessor without looking at anything else? */
-static bool
-is_plain_accessor(JsonPathItemType type)
-{
-	switch (type)
-	{
-		case jpiKey:
-		case jpiAnyKey:
-		case jpiAnyArray:
-		case jpiType:
-		case jpiSize:
-		case jpiAbs:
-		case jpiFloor:
-		case jpiCeiling:
-		case jpiDouble:
-			return true;
-		default:
-			return false;
-	}
-}
-
-/*
- * Add what a jsonpath looks at.  "$.new.id" and "$.new_rows[*].id" look at one
- * column, "$.new" at one side; one that holds anything but plain accessors may
- * look at everything.
- */
-static void
-path_add_needs(const TemplatePath *path, EventNeeds *needs)
-{
-	JsonPathItem item;
-	JsonPathItem next;
-	char	   *key;
-	bool		has_next;
-	int			side;
-
-	needs->any = true;
-	jspInit(&item, path->path);
-	if (item.type != jpiRoot)
-	{
-		event_need_all(needs);
-		return;
-	}
-	for (; jspGetNext(&item, &next); item = next)
-	{
-		if (!is_plain_accessor(next.type))
-		{
-			event_need_all(needs);
-			return;
-		}
-	}
-
-	jspInit(&item, path->path);
-	if (!jspGetNext(&item, &next) || next.type != jpiKey)
-	{
-		event_need_all(needs);
-		return;
-	}
-	key = jspGetString(&next, NULL);
-	if (strcmp(key, "new") == 0 || strcmp(key, "new_rows") == 0)
-		side = EVENT_NEW;
-	else if (strcmp(key, "old") == 0 || strcmp(key, "old_rows") == 0)
-		side = EVENT_OLD;
-	else
-		return;
-
-	needs->side[side] = true;
-	do
-	{
-		item = next;
-		has_next = jspGetNext(&item, &next);
-	} while (has_next && next.type == jpiAnyArray);
-	if (has_next && next.type == jpiKey)
-		needs->columns[side] = lappend(needs->columns[side], jspGetString(&next, NULL));
-	else if (!has_next || (next.type != jpiSize && next.type != jpiType))
-		needs->all_columns[side] = true;
-}
-
 void
 template_add_needs(const Template *template, EventNeeds *needs)
 {
 	for (int i = 0; i < template->num_items; i++)
 	{
 		if (template->items[i].path != NULL)
-			path_add_needs(template->items[i].path, needs);
+			needs_add_path(template->items[i].path->path, needs);
 	}
 }
 

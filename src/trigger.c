@@ -43,6 +43,8 @@
 #include "event.h"
 #include "nls.h"
 #include "outbox.h"
+#include "request.h"
+#include "role.h"
 #include "template.h"
 
 PG_FUNCTION_INFO_V1(feishu_flow_trigger);
@@ -170,9 +172,19 @@ set_idempotent_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
 static void
 set_loop_masks(const char *name, const JsonbValue *value, QueuedFlow *flow)
 {
-	if (value->type != jbvBinary || !JsonContainerIsArray(value->val.binary.data))
-		report_option(name, gettext_noop("a JSON array"));
-	flow->request.loop_masks = JsonbValueToJsonb(unconstify(JsonbValue *, value));
+	Jsonb	   *json = JsonbValueToJsonb(unconstify(JsonbValue *, value));
+
+	if (!JB_ROOT_IS_ARRAY(json) || JB_ROOT_IS_SCALAR(json))
+	{
+		const char *hint = request_sort_hint(json, NULL);
+
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"%s\" of the options template must be %s", name, _("a JSON array")),
+				 errdetail_internal("%s", _(request_sort(json))),
+				 hint ? errhint("%s", _(hint)) : 0));
+	}
+	flow->request.loop_masks = json;
 }
 
 static void
@@ -196,13 +208,10 @@ set_ordering_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
 static void
 set_max_attempts(const char *name, const JsonbValue *value, QueuedFlow *flow)
 {
-	char	   *text = option_text(name, value);
-	char	   *end;
-	long		number;
+	int64		number;
 
-	errno = 0;
-	number = strtol(text, &end, 10);
-	if (end == text || *end != '\0' || errno != 0 || number < 1 || number > INT_MAX)
+	if (!request_integer(option_text(name, value), &number) ||
+		number < 1 || number > INT_MAX)
 		report_option(name, gettext_noop("a positive integer"));
 	flow->max_attempts = (int) number;
 }
@@ -523,19 +532,6 @@ check_timing(const TriggerData *trigdata)
 				 errhint("Create it as AFTER: what a BEFORE trigger sees, later triggers may still change or suppress.")));
 }
 
-/* A rendered template, with JSON null as NULL. */
-static Jsonb *
-render_or_null(const Template *template, Jsonb *event)
-{
-	Jsonb	   *json = template_render(template, event);
-	JsonbValue	value;
-
-	if (JB_ROOT_IS_SCALAR(json) && JsonbExtractScalar(&json->root, &value) &&
-		value.type == jbvNull)
-		return NULL;
-	return json;
-}
-
 /* Queue the flow of a firing. */
 static void
 plan_fire(TriggerPlan *plan, const TriggerData *trigdata)
@@ -543,6 +539,7 @@ plan_fire(TriggerPlan *plan, const TriggerData *trigdata)
 	QueuedFlow	flow = {0};
 	Jsonb	   *event = NULL;
 
+	flow.roleid = role_of_change(trigdata);
 	flow.request.is_async = true;
 	flow.run_at = DT_NOBEGIN;
 	flow.max_attempts = -1;
@@ -553,9 +550,10 @@ plan_fire(TriggerPlan *plan, const TriggerData *trigdata)
 	if (plan->needs_event)
 		event = event_build(plan->event, trigdata);
 	if (plan->operator_id != NULL)
-		flow.request.operator_id = render_or_null(plan->operator_id, event);
+		flow.request.operator_id =
+			request_operator(request_json(template_render(plan->operator_id, event)));
 	flow.request.params = plan->params != NULL ?
-		render_or_null(plan->params, event) : event;
+		request_json(template_render(plan->params, event)) : event;
 	if (plan->options != NULL)
 		options_apply(template_render(plan->options, event), &flow);
 

@@ -11,7 +11,15 @@ ALTER TABLE orders
     ADD COLUMN amount numeric(12, 2),
     ADD COLUMN status text NOT NULL DEFAULT 'draft';
 
-CREATE TRIGGER order_approval AFTER INSERT OR UPDATE OF status ON orders
+CREATE TRIGGER order_approval AFTER UPDATE OF status ON orders
+    FOR EACH ROW WHEN (NEW.status = 'submitted' AND OLD.status IS DISTINCT FROM NEW.status)
+    EXECUTE FUNCTION feishu.flow_trigger(
+        'package_7344545d87__c', 'approveOrder_99c656599f',
+        '{"email": "$.new.owner_email"}',
+        '{"order": {"_id": "$.new.id"}, "item": "$.new.item", "amount": "$.new.amount"}',
+        '{"ordering_key": "$.new.id"}');
+
+CREATE TRIGGER new_order_approval AFTER INSERT ON orders
     FOR EACH ROW WHEN (NEW.status = 'submitted')
     EXECUTE FUNCTION feishu.flow_trigger(
         'package_7344545d87__c', 'approveOrder_99c656599f',

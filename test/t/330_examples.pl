@@ -71,6 +71,27 @@ is($session->value("SELECT string_agg(DISTINCT flow_id || ' ' || state || ' ' ||
 	'refusedFlow failed LK400', 'what they queue is sent, and succeeds but for what is to be refused');
 cmp_ok($mock->started, '>', 20, '... on the platform');
 
+# Each trigger that people may copy starts one flow an order, also for a program that
+# saves all columns each time, with what it knows of the row.
+my ($table) = map { $_->{sql} } grep { $_->{sql} =~ /CREATE TABLE orders/ } @examples;
+my @copied = grep { /^CREATE TRIGGER/m && /'submitted'/ } map { $_->{sql} } @examples;
+cmp_ok(scalar @copied, '>', 2, 'there are triggers for submitted orders');
+push @copied, slurp_file("$FindBin::RealBin/../../script/demo.d/2_queue.sql") =~ /^(CREATE TRIGGER .*?;\n\nCREATE TRIGGER .*?;\n)/ms;
+my $save = q{UPDATE orders SET item = 'saved', owner_email = 'li@example.com', amount = 1, status = 'submitted', execution_id = NULL WHERE id = };
+foreach my $copied (@copied)
+{
+	my ($what) = $copied =~ /^(CREATE TRIGGER .*)/m;
+	$session->value('DROP TABLE orders; DROP FUNCTION IF EXISTS start_approval');
+	$session->value($table);
+	$session->value($copied =~ s/^(?:DROP|CREATE ROLE) .*\n//mgr);
+	$session->value("INSERT INTO orders (item, owner_email) VALUES ('new', 'li\@example.com')") if $copied !~ /INSERT/;
+	my $counted = $mock->count(kind => 'execute', flow_id => 'approveOrder_99c656599f');
+	$session->value("INSERT INTO orders (item, owner_email, status) VALUES ('new', 'li\@example.com', 'submitted')") if $copied =~ /INSERT/;
+	$session->value("$save 1; $save 3; $save 3; UPDATE orders SET amount = 2");
+	until_ended($session, "run_at < now() + interval '1 hour'");
+	is($mock->count(kind => 'execute', flow_id => 'approveOrder_99c656599f') - $counted, 2, "one flow an order: $what");
+}
+
 # A new session each: it has the server that the page makes the role's default.
 foreach my $role (qw(app hr))
 {

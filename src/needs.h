@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * needs.h
+ *	  What of an event a jsonpath looks at.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/needs.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_NEEDS_H
+#define FEISHU_NEEDS_H
+
+#include "utils/jsonpath.h"
+
+#include "event.h"
+
+/* Add what a jsonpath looks at.  The jsonpath has to live on. */
+extern void needs_add_path(JsonPath *path, EventNeeds *needs);
+
+#endif							/* FEISHU_NEEDS_H */
