@@ -63,7 +63,7 @@ sub queues
 {
 	my ($sql, $expected, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	$session->value('DELETE FROM feishu.outbox');
+	$session->value('DELETE FROM feishu_internal.outbox');
 	succeeds($pool, "$sql; RESET ROLE", $name);
 	is($session->value("SELECT string_agg(f, ' ' ORDER BY f COLLATE \"C\") FROM (SELECT concat_ws(':', flow_id, params ->> 'op', role, NULLIF(count(*), 1)) AS f"
 			  . " FROM feishu.flows GROUP BY flow_id, params, role) AS s"), $expected, "... $name: in whose name");
@@ -100,7 +100,7 @@ queues('SET ROLE other; DO $$BEGIN BEGIN DELETE FROM parent WHERE id = 5; RAISE 
 
 # ---- COPY ----
 
-$session->value('DELETE FROM feishu.outbox');
+$session->value('DELETE FROM feishu_internal.outbox');
 $session->value("COPY (SELECT 40) TO '" . $node->data_dir . "/copied'; GRANT pg_read_server_files TO writer");
 queues("BEGIN; SET ROLE other; UPDATE plain SET v = 2 WHERE id = 1; SET ROLE writer; COPY plain (id) FROM '" . $node->data_dir . "/copied'; SET ROLE other; COMMIT",
 	join(' ', map { ("$_:INSERT:writer", "$_:UPDATE:other") } qw(atonce deferred delayable statement)), 'COPY');
