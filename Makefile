@@ -29,7 +29,9 @@ OBJS = \
 	src/http_classify.o \
 	src/http_conn.o \
 	src/http_handle.o \
+	src/http_peers.o \
 	src/http_poller.o \
+	src/http_refused.o \
 	src/http_sockets.o \
 	src/http_transfer.o \
 	src/insert.o \

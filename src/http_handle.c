@@ -83,6 +83,8 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	SET(CURLOPT_WRITEDATA, handle);
 	SET(CURLOPT_HEADERFUNCTION, http_transfer_on_header);
 	SET(CURLOPT_HEADERDATA, handle);
+	SET(CURLOPT_DEBUGFUNCTION, http_transfer_on_words);
+	SET(CURLOPT_DEBUGDATA, handle);
 #ifdef FEISHU_HAVE_CURL_QUICK_EXIT
 	SET(CURLOPT_QUICK_EXIT, 1L);
 #endif
@@ -91,7 +93,6 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	SET(CURLOPT_PREREQDATA, handle);
 #endif
 	/* Optional features of a libcurl build: no harm if they are missing. */
-	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	/* unpacks what comes; what is asked for is said in http_headers_create */
 	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
 #ifdef FEISHU_HAVE_CURL_CA_CACHE
@@ -217,12 +218,39 @@ handle_set_url(HttpHandle *handle, const char *url, size_t target)
 		SET(CURLOPT_URL, url);
 		SET(CURLOPT_REQUEST_TARGET, NULL);
 	}
-	/* over TLS, see if the connection that is being made can be shared; without
-	 * it can never, but libcurl would find that out by the first answer only */
-	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT,
-							pg_strncasecmp(url, "https:", 6) == 0 ? 1L : 0L);
 	free(parsed);
 	return ok;
+}
+
+/*
+ * Set which HTTP to speak to the URL's peer.  A libcurl without HTTP/2 has no other
+ * than 1.1.
+ */
+static void
+handle_set_version(HttpHandle *handle, const char *url, HttpVersion version)
+{
+	CURL	   *easy = handle->easy;
+	bool		is_tls = pg_strncasecmp(url, "https:", 6) == 0;
+	bool		may_be_2 = version == HTTP_VERSION_2 || (version == HTTP_VERSION_ANY && is_tls);
+
+	handle->version = version;
+	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION,
+							!may_be_2 ? (long) CURL_HTTP_VERSION_1_1 :
+							is_tls ? (long) CURL_HTTP_VERSION_2TLS :
+							(long) CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE);
+	/* see if the connection that is being made can be shared; that of HTTP/1.1 never
+	 * can, but libcurl would find that out by the first answer only */
+	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT, may_be_2 ? 1L : 0L);
+	/* what it says of HTTP/2 is of interest: see http_refused.c */
+	(void) curl_easy_setopt(easy, CURLOPT_VERBOSE, may_be_2 ? 1L : 0L);
+}
+
+/* The version that a request is to be sent in. */
+static HttpVersion
+version_of_request(HttpLoop *loop, const HttpRequest *request)
+{
+	return request->version == HTTP_VERSION_ANY && http_peer_needs_http1(loop, request->url) ?
+		HTTP_VERSION_1_1 : request->version;
 }
 
 /* Are both texts NULL, or the same? */
@@ -311,11 +339,12 @@ handle_find(HttpLoop *loop, const char *url, size_t target, const char *ca_file)
 /* The handle that was used last, if it is set up for just this, as nearly always
  * in a session: then there is nothing to look at or to set.  Else NULL. */
 static HttpHandle *
-handle_take_last(HttpLoop *loop, const HttpRequest *request)
+handle_take_last(HttpLoop *loop, const HttpRequest *request, HttpVersion version)
 {
 	HttpHandle *last = loop->num_idle > 0 ? loop->idle[loop->num_idle - 1] : NULL;
 
-	if (last == NULL || !same_text(last->url_text, request->url) ||
+	if (last == NULL || last->version != version ||
+		!same_text(last->url_text, request->url) ||
 		!same_text(last->proxy, request->proxy) ||
 		!same_text(last->ca_file, request->ca_file))
 		return NULL;
@@ -325,19 +354,23 @@ handle_take_last(HttpLoop *loop, const HttpRequest *request)
 
 /* Any handle, set up for whom a request goes to, or NULL. */
 static HttpHandle *
-handle_set_up(HttpLoop *loop, const HttpRequest *request)
+handle_set_up(HttpLoop *loop, const HttpRequest *request, HttpVersion version)
 {
 	const char *url = request->url;
 	size_t		target = url_target(url, request->proxy);
 	HttpHandle *handle = handle_find(loop, url, target, request->ca_file);
 	bool		ok;
+	bool		fits;
 
 	if (handle == NULL)
 		return NULL;
-	if (handle_fits(handle, url, target))
+	fits = handle_fits(handle, url, target);
+	if (fits)
 		ok = handle_set_target(handle, url, target);
 	else
 		ok = handle_set_url(handle, url, target);
+	if (!fits || handle->version != version)
+		handle_set_version(handle, url, version);
 	ok = ok && handle_set_proxy(handle, loop, request->proxy);
 	if (!ok)
 	{
@@ -351,10 +384,11 @@ handle_set_up(HttpLoop *loop, const HttpRequest *request)
 HttpHandle *
 http_handle_acquire(HttpLoop *loop, const HttpRequest *request)
 {
-	HttpHandle *handle = handle_take_last(loop, request);
+	HttpVersion version = version_of_request(loop, request);
+	HttpHandle *handle = handle_take_last(loop, request, version);
 
 	if (handle == NULL)
-		handle = handle_set_up(loop, request);
+		handle = handle_set_up(loop, request, version);
 	if (handle != NULL)
 		handle->error_buffer[0] = '\0';
 	return handle;

@@ -28,6 +28,16 @@
 
 #define HTTP_NO_TIMER			PG_INT64_MAX
 
+/* Peers of which a process knows which HTTP they need: see http_peers.c. */
+#define HTTP_MAX_PEERS			16
+
+typedef struct HttpPeer
+{
+	uint64		origin;			/* hash of scheme, host and port */
+	int			failures;		/* since it answered over HTTP/2 */
+	TimestampTz http1_until;	/* it is not offered HTTP/2 before; 0: it is */
+} HttpPeer;
+
 /* A configured easy handle, and what it is set up for.  malloc'ed. */
 typedef struct HttpHandle
 {
@@ -38,6 +48,7 @@ typedef struct HttpHandle
 								 * libcurl takes it from url */
 	char	   *proxy;			/* NULL: none */
 	char	   *ca_file;		/* the CA it trusts; NULL: those of the system */
+	HttpVersion version;		/* it speaks */
 	long		timeout_ms;		/* these two: 0 if not set */
 	long		connect_timeout_ms;
 	HttpTransfer *transfer;		/* that it is used for */
@@ -54,6 +65,9 @@ struct HttpLoop
 								 * read next; -1: see timer */
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
+	HttpPeer	peers[HTTP_MAX_PEERS];
+	int			num_peers;
+	unsigned	next_peer;		/* whose place is taken next */
 	struct curl_slist *headers; /* of every request */
 	bool		deferred;		/* a new transfer waits, see http_loop_defer */
 	bool		fresh;			/* there is one */
@@ -73,17 +87,22 @@ struct HttpTransfer
 	bool		listed;
 	bool		resend_ok;
 	bool		begun;			/* a connection was there to send it on */
-	bool		resent;			/* refused to send it a second time */
+	bool		resent;			/* we refused to have it sent a second time */
+	bool		refused;		/* the peer says that it did not process it */
+	bool		needs_http1;	/* ... because it was HTTP/2 */
+	unsigned long stream;		/* its number, with HTTP/2, if libcurl said it */
+	int			num_resends;	/* of what was refused */
+	int			status;			/* of the final answer, as far as it has come */
+	HttpRequest request;		/* but for its strings, which a handle has */
 	bool		too_large;
 	bool		out_of_memory;	/* for the answer */
 	bool		no_socket;		/* out of descriptors, or of memory for one */
-	size_t		request_len;	/* of its body */
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
 	size_t		header_size;	/* of all headers so far */
 	long		sent_before;	/* to a proxy, for a tunnel, when it was begun */
 	bool		have_tt_logid;
-	bool		have_ogw_reset;
+	bool		have_ogw_reset; /* no Retry-After */
 	TimestampTz started;
 	uint64		active_before;	/* num_active of the sockets then */
 	TimestampTz deadline;
@@ -138,6 +157,22 @@ extern void http_loop_run_due(HttpLoop *loop);
 /* http_classify.c: fill in the outcome of a transfer that has ended; its handle,
  * http_status and request_sent are there still */
 extern void http_transfer_classify(HttpTransfer *transfer, CURLcode code);
+
+/* http_transfer.c: set up the handle for a request */
+extern bool http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request);
+
+/* http_refused.c */
+extern int	http_transfer_on_words(CURL *easy, curl_infotype type, char *data, size_t size,
+								   void *userp);
+extern bool http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent);
+extern bool http_transfer_resend(HttpTransfer *transfer);
+extern void http_transfer_note_version(HttpTransfer *transfer, CURLcode code);
+
+/* http_peers.c */
+extern bool http_peer_needs_http1(HttpLoop *loop, const char *url);
+extern void http_peer_needs_http1_note(HttpLoop *loop, const char *url);
+extern void http_peer_failed(HttpLoop *loop, const char *url);
+extern void http_peer_answered(HttpLoop *loop, const char *url);
 
 /* http_transfer.c: note the end of a transfer; signals are blocked */
 extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);

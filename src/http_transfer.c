@@ -30,6 +30,9 @@
 /* libcurl limits the headers of an answer, but not the trailers behind it. */
 #define HTTP_MAX_HEADERS		(512 * 1024)
 
+/* A day: what is said to last for longer is not meant so. */
+#define HTTP_MAX_RESET			86400
+
 /* First size of a response buffer; the usual answer is far shorter. */
 #define HTTP_INITIAL_BODY		1024
 
@@ -101,6 +104,42 @@ header_value(const char *line, size_t len, const char *name, char *value, size_t
 	return true;
 }
 
+/*
+ * The status line of an answer: forget what an interim one before it had.  Headers
+ * of that are not those of the answer.
+ */
+static void
+begin_answer(HttpTransfer *transfer, const char *line, size_t len)
+{
+	HttpResult *result = &transfer->result;
+	const char *blank = memchr(line, ' ', len);
+	int			status = 0;
+
+	for (const char *p = blank; p != NULL && ++p < line + len && isdigit((unsigned char) *p);)
+		status = Min(status * 10 + (*p - '0'), 1000);
+	transfer->status = status / 100 == 1 ? 0 : status;
+	transfer->have_tt_logid = false;
+	transfer->have_ogw_reset = false;
+	result->reset_seconds = -1;
+	result->log_id[0] = '\0';
+	result->location[0] = '\0';
+	result->content_type[0] = '\0';
+	result->date[0] = '\0';
+}
+
+/* Retry-After: seconds, or a date; -1 if it is neither. */
+static double
+retry_after(const char *value)
+{
+	TimestampTz when;
+
+	if (value[0] != '\0' && value[strspn(value, "0123456789")] == '\0')
+		return Min(strtod(value, NULL), HTTP_MAX_RESET);
+	if (!http_read_date(value, &when))
+		return -1;
+	return Min(Max(when - GetCurrentTimestamp(), 0) / 1e6, HTTP_MAX_RESET);
+}
+
 /* CURLOPT_HEADERFUNCTION: keep the few that the caller wants to know of. */
 size_t
 http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
@@ -133,7 +172,7 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 				char	   *end;
 				double		seconds = strtod(value, &end);
 
-				if (end != value && seconds >= 0 && seconds <= 86400)
+				if (end != value && seconds >= 0 && seconds <= HTTP_MAX_RESET)
 				{
 					result->reset_seconds = seconds;
 					transfer->have_ogw_reset = true;
@@ -147,6 +186,15 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 		case 'l':
 			if (header_value(data, len, "location", value, sizeof(value)))
 				strcpy(result->location, value);
+			break;
+		case 'h':
+			if (len > 5 && memcmp(data, "HTTP/", 5) == 0)
+				begin_answer(transfer, data, len);
+			break;
+		case 'r':
+			if (!transfer->have_ogw_reset &&
+				header_value(data, len, "retry-after", value, sizeof(value)))
+				result->reset_seconds = retry_after(value);
 			break;
 		case 'd':
 			if (header_value(data, len, "date", value, sizeof(result->date)))
@@ -182,13 +230,14 @@ static bool
 transfer_is_sent(const HttpTransfer *transfer)
 {
 #ifdef FEISHU_HAVE_CURL_PREREQ
-	return transfer->begun && bytes_sent(transfer) > transfer->sent_before;
+	return transfer->begun && !transfer->refused &&
+		bytes_sent(transfer) > transfer->sent_before;
 #else
 	long		tunnel_status = 0;
 
 	/* ours follows the 2xx of a proxy */
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
-	return bytes_sent(transfer) > 0 && (tunnel_status == 0 || tunnel_status / 100 == 2);
+	return bytes_sent(transfer) > 0 && !transfer->refused && (tunnel_status == 0 || tunnel_status / 100 == 2);
 #endif
 }
 
@@ -199,7 +248,8 @@ transfer_is_sent(const HttpTransfer *transfer)
  *
  * When a reused connection dies before the first byte of an answer, libcurl
  * sends the request again on another by itself, though the peer may have
- * acted on the first one.  Whether that is all right is the caller's to say.
+ * acted on the first one.  Whether that is all right is the caller's to say,
+ * unless the peer has said that it did not.
  */
 int
 http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int local_port)
@@ -212,10 +262,13 @@ http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remot
 		transfer->begun = true;
 		transfer->loop->num_unbegun--;
 	}
-	else if (!transfer->resend_ok && transfer_is_sent(transfer))
+	else
 	{
-		transfer->resent = true;
-		return CURL_PREREQFUNC_ABORT;
+		if (transfer->needs_http1)
+			http_transfer_note_version(transfer, CURLE_OK);
+		if (!http_transfer_allow_resend(transfer, transfer_is_sent(transfer)))
+			return CURL_PREREQFUNC_ABORT;
+		transfer->sent_before = bytes_sent(transfer);
 	}
 	return CURL_PREREQFUNC_OK;
 }
@@ -274,27 +327,25 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 	const char *text = transfer->handle->error_buffer;
 	size_t		len;
 
+	http_transfer_note_version(transfer, code);
+	if (code != CURLE_OK && http_transfer_resend(transfer))
+		return;
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
+	if (result->http_status / 100 == 1)
+		result->http_status = 0;	/* what followed never came */
 	result->request_sent = transfer_is_sent(transfer);
 	result->duration_us = GetCurrentTimestamp() - transfer->started;
-
-	if (code == CURLE_OK && !transfer->have_ogw_reset)
-	{
-		curl_off_t	seconds = 0;
-
-		if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_RETRY_AFTER, &seconds) == CURLE_OK &&
-			seconds > 0)
-			result->reset_seconds = Min(seconds, 86400);
-	}
 
 	http_transfer_classify(transfer, code);
 	result->connect_expired = code == CURLE_OPERATION_TIMEDOUT && !result->request_sent &&
 		GetCurrentTimestamp() < transfer->deadline;
 
-	if (code != CURLE_OK)
+	if (result->outcome != HTTP_ANSWERED)
 	{
 		if (result->trouble == HTTP_TROUBLE_KEPT)
 			text = "the connection was closed before an answer came";
+		else if (result->trouble == HTTP_TROUBLE_REFUSED)
+			text = "the peer said that it did not process the request";
 		else if (text[0] == '\0')
 			text = curl_easy_strerror(code);
 		strlcpy(result->error, text, sizeof(result->error));
@@ -331,12 +382,12 @@ transfer_all_headers(HttpTransfer *transfer)
 }
 
 /* Set up the easy handle for one request.  Does not throw. */
-static bool
-transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
+bool
+http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 {
 	HttpHandle *handle = transfer->handle;
 	CURL	   *easy = handle->easy;
-	TimestampTz now = transfer->started;
+	TimestampTz now = GetCurrentTimestamp();
 	long		timeout_ms;
 	long		connect_timeout_ms;
 	bool		fresh = transfer->loop->sockets->num_suspect > 0;
@@ -426,7 +477,9 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->loop = loop;
 	transfer->owner = owner;
 	transfer->resend_ok = request->resend_ok;
-	transfer->request_len = request->body_len;
+	transfer->request = *request;
+	transfer->request.url = transfer->request.proxy = transfer->request.ca_file = NULL;
+	transfer->request.content_type = transfer->request.bearer = NULL;
 	transfer->max_response = request->max_response;
 	transfer->deadline = request->deadline;
 	transfer->started = GetCurrentTimestamp();
@@ -452,7 +505,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	if (ok)
 	{
 		transfer->handle = http_handle_acquire(loop, request);
-		ok = transfer->handle != NULL && transfer_configure(transfer, request) &&
+		ok = transfer->handle != NULL && http_transfer_configure(transfer, request) &&
 			curl_multi_add_handle(loop->multi, transfer->handle->easy) == CURLM_OK;
 	}
 	if (ok)

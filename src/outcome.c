@@ -129,6 +129,8 @@ transport_hint(const FlowServer *server, const HttpResult *result,
 			return gettext_noop("Check that the server's ca_file option names a PEM file that the database server's operating-system user can read.");
 		case HTTP_TROUBLE_TLS:
 			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
+		case HTTP_TROUBLE_REFUSED:
+			return gettext_noop("The flow has not started: try again later. If it goes on, set the server's http_version option to 1.1.");
 		case HTTP_TROUBLE_LOCAL:
 			return may_have_started ?
 				gettext_noop("The flow may have started: try again only with the same idempotent_key. See that the database host has memory and file descriptors left.") :
@@ -177,6 +179,9 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 				case HTTP_TROUBLE_RESET:
 				case HTTP_TROUBLE_KEPT:
 					outcome->reason = gettext_noop("the connection was lost before an answer came");
+					break;
+				case HTTP_TROUBLE_REFUSED:
+					outcome->reason = gettext_noop("the request was given back, not processed");
 					break;
 				case HTTP_TROUBLE_LOCAL:
 					outcome->reason = gettext_noop("the database host ran short of memory or file descriptors");
