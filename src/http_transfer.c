@@ -375,7 +375,8 @@ transfer_all_headers(HttpTransfer *transfer)
 
 	if (last == NULL)
 		return transfer->loop->headers;
-	while (last->next != NULL)
+	/* those may be there from the time before */
+	while (last->next != NULL && last->next != transfer->loop->headers)
 		last = last->next;
 	last->next = transfer->loop->headers;
 	return transfer->headers;
