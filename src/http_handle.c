@@ -241,6 +241,11 @@ handle_set_version(HttpHandle *handle, const char *url, HttpVersion version)
 	/* see if the connection that is being made can be shared; that of HTTP/1.1 never
 	 * can, but libcurl would find that out by the first answer only */
 	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT, may_be_2 ? 1L : 0L);
+	/* The newest TLS that there is, said otherwise: so libcurl sends nothing that is to
+	 * be HTTP/2 over a kept connection of HTTP/1.1. */
+	(void) curl_easy_setopt(easy, CURLOPT_SSLVERSION, version == HTTP_VERSION_2 ?
+							(long) (CURL_SSLVERSION_TLSv1_2 | CURL_SSLVERSION_MAX_TLSv1_3) :
+							(long) CURL_SSLVERSION_TLSv1_2);
 	/* what it says of HTTP/2 is of interest: see http_refused.c */
 	(void) curl_easy_setopt(easy, CURLOPT_VERBOSE, may_be_2 ? 1L : 0L);
 }

@@ -42,6 +42,7 @@ END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 NO_ERROR, REFUSED_STREAM, CANCEL, HTTP_1_1_REQUIRED = 0x0, 0x7, 0x8, 0xD
 FRAME_SIZE = 16384  # the largest that everybody takes
 WINDOW = 1 << 30  # what may be sent to us at once, unless we do not read
+LINGER = 1  # seconds
 
 INTERIM = [("x-tt-logid", "interim"), ("x-ogw-ratelimit-reset", "60"), ("location", "https://elsewhere.invalid/"),
            ("retry-after", "60"), ("content-type", "text/html"), ("link", "</style.css>; rel=preload")]
@@ -259,7 +260,13 @@ class Connection:
         self.frame(GOAWAY, 0, 0, struct.pack(">II", last, code))
 
     async def close(self):
+        """Behind a GOAWAY: what comes yet is read, for else the kernel would reset the connection."""
         await self.writer.drain()
+        try:
+            while await asyncio.wait_for(self.reader.read(65536), LINGER):
+                pass
+        except (OSError, asyncio.TimeoutError):
+            pass
         self.writer.close()
 
     async def run(self):
@@ -354,8 +361,11 @@ class Connection:
             self.reset_stream(stream, NO_ERROR if how == "no_error" else CANCEL)
         elif how == "goaway":
             self.goaway(stream, NO_ERROR)
-        if how in ("goaway", "close"):
+        if how == "goaway":
             await self.close()
+        elif how == "close":
+            await self.writer.drain()
+            self.writer.close()
         elif how == "reset":
             await self.writer.drain()
             self.writer.transport.abort()

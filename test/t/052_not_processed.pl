@@ -18,7 +18,8 @@ my @http11 = qw(rst_http11 goaway_http11 goaway_http11_last);
 my $front = FeishuFront->start($mock, 'none', @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2', 'refuse_kept:1');
 my $node = queue_cluster('main');
 my %name = (none => 'well', map { $_ => s/:.*//r } @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2', 'refuse_kept:1');
-create_server($node, $name{$_}, $front->options($_)) foreach sort keys %name;
+create_server($node, $name{$_}, $front->options($_), /kept/ ? { tenant_access_token => $mock->token } : undef)
+  foreach sort keys %name;
 my $session = FeishuFlow::Session->new($node);
 
 # Flows of a server are delivered, each by one attempt and one start.
