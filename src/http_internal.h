@@ -91,6 +91,8 @@ struct HttpTransfer
 	bool		refused;		/* the peer says that it did not process it */
 	bool		needs_http1;	/* ... because it was HTTP/2 */
 	unsigned long stream;		/* its number, with HTTP/2, if libcurl said it */
+	bool		going;			/* the peer of its connection goes away, and did ... */
+	unsigned long last_stream;	/* ... not process streams beyond this one */
 	int			num_resends;	/* of what was refused */
 	int			status;			/* of the final answer, as far as it has come */
 	HttpRequest request;		/* but for its strings, which a handle has */

@@ -19,7 +19,7 @@
  *						"received"); before, nothing
  *	  HTTP_1_1_REQUIRED "HTTP/2 stream N ... HTTP_1_1_REQUIRED"
  *	  REFUSED_STREAM	"REFUSED_STREAM, retrying" on a new connection, "HTTP/2
- *						stream N refused by server" (from 8.18) on any; before, on a
+ *						stream N refused by server" (from 8.19) on any; before, on a
  *						connection that was used already, nothing
  *
  * Copyright (c) 2026, feishu_flow contributors
@@ -58,6 +58,16 @@ after(const char *text, const char *beginning)
 	return strncmp(text, beginning, len) == 0 ? text + len : NULL;
 }
 
+/* The transfer's stream has this number; 0: none yet. */
+static void
+note_stream(HttpTransfer *transfer, unsigned long stream)
+{
+	transfer->stream = stream;
+	/* it may get its number after the peer said that it goes away */
+	if (transfer->going && stream > transfer->last_stream)
+		transfer->refused = true;
+}
+
 /*
  * The peer of this transfer's connection goes away, and did not process streams
  * beyond the last.  One that requires HTTP/1.1 does so because of the request that
@@ -87,13 +97,14 @@ note_goaway(HttpTransfer *transfer, const char *numbers)
 	{
 		HttpTransfer *other = dlist_container(HttpTransfer, node, iter.cur);
 
-		if (other->stream == 0 || other->status != 0 ||
-			http_handle_socket(loop, other->handle) != fd)
+		if (other->status != 0 || http_handle_socket(loop, other->handle) != fd)
 			continue;
-		if (other->stream > last || (code == HTTP_1_1_REQUIRED && other->stream == last))
+		other->going = true;
+		other->last_stream = last;
+		other->needs_http1 |= code == HTTP_1_1_REQUIRED;
+		if (code == HTTP_1_1_REQUIRED && other->stream == last)
 			other->refused = true;
-		if (code == HTTP_1_1_REQUIRED)
-			other->needs_http1 = true;
+		note_stream(other, other->stream);
 	}
 }
 
@@ -116,7 +127,7 @@ http_transfer_on_words(CURL *easy, curl_infotype type, char *data, size_t size, 
 	{
 		case 'U':
 			if ((rest = after(text, "Using Stream ID: ")) != NULL)
-				transfer->stream = strtoul(rest, NULL, 10);
+				note_stream(transfer, strtoul(rest, NULL, 10));
 			break;
 		case '[':
 			if ((rest = after(text, "[HTTP/2] [")) != NULL)
@@ -124,7 +135,7 @@ http_transfer_on_words(CURL *easy, curl_infotype type, char *data, size_t size, 
 				unsigned long stream = strtoul(rest, &end, 10);
 
 				if (after(end, "] OPENED stream") != NULL)
-					transfer->stream = stream;
+					note_stream(transfer, stream);
 			}
 			break;
 		case 'r':
@@ -149,6 +160,15 @@ http_transfer_on_words(CURL *easy, curl_infotype type, char *data, size_t size, 
 
 
 /* ---------- Sending again ---------- */
+
+/* What is known of the request's stream is of another connection. */
+static void
+begin_again(HttpTransfer *transfer)
+{
+	transfer->refused = false;
+	transfer->going = false;
+	transfer->stream = 0;
+}
 
 /* Can a request that was refused fare better when it is sent again, now? */
 static bool
@@ -176,8 +196,7 @@ http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent)
 		transfer->resent = true;
 		return false;
 	}
-	transfer->refused = false;
-	transfer->stream = 0;
+	begin_again(transfer);
 	transfer->handle->error_buffer[0] = '\0';
 	return true;
 }
@@ -219,8 +238,7 @@ http_transfer_resend(HttpTransfer *transfer)
 	http_handle_release(loop, old, false);
 
 	transfer->num_resends++;
-	transfer->refused = false;
-	transfer->stream = 0;
+	begin_again(transfer);
 	transfer->sent_before = 0;
 	if (transfer->begun)
 		loop->num_unbegun++;
