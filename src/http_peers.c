@@ -86,7 +86,7 @@ http_peer_needs_http1_note(HttpLoop *loop, const char *url)
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PEER_HTTP1_MS);
 }
 
-/* A new connection of HTTP/2 has failed without an answer. */
+/* A stream, or a new connection of HTTP/2, has failed without an answer. */
 void
 http_peer_failed(HttpLoop *loop, const char *url)
 {

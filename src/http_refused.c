@@ -247,6 +247,19 @@ http_transfer_resend(HttpTransfer *transfer)
 	return true;
 }
 
+/* Did the stream fail, or a connection that was made for it? */
+static bool
+is_failure_of_http2(const HttpTransfer *transfer, CURLcode code)
+{
+	long		new_connections = 0;
+
+	if (code == CURLE_HTTP2_STREAM)
+		return true;
+	return code == CURLE_HTTP2 &&
+		curl_easy_getinfo(transfer->handle->easy, CURLINFO_NUM_CONNECTS,
+						  &new_connections) == CURLE_OK && new_connections > 0;
+}
+
 /*
  * Learn from a transfer's end, or from its refusal, which HTTP its peer does well
  * with.
@@ -255,7 +268,6 @@ void
 http_transfer_note_version(HttpTransfer *transfer, CURLcode code)
 {
 	const char *url = transfer->handle->url_text;
-	long		new_connections = 0;
 
 	if (url == NULL || transfer->request.version != HTTP_VERSION_ANY)
 		return;
@@ -265,8 +277,6 @@ http_transfer_note_version(HttpTransfer *transfer, CURLcode code)
 		return;
 	else if (code == CURLE_OK)
 		http_peer_answered(transfer->loop, url);
-	else if (transfer->status == 0 && (code == CURLE_HTTP2 || code == CURLE_HTTP2_STREAM) &&
-			 curl_easy_getinfo(transfer->handle->easy, CURLINFO_NUM_CONNECTS,
-							   &new_connections) == CURLE_OK && new_connections > 0)
+	else if (transfer->status == 0 && is_failure_of_http2(transfer, code))
 		http_peer_failed(transfer->loop, url);
 }

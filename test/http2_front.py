@@ -15,6 +15,7 @@ otherwise; HTTP/1.1, chosen by ALPN, is well.
     rst_http11            RST_STREAM with HTTP_1_1_REQUIRED
     goaway_http11         GOAWAY with HTTP_1_1_REQUIRED and last stream 0, and the connection is closed
     goaway_http11_last    the same with the request's own stream as the last
+    rst_protocol          RST_STREAM with PROTOCOL_ERROR
     refuse:N              the first N requests of the front: RST_STREAM with REFUSED_STREAM
     refuse_kept:N         the same, but for the first request of each connection
     refuse_all            every request: RST_STREAM with REFUSED_STREAM
@@ -39,7 +40,7 @@ import urllib.parse
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-NO_ERROR, REFUSED_STREAM, CANCEL, HTTP_1_1_REQUIRED = 0x0, 0x7, 0x8, 0xD
+NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, CANCEL, HTTP_1_1_REQUIRED = 0x0, 0x1, 0x7, 0x8, 0xD
 FRAME_SIZE = 16384  # the largest that everybody takes
 WINDOW = 1 << 30  # what may be sent to us at once, unless we do not read
 LINGER = 1  # seconds
@@ -325,9 +326,9 @@ class Connection:
     async def arrived(self, stream):
         """The headers of a request have: is it to be refused?"""
         fault, _, argument = self.front.fault.partition(":")
-        if fault == "rst_http11":
+        if fault in ("rst_http11", "rst_protocol"):
             self.note(stream, "refused")
-            self.reset_stream(stream, HTTP_1_1_REQUIRED)
+            self.reset_stream(stream, HTTP_1_1_REQUIRED if fault == "rst_http11" else PROTOCOL_ERROR)
         elif fault in ("goaway_http11", "goaway_http11_last"):
             self.note(stream, "refused")
             self.streams.clear()

@@ -15,7 +15,7 @@ use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
 my @http11 = qw(rst_http11 goaway_http11 goaway_http11_last);
-my $front = FeishuFront->start($mock, 'none', @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2', 'refuse_kept:1');
+my $front = FeishuFront->start($mock, 'none', @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2', 'refuse_kept:1', 'rst_protocol');
 my $node = queue_cluster('main');
 my %name = (none => 'well', map { $_ => s/:.*//r } @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2');
 create_server($node, $name{$_}, $front->options($_)) foreach sort keys %name;
@@ -89,6 +89,17 @@ succeeds($fresh, flow(server => 'refuse_kept'), 'a call before a refusal on a ke
 $mock->mark;
 my $asked = $fresh->ask(flow(server => 'refuse_kept', idempotent_key => $key));
 is($mock->executes, $asked->{sqlstate} eq '00000' ? 1 : 0, 'what may have been processed is not sent again');
+$fresh->quit;
+
+# ---- a peer that offers HTTP/2 and fails in it, and does not say why ----
+
+create_server($node, 'broken', $front->options('rst_protocol'), { tenant_access_token => $mock->token });
+$mock->mark;
+$fresh = FeishuFlow::Session->new($node);
+fails_with($fresh, flow(server => 'broken'), 'LK503', 'a stream that the peer ends without a word is LK503', hint => qr/may have started/)
+  for 1 .. 2;
+succeeds($fresh, flow(server => 'broken'), '... after two of them HTTP/1.1 is spoken');
+is($front->versions($mock), '1.1', '... and what may have been processed was not sent again');
 $fresh->quit;
 
 # ---- GOAWAY with a lower last stream ----
