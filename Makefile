@@ -16,6 +16,7 @@ OBJS = \
 	src/compat.o \
 	src/discover.o \
 	src/dispatch_problem.o \
+	src/dispatch_tokens.o \
 	src/dispatch_transaction.o \
 	src/dispatcher.o \
 	src/event.o \
@@ -29,8 +30,10 @@ OBJS = \
 	src/http_classify.o \
 	src/http_conn.o \
 	src/http_handle.o \
+	src/http_headers.o \
 	src/http_peers.o \
 	src/http_poller.o \
+	src/http_pool.o \
 	src/http_refused.o \
 	src/http_sockets.o \
 	src/http_transfer.o \
@@ -44,6 +47,7 @@ OBJS = \
 	src/limiter_keep.o \
 	src/limiter_slots.o \
 	src/limits_file.o \
+	src/lock_wait.o \
 	src/maintain.o \
 	src/mask.o \
 	src/news.o \
@@ -60,12 +64,14 @@ OBJS = \
 	src/request.o \
 	src/schedule.o \
 	src/server.o \
+	src/server_catalog.o \
 	src/sqlrun.o \
 	src/stats.o \
 	src/stop.o \
 	src/sweep.o \
 	src/template.o \
 	src/token.o \
+	src/token_ask.o \
 	src/trigger.o \
 	src/wait.o \
 	src/waiters.o \

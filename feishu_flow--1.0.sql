@@ -3,12 +3,19 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION feishu_flow" to load this file. \quit
 
--- The schema is made here, not by CREATE EXTENSION, so that nobody can have
--- made one before and own it, and so that it goes with the extension.
+-- The schemas are made here, not by CREATE EXTENSION, so that nobody can have
+-- made one before and own it, and so that they go with the extension.
 CREATE SCHEMA feishu;
 
 COMMENT ON SCHEMA feishu IS
 'Start Feishu (Lark) low-code platform flows.';
+
+-- The queue's tables.  Nobody has USAGE on it, for PostgreSQL waits for the lock of
+-- some commands (CREATE RULE, ...) before it looks whose the table is.
+CREATE SCHEMA feishu_internal;
+
+COMMENT ON SCHEMA feishu_internal IS
+'Tables of the queue, for the extension alone. See the view feishu.flows.';
 
 --
 -- Credentials: a foreign server is an installation of the platform, a user
@@ -107,12 +114,12 @@ COMMENT ON FUNCTION feishu.check_server(name, text) IS
 -- of the tablespace everybody may decide.
 --
 
-CREATE SEQUENCE feishu.outbox_id_seq AS bigint;
+CREATE SEQUENCE feishu_internal.outbox_id_seq AS bigint;
 
-COMMENT ON SEQUENCE feishu.outbox_id_seq IS
+COMMENT ON SEQUENCE feishu_internal.outbox_id_seq IS
 'Ids of queued flows.';
 
-CREATE TABLE feishu.outbox (
+CREATE TABLE feishu_internal.outbox (
     id bigint PRIMARY KEY,
     roleid oid NOT NULL,                -- in whose name, with whose credentials
     database oid NOT NULL,              -- in which it was queued, and of which cluster:
@@ -146,24 +153,24 @@ CREATE TABLE feishu.outbox (
     response jsonb
 ) USING heap;
 
-COMMENT ON TABLE feishu.outbox IS
+COMMENT ON TABLE feishu_internal.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
 
 -- what to send next, by lane (server and role); dead entries of sent rows are
 -- stepped over by starting where the last claim ended
-CREATE INDEX outbox_ready_idx ON feishu.outbox (server, roleid, id)
+CREATE INDEX outbox_ready_idx ON feishu_internal.outbox (server, roleid, id)
     WHERE state = 'q' AND next_at IS NULL;
-CREATE INDEX outbox_delayed_idx ON feishu.outbox (server, roleid, next_at, id)
+CREATE INDEX outbox_delayed_idx ON feishu_internal.outbox (server, roleid, next_at, id)
     WHERE state = 'q' AND next_at IS NOT NULL;
 -- who is next of an ordering key, which belongs to a server and a role
-CREATE INDEX outbox_ordering_idx ON feishu.outbox (server, roleid, ordering_key, id)
+CREATE INDEX outbox_ordering_idx ON feishu_internal.outbox (server, roleid, ordering_key, id)
     WHERE state = 'q' AND ordering_key IS NOT NULL;
 -- what has waited for too long; what never does is no part of it, so that the
 -- planner takes it for nothing else
-CREATE INDEX outbox_expires_idx ON feishu.outbox (expires_at, id)
+CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
     WHERE state = 'q' AND expires_at < 'infinity';
 -- what to purge
-CREATE INDEX outbox_finished_idx ON feishu.outbox (finished_at)
+CREATE INDEX outbox_finished_idx ON feishu_internal.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
 
 -- Flows that are being sent, in one row for each database: its own, and those that
@@ -172,7 +179,7 @@ CREATE INDEX outbox_finished_idx ON feishu.outbox (finished_at)
 -- An OID alone does not tell: postgres has the same in all clusters.  The key is for
 -- publications FOR ALL TABLES, too: in them, rows of tables without one cannot be
 -- updated.
-CREATE TABLE feishu.claim (
+CREATE TABLE feishu_internal.claim (
     system_identifier bigint,
     database oid,
     major_version integer NOT NULL,     -- of the server
@@ -180,25 +187,25 @@ CREATE TABLE feishu.claim (
     PRIMARY KEY (system_identifier, database)
 ) USING heap;
 
-INSERT INTO feishu.claim (system_identifier, database, major_version, ids)
+INSERT INTO feishu_internal.claim (system_identifier, database, major_version, ids)
 SELECT c.system_identifier, d.oid, pg_catalog.current_setting('server_version_num')::integer / 10000, '{}'
 FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
 WHERE d.datname = pg_catalog.current_database();
 
-COMMENT ON TABLE feishu.claim IS
+COMMENT ON TABLE feishu_internal.claim IS
 'Flows that the dispatcher is sending, in one row for each database; after a crash it tells which attempts got no answer.';
 
-CREATE TABLE feishu.paused_server (
+CREATE TABLE feishu_internal.paused_server (
     server text COLLATE "C" PRIMARY KEY,
     paused_by text NOT NULL,
     paused_at timestamptz NOT NULL
 ) USING heap;
 
-COMMENT ON TABLE feishu.paused_server IS
+COMMENT ON TABLE feishu_internal.paused_server IS
 'Servers whose dispatch was stopped by feishu.pause_server().';
 
 -- Lanes that are held back, and why; kept by the dispatcher.
-CREATE TABLE feishu.held_lane (
+CREATE TABLE feishu_internal.held_lane (
     server text COLLATE "C" NOT NULL,
     roleid oid NOT NULL,
     reason text NOT NULL,
@@ -206,16 +213,16 @@ CREATE TABLE feishu.held_lane (
     PRIMARY KEY (server, roleid)
 ) USING heap;
 
-COMMENT ON TABLE feishu.held_lane IS
+COMMENT ON TABLE feishu_internal.held_lane IS
 'Servers and roles whose flows wait for the platform or for an administrator; see the view feishu.dispatch_status.';
 
 -- Row security without a policy: for nobody but the owner there is any row, not
 -- even for members of pg_read_all_data and pg_write_all_data.  Who may write
 -- rows has flows sent with anybody's credentials.
-ALTER TABLE feishu.outbox ENABLE ROW LEVEL SECURITY;
-ALTER TABLE feishu.claim ENABLE ROW LEVEL SECURITY;
-ALTER TABLE feishu.paused_server ENABLE ROW LEVEL SECURITY;
-ALTER TABLE feishu.held_lane ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.outbox ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.held_lane ENABLE ROW LEVEL SECURITY;
 
 CREATE FUNCTION feishu.enqueue_flow(
     namespace text,
@@ -294,7 +301,7 @@ SELECT o.id,
         WHEN 'c' THEN 'cancelled'
         ELSE CASE
             WHEN (o.id, o.system_identifier, o.database) IN
-                (SELECT unnest(c.ids), c.system_identifier, c.database FROM feishu.claim c) THEN 'sending'
+                (SELECT unnest(c.ids), c.system_identifier, c.database FROM feishu_internal.claim c) THEN 'sending'
             WHEN o.attempts > 0 THEN 'retrying'
             ELSE 'queued'
         END
@@ -306,11 +313,11 @@ SELECT o.id,
     COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.response
-FROM feishu.outbox o
-WHERE pg_has_role(o.roleid, 'MEMBER');
+FROM feishu_internal.outbox o
+WHERE pg_has_role(o.roleid, 'USAGE');
 
 COMMENT ON VIEW feishu.flows IS
-'Queued and finished flows of the roles that the current user is a member of.';
+'Queued and finished flows of the roles whose privileges the current user has.';
 
 CREATE FUNCTION feishu.dispatch_problem()
 RETURNS text
@@ -340,22 +347,22 @@ FROM (SELECT o.server,
         min(GREATEST(o.run_at, o.created_at)) FILTER (WHERE NOT o.sending AND o.run_at <= now()) AS oldest_due
       FROM (SELECT server, created_at, run_at,
               (id, system_identifier, database) IN
-                (SELECT unnest(c.ids), c.system_identifier, c.database FROM feishu.claim c) AS sending
-            FROM (SELECT id, system_identifier, database, server, created_at, run_at FROM feishu.outbox
+                (SELECT unnest(c.ids), c.system_identifier, c.database FROM feishu_internal.claim c) AS sending
+            FROM (SELECT id, system_identifier, database, server, created_at, run_at FROM feishu_internal.outbox
                   WHERE state = 'q' AND next_at IS NULL     -- each by its own index
                   UNION ALL
-                  SELECT id, system_identifier, database, server, created_at, run_at FROM feishu.outbox
+                  SELECT id, system_identifier, database, server, created_at, run_at FROM feishu_internal.outbox
                   WHERE state = 'q' AND next_at IS NOT NULL) w) o
       GROUP BY o.server) q
 FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resume_at) AS resume_at
-      FROM feishu.held_lane
+      FROM feishu_internal.held_lane
       GROUP BY server) h ON h.server = q.server
-FULL JOIN feishu.paused_server p ON p.server = COALESCE(q.server, h.server)
+FULL JOIN feishu_internal.paused_server p ON p.server = COALESCE(q.server, h.server)
 CROSS JOIN feishu.dispatch_problem() AS d (problem)
-WHERE (pg_has_role('pg_monitor', 'MEMBER') AND q.server IS NOT NULL)
+WHERE (pg_has_role('pg_monitor', 'USAGE') AND q.server IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
               WHERE s.srvname = COALESCE(q.server, h.server, p.server)
-                AND (pg_has_role('pg_monitor', 'MEMBER') OR has_server_privilege(s.oid, 'USAGE')));
+                AND (pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(s.oid, 'USAGE')));
 
 COMMENT ON VIEW feishu.dispatch_status IS
 'Servers with queued flows or a pause, for roles with USAGE on them and for pg_monitor.';
@@ -464,10 +471,10 @@ BEGIN
                   CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
     FROM (SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, oid::regclass::text AS name,
                  relowner AS owner, (aclexplode(relacl)).grantee
-          FROM pg_class WHERE relnamespace = 'feishu'::regnamespace
+          FROM pg_class WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)
           UNION
-          SELECT 'SCHEMA', 'feishu', nspowner, (aclexplode(nspacl)).grantee
-          FROM pg_namespace WHERE oid = 'feishu'::regnamespace) granted
+          SELECT 'SCHEMA', nspname, nspowner, (aclexplode(nspacl)).grantee
+          FROM pg_namespace WHERE nspname IN ('feishu', 'feishu_internal')) granted
     WHERE grantee <> owner
   LOOP
     EXECUTE command;

@@ -71,7 +71,7 @@ enqueue_measure() {
 		statement_ms "${statement[$part]}" "${statement[$part]/$rows/generate_series(1, 10) AS i}" |
 			awk -v rows="$ENQUEUE_ROWS" '{ print $1 * 1000 / rows }' >>"$WORK/results/$part"
 	done
-	sql "VACUUM feishu.outbox, bench.plain, bench.orders, bench.orders_plpgsql, bench.orders_flow"
+	sql "VACUUM feishu_internal.outbox, bench.plain, bench.orders, bench.orders_plpgsql, bench.orders_flow"
 }
 
 bench_enqueue() {
@@ -127,7 +127,7 @@ flows_queue() {
 # Send what is queued to server $1, $2 flows; prints how many a second were sent and recorded.
 flows_send() {
 	local resumed first
-	first=$(sql "SELECT COALESCE(min(id), 0) FROM feishu.outbox WHERE state = 'q'")
+	first=$(sql "SELECT COALESCE(min(id), 0) FROM feishu_internal.outbox WHERE state = 'q'")
 	sql "SELECT feishu.stat_reset()" >/dev/null
 	resumed=$(sql "SELECT extract(epoch FROM clock_timestamp()); SELECT feishu.resume_server('$1')" | sed -n 1p)
 	flows_await "$2"
@@ -148,11 +148,11 @@ flows_await() {
 
 flows_recorded() {
 	wait_until 10 queue_empty || die "flows stayed in the queue"
-	sql "SELECT round(count(*) / (extract(epoch FROM max(finished_at)) - $3), 1) FROM feishu.outbox
+	sql "SELECT round(count(*) / (extract(epoch FROM max(finished_at)) - $3), 1) FROM feishu_internal.outbox
 		WHERE id >= $2 AND state = 's' HAVING count(*) = $1" | grep . || die "not all of $1 flows succeeded"
 }
 
-queue_empty() { [ "$(sql "SELECT NOT EXISTS (SELECT FROM feishu.outbox WHERE state = 'q')")" = t ]; }
+queue_empty() { [ "$(sql "SELECT NOT EXISTS (SELECT FROM feishu_internal.outbox WHERE state = 'q')")" = t ]; }
 
 # dispatch_measure SERVER LENGTH NAME: a round; the limit is measured next to it.
 dispatch_measure() {
@@ -161,7 +161,7 @@ dispatch_measure() {
 	flows_send "$1" "$2" >>"$WORK/results/$3" || exit
 }
 
-outbox_empty() { sql "TRUNCATE feishu.outbox"; }
+outbox_empty() { sql "TRUNCATE feishu_internal.outbox"; }
 
 bench_rate() {
 	local server length round rounds
@@ -351,7 +351,7 @@ bench_dispatch() {
 	bench_rate
 	bench_dead_rows
 	kill "$watcher" 2>/dev/null || true
-	sql "SELECT last_value FROM feishu.outbox_id_seq" >"$WORK/results/flows"
+	sql "SELECT last_value FROM feishu_internal.outbox_id_seq" >"$WORK/results/flows"
 	dispatch_targets
 	memory_report
 	bench_lanes

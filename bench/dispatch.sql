@@ -6,7 +6,7 @@ CREATE USER MAPPING FOR PUBLIC SERVER feishu_tls OPTIONS (app_id 'cli_bench', ap
 CREATE SCHEMA bench;
 
 -- the queue's table without the queue: same columns, same indexes
-CREATE TABLE bench.plain (LIKE feishu.outbox INCLUDING ALL);
+CREATE TABLE bench.plain (LIKE feishu_internal.outbox INCLUDING ALL);
 SELECT format('ALTER TABLE bench.plain ALTER database SET DEFAULT %s, ALTER system_identifier SET DEFAULT %s',
   oid, (SELECT system_identifier FROM pg_control_system()))
 FROM pg_database WHERE datname = current_database() \gexec

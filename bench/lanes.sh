@@ -61,7 +61,7 @@ lanes_queue() {
 				'{\"_id\": 1111, \"email\": \"apaas@bytedance.com\"}', '{\"variable_rgrtgqworiginal\": {\"_id\": 5454545}}');
 		END LOOP;
 	END \$\$"
-	sql "ANALYZE feishu.outbox"
+	sql "ANALYZE feishu_internal.outbox"
 	sql "CHECKPOINT"
 }
 
@@ -103,14 +103,14 @@ lanes_await() {
 
 # Flows a second since $1, if all succeeded.
 lanes_rate() {
-	sql "SELECT round(count(*) / (extract(epoch FROM max(finished_at)) - $1), 1) FROM feishu.outbox
+	sql "SELECT round(count(*) / (extract(epoch FROM max(finished_at)) - $1), 1) FROM feishu_internal.outbox
 		HAVING bool_and(state = 's')"
 }
 
 lanes_late() {
 	sql "SELECT 'did not end in $LANE_TIME s: ' || string_agg(n || ' ' || what, ', ' ORDER BY what)
 		FROM (SELECT CASE state WHEN 'q' THEN 'wait' WHEN 's' THEN 'succeeded' WHEN 'u' THEN 'unconfirmed' ELSE 'failed' END,
-			count(*) FROM feishu.outbox GROUP BY 1) AS s (what, n)"
+			count(*) FROM feishu_internal.outbox GROUP BY 1) AS s (what, n)"
 }
 
 # From the start of a dispatcher to its first answer, and to the last.
@@ -132,7 +132,7 @@ first_measure() {
 }
 
 # Milliseconds from $2 to the first (min) or last (max) answer.
-first_ms() { sql "SELECT round((extract(epoch FROM $1(finished_at)) - $2) * 1000) FROM feishu.outbox"; }
+first_ms() { sql "SELECT round((extract(epoch FROM $1(finished_at)) - $2) * 1000) FROM feishu_internal.outbox"; }
 
 # ---- what came of it ----
 

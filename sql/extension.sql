@@ -14,7 +14,7 @@ ORDER BY pg_describe_object(classid, objid, objsubid) COLLATE "C";
 SELECT object, privilege_type AS public_may
 FROM (
   SELECT 'schema ' || nspname, coalesce(nspacl, acldefault('n', nspowner))
-  FROM pg_namespace WHERE nspname = 'feishu'
+  FROM pg_namespace WHERE nspname IN ('feishu', 'feishu_internal')
   UNION ALL
   SELECT 'foreign-data wrapper ' || fdwname, coalesce(fdwacl, acldefault('F', fdwowner))
   FROM pg_foreign_data_wrapper WHERE fdwname = 'feishu_flow'
@@ -23,7 +23,7 @@ FROM (
   FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace
   UNION ALL
   SELECT 'relation ' || oid::regclass, coalesce(relacl, acldefault('r', relowner))
-  FROM pg_class WHERE relnamespace = 'feishu'::regnamespace AND relkind IN ('r', 'v', 'm', 'p')
+  FROM pg_class WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace) AND relkind IN ('r', 'v', 'm', 'p')
 ) AS v(object, acl) LEFT JOIN aclexplode(acl) ON grantee = 0
 ORDER BY object COLLATE "C", privilege_type COLLATE "C";
 

@@ -13,15 +13,24 @@
  *				 | ^
  *				 | +--> CALL_LIMITED   no place among the app's calls
  *				 v
- *			   CALL_SENDING -> once more, if the token was refused
+ *			   CALL_SENDING -> try_token once more, if the token was refused
  *				 |
- *				 v
- *			   CALL_DONE
+ *				 +--> CALL_LINGERING   refreshes the token, besides
+ *				 v			|
+ *			   CALL_DONE <--+
  *
  * Nothing here waits: a token request and the call itself are transfers on
  * one loop, and a call that waits for another process's token request or for
  * a place is looked at again each time the latch is set.  So one process can
  * drive one call or hundreds.
+ *
+ * Who finds the token due has it refreshed.  A dispatcher does that itself, by a
+ * request that outlives the call; a session asks it to (token_ask.c).  Where there
+ * is none (a standby, feishu_flow.dispatch off), the request is part of the call,
+ * whose end waits for it a little: it is not to be left to a session that may be
+ * idle from then on, or gone.  Only a cache that is the session's own is nobody
+ * else's loss: there the request lives on, and its answer is read when the session
+ * calls again.
  *
  * A call's memory context owns all that it has under way.  Resetting it at any
  * moment gives the transfers up, hands the duty to fetch a token on, gives the
@@ -44,6 +53,7 @@
 #include "answer.h"
 #include "call_internal.h"
 #include "fetch.h"
+#include "launcher.h"
 #include "outcome.h"
 #include "token.h"
 #include "wakeup.h"
@@ -79,8 +89,7 @@ call_step(FlowCall *call, void (*step) (FlowCall *call, const void *arg), const 
 	MemoryContextSwitchTo(old_context);
 }
 
-/* Wait until somebody else has done something, or call->retry_at. */
-static void
+void
 call_wait(FlowCall *call, CallState state)
 {
 	call->state = state;
@@ -213,7 +222,7 @@ call_on_token(void *arg, const TokenLease *lease, const HttpResult *result)
 /*
  * If the token was refused, see that nobody uses it again, and return true if
  * the call should try with another: once.  The platform may well give the
- * same token again.
+ * same token again; then it is a while until another is asked for.
  */
 static bool
 call_replace_token(FlowCall *call, const FlowResponse *response)
@@ -221,11 +230,17 @@ call_replace_token(FlowCall *call, const FlowResponse *response)
 	if (response->action != FLOW_REFRESH_TOKEN ||
 		call->server->protocol == TOKEN_FIXED)
 		return false;
-	token_cache_evict(&call->lease);
-	if (call->refreshed)
+	if (!token_cache_evict(&call->lease) || call->refreshed)
 		return false;
 	call->refreshed = true;
 	return true;
+}
+
+/* The request was one of the app's, and so is the next: it needs a place of its own. */
+static void
+call_renew_place(FlowCall *call)
+{
+	limiter_release(call->server, &call->place, LIMITER_REPORT_REFUSED, -1, NULL);
 }
 
 /* The execute request has ended. */
@@ -248,10 +263,15 @@ call_take_answer(FlowCall *call, const void *arg)
 	if (response != NULL && call_replace_token(call, response))
 	{
 		call->outcome.request_sent = false;
+		call_renew_place(call);
 		call_try_token(call);
+		return;
 	}
-	else
-		call_finish_transfer(call, result, false, false, response);
+	if (response != NULL && response->has_code &&
+		(response->action == FLOW_SUCCEEDED || response->action == FLOW_KEY_USED ||
+		 response->action == FLOW_FAIL))
+		token_cache_prove(&call->lease);
+	call_finish_transfer(call, result, false, false, response);
 }
 
 static void
@@ -259,6 +279,46 @@ call_on_end(TransferListener *listener, HttpTransfer *transfer)
 {
 	call_step((FlowCall *) listener, call_take_answer, http_transfer_result(transfer));
 	http_transfer_free(transfer);
+}
+
+/* The refresh has ended, in whatever way.  See FetchEnded. */
+static void
+call_on_refresh(void *arg, const TokenLease *lease, const HttpResult *result)
+{
+	FlowCall   *call = arg;
+
+	call->refresh = NULL;
+	if (call->state == CALL_LINGERING)
+		call_end(call);
+}
+
+/* The token is due, and the call has the duty to see to it, or to have it seen to. */
+static void
+call_refresh_token(FlowCall *call)
+{
+	int			connect_timeout_ms = call->limits.connect_timeout_ms;
+
+	if (call->dispatching || !token_cache_is_shared())
+		(void) token_refresh_start(TopMemoryContext, call->server, &call->lease,
+								   connect_timeout_ms, NULL, NULL);
+	else if (!call->lease.asked_in_vain && launcher_has_dispatcher())
+	{
+		TokenAsked	asked = {
+			.database = MyDatabaseId,
+			.serverid = call->server->serverid,
+			.userid = call->server->userid
+		};
+		DispatchNews news = DISPATCH_NO_NEWS;
+
+		token_ask_dispatcher(&call->lease, &asked);
+		news.tokens = true;
+		launcher_tell(&news);
+	}
+	else if (call->refresh == NULL)
+		call->refresh = token_refresh_start(call->context, call->server, &call->lease,
+											connect_timeout_ms, call_on_refresh, call);
+	else
+		token_cache_abandon(&call->lease);
 }
 
 /* Get a token, or arrange to, and send when there is one. */
@@ -275,7 +335,7 @@ call_try_token(FlowCall *call)
 	}
 	state = token_cache_acquire(&call->lease, call->limits.deadline, &failure);
 	if (state == TOKEN_READY_REFRESH)
-		token_refresh_start(call->server, &call->lease, call->limits.connect_timeout_ms);
+		call_refresh_token(call);
 	switch (state)
 	{
 		case TOKEN_READY:
@@ -311,12 +371,26 @@ call_start_steps(FlowCall *call)
 
 /*
  * Look again at a call that waits for another one's token request or for a
- * place.  In the latter case its token may have been replaced meanwhile.
+ * place.  In the latter case its token may have been replaced meanwhile.  Or at one
+ * that waits for a refresh, and may have done so long enough.
  */
 static void
 call_look_again(FlowCall *call, const void *arg)
 {
-	if (GetCurrentTimestamp() < call->limits.deadline)
+	if (call->state == CALL_LINGERING)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (now >= call->retry_at || now >= call->limits.deadline)
+		{
+			TokenFetch *refresh = call->refresh;
+
+			call->refresh = NULL;
+			token_refresh_give_up(refresh);
+			call_end(call);
+		}
+	}
+	else if (GetCurrentTimestamp() < call->limits.deadline)
 		call_start_steps(call);
 	else if (call->state == CALL_LIMITED)
 		call_finish_held_back(call);
@@ -373,16 +447,73 @@ call_begin(FlowCall *call, const FlowRequest *request)
 	}
 }
 
+/*
+ * Requests are written and answers read, and converted to and from UTF-8, in a
+ * transaction if the database's encoding is another: conversions are looked up
+ * in the catalogs.  The dispatcher has none open while it waits.  Returns the
+ * caller's memory context, for end_converting, or NULL without a transaction.
+ */
+static MemoryContext
+begin_converting(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			encoding = GetDatabaseEncoding();
+
+	if (IsTransactionState() || encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+		return NULL;
+	StartTransactionCommand();
+	return context;
+}
+
+static void
+end_converting(MemoryContext context)
+{
+	if (context == NULL)
+		return;
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+}
+
+/* Tell of the transfers that have ended. */
+static void
+calls_take_ended(HttpLoop *loop)
+{
+	HttpTransfer *transfer;
+
+	while ((transfer = http_loop_next_done(loop)) != NULL)
+	{
+		TransferListener *listener = http_transfer_owner(transfer);
+		MemoryContext context = begin_converting();
+
+		listener->on_end(listener, transfer);
+		end_converting(context);
+	}
+}
+
+/* Take the answer to a refresh that came while the session was idle. */
+static void
+calls_catch_up(void)
+{
+	HttpLoop   *loop = http_loop_get();
+
+	http_loop_catch_up(loop);
+	calls_take_ended(loop);
+}
+
 FlowCall *
 flow_call_start(MemoryContext parent, FlowServer *server,
 				const FlowRequest *request, const FlowLimits *limits,
 				LimiterPlace *place, void *owner)
 {
-	MemoryContext context = AllocSetContextCreate(parent, "feishu_flow call",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old_context = MemoryContextSwitchTo(context);
-	FlowCall   *call = palloc0(sizeof(FlowCall));
+	MemoryContext context;
+	MemoryContext old_context;
+	FlowCall   *call;
 
+	if (place == NULL && !token_cache_is_shared())
+		calls_catch_up();
+	context = AllocSetContextCreate(parent, "feishu_flow call", ALLOCSET_DEFAULT_SIZES);
+	old_context = MemoryContextSwitchTo(context);
+	call = palloc0(sizeof(FlowCall));
 	token_lease_init(&call->lease, &server->app_key, server->payer, context);
 	call->listener.on_end = call_on_end;
 	call->context = context;
@@ -427,7 +558,7 @@ flow_calls_send_no_more(void)
 bool
 flow_call_is_sent(const FlowCall *call)
 {
-	return call->state == CALL_DONE ||
+	return call->state == CALL_DONE || call->state == CALL_LINGERING ||
 		(call->state == CALL_SENDING && http_transfer_is_sent(call->transfer));
 }
 
@@ -449,38 +580,10 @@ flow_call_free(FlowCall *call)
 	MemoryContextDelete(call->context);
 }
 
-/*
- * Requests are written and answers read, and converted to and from UTF-8, in a
- * transaction if the database's encoding is another: conversions are looked up
- * in the catalogs.  The dispatcher has none open while it waits.  Returns the
- * caller's memory context, for end_converting, or NULL without a transaction.
- */
-static MemoryContext
-begin_converting(void)
-{
-	MemoryContext context = CurrentMemoryContext;
-	int			encoding = GetDatabaseEncoding();
-
-	if (IsTransactionState() || encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
-		return NULL;
-	StartTransactionCommand();
-	return context;
-}
-
-static void
-end_converting(MemoryContext context)
-{
-	if (context == NULL)
-		return;
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
-}
-
 void
 flow_calls_turn(TimestampTz until, uint32 wait_event)
 {
 	HttpLoop   *loop = http_loop_get();
-	HttpTransfer *transfer;
 	dlist_mutable_iter iter;
 
 	if (!dlist_is_empty(&waiting))
@@ -493,7 +596,8 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 			FlowCall   *call = dlist_container(FlowCall, node, iter.cur);
 
 			call_step(call, call_look_again, NULL);
-			if (call->state == CALL_WAITING || call->state == CALL_LIMITED)
+			if (call->state == CALL_WAITING || call->state == CALL_LIMITED ||
+				call->state == CALL_LINGERING)
 				until = Min(until, Min(call->limits.deadline, call->retry_at));
 		}
 		end_converting(context);
@@ -507,12 +611,5 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 	else
 		wakeup_wait_end();
 	http_loop_turn(loop, until, wait_event);
-	while ((transfer = http_loop_next_done(loop)) != NULL)
-	{
-		TransferListener *listener = http_transfer_owner(transfer);
-		MemoryContext context = begin_converting();
-
-		listener->on_end(listener, transfer);
-		end_converting(context);
-	}
+	calls_take_ended(loop);
 }

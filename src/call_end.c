@@ -18,13 +18,29 @@
  */
 #include "postgres.h"
 
+#include "utils/timestamp.h"
+
 #include "answer.h"
 #include "call_internal.h"
 #include "fetch.h"
 #include "outcome.h"
 #include "token.h"
 
+/*
+ * A call that began to refresh the token, besides, waits for that at its end, but not
+ * for longer.  A token request takes well below a second.
+ */
+#define CALL_LINGER_MS	1000
+
 static dlist_head done = DLIST_STATIC_INIT(done);
+
+/* Nothing of the call is under way any more. */
+void
+call_end(FlowCall *call)
+{
+	call->state = CALL_DONE;
+	call_list(call, &done);
+}
 
 /* The call has ended; its outcome is complete. */
 static void
@@ -34,8 +50,13 @@ call_finish(FlowCall *call, LimiterReport report)
 
 	limiter_release(call->server, &call->place, report, outcome->reset_seconds,
 					outcome->timeout_ms == 0 ? outcome->reason : "no answer in time");
-	call->state = CALL_DONE;
-	call_list(call, &done);
+	if (call->refresh == NULL)
+		call_end(call);
+	else
+	{
+		call->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CALL_LINGER_MS);
+		call_wait(call, CALL_LINGERING);
+	}
 }
 
 /* What of ours a peer may echo. */

@@ -25,6 +25,8 @@ typedef enum CallState
 	CALL_FETCHING,				/* a token */
 	CALL_LIMITED,				/* waits for a place; in waiting */
 	CALL_SENDING,				/* the execute request */
+	CALL_LINGERING,				/* all but done: its refresh is under way; in
+								 * waiting */
 	CALL_DONE					/* in done, until handed out */
 } CallState;
 
@@ -41,7 +43,8 @@ struct FlowCall
 	StringInfoData body;
 	CallState	state;
 	bool		refreshed;		/* a refused token was replaced already */
-	TimestampTz retry_at;		/* with CALL_WAITING and CALL_LIMITED */
+	TokenFetch *refresh;		/* of its token, besides; or NULL */
+	TimestampTz retry_at;		/* with CALL_WAITING, _LIMITED and _LINGERING */
 	LimiterPause held_by;		/* with CALL_LIMITED */
 	LimiterPlace place;
 	HttpTransfer *transfer;		/* with CALL_SENDING */
@@ -63,7 +66,11 @@ call_list(FlowCall *call, dlist_head *list)
 		dlist_push_tail(list, &call->node);
 }
 
+/* call.c: wait until somebody else has done something, or call->retry_at */
+extern void call_wait(FlowCall *call, CallState state);
+
 /* call_end.c */
+extern void call_end(FlowCall *call);
 extern AnswerSecrets call_secrets(const FlowCall *call);
 extern void call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 								 bool is_shared, FlowResponse *response);

@@ -3,9 +3,9 @@
  * change.c
  *	  Changing queued and finished flows: cancel, retry, purge.
  *
- * The dispatcher locks a row to claim it and writes its id to feishu.claim in
+ * The dispatcher locks a row to claim it and writes its id to feishu_internal.claim in
  * the same transaction.  Whoever wants to change a queued row locks it first
- * and then looks into feishu.claim with a snapshot taken after that: so either
+ * and then looks into feishu_internal.claim with a snapshot taken after that: so either
  * sees the other, and a flow that was reported as cancelled is never sent.
  *
  * Rights are checked here, before the table is written as its owner: see outbox.c.
@@ -44,34 +44,33 @@ PG_FUNCTION_INFO_V1(feishu_purge_flows);
 
 /*
  * The state of a row as it is now, whatever the transaction's snapshot says.
- * Throws when there is none or it belongs to a role that userid is not a member
- * of.
+ * Throws when there is none or it belongs to a role that userid may not act as.
  */
 static char
 read_state(int64 id, Oid userid)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT state, roleid FROM feishu.outbox WHERE id OPERATOR(pg_catalog.=) $1",
+		"SELECT state, roleid FROM feishu_internal.outbox WHERE id OPERATOR(pg_catalog.=) $1",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
 
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) == 0 ||
-		!is_member_of_role(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
+		!feishu_role_may_act(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
 		outbox_report_no_flow(id);
 	return DatumGetChar(sql_value(0, 1, NULL));
 }
 
 /*
  * Has the dispatcher claimed a row?  That of this database, or the one before an
- * upgrade: a dispatcher that a replicated row of feishu.claim is of has other flows.
+ * upgrade: a dispatcher that a replicated row of feishu_internal.claim is of has other flows.
  */
 static bool
 is_claimed(int64 id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT FROM feishu.claim c WHERE $1 OPERATOR(pg_catalog.=) ANY (c.ids)"
+		"SELECT FROM feishu_internal.claim c WHERE $1 OPERATOR(pg_catalog.=) ANY (c.ids)"
 		" AND (c.system_identifier OPERATOR(pg_catalog.=) $2 AND c.database OPERATOR(pg_catalog.=) $3"
-		" OR EXISTS (SELECT FROM feishu.outbox o WHERE o.id OPERATOR(pg_catalog.=) $1"
+		" OR EXISTS (SELECT FROM feishu_internal.outbox o WHERE o.id OPERATOR(pg_catalog.=) $1"
 		" AND o.system_identifier OPERATOR(pg_catalog.=) c.system_identifier"
 		" AND o.database OPERATOR(pg_catalog.=) c.database))",
 		3, INT8OID, INT8OID, OIDOID);
@@ -97,7 +96,7 @@ static bool
 lock_flow(int64 id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT FROM feishu.outbox WHERE id OPERATOR(pg_catalog.=) $1 FOR UPDATE",
+		"SELECT FROM feishu_internal.outbox WHERE id OPERATOR(pg_catalog.=) $1 FOR UPDATE",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
 
@@ -172,7 +171,7 @@ static bool
 is_cancelled(int64 id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT FROM feishu.outbox WHERE id OPERATOR(pg_catalog.=) $1"
+		"SELECT FROM feishu_internal.outbox WHERE id OPERATOR(pg_catalog.=) $1"
 		" AND state OPERATOR(pg_catalog.=) 'c'",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
@@ -196,7 +195,7 @@ Datum
 feishu_cancel_flow(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET next_at = NULL,"
+		"UPDATE feishu_internal.outbox SET next_at = NULL,"
 		" finished_at = pg_catalog.clock_timestamp(),"
 		" state = CASE WHEN unanswered THEN 'u' ELSE 'c' END::pg_catalog.\"char\","
 		" error = CASE WHEN unanswered THEN"
@@ -219,7 +218,7 @@ Datum
 feishu_retry_flow(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET state = 'q', attempts = 0, finished_at = NULL,"
+		"UPDATE feishu_internal.outbox SET state = 'q', attempts = 0, finished_at = NULL,"
 		" next_at = NULL, run_at = $2, expires_at = $3, database = $5, system_identifier = $6,"
 		" idempotent_key = COALESCE($4, idempotent_key),"
 		" own_key = own_key OR $4 IS NOT NULL,"
@@ -259,8 +258,8 @@ Datum
 feishu_purge_flows(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"DELETE FROM feishu.outbox WHERE finished_at OPERATOR(pg_catalog.<) $1"
-		" AND pg_catalog.pg_has_role($2, roleid, 'MEMBER')",
+		"DELETE FROM feishu_internal.outbox WHERE finished_at OPERATOR(pg_catalog.<) $1"
+		" AND pg_catalog.pg_has_role($2, roleid, '" FEISHU_ROLE_MAY_ACT "')",
 		2, TIMESTAMPTZOID, OIDOID);
 	Datum		values[2] = {PG_GETARG_DATUM(0), ObjectIdGetDatum(GetUserId())};
 	SqlCaller	caller;

@@ -192,7 +192,7 @@ static bool
 is_paused(const char *server_name)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT FROM feishu.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
+		"SELECT FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
 	Datum		values[1] = {CStringGetTextDatum(server_name)};
 	SqlCaller	caller;
@@ -225,6 +225,8 @@ dispatch_hint(void)
 							max_worker_processes);
 		case DISPATCH_FAILS:
 			return _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why.");
+		case DISPATCH_LOCKED_OUT:
+			return psprintf(_("Calls work, but nothing sends queued flows: %s."), launcher_problem_text(true));
 		case DISPATCH_TABLE_GONE:
 		case DISPATCH_TABLE_ROW_SECURITY:
 		case DISPATCH_TABLE_NOT_HEAP:

@@ -17,7 +17,7 @@
  * for each row, and not more than a page of rows is looked at in a transaction.
  *
  * To claim is to lock the row, and to write the ids of all flights into the
- * row of feishu.claim, in one transaction.  After a crash that row says
+ * row of feishu_internal.claim, in one transaction.  After a crash that row says
  * which attempts got no answer.  SKIP LOCKED: a row that somebody is about to
  * cancel is left; should he not go through with it, change.c tells its id.
  *
@@ -93,7 +93,7 @@ all_ids_array(Dispatch *dispatch)
 
 /* ---------- Start ---------- */
 
-/* Where this database's row of feishu.claim is. */
+/* Where this database's row of feishu_internal.claim is. */
 static ItemPointerData claim_row;
 
 /* Throw that there is none. */
@@ -102,7 +102,7 @@ report_no_claim(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("table feishu.claim does not have one row")));
+			 errmsg("table feishu_internal.claim does not have one row")));
 }
 
 /*
@@ -115,17 +115,17 @@ void
 claim_recover(Dispatch *dispatch)
 {
 	static SqlStatement recover = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET attempts = attempts + 1, unanswered = true"
-		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu.claim"
+		"UPDATE feishu_internal.outbox SET attempts = attempts + 1, unanswered = true"
+		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu_internal.claim"
 		" WHERE system_identifier = $1 AND database = $2)::bigint[])",
 		2, INT8OID, OIDOID);
 	static SqlStatement begin = SQL_STATEMENT(
-		"UPDATE feishu.claim SET ids = '{}' WHERE system_identifier = $1 AND database = $2"
+		"UPDATE feishu_internal.claim SET ids = '{}' WHERE system_identifier = $1 AND database = $2"
 		" RETURNING ctid",
 		2, INT8OID, OIDOID);
 	/* what held its lanes will be found again if it is still so */
 	static SqlStatement forget_holds = SQL_STATEMENT(
-		"DELETE FROM feishu.held_lane", 0, InvalidOid);
+		"DELETE FROM feishu_internal.held_lane", 0, InvalidOid);
 	Datum		values[2] = {origin_system(), origin_database()};
 
 	origin_settle();
@@ -144,7 +144,7 @@ claim_recover(Dispatch *dispatch)
 void
 claim_write_ids(Dispatch *dispatch)
 {
-#define WRITE_IDS	"UPDATE feishu.claim SET ids = $1 WHERE system_identifier = $2 AND database = $3"
+#define WRITE_IDS	"UPDATE feishu_internal.claim SET ids = $1 WHERE system_identifier = $2 AND database = $3"
 	static SqlStatement statement = SQL_STATEMENT(
 		WRITE_IDS " AND ctid = $4 RETURNING ctid",
 		4, INT8ARRAYOID, INT8OID, OIDOID, TIDOID);
@@ -174,7 +174,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 {
 	static SqlStatement due = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
-		" SELECT id, next_at, server, roleid, ordering_key FROM feishu.outbox"
+		" SELECT id, next_at, server, roleid, ordering_key FROM feishu_internal.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
 		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
 		" ORDER BY next_at, id LIMIT $6)"
@@ -184,7 +184,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 		8, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID,
 		JSONBOID);
 	static SqlStatement later = SQL_STATEMENT(
-		"SELECT next_at FROM feishu.outbox"
+		"SELECT next_at FROM feishu_internal.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
 		" AND next_at > $3 ORDER BY next_at LIMIT 1",
 		3, TEXTOID, OIDOID, TIMESTAMPTZOID);
@@ -230,7 +230,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 #define CLAIM_COLUMNS(lane) \
 	"SELECT " lane ", o.id, o.namespace, o.flow_id, o.operator, o.params," \
 	" o.is_async, o.idempotent_key, o.loop_masks, o.ordering_key, o.attempts, o.max_attempts," \
-	" o.expires_at, o.own_key, o.unanswered, o.database, o.error, o.system_identifier FROM feishu.outbox o"
+	" o.expires_at, o.own_key, o.unanswered, o.database, o.error, o.system_identifier FROM feishu_internal.outbox o"
 
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
 
@@ -242,7 +242,7 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 		CLAIM_COLUMNS("1") " WHERE server = $1 AND roleid = $2 AND state = 'q'"
 		" AND id = ANY ($3) AND id <> ALL ($4) AND "
 		/* no more conditions, lest an index is thought of that has all keys */
-		DISPATCH_IS_FIRST("FROM feishu.outbox k WHERE k.id = ANY ($3)", "$6")
+		DISPATCH_IS_FIRST("FROM feishu_internal.outbox k WHERE k.id = ANY ($3)", "$6")
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
 		6, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID);
 	int			take = Min(lane->ready.num, limit);
@@ -381,7 +381,7 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
-		" SELECT id, server, roleid, ordering_key FROM feishu.outbox"
+		" SELECT id, server, roleid, ordering_key FROM feishu_internal.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q'"
 		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4) ORDER BY id LIMIT $5)"
 		" SELECT o.id, o.ordering_key IS NULL, "

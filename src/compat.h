@@ -61,6 +61,18 @@
 #endif
 
 /*
+ * May one role act as another, as SET ROLE would let it?  16 tells that from
+ * membership, as a function and as a privilege of pg_has_role.
+ */
+#if PG_VERSION_NUM >= 160000
+#define feishu_role_may_act(member, role) member_can_set_role((member), (role))
+#define FEISHU_ROLE_MAY_ACT "SET"
+#else
+#define feishu_role_may_act(member, role) is_member_of_role((member), (role))
+#define FEISHU_ROLE_MAY_ACT "MEMBER"
+#endif
+
+/*
  * Call a type's input function without throwing because of what the text
  * says; false when it is no value of the type, and then *error, unless NULL,
  * tells why.  16 has soft errors for this.  See compat.c for 15.

@@ -37,7 +37,7 @@ int64
 discover_last_id(Dispatch *dispatch)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT last_value FROM feishu.outbox_id_seq",
+		"SELECT last_value FROM feishu_internal.outbox_id_seq",
 		0, InvalidOid);
 
 	sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
@@ -67,11 +67,11 @@ discover_ready(Dispatch *dispatch)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE ready AS ("
-		" (SELECT server, roleid FROM feishu.outbox"
+		" (SELECT server, roleid FROM feishu_internal.outbox"
 		"  WHERE state = 'q' AND next_at IS NULL ORDER BY server, roleid LIMIT 1)"
 		" UNION ALL"
 		" SELECT n.server, n.roleid FROM ready l, LATERAL"
-		" (SELECT o.server, o.roleid FROM feishu.outbox o"
+		" (SELECT o.server, o.roleid FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL"
 		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
 		"  ORDER BY o.server, o.roleid LIMIT 1) n)"
@@ -109,7 +109,7 @@ discover_new(Dispatch *dispatch)
 		" SELECT name COLLATE \"C\", NULL::oid, before COLLATE \"C\" FROM unnest($1, $2) AS g (name, before)"
 		" UNION ALL"
 		" SELECT n.server, n.roleid, s.before FROM server s, LATERAL"
-		" (SELECT o.server, o.roleid FROM feishu.outbox o"
+		" (SELECT o.server, o.roleid FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.server > s.name AND o.server < s.before"
 		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
 		" lane (server, roleid, before, is_new) AS ("
@@ -118,7 +118,7 @@ discover_new(Dispatch *dispatch)
 		"  UNION ALL SELECT name, roleid, 4294967295::oid, true FROM server WHERE roleid IS NOT NULL)"
 		" UNION ALL"
 		" SELECT l.server, n.roleid, l.before, true FROM lane l, LATERAL"
-		" (SELECT o.roleid FROM feishu.outbox o"
+		" (SELECT o.roleid FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL"
 		"  AND o.server = l.server AND o.roleid > l.roleid AND o.roleid < l.before"
 		"  ORDER BY o.roleid LIMIT 1) n)"
@@ -126,7 +126,7 @@ discover_new(Dispatch *dispatch)
 		5, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, OIDARRAYOID, OIDARRAYOID);
 	static SqlStatement above = SQL_STATEMENT(
 		"SELECT l.n FROM unnest($1, $2, $3) WITH ORDINALITY AS l (server, roleid, cursor, n), LATERAL"
-		" (SELECT FROM feishu.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
+		" (SELECT FROM feishu_internal.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
 		"  AND o.state = 'q' AND o.next_at IS NULL AND o.id > l.cursor ORDER BY o.id LIMIT 1) r",
 		3, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID);
 	int			num = dispatch->num_lanes;
@@ -200,12 +200,12 @@ discover_delayed(Dispatch *dispatch)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE delayed AS ("
-		" (SELECT server, roleid, next_at FROM feishu.outbox"
+		" (SELECT server, roleid, next_at FROM feishu_internal.outbox"
 		"  WHERE state = 'q' AND next_at IS NOT NULL"
 		"  ORDER BY server, roleid, next_at LIMIT 1)"
 		" UNION ALL"
 		" SELECT n.server, n.roleid, n.next_at FROM delayed l, LATERAL"
-		" (SELECT o.server, o.roleid, o.next_at FROM feishu.outbox o"
+		" (SELECT o.server, o.roleid, o.next_at FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
 		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
 		"  ORDER BY o.server, o.roleid, o.next_at LIMIT 1) n)"
@@ -252,7 +252,7 @@ discover_all(Dispatch *dispatch, bool from_start)
  */
 #define DISCOVER_PAGE(which) \
 	"WITH page AS MATERIALIZED (" \
-	" SELECT server, roleid, id, next_at, ordering_key, expires_at FROM feishu.outbox" \
+	" SELECT server, roleid, id, next_at, ordering_key, expires_at FROM feishu_internal.outbox" \
 	" WHERE state = 'q' AND id >= $1 AND " which ")" \
 	" SELECT o.server, o.roleid, o.id, o.next_at, " \
 	DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$3") \
@@ -353,9 +353,9 @@ bool
 discover_lane_is_empty(const Lane *lane)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT WHERE NOT EXISTS (SELECT FROM feishu.outbox"
+		"SELECT WHERE NOT EXISTS (SELECT FROM feishu_internal.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NULL)"
-		" AND NOT EXISTS (SELECT FROM feishu.outbox"
+		" AND NOT EXISTS (SELECT FROM feishu_internal.outbox"
 		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL)",
 		2, TEXTOID, OIDOID);
 	Datum		values[2] = {
@@ -371,7 +371,7 @@ void
 discover_read_pauses(Dispatch *dispatch)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT server FROM feishu.paused_server",
+		"SELECT server FROM feishu_internal.paused_server",
 		0, InvalidOid);
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 	char	  **servers = palloc(Max(num, 1) * sizeof(char *));

@@ -81,7 +81,7 @@ typedef struct Lane
 	bool		paused;			/* by pause_server */
 	TimestampTz hold_until;		/* 0: not held */
 	char	   *reason;			/* why held, NULL when not worth telling */
-	char	   *told;			/* reason that feishu.held_lane has, or NULL */
+	char	   *told;			/* reason that feishu_internal.held_lane has, or NULL */
 	TimestampTz told_until;
 	AppKey		app;			/* as looked up last */
 	bool		app_is_known;	/* no mapping has changed since */
@@ -196,7 +196,7 @@ typedef struct Dispatch
 #define DISPATCH_IS_FIRST(among, floors) \
 	"(o.ordering_key IS NULL OR o.id IN (SELECT f.id" \
 	" FROM (SELECT DISTINCT k.server, k.roleid, k.ordering_key " among ") k, LATERAL" \
-	" (SELECT p.id FROM feishu.outbox p WHERE p.server = k.server AND p.roleid = k.roleid" \
+	" (SELECT p.id FROM feishu_internal.outbox p WHERE p.server = k.server AND p.roleid = k.roleid" \
 	" AND p.ordering_key = k.ordering_key AND p.state = 'q'" \
 	" AND p.id >= COALESCE((" floors " ->> (k.roleid || E'\\n' || k.ordering_key" \
 	" || E'\\n' || k.server))::bigint, '-9223372036854775808'::bigint)" \
@@ -393,9 +393,13 @@ extern const char *record_expired_text(void);
 /* Why a flow that was queued in another database is cancelled. */
 extern const char *record_not_ours_text(void);
 
-/* dispatch_transaction.c: begin one as the owner of the tables, with a snapshot;
- * exits when the extension is gone */
-extern void transaction_begin(void);
+/* dispatch_tokens.c: refresh tokens for the sessions that asked; in a transaction */
+extern void tokens_refresh_asked(void);
+
+/* dispatch_transaction.c: begin one as the owner of the tables, with a snapshot and
+ * the tables locked; false: somebody else has locked them, and there is none.  Exits
+ * when the extension is gone. */
+extern bool transaction_begin(void);
 
 /* dispatch_transaction.c: commit; durable: wait for the disk */
 extern void transaction_end(Dispatch *dispatch, bool durable);

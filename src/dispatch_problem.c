@@ -39,7 +39,9 @@
 
 #include "guc.h"
 #include "launcher_internal.h"
+#include "lock_wait.h"
 #include "nls.h"
+#include "sqlrun.h"
 
 PG_FUNCTION_INFO_V1(feishu_dispatch_problem);
 
@@ -71,9 +73,6 @@ open_if_free(Oid relid)
 	UnlockRelationOid(relid, AccessShareLock);
 	return NULL;
 }
-
-/* The queue's tables. */
-static const char *const queue_tables[] = {"outbox", "claim", "paused_server", "held_lane"};
 
 /* Is a table distributed?  Citus has a catalog of those. */
 static bool
@@ -133,7 +132,7 @@ table_problem(Oid relid)
 		return DISPATCH_TABLE_UNLOGGED;
 	if (table_is_distributed(relid))
 		return DISPATCH_TABLE_DISTRIBUTED;
-	if (form.relam != HEAP_TABLE_AM_OID)
+	if (form.relkind == RELKIND_RELATION && form.relam != HEAP_TABLE_AM_OID)
 		return DISPATCH_TABLE_NOT_HEAP;
 	if (form.relhastriggers || form.relhasrules)
 		return table_triggers(relid);
@@ -144,14 +143,12 @@ table_problem(Oid relid)
 static DispatchProblem
 tables_problem(const char **table)
 {
-	Oid			schema = get_namespace_oid("feishu", true);
-
 	/* while the extension is being dropped, say */
-	if (!OidIsValid(schema))
+	if (!OidIsValid(get_namespace_oid(QUEUE_SCHEMA, true)))
 		return DISPATCH_NO_PROBLEM;
-	for (int i = 0; i < (int) lengthof(queue_tables); i++)
+	for (int i = 0; i < QUEUE_TABLES; i++)
 	{
-		DispatchProblem problem = table_problem(get_relname_relid(queue_tables[i], schema));
+		DispatchProblem problem = table_problem(sql_find_table(queue_tables[i]));
 
 		if (problem == DISPATCH_NO_PROBLEM)
 			continue;
@@ -161,13 +158,15 @@ tables_problem(const char **table)
 	return DISPATCH_NO_PROBLEM;
 }
 
-/* Why there is no dispatcher. */
+/* Why there is no dispatcher; and the process of one that there is, or 0. */
 static DispatchProblem
-dispatcher_problem(void)
+dispatcher_problem(int *pid)
 {
 	SlotView	view;
 	int			place;
 	bool		known;
+
+	*pid = 0;
 
 	if (!launcher_present())
 		return DISPATCH_NOT_PRELOADED;
@@ -180,7 +179,11 @@ dispatcher_problem(void)
 	place = slots_find(MyDatabaseId);
 	known = place >= 0 && slots_view(place, &view) && view.database == MyDatabaseId;
 	if (known && view.worker != WORKER_NONE)
-		return view.failing ? DISPATCH_FAILS : DISPATCH_NO_PROBLEM;
+	{
+		*pid = view.pid;
+		return view.failing ? DISPATCH_FAILS :
+			view.locked_out || lock_wait_is_long(view.pid) ? DISPATCH_LOCKED_OUT : DISPATCH_NO_PROBLEM;
+	}
 	if (database_is_closed())
 		return DISPATCH_CLOSED;
 	if (!slots_may_start())
@@ -192,17 +195,25 @@ dispatcher_problem(void)
  * What is the matter with a table is what an administrator has to know, before
  * that the dispatcher fails.
  */
-DispatchProblem
-launcher_problem(const char **table)
+static DispatchProblem
+find_problem(const char **table, int *pid)
 {
-	DispatchProblem problem = dispatcher_problem();
+	DispatchProblem problem = dispatcher_problem(pid);
 	DispatchProblem of_table;
 
 	*table = NULL;
-	if (problem != DISPATCH_NO_PROBLEM && problem != DISPATCH_FAILS)
+	if (problem != DISPATCH_NO_PROBLEM && problem != DISPATCH_FAILS && problem != DISPATCH_LOCKED_OUT)
 		return problem;
 	of_table = tables_problem(table);
 	return of_table != DISPATCH_NO_PROBLEM ? of_table : problem;
+}
+
+DispatchProblem
+launcher_problem(const char **table)
+{
+	int			pid;
+
+	return find_problem(table, &pid);
 }
 
 /* In words, with %s for the table, or NULL. */
@@ -212,6 +223,7 @@ problem_format(DispatchProblem problem)
 	switch (problem)
 	{
 		case DISPATCH_NO_PROBLEM:
+		case DISPATCH_LOCKED_OUT:
 			break;
 		case DISPATCH_NOT_PRELOADED:
 			return gettext_noop("feishu_flow is not in shared_preload_libraries");
@@ -224,19 +236,19 @@ problem_format(DispatchProblem problem)
 		case DISPATCH_FAILS:
 			return gettext_noop("the dispatcher fails, see the server log");
 		case DISPATCH_TABLE_GONE:
-			return gettext_noop("table feishu.%s is missing");
+			return gettext_noop("table feishu_internal.%s is missing");
 		case DISPATCH_TABLE_ROW_SECURITY:
-			return gettext_noop("table feishu.%s has row security forced");
+			return gettext_noop("table feishu_internal.%s has row security forced");
 		case DISPATCH_TABLE_NOT_HEAP:
-			return gettext_noop("table feishu.%s has another access method than heap");
+			return gettext_noop("table feishu_internal.%s has another access method than heap");
 		case DISPATCH_TABLE_UNLOGGED:
-			return gettext_noop("table feishu.%s is unlogged");
+			return gettext_noop("table feishu_internal.%s is unlogged");
 		case DISPATCH_TABLE_DISTRIBUTED:
-			return gettext_noop("table feishu.%s is distributed");
+			return gettext_noop("table feishu_internal.%s is distributed");
 		case DISPATCH_TABLE_TRIGGER:
-			return gettext_noop("table feishu.%s has a trigger");
+			return gettext_noop("table feishu_internal.%s has a trigger");
 		case DISPATCH_TABLE_RULE:
-			return gettext_noop("table feishu.%s has a rule");
+			return gettext_noop("table feishu_internal.%s has a rule");
 	}
 	return NULL;
 }
@@ -245,8 +257,12 @@ char *
 launcher_problem_text(bool translated)
 {
 	const char *table;
-	const char *format = problem_format(launcher_problem(&table));
+	int			pid;
+	DispatchProblem problem = find_problem(&table, &pid);
+	const char *format = problem_format(problem);
 
+	if (problem == DISPATCH_LOCKED_OUT)
+		return lock_wait_text(pid, translated);
 	if (format == NULL)
 		return NULL;
 	if (translated)

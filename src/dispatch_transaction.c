@@ -16,7 +16,6 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "replication/syncrep.h"
@@ -44,7 +43,26 @@ static bool committed;
 static SqlCaller caller;
 
 
-void
+/*
+ * Lock the queue's tables for the transaction, unless somebody has locked one or
+ * waits to.  All that the transaction reads or writes: if it waited for another,
+ * DROP EXTENSION, which has that one and waits for these, would deadlock with it.
+ * One that is missing is for the statements to complain of.
+ */
+static bool
+lock_tables(void)
+{
+	for (int i = 0; i < QUEUE_TABLES; i++)
+	{
+		Oid			table = sql_find_table(queue_tables[i]);
+
+		if (OidIsValid(table) && !ConditionalLockRelationOid(table, RowExclusiveLock))
+			return false;
+	}
+	return true;
+}
+
+bool
 transaction_begin(void)
 {
 	Oid			extension;
@@ -52,20 +70,25 @@ transaction_begin(void)
 	committed = false;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 
 	/*
-	 * Dropped?  Then there is nothing to do, and nothing to complain of.  DROP
-	 * EXTENSION locks the extension before it locks the tables: so do we, or
-	 * we would wait for each other.
+	 * Dropped?  Then there is nothing to do, and nothing to complain of.  Whether
+	 * it is being dropped its tables tell, not a lock on the extension: anybody
+	 * can take that, by ALTER FUNCTION ... DEPENDS ON EXTENSION.
 	 */
 	extension = launcher_find_extension();
 	if (!OidIsValid(extension))
 		proc_exit(0);
-	LockDatabaseObject(ExtensionRelationId, extension, 0, AccessShareLock);
+	if (!lock_tables())
+	{
+		AbortCurrentTransaction();
+		return false;
+	}
 	if (launcher_find_extension() != extension)
 		proc_exit(0);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	sql_begin_as_owner(&caller);
+	return true;
 }
 
 /* Do commits wait for a standby? */

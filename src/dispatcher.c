@@ -13,7 +13,7 @@
  *
  * The calls are made inside the transaction, where their server can be looked
  * up and text converted, but nothing is sent before it has committed
- * (http_loop_defer): a flow on the wire is always one that feishu.claim names,
+ * (http_loop_defer): a flow on the wire is always one that feishu_internal.claim names,
  * on disk at the latest when its request has gone out (transaction_flush_claims), and on a
  * synchronous standby before.
  *
@@ -53,6 +53,7 @@
 #include "launcher.h"
 #include "limiter.h"
 #include "nls.h"
+#include "steady.h"
 #include "worker_settings.h"
 
 PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
@@ -87,6 +88,13 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 #define FAILURE_DELAY_MS	50
 #define FAILURE_MOST_MS		5000
 
+/* While somebody has locked the tables they are tried so often, less and less. */
+#define LOCKED_DELAY_MS		10
+#define LOCKED_MOST_MS		500
+
+/* That is told when it has lasted so long. */
+#define LOCKED_TOLD_MS		1000
+
 static Dispatch dispatch;
 
 
@@ -96,6 +104,7 @@ static Dispatch dispatch;
 typedef struct Work
 {
 	bool		control;		/* pauses or servers may have changed */
+	bool		tokens;			/* some are to be refreshed */
 	bool		discover_all;
 	TimestampTz discover_at;	/* ... then; DT_NOEND: not */
 	int64		min_id;			/* rows from here on may be new */
@@ -106,7 +115,9 @@ typedef struct Work
 	TimestampTz claimed_at;		/* when rows were claimed last */
 	TimestampTz now;			/* when the turn began */
 	int			failures;		/* transactions that failed, in a row */
-	TimestampTz retry_at;		/* with failures: not before */
+	int			locked_out;		/* times that the tables were locked, in a row */
+	SteadyTime	locked_since;
+	TimestampTz retry_at;		/* with either: not before */
 } Work;
 
 /*
@@ -138,6 +149,20 @@ drain(int ms, uint32 wait_event)
 	RESUME_INTERRUPTS();
 }
 
+/* Begin a transaction, within some ms if somebody has locked the tables. */
+static bool
+begin_within(int ms, uint32 wait_event)
+{
+	while (!transaction_begin())
+	{
+		if (ms <= 0)
+			return false;
+		(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, LOCKED_DELAY_MS, wait_event);
+		ms -= LOCKED_DELAY_MS;
+	}
+	return true;
+}
+
 /*
  * Told to end: record what has ended and, if there is time to wait, what ends
  * soon, so that no answer is lost.  Not at any price: somebody may have locked
@@ -148,10 +173,9 @@ finish_and_exit(int drain_ms, uint32 wait_event)
 {
 	drain(drain_ms, wait_event);
 	flight_take_back_stuck(&dispatch);
-	if (dispatch.num_ended > 0)
+	if (dispatch.num_ended > 0 && begin_within(stop_left_ms(FINISH_MS), wait_event))
 	{
 		enable_timeout_after(STATEMENT_TIMEOUT, FINISH_MS);
-		transaction_begin();
 		record_ended(&dispatch);
 		claim_write_ids(&dispatch);
 		transaction_end(&dispatch, true);
@@ -169,17 +193,18 @@ take_news(Work *work, uint32 wait_event)
 		finish_and_exit(0, wait_event);
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
+	work->tokens |= news.tokens;
 }
 
 /* Is a transaction worth while now? */
 static bool
 has_work(const Work *work, TimestampTz now)
 {
-	if (work->failures > 0)
+	if (work->failures > 0 || work->locked_out > 0)
 		return work->retry_at <= now;
 	if (dispatch.num_stuck > 0 && dispatch.stuck_until <= now)
 		return true;
-	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX ||
+	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX ||
 		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now ||
 		work->expire_at <= now || work->sweep_at <= now)
 		return true;
@@ -201,9 +226,9 @@ next_work(const Work *work)
 	at = Min(at, Min(work->expire_at, work->sweep_at));
 	if (ConfigReloadPending || stop_is_told())
 		return 0;
-	if (work->failures > 0)
+	if (work->failures > 0 || work->locked_out > 0)
 		return work->retry_at;
-	if (work->control || work->discover_all || work->min_id != PG_INT64_MAX)
+	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX)
 		return 0;
 	if (dispatch.num_ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS));
@@ -258,6 +283,31 @@ work_failed(Work *work, TimestampTz now)
 	launcher_set_failing(true);
 }
 
+/*
+ * Somebody has locked the tables: try again after a while.  The requests under way
+ * go on; nothing waits for him who has them.
+ */
+static void
+work_locked_out(Work *work, TimestampTz now)
+{
+	int			delay_ms = Min(LOCKED_DELAY_MS << Min(work->locked_out, 10), LOCKED_MOST_MS);
+
+	if (work->locked_out++ == 0)
+		work->locked_since = steady_now();
+	work->retry_at = TimestampTzPlusMilliseconds(now, delay_ms);
+	if (steady_left_ms(steady_after_ms(work->locked_since, LOCKED_TOLD_MS)) == 0)
+		launcher_set_locked_out(true);
+}
+
+/* The tables are ours again. */
+static void
+work_let_in(Work *work)
+{
+	if (work->locked_out > 0)
+		launcher_set_locked_out(false);
+	work->locked_out = 0;
+}
+
 /* One transaction; it may throw. */
 static void
 do_work(Work *work, TimestampTz now)
@@ -271,13 +321,21 @@ do_work(Work *work, TimestampTz now)
 		flight_take_back_stuck(&dispatch);
 	num_ended = dispatch.num_ended;
 	record_only = work->failures > 0 && num_ended > 0;
-	transaction_begin();
+	if (!transaction_begin())
+	{
+		work_locked_out(work, now);
+		return;
+	}
+	work_let_in(work);
 	if (work->min_id != PG_INT64_MAX)
 		ordering_tell(work->min_id);
 	if (num_ended > 0)
 		record_ended(&dispatch);
 	if (!record_only)
 	{
+		if (work->tokens)
+			tokens_refresh_asked();
+		work->tokens = false;
 		if (work->poll_at <= now)
 			slow_poll(work, now);
 		if (work->expire_at <= now)
@@ -519,8 +577,28 @@ prepare_http(Work *work, uint32 wait_event)
 			proc_exit(0);
 		work->min_id = Min(work->min_id, news.min_id);
 		work->control |= news.control;
+		work->tokens |= news.tokens;
 	}
 	launcher_set_failing(false);
+}
+
+/* See what the last dispatcher has left. */
+static void
+recover(uint32 wait_event)
+{
+	while (!begin_within(LOCKED_TOLD_MS, wait_event))
+	{
+		DispatchNews news;
+
+		/* what it tells is found without it: all lanes are looked for next */
+		if (!launcher_take_news(&news))
+			proc_exit(0);
+		launcher_set_locked_out(true);
+		CHECK_FOR_INTERRUPTS();
+	}
+	launcher_set_locked_out(false);
+	claim_recover(&dispatch);
+	transaction_end(&dispatch, true);
 }
 
 void
@@ -548,15 +626,13 @@ feishu_dispatcher_main(Datum main_arg)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("another feishu_flow dispatcher works in this database")));
 
-	transaction_begin();
-	claim_recover(&dispatch);
-	transaction_end(&dispatch, true);
+	wait_event = feishu_wait_event_new("FeishuFlowDispatch");
+	recover(wait_event);
 	stop_init();
 	work.discover_all = true;
 	work.control = true;
 	work.poll_at = GetCurrentTimestamp();
 
-	wait_event = feishu_wait_event_new("FeishuFlowDispatch");
 	prepare_http(&work, wait_event);
 
 	for (;;)

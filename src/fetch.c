@@ -4,10 +4,9 @@
  *	  One token request as a transfer.
  *
  * A fetch is asked for by a call that has to wait for it, or by one that
- * found its token good but old; the latter goes on while the fetch lives on
- * in memory of its own, moved forward whenever the process drives its loop.
- * Such a refresh fails by itself when memory runs out, and no call for it: its
- * duty is handed on, and its memory freed.
+ * found its token good but old; the latter goes on beside the fetch.  Such a
+ * refresh fails by itself when memory runs out, and no call for it: its duty is
+ * handed on, and its memory freed.
  *
  * Whoever waits in another process shares a refusal, for asking again would
  * only be refused again, and a broken connection.  A timeout is not shared,
@@ -35,7 +34,7 @@
 /* A token answer is a token and a few words. */
 #define FETCH_MAX_RESPONSE		(64 * 1024)
 
-typedef struct TokenFetch
+struct TokenFetch
 {
 	TransferListener listener;	/* must be first */
 	MemoryContext context;
@@ -46,7 +45,7 @@ typedef struct TokenFetch
 	FetchEnded	ended;
 	void	   *arg;
 	MemoryContextCallback callback;
-} TokenFetch;
+};
 
 static void fetch_on_end(TransferListener *listener, HttpTransfer *transfer);
 static void refresh_on_end(TransferListener *listener, HttpTransfer *transfer);
@@ -133,23 +132,28 @@ refresh_forgive(uint32 holdoff)
 			 errhidestmt(true), errhidecontext(true)));
 }
 
-void
-token_refresh_start(const FlowServer *server, TokenLease *lease, int connect_timeout_ms)
+TokenFetch *
+token_refresh_start(MemoryContext parent, const FlowServer *server, TokenLease *lease,
+					int connect_timeout_ms, FetchEnded ended, void *arg)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext volatile context = NULL;
+	TokenFetch *volatile started = NULL;
 	uint32		holdoff = InterruptHoldoffCount;
 
 	PG_TRY();
 	{
 		TokenFetch *fetch;
 
-		context = AllocSetContextCreate(TopMemoryContext, "feishu_flow token request",
+		context = AllocSetContextCreate(parent, "feishu_flow token request",
 										ALLOCSET_SMALL_SIZES);
 		fetch = fetch_start(context, server, lease,
 							TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TOKEN_REFRESH_MS),
 							connect_timeout_ms);
 		fetch->listener.on_end = refresh_on_end;
+		fetch->ended = ended;
+		fetch->arg = arg;
+		started = fetch;
 	}
 	PG_CATCH();
 	{
@@ -160,6 +164,14 @@ token_refresh_start(const FlowServer *server, TokenLease *lease, int connect_tim
 		refresh_forgive(holdoff);
 	}
 	PG_END_TRY();
+	return started;
+}
+
+void
+token_refresh_give_up(TokenFetch *fetch)
+{
+	token_cache_fail(&fetch->lease, NULL);
+	MemoryContextDelete(fetch->context);
 }
 
 /* Describe a failure; true when those who wait may share it. */
@@ -245,7 +257,7 @@ fetch_on_end(TransferListener *listener, HttpTransfer *transfer)
 	MemoryContextDelete(fetch->context);
 }
 
-/* Likewise of a refresh, which nobody waits for, and whose memory is nobody else's. */
+/* Likewise of a refresh, which nobody waits for; who asked for it is told once more of an error. */
 static void
 refresh_on_end(TransferListener *listener, HttpTransfer *transfer)
 {
@@ -263,6 +275,8 @@ refresh_on_end(TransferListener *listener, HttpTransfer *transfer)
 		MemoryContextSwitchTo(caller);
 		if (fetch->lease.fetching && geterrcode() == ERRCODE_OUT_OF_MEMORY)
 			token_cache_fail(&fetch->lease, NULL);
+		if (fetch->ended != NULL)
+			fetch->ended(fetch->arg, NULL, NULL);
 		MemoryContextDelete(fetch->context);
 		refresh_forgive(holdoff);
 	}

@@ -42,13 +42,21 @@ extern void token_fetch_start(MemoryContext parent, const FlowServer *server,
 							  TokenLease *lease, TimestampTz deadline,
 							  int connect_timeout_ms, FetchEnded ended, void *arg);
 
+/* A refresh that is under way. */
+typedef struct TokenFetch TokenFetch;
+
 /*
- * The same for a token that is good still: nobody waits for the fetch, and it
- * lives as long as it needs.  When memory runs out there is none, or it fails; that
- * is not thrown, and nobody tries again for a while.
+ * The same for a token that is good still: nobody waits for the fetch.  It lives in
+ * its memory as long as it needs; ended (or NULL) is to throw nothing, and may be
+ * called twice.  When memory runs out there is none (NULL is returned), or it fails;
+ * that is not thrown, and nobody tries again for a while.
  */
-extern void token_refresh_start(const FlowServer *server, TokenLease *lease,
-								int connect_timeout_ms);
+extern TokenFetch *token_refresh_start(MemoryContext parent, const FlowServer *server,
+									   TokenLease *lease, int connect_timeout_ms,
+									   FetchEnded ended, void *arg);
+
+/* It has taken too long: nobody tries again for a while. */
+extern void token_refresh_give_up(TokenFetch *fetch);
 
 /* What codec.h needs to know of an HTTP response. */
 static inline HttpAnswer

@@ -208,7 +208,7 @@ void
 flight_read_large(Dispatch *dispatch)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT operator, params, loop_masks FROM feishu.outbox WHERE id = $1",
+		"SELECT operator, params, loop_masks FROM feishu_internal.outbox WHERE id = $1",
 		1, INT8OID);
 	dlist_iter	iter;
 

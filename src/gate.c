@@ -381,7 +381,8 @@ gate_report(AppGate *gate, const LimiterPlace *place, LimiterReport report,
 
 	if (is_probe)
 		gate->probe_pid = 0;
-	if (report == LIMITER_REPORT_NOTHING && place->taken && place->is_trial && same_stop)
+	if ((report == LIMITER_REPORT_NOTHING || report == LIMITER_REPORT_REFUSED) &&
+		place->taken && place->is_trial && same_stop)
 		gate->tried_at = 0;		/* it was none */
 
 	switch (report)
@@ -399,6 +400,9 @@ gate_report(AppGate *gate, const LimiterPlace *place, LimiterReport report,
 				changes = gate_note_answer(gate);
 			if (gate->stop == LIMITER_CREDENTIALS)
 				changes |= gate_set_stop(gate, LIMITER_RUNNING, now);
+			break;
+		case LIMITER_REPORT_REFUSED:
+			changes = gate_note_answer(gate);
 			break;
 		case LIMITER_REPORT_TROUBLE:
 			if (same_open)

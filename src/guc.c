@@ -20,7 +20,8 @@
 
 char	   *feishu_guc_server = NULL;
 int			feishu_guc_timeout = 30 * 1000;
-int			feishu_guc_connect_timeout = 5 * 1000;
+int			feishu_guc_connect_timeout = 8 * 1000;
+int			feishu_guc_max_connection_age = 5 * 60 * 1000;
 int			feishu_guc_max_response_size = 16 * 1024;
 int			feishu_guc_max_apps = 128;
 int			feishu_guc_retry_base_delay = 1000;
@@ -66,7 +67,15 @@ guc_define_settings(void)
 							"Sets the maximum time to establish a connection to the platform.",
 							"It covers name lookup, TCP and TLS. The server's connect_timeout option overrides it.",
 							&feishu_guc_connect_timeout,
-							5 * 1000, 1, INT_MAX,
+							8 * 1000, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.max_connection_age",
+							"Sets the age at which a connection to the platform takes no more requests.",
+							"The name of the platform is then resolved again, for it may have another address.",
+							&feishu_guc_max_connection_age,
+							5 * 60 * 1000, 1, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 

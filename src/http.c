@@ -5,9 +5,10 @@
  *	  a WaitEventSet.
  *
  * Together with http_transfer.c, which has the single transfer,
- * http_classify.c and http_handle.c, this is the only code that knows of
- * libcurl.  A process has one HttpLoop, made at the first request and kept until the process ends, so
- * that connections, the DNS cache and loaded CA certificates outlive a call.
+ * http_classify.c, http_handle.c and http_pool.c, this is the only code that
+ * knows of libcurl.  A process has one HttpLoop, made at the first request and
+ * kept until the process ends, so that connections, the DNS cache and loaded CA
+ * certificates outlive a call.
  *
  * Rules that everything here keeps:
  *
@@ -47,13 +48,9 @@
 
 #include "http_internal.h"
 #include "nls.h"
-#include "steady.h"
 
 /* Socket events handled in one turn. */
 #define HTTP_EVENTS_PER_TURN	64
-
-/* Idle connections kept by a process that makes one call at a time. */
-#define HTTP_MAX_IDLE_CONNECTIONS	8L
 
 /*
  * Connections of a process may take three quarters of the descriptors that fd.c
@@ -62,43 +59,18 @@
  * descriptor any more.  And a few there are in any case.
  */
 #define HTTP_RESERVED_DESCRIPTORS	48
-#define HTTP_MIN_CONNECTIONS		4
 
 /* Descriptors of a transfer that has no connection yet: to resolve a name, or to
  * try two addresses at once. */
 #define HTTP_BEGIN_DESCRIPTORS		2
 
+/* How often to look for more of an answer that is there already. */
+#define HTTP_READ_ROUNDS		64
+
 static HttpLoop *the_loop = NULL;
 
 
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
-
-/* CURLMOPT_SOCKETFUNCTION: libcurl says what it waits for on a socket. */
-static int
-on_socket(CURL *easy, curl_socket_t fd, int what, void *userp, void *socketp)
-{
-	HttpLoop   *loop = userp;
-	int			events = 0;
-
-	if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
-		events |= CURL_CSELECT_IN;
-	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
-		events |= CURL_CSELECT_OUT;
-	http_socket_want(loop->sockets, fd, events);
-	return 0;					/* -1 would end every transfer, for good */
-}
-
-/* CURLMOPT_TIMERFUNCTION: libcurl says when it wants to be called again. */
-static int
-on_timer(CURLM *multi, long timeout_ms, void *userp)
-{
-	HttpLoop   *loop = userp;
-
-	/* comes several times a request: the clock is read when that is needed */
-	loop->timer = timeout_ms == 0 ? 0 : HTTP_NO_TIMER;	/* 0: at once */
-	loop->timer_in_ms = timeout_ms > 0 ? timeout_ms : -1;
-	return 0;
-}
 
 /* CURLOPT_OPENSOCKETFUNCTION; userp is the HttpHandle */
 curl_socket_t
@@ -114,7 +86,7 @@ http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *addres
 	fd = socket(address->family, type, address->protocol);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
 		transfer->no_socket = true;
-	if (fd >= 0 && !http_socket_opened(transfer->loop->sockets, fd))
+	if (fd >= 0 && !http_socket_opened(transfer->loop->sockets, fd, transfer->pool))
 	{
 		close(fd);
 		fd = CURL_SOCKET_BAD;
@@ -154,8 +126,8 @@ http_loop_get(void)
 	loop->sockets = sockets;
 	loop->budget = Max(max_safe_fds - Max(max_safe_fds / 4, HTTP_RESERVED_DESCRIPTORS),
 					   HTTP_MIN_CONNECTIONS);
-	loop->timer = HTTP_NO_TIMER;
-	loop->timer_in_ms = -1;
+	loop->first_deadline = DT_NOEND;
+	dlist_init(&loop->old_pools);
 	dlist_init(&loop->active);
 	dlist_init(&loop->done);
 
@@ -164,22 +136,13 @@ http_loop_get(void)
 		initialized = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
 	if (initialized)
 	{
-		loop->multi = curl_multi_init();
 		loop->headers = http_headers_create();
+		if (loop->headers != NULL)
+			loop->pool = http_pool_create(loop);
 	}
-	ok = loop->multi != NULL && loop->headers != NULL &&
-		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETFUNCTION, on_socket) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_SOCKETDATA, loop) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_TIMERFUNCTION, on_timer) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_TIMERDATA, loop) == CURLM_OK &&
-		curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, HTTP_MAX_IDLE_CONNECTIONS) == CURLM_OK &&
-	/* beyond, libcurl closes one that is idle, or lets a transfer wait */
-		curl_multi_setopt(loop->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) loop->budget) == CURLM_OK;
+	ok = loop->pool != NULL;
 	if (!ok)
-	{
-		curl_multi_cleanup(loop->multi);	/* NULL will do */
 		curl_slist_free_all(loop->headers);
-	}
 	curl_leave(&saved);
 
 	if (!ok)
@@ -199,10 +162,8 @@ http_loop_set_host_connections(HttpLoop *loop, int max)
 	sigset_t	saved;
 
 	curl_enter(&saved);
-	curl_multi_setopt(loop->multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) max);
-	/* or libcurl would open a connection for each request beyond 100 */
-	curl_multi_setopt(loop->multi, CURLMOPT_MAX_CONCURRENT_STREAMS, (long) max);
-	curl_multi_setopt(loop->multi, CURLMOPT_MAXCONNECTS, max + HTTP_MAX_IDLE_CONNECTIONS);
+	loop->max_host_connections = max;
+	http_pool_limit_host(loop->pool);
 	curl_leave(&saved);
 }
 
@@ -228,82 +189,75 @@ http_loop_defer(HttpLoop *loop)
 	loop->deferred = true;
 }
 
-/* In how many ms libcurl wants to be called, never too early; -1: not at all. */
-static long
-loop_timer_ms(HttpLoop *loop)
+/*
+ * Transfers that are past their deadline: keep libcurl from ending them by itself,
+ * until what has come of them is read.  Returns whether there are any; they are to
+ * be ended by loop_end_late.
+ */
+static bool
+loop_spare_late(HttpLoop *loop)
 {
-	int64		now;
+	TimestampTz now = GetCurrentTimestamp();
+	dlist_iter	iter;
+	bool		late = false;
 
-	if (loop->timer == 0)
-		return 0;
-	if (loop->timer == HTTP_NO_TIMER && loop->timer_in_ms < 0)
-		return -1;
-	now = steady_now();
-	if (loop->timer_in_ms >= 0)
+	if (now < loop->first_deadline)
+		return false;
+	loop->first_deadline = DT_NOEND;
+	dlist_foreach(iter, &loop->active)
 	{
-		loop->timer = now + (int64) loop->timer_in_ms * 1000;
-		loop->timer_in_ms = -1;
+		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
+
+		if (transfer->deadline > now)
+		{
+			loop->first_deadline = Min(loop->first_deadline, transfer->deadline);
+			continue;
+		}
+		transfer->late = late = true;
+		/* 0 is no limit here, and a default of minutes there */
+		curl_easy_setopt(transfer->handle->easy, CURLOPT_TIMEOUT_MS, 0L);
+		curl_easy_setopt(transfer->handle->easy, CURLOPT_CONNECTTIMEOUT_MS, 0L);
+		transfer->handle->timeout_ms = transfer->handle->connect_timeout_ms = 0;
 	}
-	return (long) ((Max(loop->timer - now, 0) + 999) / 1000);
-}
-
-/* Let libcurl act on a socket, or on its timer with CURL_SOCKET_TIMEOUT. */
-static void
-loop_action(HttpLoop *loop, curl_socket_t fd, int events)
-{
-	int			running;
-
-	if (fd == CURL_SOCKET_TIMEOUT)
-	{
-		/* libcurl sets the next one, if any */
-		loop->timer = HTTP_NO_TIMER;
-		loop->timer_in_ms = -1;
-	}
-	(void) curl_multi_socket_action(loop->multi, fd, events, &running);
-	/* a dispatcher may be long in a transaction before the next turn */
-	if (loop->deferred)
-		(void) loop_timer_ms(loop);
-}
-
-/* Fetch the transfers that libcurl has ended.  Signals are blocked. */
-static void
-loop_collect(HttpLoop *loop)
-{
-	CURLMsg    *message;
-	int			left;
-
-	while ((message = curl_multi_info_read(loop->multi, &left)) != NULL)
-	{
-		char	   *handle = NULL;
-
-		if (message->msg == CURLMSG_DONE &&
-			curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &handle) == CURLE_OK)
-			http_transfer_finish(((HttpHandle *) handle)->transfer, message->data.result);
-	}
+	return late;
 }
 
 /*
- * End transfers that are past their deadline.  libcurl does so itself, but can
- * lose the timer of a connection that is being made, and then be late by some
- * 200 ms.
+ * Read all that has come by now, without waiting.  Likewise leaves the latch
+ * alone, and does not throw.  Signals are blocked.
  */
 static void
-loop_expire(HttpLoop *loop)
+loop_read(HttpLoop *loop)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	dlist_mutable_iter iter;
-	sigset_t	saved;
+	for (int round = 0; round < HTTP_READ_ROUNDS; round++)
+	{
+		HttpPolled	events[HTTP_EVENTS_PER_TURN];
+		int			num_events = http_sockets_look(loop->sockets, events, lengthof(events));
 
+		if (num_events == 0)
+			break;
+		for (int i = 0; i < num_events; i++)
+			http_pool_act(loop->sockets->slots[events[i].fd].owner, events[i].fd, events[i].events);
+	}
+	http_pools_collect(loop);
+}
+
+/*
+ * End those that loop_spare_late found, unless their answer is there.  A process may
+ * come back to its loop long after it came in.  Signals are blocked.
+ */
+static void
+loop_end_late(HttpLoop *loop)
+{
+	dlist_mutable_iter iter;
+
+	loop_read(loop);
 	dlist_foreach_modify(iter, &loop->active)
 	{
 		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
 
-		if (transfer->deadline <= now)
-		{
-			curl_enter(&saved);
+		if (transfer->late)
 			http_transfer_finish(transfer, CURLE_OPERATION_TIMEDOUT);
-			curl_leave(&saved);
-		}
 	}
 }
 
@@ -316,10 +270,34 @@ http_loop_run_due(HttpLoop *loop)
 {
 	/* libcurl chooses connections now */
 	if (loop->fresh)
+	{
 		http_conns_shut_unsolicited(loop->sockets);
+		(void) http_conns_retire(loop->sockets, loop->pool);
+	}
 	loop->fresh = false;
-	loop_action(loop, CURL_SOCKET_TIMEOUT, 0);
-	loop_collect(loop);
+	if (loop_spare_late(loop))
+		loop_end_late(loop);
+	http_pools_run_timers(loop);
+	http_pools_collect(loop);
+}
+
+/*
+ * Take what has come while nobody drove the loop: transfers that have ended by it
+ * are handed out by http_loop_next_done.  Does not throw.
+ */
+void
+http_loop_catch_up(HttpLoop *loop)
+{
+	sigset_t	saved;
+
+	if (dlist_is_empty(&loop->active))
+		return;
+	curl_enter(&saved);
+	if (loop_spare_late(loop))
+		loop_end_late(loop);
+	else
+		loop_read(loop);
+	curl_leave(&saved);
 }
 
 /* How long to wait: until then, or until libcurl wants to be called in timer_ms. */
@@ -356,7 +334,8 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		HttpPolled	events[HTTP_EVENTS_PER_TURN];
 		int			num_events;
 		bool		latch_set;
-		long		timer_ms = loop_timer_ms(loop);
+		bool		late;
+		long		timer_ms = http_pools_timer_ms(loop);
 		sigset_t	saved;
 
 		if (timer_ms == 0)
@@ -364,7 +343,7 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 			curl_enter(&saved);
 			http_loop_run_due(loop);
 			curl_leave(&saved);
-			timer_ms = loop_timer_ms(loop);
+			timer_ms = http_pools_timer_ms(loop);
 		}
 		if (!dlist_is_empty(&loop->done))
 			return;
@@ -372,23 +351,25 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		http_sockets_reserve(loop->sockets, loop->num_unbegun);
 		num_events = http_sockets_wait(loop->sockets, loop_timeout_ms(timer_ms, until), wait_event,
 									   events, lengthof(events), &latch_set);
-		if (num_events > 0)
-		{
-			curl_enter(&saved);
-			for (int i = 0; i < num_events; i++)
-				loop_action(loop, events[i].fd, events[i].events);
-			loop_collect(loop);
-			curl_leave(&saved);
-		}
+		curl_enter(&saved);
+		/*
+		 * before libcurl looks at any: it looks at all of its timers then, and can
+		 * lose the one of a connection that is being made
+		 */
+		late = loop_spare_late(loop);
+		for (int i = 0; i < num_events; i++)
+			http_pool_act(loop->sockets->slots[events[i].fd].owner, events[i].fd, events[i].events);
+		if (late)
+			loop_end_late(loop);
+		else if (num_events > 0)
+			http_pools_collect(loop);
+		curl_leave(&saved);
 
 		CHECK_FOR_INTERRUPTS();
 		if (latch_set || !dlist_is_empty(&loop->done) || (was_full && http_loop_room(loop) > 0))
 			return;
 		if (!TIMESTAMP_IS_NOEND(until) && GetCurrentTimestamp() >= until)
-		{
-			loop_expire(loop);
 			return;
-		}
 	}
 }
 

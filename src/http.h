@@ -166,6 +166,12 @@ extern void *http_transfer_owner(const HttpTransfer *transfer);
  */
 extern void http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event);
 
+/*
+ * Take what has come while nobody drove the loop, without waiting: transfers may have
+ * ended by it.  Does not throw.
+ */
+extern void http_loop_catch_up(HttpLoop *loop);
+
 /* The next transfer that has ended and was not handed out, or NULL. */
 extern HttpTransfer *http_loop_next_done(HttpLoop *loop);
 

@@ -8,6 +8,11 @@
  * does not when it is shut down; or, as recent ones look at a connection once a
  * second only, it fails to send a request there and takes another connection.
  *
+ * In the same way ends what is to take no more requests: a connection that its
+ * peer will soon close, as it says, for want of a request; that is as old as
+ * feishu_flow.max_connection_age; or that brought an answer of a gateway without a
+ * backend.  The next one goes where the name leads by then.
+ *
  * Nothing here throws.
  *
  * Copyright (c) 2026, feishu_flow contributors
@@ -23,10 +28,37 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include "guc.h"
 #include "http_sockets.h"
 
 /* Sockets looked at at once. */
 #define MAX_POLLED				64
+
+/* Buffers of bytes that are thrown away when a connection is shut down. */
+#define MAX_DISCARDED			64
+
+/*
+ * Shut down a connection, so that libcurl does not use it again.  What it brought is
+ * thrown away: with bytes to read, be it TLS's word that this is the end, libcurl 7.88
+ * takes a connection for alive, and gives up after five that are not.
+ */
+void
+http_conn_shut(int fd)
+{
+	char		buffer[4096];
+
+	(void) shutdown(fd, SHUT_RDWR);
+	for (int i = 0; i < MAX_DISCARDED && recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT) > 0; i++)
+		;
+}
+
+/* When a connection is to be retired. */
+static SteadyTime
+slot_due(const HttpSockets *set, const HttpSocket *slot)
+{
+	return slot->spent ? 0 :
+		Min(slot->idle_until, steady_after_ms(slot->opened_at, set->max_age));
+}
 
 /* There is no reason to suspect a connection, any more. */
 void
@@ -56,20 +88,34 @@ http_conn_active_since(const HttpSockets *set, int fd, uint64 number)
 
 /*
  * fd is kept after an answer, which may have been read without being waited for.
- * "quiet": nothing may come on it while it is idle, for as long as it is open.
+ * "quiet": nothing may come on it while it is idle, for as long as it is open.  It
+ * may be used again for so many ms; -1: the peer sets no limit.
  */
 void
-http_conn_keep(HttpSockets *set, int fd, bool quiet)
+http_conn_keep(HttpSockets *set, int fd, bool quiet, int idle_ms)
 {
+	HttpSocket *slot;
+
 	http_socket_connected(set, fd);
 	if (fd >= set->num_slots)
 		return;
-	if (quiet && !set->slots[fd].quiet)
+	slot = &set->slots[fd];
+	if (quiet && !slot->quiet)
 	{
-		set->slots[fd].quiet = true;
+		slot->quiet = true;
 		set->num_quiet++;
 	}
+	slot->idle_until = idle_ms >= 0 ? steady_after_ms(steady_now(), idle_ms) : HTTP_NEVER;
+	set->next_due = Min(set->next_due, slot_due(set, slot));
 	http_conn_note_activity(set, fd);
+}
+
+/* fd takes no more requests; those that are under way on it may end. */
+void
+http_conn_spend(HttpSockets *set, int fd)
+{
+	set->slots[fd].spent = true;
+	set->next_due = 0;
 }
 
 /* Is fd one that we opened, and still open? */
@@ -150,7 +196,7 @@ shut_idle(HttpSockets *set, int fd, uint64 number)
 			continue;
 		peer_get(other, &other_peer, &other_size);
 		if (other_size == size && memcmp(&other_peer, &peer, size) == 0)
-			(void) shutdown(other, SHUT_RDWR);
+			http_conn_shut(other);
 	}
 }
 
@@ -200,4 +246,43 @@ http_conns_shut_unsolicited(HttpSockets *set)
 				http_socket_mute(set, polled[i].fd);
 		}
 	}
+}
+
+/*
+ * Shut down each idle connection that is to take no more requests.  Returns whether
+ * there is one of this owner's that is in use, but would take more all the same: of
+ * HTTP/2, or so new that this is not known.
+ */
+bool
+http_conns_retire(HttpSockets *set, const void *owner)
+{
+	SteadyTime	now = steady_now();
+	bool		in_use = false;
+
+	if (set->max_age == feishu_guc_max_connection_age && now < set->next_due)
+		return false;
+
+	set->max_age = feishu_guc_max_connection_age;
+	set->next_due = HTTP_NEVER;
+	for (int fd = 0; fd < set->num_known; fd++)
+	{
+		HttpSocket *slot = &set->slots[fd];
+		SteadyTime	due = slot_due(set, slot);
+
+		if (!slot->opened || slot->retired)
+			continue;
+		if (due > now)
+			set->next_due = Min(set->next_due, due);
+		else if (slot->owned && slot->wanted == 0)
+		{
+			slot->retired = true;
+			http_conn_shut(fd);
+		}
+		else if (!slot->quiet && slot->owner == owner)
+			in_use = true;
+		/* else it is looked at when it is kept, see http_conn_keep */
+	}
+	if (in_use)
+		set->next_due = now;
+	return in_use;
 }

@@ -29,6 +29,12 @@
  */
 #define HTTP_CA_SECONDS			10L
 
+/*
+ * A name is resolved again for a connection that is made so many seconds later: it
+ * may lead elsewhere by then.  Not for each of many that are made at once.
+ */
+#define HTTP_DNS_SECONDS		5L
+
 #define USER_AGENT				"User-Agent: "
 
 struct curl_slist *
@@ -72,6 +78,7 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	SET(CURLOPT_PROXY, "");		/* the server's proxy option alone decides */
 	SET(CURLOPT_NOPROXY, "");
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	SET(CURLOPT_DNS_CACHE_TIMEOUT, HTTP_DNS_SECONDS);
 	/* the least there is: a request is some hundred bytes, and a dispatcher has
 	 * hundreds of them under way */
 	SET(CURLOPT_UPLOAD_BUFFERSIZE, 16384L);

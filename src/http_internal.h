@@ -28,6 +28,8 @@
 
 #define HTTP_NO_TIMER			PG_INT64_MAX
 
+typedef struct HttpPool HttpPool;
+
 /* Peers of which a process knows which HTTP they need: see http_peers.c. */
 #define HTTP_MAX_PEERS			16
 
@@ -51,18 +53,18 @@ typedef struct HttpHandle
 	HttpVersion version;		/* it speaks */
 	long		timeout_ms;		/* these two: 0 if not set */
 	long		connect_timeout_ms;
+	bool		close;			/* its connection is to be closed after this transfer */
 	HttpTransfer *transfer;		/* that it is used for */
 	char		error_buffer[CURL_ERROR_SIZE];
 } HttpHandle;
 
 struct HttpLoop
 {
-	CURLM	   *multi;
+	HttpPool   *pool;			/* for new transfers */
+	dlist_head	old_pools;		/* with transfers that have not ended */
+	int			num_old_pools;
+	int			max_host_connections;	/* 0: no limit */
 	HttpSockets *sockets;
-	int64		timer;			/* when libcurl wants to be called, by http.c's
-								 * clock; HTTP_NO_TIMER: not at all */
-	long		timer_in_ms;	/* the same from now on, whenever that clock is
-								 * read next; -1: see timer */
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
 	HttpPeer	peers[HTTP_MAX_PEERS];
@@ -73,13 +75,29 @@ struct HttpLoop
 	bool		fresh;			/* there is one */
 	int			budget;			/* connections that there may be */
 	int			num_unbegun;	/* active ones without a connection */
+	TimestampTz first_deadline; /* no transfer that is under way has an earlier
+								 * one; DT_NOEND: none has any */
 	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */
+};
+
+/* A pool of connections, see http_pool.c.  malloc'ed. */
+struct HttpPool
+{
+	HttpLoop   *loop;
+	CURLM	   *multi;
+	int64		timer;			/* when libcurl wants to be called, by the steady
+								 * clock; HTTP_NO_TIMER: not at all */
+	long		timer_in_ms;	/* the same from now on, whenever that clock is
+								 * read next; -1: see timer */
+	int			num_transfers;
+	dlist_node	node;			/* in loop->old_pools */
 };
 
 struct HttpTransfer
 {
 	HttpLoop   *loop;
+	HttpPool   *pool;
 	HttpHandle *handle;			/* NULL once freed or ended */
 	struct curl_slist *headers; /* its own, then the loop's */
 	void	   *owner;
@@ -105,9 +123,12 @@ struct HttpTransfer
 	long		sent_before;	/* to a proxy, for a tunnel, when it was begun */
 	bool		have_tt_logid;
 	bool		have_ogw_reset; /* no Retry-After */
+	int			keep_seconds;	/* that its connection is kept without a request,
+								 * as the peer says; -1: it says nothing */
 	TimestampTz started;
 	uint64		active_before;	/* num_active of the sockets then */
 	TimestampTz deadline;
+	bool		late;			/* is past it */
 	HttpResult	result;
 	MemoryContextCallback callback;
 };
@@ -124,6 +145,20 @@ curl_leave(const sigset_t *saved)
 {
 	sigprocmask(SIG_SETMASK, saved, NULL);
 }
+
+/* Connections that there are in any case. */
+#define HTTP_MIN_CONNECTIONS	4
+
+/* http_pool.c; signals are blocked */
+extern HttpPool *http_pool_create(HttpLoop *loop);
+extern void http_pool_limit_host(HttpPool *pool);
+extern bool http_pool_add(HttpTransfer *transfer);
+extern void http_pool_remove(HttpTransfer *transfer);
+extern void http_pool_act(HttpPool *pool, curl_socket_t fd, int events);
+extern void http_pools_run_timers(HttpLoop *loop);
+extern long http_pools_timer_ms(HttpLoop *loop);
+extern void http_pools_collect(HttpLoop *loop);
+extern void http_pools_renew(HttpLoop *loop);
 
 /* http.c: callbacks of every easy handle */
 extern curl_socket_t http_open_socket(void *userp, curlsocktype purpose,
@@ -143,7 +178,8 @@ extern int	http_handle_socket(const HttpLoop *loop, const HttpHandle *handle);
 /* http_handle.c: the headers of every request, or NULL */
 extern struct curl_slist *http_headers_create(void);
 
-/* http_transfer.c: callbacks of every easy handle; userp is the HttpHandle */
+/* http_transfer.c, http_headers.c: callbacks of every easy handle; userp is the
+ * HttpHandle */
 extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);
 extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp);
 #ifdef FEISHU_HAVE_CURL_PREREQ

@@ -214,6 +214,8 @@ http_transfer_resend(HttpTransfer *transfer)
 	HttpHandle *old = transfer->handle;
 	HttpRequest request = transfer->request;
 	HttpHandle *handle;
+	HttpPool   *old_pool = transfer->pool;
+	HttpPool   *pool;
 
 	if (!transfer->refused || transfer->status != 0 || old->url_text == NULL ||
 		!is_worth_resending(transfer) || GetCurrentTimestamp() >= transfer->deadline)
@@ -226,14 +228,18 @@ http_transfer_resend(HttpTransfer *transfer)
 		return false;
 
 	transfer->handle = handle;
-	curl_multi_remove_handle(loop->multi, old->easy);
-	if (!http_transfer_configure(transfer, &request) ||
-		curl_multi_add_handle(loop->multi, handle->easy) != CURLM_OK)
+	if (!http_transfer_configure(transfer, &request) || !http_pool_add(transfer))
 	{
 		transfer->handle = old;
 		http_handle_free(handle);
 		return false;
 	}
+	pool = transfer->pool;
+	transfer->handle = old;
+	transfer->pool = old_pool;
+	http_pool_remove(transfer);
+	transfer->handle = handle;
+	transfer->pool = pool;
 	old->transfer = NULL;
 	http_handle_release(loop, old, false);
 

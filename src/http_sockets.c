@@ -33,7 +33,6 @@
 #include "postgres.h"
 
 #include <curl/curl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "miscadmin.h"
@@ -165,6 +164,9 @@ slot_forget(HttpSockets *set, HttpSocket *slot)
 		set->num_quiet--;
 	slot->quiet = false;
 	slot->muted = false;
+	slot->spent = false;
+	slot->retired = false;
+	slot->idle_until = HTTP_NEVER;
 	slot->active = 0;
 }
 
@@ -198,9 +200,9 @@ slot_register(HttpSockets *set, HttpSocket *slot, int events)
 	}
 }
 
-/* fd was opened by us; http_socket_closed tells when it goes. */
+/* fd was opened by us, for this owner; http_socket_closed tells when it goes. */
 bool
-http_socket_opened(HttpSockets *set, int fd)
+http_socket_opened(HttpSockets *set, int fd, void *owner)
 {
 	HttpSocket *slot = slot_get(set, fd);
 
@@ -210,6 +212,9 @@ http_socket_opened(HttpSockets *set, int fd)
 	slot_set(set, slot, true, false, 0);
 	/* if there was one of this number, it left the poller by itself */
 	slot->registered = 0;
+	slot->owner = owner;
+	slot->opened_at = steady_now();
+	set->next_due = Min(set->next_due, steady_after_ms(slot->opened_at, set->max_age));
 	return true;
 }
 
@@ -243,11 +248,11 @@ http_socket_closed(HttpSockets *set, int fd)
 }
 
 /*
- * From now on wait for these events on fd; 0: for none.  Without memory for it, a
+ * From now on wait for these events on fd of this owner; 0: for none.  Without memory for it, a
  * name resolver's is not waited for: libcurl looks at it now and then all the same.
  */
 void
-http_socket_want(HttpSockets *set, int fd, int events)
+http_socket_want(HttpSockets *set, int fd, int events, void *owner)
 {
 	HttpSocket *slot = slot_get(set, fd);
 	bool		opened;
@@ -255,10 +260,11 @@ http_socket_want(HttpSockets *set, int fd, int events)
 
 	if (slot == NULL)
 		return;
+	slot->owner = owner;
 	if (events == 0)
 	{
 		if (slot->suspect)
-			(void) shutdown(fd, SHUT_RDWR);
+			http_conn_shut(fd);
 		http_conn_trust(set, fd);
 		opened = owned = slot->owned;
 	}
@@ -286,7 +292,7 @@ http_socket_mute(HttpSockets *set, int fd)
 	slot->muted = true;
 	slot_register(set, slot, 0);
 	if (slot->quiet)
-		(void) shutdown(fd, SHUT_RDWR);
+		http_conn_shut(fd);
 }
 
 /* Whose event is it?  NULL: of another socket that had this number. */
@@ -298,9 +304,9 @@ http_sockets_polled(HttpSockets *set, const HttpPolled *polled)
 	return slot->registered != 0 && slot->generation == polled->generation ? slot : NULL;
 }
 
-/* Fetch events of the sockets, and mute those that are idle. */
-static int
-sockets_look(HttpSockets *set, HttpPolled *events, int max_events)
+/* Fetch events of the sockets that there are now, and mute those that are idle. */
+int
+http_sockets_look(HttpSockets *set, HttpPolled *events, int max_events)
 {
 	int			num = http_poller_look(set->poller, events, max_events);
 	int			num_events = 0;
@@ -367,7 +373,7 @@ http_sockets_wait(HttpSockets *set, long timeout_ms, uint32 wait_event,
 			*latch_set = true;
 		}
 		if (occurred[i].events & WL_SOCKET_READABLE)
-			num_events = sockets_look(set, events, max_events);
+			num_events = http_sockets_look(set, events, max_events);
 	}
 	return num_events;
 }

@@ -16,7 +16,10 @@
 #ifndef FEISHU_HTTP_SOCKETS_H
 #define FEISHU_HTTP_SOCKETS_H
 
+#include "steady.h"
 #include "storage/latch.h"
+
+#define HTTP_NEVER				PG_INT64_MAX
 
 /* What the poller found. */
 typedef struct HttpPolled
@@ -37,7 +40,12 @@ typedef struct HttpSocket
 	bool		muted;			/* fired while idle: not registered */
 	bool		quiet;			/* nothing may come while it is idle */
 	bool		suspect;		/* its peer may be gone */
+	bool		spent;			/* takes no more requests */
+	bool		retired;		/* the same, and shut down */
 	uint64		active;			/* num_active when something came last */
+	SteadyTime	opened_at;
+	SteadyTime	idle_until;		/* then its peer may close it if it is idle */
+	void	   *owner;			/* whose it is: an HttpPool */
 } HttpSocket;
 
 typedef struct HttpSockets
@@ -54,6 +62,8 @@ typedef struct HttpSockets
 	int			num_suspect;
 	uint64		num_active;		/* how often something came, on any */
 	bool		unregistered;	/* one that is wanted is not in the poller */
+	SteadyTime	next_due;		/* before, none is to be retired */
+	int			max_age;		/* ms; that next_due was reckoned with */
 } HttpSockets;
 
 /* http_poller.c */
@@ -64,24 +74,28 @@ extern int	http_poller_look(int poller, HttpPolled *polled, int max);
 /* http_sockets.c */
 extern HttpSockets *http_sockets_create(void);
 extern void http_sockets_reserve(HttpSockets *set, int spare);
-extern bool http_socket_opened(HttpSockets *set, int fd);
+extern bool http_socket_opened(HttpSockets *set, int fd, void *owner);
 extern void http_socket_connected(HttpSockets *set, int fd);
 extern void http_socket_closed(HttpSockets *set, int fd);
-extern void http_socket_want(HttpSockets *set, int fd, int events);
+extern void http_socket_want(HttpSockets *set, int fd, int events, void *owner);
 extern void http_socket_mute(HttpSockets *set, int fd);
 extern HttpSocket *http_sockets_polled(HttpSockets *set, const HttpPolled *polled);
+extern int	http_sockets_look(HttpSockets *set, HttpPolled *events, int max_events);
 extern int	http_sockets_wait(HttpSockets *set, long timeout_ms, uint32 wait_event,
 							  HttpPolled *events, int max_events, bool *latch_set);
 
 /* http_conn.c */
+extern void http_conn_shut(int fd);
 extern void http_conn_note_activity(HttpSockets *set, int fd);
 extern bool http_conn_active_since(const HttpSockets *set, int fd, uint64 number);
-extern void http_conn_keep(HttpSockets *set, int fd, bool quiet);
+extern void http_conn_keep(HttpSockets *set, int fd, bool quiet, int idle_ms);
+extern void http_conn_spend(HttpSockets *set, int fd);
 extern void http_conn_suspect(HttpSockets *set, int fd, uint64 number);
 extern void http_conn_trust(HttpSockets *set, int fd);
 extern bool http_conn_is_open(const HttpSockets *set, int fd);
 extern int	http_conn_find(const HttpSockets *set, int local_port,
 						   const char *peer_address, int peer_port);
 extern void http_conns_shut_unsolicited(HttpSockets *set);
+extern bool http_conns_retire(HttpSockets *set, const void *owner);
 
 #endif							/* FEISHU_HTTP_SOCKETS_H */

@@ -19,19 +19,12 @@
 #include "postgres.h"
 
 #include <ctype.h>
-#include <sys/socket.h>
 
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "http_internal.h"
 #include "nls.h"
-
-/* libcurl limits the headers of an answer, but not the trailers behind it. */
-#define HTTP_MAX_HEADERS		(512 * 1024)
-
-/* A day: what is said to last for longer is not meant so. */
-#define HTTP_MAX_RESET			86400
 
 /* First size of a response buffer; the usual answer is far shorter. */
 #define HTTP_INITIAL_BODY		1024
@@ -81,138 +74,6 @@ http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp)
 	result->body_len += len;
 	result->body[result->body_len] = '\0';
 	return len;
-}
-
-/* If line is the header "name", copy its value, trimmed and cut to size. */
-static bool
-header_value(const char *line, size_t len, const char *name, char *value, size_t size)
-{
-	size_t		name_len = strlen(name);
-
-	if (len <= name_len || line[name_len] != ':' ||
-		pg_strncasecmp(line, name, name_len) != 0)
-		return false;
-	line += name_len + 1;
-	len -= name_len + 1;
-	while (len > 0 && (*line == ' ' || *line == '\t'))
-		line++, len--;
-	while (len > 0 && isspace((unsigned char) line[len - 1]))
-		len--;
-	len = Min(len, size - 1);
-	memcpy(value, line, len);
-	value[len] = '\0';
-	return true;
-}
-
-/*
- * The status line of an answer: forget what an interim one before it had.  Headers
- * of that are not those of the answer.
- */
-static void
-begin_answer(HttpTransfer *transfer, const char *line, size_t len)
-{
-	HttpResult *result = &transfer->result;
-	const char *blank = memchr(line, ' ', len);
-	int			status = 0;
-
-	for (const char *p = blank; p != NULL && ++p < line + len && isdigit((unsigned char) *p);)
-		status = Min(status * 10 + (*p - '0'), 1000);
-	transfer->status = status / 100 == 1 ? 0 : status;
-	transfer->have_tt_logid = false;
-	transfer->have_ogw_reset = false;
-	result->reset_seconds = -1;
-	result->log_id[0] = '\0';
-	result->location[0] = '\0';
-	result->content_type[0] = '\0';
-	result->date[0] = '\0';
-}
-
-/* Retry-After: seconds, or a date; -1 if it is neither. */
-static double
-retry_after(const char *value)
-{
-	TimestampTz when;
-
-	if (value[0] != '\0' && value[strspn(value, "0123456789")] == '\0')
-		return Min(strtod(value, NULL), HTTP_MAX_RESET);
-	if (!http_read_date(value, &when))
-		return -1;
-	return Min(Max(when - GetCurrentTimestamp(), 0) / 1e6, HTTP_MAX_RESET);
-}
-
-/* CURLOPT_HEADERFUNCTION: keep the few that the caller wants to know of. */
-size_t
-http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
-{
-	HttpTransfer *transfer = ((HttpHandle *) userp)->transfer;
-	HttpResult *result = &transfer->result;
-	size_t		len = size * nmemb;
-	char		value[HTTP_HEADER_SIZE];
-
-	transfer->header_size += len;
-	if (transfer->header_size > HTTP_MAX_HEADERS)
-	{
-		transfer->too_large = true;
-		return 0;
-	}
-
-	switch (len > 0 ? pg_ascii_tolower((unsigned char) data[0]) : '\0')
-	{
-		case 'x':
-			if (header_value(data, len, "x-tt-logid", value, sizeof(value)))
-			{
-				strcpy(result->log_id, value);
-				transfer->have_tt_logid = true;
-			}
-			else if (!transfer->have_tt_logid &&
-					 header_value(data, len, "x-request-id", value, sizeof(value)))
-				strcpy(result->log_id, value);
-			else if (header_value(data, len, "x-ogw-ratelimit-reset", value, sizeof(value)))
-			{
-				char	   *end;
-				double		seconds = strtod(value, &end);
-
-				if (end != value && seconds >= 0 && seconds <= HTTP_MAX_RESET)
-				{
-					result->reset_seconds = seconds;
-					transfer->have_ogw_reset = true;
-				}
-			}
-			break;
-		case 'c':
-			if (header_value(data, len, "content-type", value, sizeof(value)))
-				strcpy(result->content_type, value);
-			break;
-		case 'l':
-			if (header_value(data, len, "location", value, sizeof(value)))
-				strcpy(result->location, value);
-			break;
-		case 'h':
-			if (len > 5 && memcmp(data, "HTTP/", 5) == 0)
-				begin_answer(transfer, data, len);
-			break;
-		case 'r':
-			if (!transfer->have_ogw_reset &&
-				header_value(data, len, "retry-after", value, sizeof(value)))
-				result->reset_seconds = retry_after(value);
-			break;
-		case 'd':
-			if (header_value(data, len, "date", value, sizeof(result->date)))
-				strcpy(result->date, value);
-			break;
-	}
-	return len;
-}
-
-bool
-http_read_date(const char *date, TimestampTz *when)
-{
-	time_t		seconds = curl_getdate(date, NULL);
-
-	if (seconds < 0)
-		return false;
-	*when = time_t_to_timestamptz(seconds);
-	return true;
 }
 
 /* Bytes of requests, of which one to a proxy for a tunnel is the first. */
@@ -298,6 +159,17 @@ http_transfers_note_begun(HttpLoop *loop)
 /* ---------- How it ended ---------- */
 
 /*
+ * For how many ms a connection may be used again that the peer keeps for so many
+ * seconds; -1: no limit.  It counts from the answer on, which takes its time, and
+ * the next request takes as long.
+ */
+static int
+reuse_ms(int keep_seconds)
+{
+	return keep_seconds < 0 ? -1 : keep_seconds * 1000 - Min(1000, keep_seconds * 500);
+}
+
+/*
  * The connection is kept after an answer, which may have been read without being
  * waited for.  Of HTTP/1 nothing is to be heard of it meanwhile.
  */
@@ -313,7 +185,18 @@ note_answered(HttpTransfer *transfer)
 		fd == CURL_SOCKET_BAD)
 		return;
 	http_conn_keep(transfer->loop->sockets, fd,
-				   version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1);
+				   version == CURL_HTTP_VERSION_1_0 || version == CURL_HTTP_VERSION_1_1,
+				   reuse_ms(transfer->keep_seconds));
+}
+
+/* libcurl has closed the connection, or others use it: then it takes no more. */
+static void
+note_closed(HttpTransfer *transfer)
+{
+	int			fd = http_handle_socket(transfer->loop, transfer->handle);
+
+	if (fd >= 0)
+		http_conn_spend(transfer->loop->sockets, fd);
 }
 
 /*
@@ -354,7 +237,9 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 						   isspace((unsigned char) result->error[len - 1])))
 			result->error[--len] = '\0';
 	}
-	if (code == CURLE_OK)
+	if (transfer->handle->close)
+		note_closed(transfer);
+	else if (code == CURLE_OK)
 		note_answered(transfer);
 	transfer_detach(transfer, code == CURLE_OK);
 	dlist_delete(&transfer->node);
@@ -406,6 +291,9 @@ http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 		SET(CURLOPT_CONNECTTIMEOUT_MS, connect_timeout_ms);
 	handle->timeout_ms = timeout_ms;
 	handle->connect_timeout_ms = connect_timeout_ms;
+	if (handle->close)
+		SET(CURLOPT_FORBID_REUSE, 0L);
+	handle->close = false;
 	SET(CURLOPT_HTTPHEADER, transfer_all_headers(transfer));
 	if (request->body != NULL)
 	{
@@ -486,6 +374,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->started = GetCurrentTimestamp();
 	transfer->active_before = loop->sockets->num_active;
 	transfer->result.reset_seconds = -1;
+	transfer->keep_seconds = -1;
 	transfer->callback.func = transfer_on_reset;
 	transfer->callback.arg = transfer;
 	MemoryContextRegisterResetCallback(context, &transfer->callback);
@@ -500,6 +389,8 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	http_sockets_reserve(loop->sockets, loop->num_unbegun + 1);
 
 	curl_enter(&saved);
+	if (http_conns_retire(loop->sockets, loop->pool))
+		http_pools_renew(loop);
 	ok = request->body_len < HTTP_LARGE_BODY || transfer_add_header(transfer, "Expect:");
 	ok = ok && (content_type == NULL || transfer_add_header(transfer, content_type));
 	ok = ok && (authorization == NULL || transfer_add_header(transfer, authorization));
@@ -507,13 +398,14 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	{
 		transfer->handle = http_handle_acquire(loop, request);
 		ok = transfer->handle != NULL && http_transfer_configure(transfer, request) &&
-			curl_multi_add_handle(loop->multi, transfer->handle->easy) == CURLM_OK;
+			http_pool_add(transfer);
 	}
 	if (ok)
 	{
 		dlist_push_tail(&loop->active, &transfer->node);
 		transfer->listed = true;
 		loop->num_unbegun++;
+		loop->first_deadline = Min(loop->first_deadline, transfer->deadline);
 		loop->fresh = true;
 		/* which sends the request, if there is a connection */
 		if (!loop->deferred)
@@ -557,7 +449,7 @@ hang_up(HttpTransfer *transfer, int fd, bool is_alone)
 		!http_conn_active_since(sockets, fd, transfer->active_before))
 		http_conn_suspect(sockets, fd, transfer->active_before);
 	if (is_alone)
-		(void) shutdown(fd, SHUT_RDWR);
+		http_conn_shut(fd);
 }
 
 /* Is it the only one that is under way? */
@@ -577,8 +469,8 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 	bool		is_alone = transfer_is_alone(transfer);
 	int			fd = reusable ? -1 : http_handle_socket(transfer->loop, handle);
 
+	http_pool_remove(transfer);
 	transfer->handle = NULL;
-	curl_multi_remove_handle(transfer->loop->multi, handle->easy);
 	if (fd >= 0)
 		hang_up(transfer, fd, is_alone);
 	handle->transfer = NULL;

@@ -197,7 +197,7 @@ lane_close(Dispatch *dispatch, Lane *lane)
 
 /* ---------- What holds it ---------- */
 
-/* Have the change of a hold written, if feishu.held_lane has something else. */
+/* Have the change of a hold written, if feishu_internal.held_lane has something else. */
 static void
 lane_tell_hold(Dispatch *dispatch, Lane *lane)
 {

@@ -32,6 +32,7 @@ typedef enum DispatchProblem
 	DISPATCH_CLOSED,			/* a template, or without connections */
 	DISPATCH_NO_WORKER,			/* PostgreSQL has no background worker free */
 	DISPATCH_FAILS,				/* the dispatcher fails, and is started again */
+	DISPATCH_LOCKED_OUT,		/* the dispatcher waits for a lock */
 	/* a table of the queue is not as the extension has made it */
 	DISPATCH_TABLE_GONE,
 	DISPATCH_TABLE_ROW_SECURITY,	/* forced */
@@ -58,6 +59,7 @@ typedef struct DispatchNews
 								 * PG_INT64_MAX: none */
 	bool		control;		/* pauses, servers, mappings or the extension
 								 * itself may have changed */
+	bool		tokens;			/* it is asked to refresh some, see token_ask.c */
 } DispatchNews;
 
 /* The empty news, to be added to. */
@@ -69,6 +71,9 @@ typedef struct DispatchNews
  * database that the launcher does not know becomes known by this.
  */
 extern void launcher_tell(const DispatchNews *news);
+
+/* Is there a dispatcher in this database, and does it work? */
+extern bool launcher_has_dispatcher(void);
 
 
 /* ---------- For the dispatcher ---------- */
@@ -93,6 +98,9 @@ extern bool launcher_take_news(DispatchNews *news);
 
 /* The dispatcher cannot work on its queue for now, or can again.  Does not throw. */
 extern void launcher_set_failing(bool failing);
+
+/* ... because somebody has locked the tables. */
+extern void launcher_set_locked_out(bool locked_out);
 
 /*
  * OID of the extension in this database.  InvalidOid when there is none, or

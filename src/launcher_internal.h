@@ -44,6 +44,7 @@ typedef struct SlotView
 	bool		stop;			/* the worker is, or was, to end */
 	bool		ended_well;		/* the last worker's exit code was 0 */
 	bool		failing;		/* the dispatcher cannot work on its queue */
+	bool		locked_out;		/* ... as somebody has locked it */
 	uint32		creations;		/* counts CREATE EXTENSION */
 } SlotView;
 

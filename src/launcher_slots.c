@@ -234,6 +234,7 @@ slots_view(int place, SlotView *view)
 	SpinLockAcquire(&slot->mutex);
 	view->stop = slot->stop;
 	view->failing = slot->failing;
+	view->locked_out = slot->locked_out;
 	SpinLockRelease(&slot->mutex);
 	LWLockRelease(launcher_shared->lock);
 	return OidIsValid(view->database);

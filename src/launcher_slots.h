@@ -28,6 +28,7 @@ typedef struct DatabaseSlot
 	ProcNumber	proc;			/* attached worker, or INVALID_PROC_NUMBER */
 	bool		stop;			/* the worker is to end */
 	bool		failing;		/* the dispatcher cannot work on its queue */
+	bool		locked_out;		/* ... as somebody has locked it */
 	DispatchNews news;
 	/* under both */
 	Oid			database;		/* InvalidOid: the slot is free */

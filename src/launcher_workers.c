@@ -63,6 +63,7 @@ place_tell(int place, Oid database, const DispatchNews *news)
 	{
 		slot->news.min_id = Min(slot->news.min_id, news->min_id);
 		slot->news.control |= news->control;
+		slot->news.tokens |= news->tokens;
 		proc = slot->proc;
 	}
 	SpinLockRelease(&slot->mutex);
@@ -105,6 +106,19 @@ launcher_tell(const DispatchNews *news)
 }
 
 bool
+launcher_has_dispatcher(void)
+{
+	SlotView	view;
+	int			place;
+
+	if (!launcher_present() || !OidIsValid(MyDatabaseId))
+		return false;
+	place = slots_find(MyDatabaseId);
+	return place >= 0 && slots_view(place, &view) && view.database == MyDatabaseId &&
+		view.worker == WORKER_DISPATCHER && view.pid != 0 && !view.stop && !view.failing;
+}
+
+bool
 launcher_take_news(DispatchNews *news)
 {
 	DatabaseSlot *slot = &launcher_shared->slots[own_place];
@@ -125,6 +139,16 @@ launcher_set_failing(bool failing)
 
 	SpinLockAcquire(&slot->mutex);
 	slot->failing = failing;
+	SpinLockRelease(&slot->mutex);
+}
+
+void
+launcher_set_locked_out(bool locked_out)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[own_place];
+
+	SpinLockAcquire(&slot->mutex);
+	slot->locked_out = locked_out;
 	SpinLockRelease(&slot->mutex);
 }
 
@@ -263,7 +287,7 @@ slots_start_worker(int place, WorkerKind kind, uint32 *generation)
 		*generation = ++slot->generation;
 		SpinLockAcquire(&slot->mutex);
 		slot->stop = false;
-		slot->failing = false;
+		slot->failing = slot->locked_out = false;
 		SpinLockRelease(&slot->mutex);
 		started = true;
 	}

@@ -58,6 +58,8 @@ typedef enum LimiterReport
 								 * a pause */
 	LIMITER_REPORT_TOKEN,		/* a token was granted: ends a pause of the
 								 * credentials */
+	LIMITER_REPORT_REFUSED,		/* the token was refused, and is to be replaced:
+								 * closes the breaker */
 	LIMITER_REPORT_REACHED,		/* and base_url answers: closes the breaker, too */
 	LIMITER_REPORT_TROUBLE,		/* no answer, or a platform-side failure */
 	LIMITER_REPORT_RATE,		/* 429: pause for reset_seconds */

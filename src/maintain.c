@@ -83,7 +83,7 @@ bool
 maintain_purge(TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"WITH purged AS (DELETE FROM feishu.outbox WHERE id = ANY (ARRAY(SELECT id FROM feishu.outbox"
+		"WITH purged AS (DELETE FROM feishu_internal.outbox WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox"
 		" WHERE finished_at >= $1 AND finished_at < $2"
 		" ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) RETURNING finished_at)"
 		" SELECT count(*), max(finished_at) FROM purged",
@@ -135,11 +135,11 @@ bool
 maintain_expire(Dispatch *dispatch, TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = $1,"
+		"UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = $1,"
 		" sqlstate = $2, error = COALESCE(error || $3, $4)"
-		" WHERE id = ANY (ARRAY(SELECT id FROM feishu.outbox WHERE state = 'q'"
+		" WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox WHERE state = 'q'"
 		" AND expires_at < 'infinity' AND (expires_at, id) > ($5, $6) AND expires_at <= $1"
-		" AND NOT id = ANY ((SELECT ids FROM feishu.claim"
+		" AND NOT id = ANY ((SELECT ids FROM feishu_internal.claim"
 		" WHERE database = $7 AND system_identifier = $9)::bigint[])"
 		" ORDER BY expires_at, id LIMIT $8 FOR UPDATE SKIP LOCKED))"
 		" RETURNING id, expires_at, server, roleid, ordering_key",
@@ -196,11 +196,11 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
  * that may be sent at once and delayed ones are two kinds.
  */
 #define FAIL_STATEMENT(kind) \
-	SQL_STATEMENT("UPDATE feishu.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
+	SQL_STATEMENT("UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
 				  " sqlstate = $3, error = COALESCE(error || $7, $4)" \
-				  " WHERE id = ANY (ARRAY(SELECT id FROM feishu.outbox" \
+				  " WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox" \
 				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \
-				  " AND NOT id = ANY ((SELECT ids FROM feishu.claim" \
+				  " AND NOT id = ANY ((SELECT ids FROM feishu_internal.claim" \
 				  " WHERE database = $6 AND system_identifier = $8)::bigint[])" \
 				  " LIMIT $5 FOR UPDATE SKIP LOCKED))", \
 				  8, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, TEXTOID, INT8OID)

@@ -36,9 +36,9 @@ typedef struct FlowRate
 } FlowRate;
 
 /*
- * Identity of an app's credentials: SHA-256 over base_url, token_url, app_id
- * and app_secret, or over base_url and the fixed token, so that none of them is
- * ever confused with another.
+ * Identity of an app's credentials and of whom they are shown to: SHA-256 over
+ * base_url, proxy, ca_file, and token_url, app_id and app_secret or the fixed token.
+ * A token is never taken from, or given to, somebody who speaks with others.
  */
 #define APP_KEY_LENGTH		32
 
@@ -94,14 +94,39 @@ extern void options_store(List *options, Oid catalog, FlowServer *server);
  */
 extern FlowServer *server_lookup(const char *name, Oid userid);
 
-/* Throw 42809 unless the server belongs to our wrapper. */
-struct ForeignServer;
-extern void server_check_wrapper(const struct ForeignServer *foreign_server);
+/* Whose user mapping a role's is. */
+typedef enum MappingKind
+{
+	MAPPING_NONE,
+	MAPPING_OWN,
+	MAPPING_PUBLIC
+} MappingKind;
+
+/* A server and a mapping, as the catalogs had them at one time. */
+typedef struct ServerRows
+{
+	Oid			serverid;
+	Oid			owner;
+	Oid			wrapperid;
+	List	   *server_options; /* of DefElem */
+	MappingKind mapping;
+	List	   *mapping_options;
+} ServerRows;
+
+/*
+ * server_catalog.c: read them for the server of this name and a role; false if
+ * there is no such server.
+ */
+extern bool server_read_catalogs(const char *name, Oid userid, ServerRows *rows);
+
+/* Throw 42809 unless a server's wrapper is ours. */
+extern void server_check_wrapper(Oid wrapperid, const char *server_name);
 
 /*
  * The identity of the app in one user mapping (userid may be InvalidOid, for
  * PUBLIC), whatever anybody's rights; false when the mapping has no credentials.
  */
+struct ForeignServer;
 extern bool server_app_key(struct ForeignServer *foreign_server, Oid userid, AppKey *key);
 
 /* A copy in the current memory context, secrets included. */

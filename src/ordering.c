@@ -226,7 +226,7 @@ ordering_find_successors(Dispatch *dispatch, OrderingKey *keys, int num)
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT k.n, n.id, n.next_at"
 		" FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS k (server, roleid, ordering_key, floor, n)"
-		" LEFT JOIN LATERAL (SELECT o.id, o.next_at FROM feishu.outbox o"
+		" LEFT JOIN LATERAL (SELECT o.id, o.next_at FROM feishu_internal.outbox o"
 		"  WHERE o.server = k.server AND o.roleid = k.roleid"
 		"  AND o.ordering_key = k.ordering_key AND o.id >= k.floor"
 		"  AND o.state = 'q' ORDER BY o.id LIMIT 1) n ON true",

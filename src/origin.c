@@ -7,7 +7,7 @@
  * copy, or a subscriber of a publication that has the queue's tables.  There
  * they must not be sent, for the original sends them.  So each row says where it
  * was queued, by the cluster's system identifier and the database's OID, and so
- * does the row of feishu.claim, which tells a dispatcher whether there was one
+ * does the row of feishu_internal.claim, which tells a dispatcher whether there was one
  * before it:
  *
  *	what has happened			system identifier	OID
@@ -17,7 +17,7 @@
  *	pg_createsubscriber			another				the same
  *	rows were replicated		another				any
  *
- * A row of feishu.claim that is this database's: go on.  What came by
+ * A row of feishu_internal.claim that is this database's: go on.  What came by
  * replication meanwhile is cancelled when its turn comes.
  *
  * None, but one with our OID: the cluster was upgraded, which always makes a new
@@ -29,7 +29,7 @@
  * Neither: this is a copy, or the row was lost.  What waits here of another
  * database is cancelled.
  *
- * Rows of feishu.claim that others write, by replication, are left alone.
+ * Rows of feishu_internal.claim that others write, by replication, are left alone.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -77,13 +77,13 @@ static void
 adopt(Datum *values)
 {
 	static SqlStatement adopt_flows = SQL_STATEMENT(
-		"UPDATE feishu.outbox o SET system_identifier = $1 FROM feishu.claim c"
+		"UPDATE feishu_internal.outbox o SET system_identifier = $1 FROM feishu_internal.claim c"
 		" WHERE c.database = $2 AND o.database = $2"
 		" AND o.system_identifier = c.system_identifier AND o.state = 'q'",
 		2, INT8OID, OIDOID);
 	static SqlStatement adopt_claim = SQL_STATEMENT(
-		"WITH old AS (DELETE FROM feishu.claim WHERE database = $2 RETURNING ids)"
-		" INSERT INTO feishu.claim (system_identifier, database, major_version, ids)"
+		"WITH old AS (DELETE FROM feishu_internal.claim WHERE database = $2 RETURNING ids)"
+		" INSERT INTO feishu_internal.claim (system_identifier, database, major_version, ids)"
 		" SELECT $1, $2, $3, ARRAY(SELECT unnest(ids) FROM old)",
 		3, INT8OID, OIDOID, INT4OID);
 	uint64		num = sql_run(&adopt_flows, values, NULL, SPI_OK_UPDATE, NULL);
@@ -100,11 +100,11 @@ static void
 disown(Datum *values)
 {
 	static SqlStatement disown_flows = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET state = 'c', next_at = NULL, finished_at = now(), error = $3"
+		"UPDATE feishu_internal.outbox SET state = 'c', next_at = NULL, finished_at = now(), error = $3"
 		" WHERE state = 'q' AND (database <> $2 OR system_identifier <> $1)",
 		3, INT8OID, OIDOID, TEXTOID);
 	static SqlStatement claim = SQL_STATEMENT(
-		"INSERT INTO feishu.claim (system_identifier, database, major_version, ids)"
+		"INSERT INTO feishu_internal.claim (system_identifier, database, major_version, ids)"
 		" VALUES ($1, $2, $3, '{}')",
 		3, INT8OID, OIDOID, INT4OID);
 	Datum		disowned[3] = {values[0], values[1], CStringGetTextDatum(record_not_ours_text())};
@@ -124,10 +124,10 @@ void
 origin_settle(void)
 {
 	static SqlStatement is_known = SQL_STATEMENT(
-		"SELECT FROM feishu.claim WHERE system_identifier = $1 AND database = $2",
+		"SELECT FROM feishu_internal.claim WHERE system_identifier = $1 AND database = $2",
 		2, INT8OID, OIDOID);
 	static SqlStatement is_upgraded = SQL_STATEMENT(
-		"SELECT FROM feishu.claim WHERE database = $2 AND system_identifier <> $1"
+		"SELECT FROM feishu_internal.claim WHERE database = $2 AND system_identifier <> $1"
 		" AND (major_version <> $3"
 		" OR NOT EXISTS (SELECT FROM pg_subscription WHERE subdbid = $2))",
 		3, INT8OID, OIDOID, INT4OID);

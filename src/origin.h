@@ -18,7 +18,7 @@ extern Datum origin_database(void);
 
 extern bool origin_is_ours(Datum system_identifier, Datum database);
 
-/* See that feishu.claim has a row of this database; needs a transaction and
+/* See that feishu_internal.claim has a row of this database; needs a transaction and
  * sql_begin_as_owner. */
 extern void origin_settle(void);
 

@@ -144,7 +144,7 @@ outbox_expires_by_age(TimestampTz run_at)
 	return expires_at;
 }
 
-/* Columns of feishu.outbox, in their order there. */
+/* Columns of feishu_internal.outbox, in their order there. */
 enum
 {
 	COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_ATTEMPTS, COLUMN_MAX_ATTEMPTS, COLUMN_STATE,
@@ -175,7 +175,7 @@ static void
 insert_by_sql(Datum *values, bool *nulls)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"INSERT INTO feishu.outbox (id, roleid, database, system_identifier, max_attempts,"
+		"INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts,"
 		" is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id,"
 		" operator, params, idempotent_key, loop_masks, ordering_key)"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",

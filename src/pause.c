@@ -49,7 +49,7 @@ owned_server(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" does not exist", name)));
-	server_check_wrapper(server);
+	server_check_wrapper(server->fdwid, server->servername);
 	if (!feishu_server_ownercheck(server->serverid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_FOREIGN_SERVER, name);
 	return server;
@@ -60,7 +60,7 @@ Datum
 feishu_pause_server(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"INSERT INTO feishu.paused_server (server, paused_by, paused_at)"
+		"INSERT INTO feishu_internal.paused_server (server, paused_by, paused_at)"
 		" VALUES ($1, $2, pg_catalog.now()) ON CONFLICT (server) DO NOTHING",
 		2, TEXTOID, TEXTOID);
 	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
@@ -106,7 +106,7 @@ Datum
 feishu_resume_server(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"DELETE FROM feishu.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
+		"DELETE FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
 	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
 	Datum		values[1] = {CStringGetTextDatum(server->servername)};

@@ -394,7 +394,7 @@ static uint64
 write_ends(Flight **flights, int num)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox o SET state = e.state, attempts = e.attempts,"
+		"UPDATE feishu_internal.outbox o SET state = e.state, attempts = e.attempts,"
 		" unanswered = e.unanswered,"
 		" next_at = CASE WHEN e.state = 'q' THEN e.at END,"
 		" finished_at = CASE WHEN e.state <> 'q' THEN e.at END,"
@@ -441,14 +441,14 @@ static void
 explain_no_row(const Flight *flight)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT FROM feishu.outbox WHERE id = $1 AND state = 'q'", 1, INT8OID);
+		"SELECT FROM feishu_internal.outbox WHERE id = $1 AND state = 'q'", 1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(flight->id)};
 
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the end of flow %lld could not be written", (long long) flight->id),
-				 errhint("Look for a trigger, a rule or row security on table feishu.outbox.")));
+				 errhint("Look for a trigger, a rule or row security on table feishu_internal.outbox.")));
 	ereport(LOG,
 			(errmsg("feishu_flow could not record the end of flow %lld: somebody has deleted or changed its row",
 					(long long) flight->id)));
@@ -580,7 +580,7 @@ record_ended(Dispatch *dispatch)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("ends of flows could not be written"),
-					 errhint("Look for a trigger, a rule or row security on table feishu.outbox.")));
+					 errhint("Look for a trigger, a rule or row security on table feishu_internal.outbox.")));
 		}
 		num = 0;
 		bytes = 0;
@@ -599,7 +599,7 @@ void
 record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *error)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu.outbox SET state = CASE WHEN $4 IS NULL THEN 'f' ELSE 'q' END::\"char\","
+		"UPDATE feishu_internal.outbox SET state = CASE WHEN $4 IS NULL THEN 'f' ELSE 'q' END::\"char\","
 		" next_at = $4, finished_at = CASE WHEN $4 IS NULL THEN now() END,"
 		" sqlstate = $2, error = $3"
 		" WHERE id = $1 AND state = 'q'",
@@ -634,12 +634,12 @@ void
 record_holds(Dispatch *dispatch)
 {
 	static SqlStatement hold = SQL_STATEMENT(
-		"INSERT INTO feishu.held_lane (server, roleid, reason, resume_at)"
+		"INSERT INTO feishu_internal.held_lane (server, roleid, reason, resume_at)"
 		" VALUES ($1, $2, $3, $4) ON CONFLICT (server, roleid)"
 		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at",
 		4, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID);
 	static SqlStatement release = SQL_STATEMENT(
-		"DELETE FROM feishu.held_lane WHERE server = $1 AND roleid = $2",
+		"DELETE FROM feishu_internal.held_lane WHERE server = $1 AND roleid = $2",
 		2, TEXTOID, OIDOID);
 
 	dlist_iter	iter;

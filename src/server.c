@@ -54,26 +54,10 @@ has_suffix(const char *text, const char *suffix)
 		strcmp(text + text_len - suffix_len, suffix) == 0;
 }
 
-/*
- * Throw unless the user has credentials on the server; find out who pays.
- */
+/* Throw that the user has no credentials on the server. */
 static void
-check_user_mapping(FlowServer *server, Oid owner)
+report_no_mapping(const FlowServer *server)
 {
-	if (SearchSysCacheExists2(USERMAPPINGUSERSERVER,
-							  ObjectIdGetDatum(server->userid),
-							  ObjectIdGetDatum(server->serverid)))
-	{
-		server->payer = server->userid;
-		return;
-	}
-	if (SearchSysCacheExists2(USERMAPPINGUSERSERVER,
-							  ObjectIdGetDatum(InvalidOid),
-							  ObjectIdGetDatum(server->serverid)))
-	{
-		server->payer = owner;
-		return;
-	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("role \"%s\" has no user mapping for server \"%s\"",
@@ -101,6 +85,8 @@ compute_app_key(FlowServer *server)
 
 	ok = hash != NULL && pg_cryptohash_init(hash) >= 0 &&
 		hash_part(hash, server->base_url) &&
+		hash_part(hash, server->proxy != NULL ? server->proxy : "") &&
+		hash_part(hash, server->ca_file != NULL ? server->ca_file : "") &&
 		(server->protocol == TOKEN_FIXED ?
 		 hash_part(hash, "fixed") &&
 		 hash_part(hash, server->fixed_token) :
@@ -117,18 +103,22 @@ compute_app_key(FlowServer *server)
 }
 
 void
-server_check_wrapper(const ForeignServer *foreign_server)
+server_check_wrapper(Oid wrapperid, const char *server_name)
 {
-	ForeignDataWrapper *wrapper = GetForeignDataWrapper(foreign_server->fdwid);
+	ForeignDataWrapper *wrapper = GetForeignDataWrapperExtended(wrapperid, FDW_MISSING_OK);
 	char	   *validator = NULL;
 
+	if (wrapper == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("server \"%s\" does not exist", server_name)));
 	if (OidIsValid(wrapper->fdwvalidator))
 		validator = get_func_name(wrapper->fdwvalidator);
 	if (validator == NULL || strcmp(validator, VALIDATOR_NAME) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("server \"%s\" does not belong to the wrapper feishu_flow",
-						foreign_server->servername),
+						server_name),
 				 errdetail("Its foreign-data wrapper is \"%s\".", wrapper->fdwname),
 				 errhint("Name a server that was made with FOREIGN DATA WRAPPER feishu_flow.")));
 }
@@ -206,7 +196,7 @@ static FlowServer *
 read_server(const char *name, Oid userid, bool by_setting)
 {
 	FlowServer *server = palloc0(sizeof(FlowServer));
-	ForeignServer *foreign_server;
+	ServerRows	rows;
 
 	server->name = pstrdup(name);
 	server->userid = userid;
@@ -214,8 +204,7 @@ read_server(const char *name, Oid userid, bool by_setting)
 	server->connect_timeout_ms = -1;
 	server->max_concurrency = -1;
 
-	foreign_server = GetForeignServerByName(name, true);
-	if (foreign_server == NULL)
+	if (!server_read_catalogs(name, userid, &rows))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" does not exist", name),
@@ -224,14 +213,15 @@ read_server(const char *name, Oid userid, bool by_setting)
 						 quote_identifier(name)) :
 				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow.",
 						 quote_identifier(name))));
-	server->serverid = foreign_server->serverid;
-	server_check_wrapper(foreign_server);
+	server->serverid = rows.serverid;
+	server_check_wrapper(rows.wrapperid, name);
 	check_usage(server->serverid, name, userid);
-	check_user_mapping(server, foreign_server->owner);
+	if (rows.mapping == MAPPING_NONE)
+		report_no_mapping(server);
+	server->payer = rows.mapping == MAPPING_OWN ? userid : rows.owner;
 
-	options_store(foreign_server->options, ForeignServerRelationId, server);
-	options_store(GetUserMapping(userid, server->serverid)->options,
-				  UserMappingRelationId, server);
+	options_store(rows.server_options, ForeignServerRelationId, server);
+	options_store(rows.mapping_options, UserMappingRelationId, server);
 
 	check_ca_file(server);
 

@@ -24,6 +24,8 @@
 #include "nls.h"
 #include "sqlrun.h"
 
+const char *const queue_tables[QUEUE_TABLES] = {"outbox", "claim", "paused_server", "held_lane", "outbox_id_seq"};
+
 /* Throw that the tables are not there. */
 static void
 report_not_installed(void)
@@ -34,13 +36,19 @@ report_not_installed(void)
 			 errhint("CREATE EXTENSION feishu_flow.")));
 }
 
+Oid
+sql_find_table(const char *name)
+{
+	Oid			schema = get_namespace_oid(QUEUE_SCHEMA, true);
+
+	return OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+}
+
 void
 sql_find_outbox(Oid *outbox, Oid *sequence)
 {
-	Oid			namespace_id = get_namespace_oid("feishu", true);
-
-	*outbox = get_relname_relid("outbox", namespace_id);
-	*sequence = get_relname_relid("outbox_id_seq", namespace_id);
+	*outbox = sql_find_table("outbox");
+	*sequence = sql_find_table("outbox_id_seq");
 	if (!OidIsValid(*outbox) || !OidIsValid(*sequence))
 		report_not_installed();
 }

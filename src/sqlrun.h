@@ -15,6 +15,9 @@
 #include "executor/spi.h"
 #include "utils/snapshot.h"
 
+/* Where the queue's tables are; nobody else may look into it. */
+#define QUEUE_SCHEMA		"feishu_internal"
+
 #define SQL_MAX_ARGUMENTS	20
 
 /* A statement, planned at its first use and kept; to be a static variable. */
@@ -29,6 +32,13 @@ typedef struct SqlStatement
 /* Initializer: text, number of arguments, their types (InvalidOid for none). */
 #define SQL_STATEMENT(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
+
+/* The queue's tables. */
+#define QUEUE_TABLES		5
+extern const char *const queue_tables[QUEUE_TABLES];
+
+/* One of them, or InvalidOid. */
+extern Oid	sql_find_table(const char *name);
 
 /* The queue's table and the sequence of its ids.  Throws 42704 without them. */
 extern void sql_find_outbox(Oid *outbox, Oid *sequence);

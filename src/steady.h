@@ -15,6 +15,8 @@
 #ifndef FEISHU_STEADY_H
 #define FEISHU_STEADY_H
 
+#include <limits.h>
+
 #include "portability/instr_time.h"
 
 /* Microseconds since some time in the past; 0 is past at all times. */

@@ -12,12 +12,16 @@
  * is told to fetch another while everybody still uses the old one: the
  * platform issues a new token when less than 30 minutes are left, and both
  * stay valid (PLATFORM.md), so that no call ever waits for a token but the
- * first.
+ * first.  The caller may ask the dispatcher of its database (token_ask.c).
  *
  * A flight ends by a token, by a failure that those who waited share, or by
  * being given up, at the latest by the exit of its process.  After a few
  * seconds, should its request hang or its process be stuck, the next caller may
  * take over.  The end wakes all who wait (wakeup.c).
+ *
+ * A token that the platform refuses is replaced, and the next one may be refused,
+ * too, or be the same.  Then it is kept for a while, and calls that use it meanwhile
+ * get the platform's refusal: there is not a token request for each.
  *
  * The lock protects everything in TokenCache and is held only to copy.  All
  * of it is plain data.  A slot is found by its key each time, since it may be
@@ -43,7 +47,7 @@
 
 #include "app_share.h"
 #include "guc.h"
-#include "token.h"
+#include "token_internal.h"
 #include "wakeup.h"
 
 #define TOKEN_TRANCHE			"feishu_flow_token"
@@ -65,38 +69,17 @@
 /* After a refresh failed while the token is still good, pause so long. */
 #define TOKEN_REFRESH_PAUSE_MS	(30 * 1000)
 
-typedef struct TokenSlot
-{
-	TimestampTz last_used;
-	Oid			payer;			/* InvalidOid: several; see app_share.c */
-	/* the token */
-	uint64		generation;		/* changes with each token stored */
-	int			length;			/* 0: none */
-	TimestampTz expires_at;
-	TimestampTz refresh_at;
-	/* the fetch under way */
-	uint64		flight;			/* its number, 0: none */
-	TimestampTz flight_deadline;
-	bool		flight_is_refresh;	/* nobody drives it on purpose */
-	/* the last fetch that failed */
-	uint64		failed_flight;
-	TokenFailure failure;
-	char		token[TOKEN_MAX_LENGTH];
-} TokenSlot;
+/*
+ * A token that was had in place of a refused one and has not been accepted since: if
+ * it is refused, another is asked for not before this.  Of others, so many in a row
+ * are replaced at once, and one at each such time later on.
+ */
+#define TOKEN_REPLACE_MS		500
+#define TOKEN_REPLACE_AT_ONCE	8
+#define TOKEN_REPLACE_LATER_MS	250
 
-typedef struct TokenCache
-{
-	LWLock	   *lock;			/* NULL: not shared */
-	uint64		counter;		/* last generation or flight given out */
-	int			longest;		/* token that was stored, in bytes */
-	pg_atomic_uint64 eviction_logged_at;
-	int			num_slots;
-	int			num_used;		/* the first so many are in use */
-	AppKey	keys[FLEXIBLE_ARRAY_MEMBER];	/* then the slots */
-} TokenCache;
-
-static TokenCache *cache = NULL;
-static TokenSlot *slots = NULL;
+TokenCache *token_cache = NULL;
+TokenSlot *token_slots = NULL;
 
 /* Leases of this process that have the duty to fetch. */
 static dlist_head duties = DLIST_STATIC_INIT(duties);
@@ -160,8 +143,8 @@ token_startup_shmem(void)
 		cache_keep_out_of_core(memory, cache_size(feishu_guc_max_apps));
 	}
 	LWLockRelease(AddinShmemInitLock);
-	cache = memory;
-	slots = cache_slots(memory);
+	token_cache = memory;
+	token_slots = cache_slots(memory);
 }
 
 /* At the exit of a process: hand its duties on. */
@@ -180,32 +163,18 @@ cache_ensure(void)
 
 	if (ready)
 		return;
-	if (cache == NULL)
+	if (token_cache == NULL)
 	{
 		TokenCache *memory = MemoryContextAllocZero(TopMemoryContext,
 													cache_size(TOKEN_LOCAL_APPS));
 
 		memory->num_slots = TOKEN_LOCAL_APPS;
 		cache_keep_out_of_core(memory, cache_size(TOKEN_LOCAL_APPS));
-		cache = memory;
-		slots = cache_slots(memory);
+		token_cache = memory;
+		token_slots = cache_slots(memory);
 	}
 	on_shmem_exit(token_on_exit, (Datum) 0);
 	ready = true;
-}
-
-static inline void
-cache_lock(LWLockMode mode)
-{
-	if (cache->lock != NULL)
-		LWLockAcquire(cache->lock, mode);
-}
-
-static inline void
-cache_unlock(void)
-{
-	if (cache->lock != NULL)
-		LWLockRelease(cache->lock);
 }
 
 
@@ -239,8 +208,8 @@ lease_take_duty(TokenLease *lease)
 }
 
 /* The duty to fetch ends. */
-static void
-lease_drop_duty(TokenLease *lease)
+void
+token_lease_drop_duty(TokenLease *lease)
 {
 	if (lease->fetching)
 		dlist_delete(&lease->node);
@@ -253,7 +222,7 @@ token_lease_pass_duty(TokenLease *from, TokenLease *to)
 	Assert(from->fetching && !to->fetching);
 	to->generation = from->generation;
 	to->flight = from->flight;
-	lease_drop_duty(from);
+	token_lease_drop_duty(from);
 	lease_take_duty(to);
 }
 
@@ -280,24 +249,19 @@ token_lease_take(TokenLease *lease, const TokenLease *from)
 	lease_make_room(lease, strlen(from->token));
 	strcpy(lease->token, from->token);
 	lease->generation = from->generation;
+	lease->unproven = from->unproven;
 }
 
 /* The slot of a key, or NULL.  The lock is held. */
-static TokenSlot *
-slot_find(const AppKey *key)
+TokenSlot *
+token_slot_find(const AppKey *key)
 {
-	for (int i = 0; i < cache->num_used; i++)
+	for (int i = 0; i < token_cache->num_used; i++)
 	{
-		if (memcmp(&cache->keys[i], key, sizeof(AppKey)) == 0)
-			return &slots[i];
+		if (memcmp(&token_cache->keys[i], key, sizeof(AppKey)) == 0)
+			return &token_slots[i];
 	}
 	return NULL;
-}
-
-static inline bool
-slot_has_token(const TokenSlot *slot, TimestampTz now)
-{
-	return slot->length > 0 && slot->expires_at > now;
 }
 
 /*
@@ -309,13 +273,13 @@ slot_find_victim(Oid payer, bool with_token, TimestampTz now)
 {
 	int			victim = -1;
 
-	for (int i = 0; i < cache->num_used; i++)
+	for (int i = 0; i < token_cache->num_used; i++)
 	{
-		if ((slots[i].flight != 0 && slots[i].flight_deadline > now) ||
-			(OidIsValid(payer) && slots[i].payer != payer) ||
-			(!with_token && slot_has_token(&slots[i], now)))
+		if ((token_slots[i].flight != 0 && token_slots[i].flight_deadline > now) ||
+			(OidIsValid(payer) && token_slots[i].payer != payer) ||
+			(!with_token && token_slot_is_good(&token_slots[i], now)))
 			continue;
-		if (victim < 0 || slots[i].last_used < slots[victim].last_used)
+		if (victim < 0 || token_slots[i].last_used < token_slots[victim].last_used)
 			victim = i;
 	}
 	return victim;
@@ -333,9 +297,9 @@ slot_choose_victim(Oid payer, TimestampTz now)
 
 	if (victim >= 0)
 		return victim;
-	for (int i = 0; i < cache->num_used; i++)
-		count += slots[i].payer == payer;
-	return slot_find_victim(count >= app_share_slots(cache->num_slots) ? payer : InvalidOid,
+	for (int i = 0; i < token_cache->num_used; i++)
+		count += token_slots[i].payer == payer;
+	return slot_find_victim(count >= app_share_slots(token_cache->num_slots) ? payer : InvalidOid,
 							true, now);
 }
 
@@ -347,7 +311,7 @@ slot_choose_victim(Oid payer, TimestampTz now)
 static TokenSlot *
 slot_find_or_add(const TokenLease *lease, TimestampTz now, bool *evicted)
 {
-	TokenSlot  *slot = slot_find(&lease->key);
+	TokenSlot  *slot = token_slot_find(&lease->key);
 	int			victim;
 
 	if (slot != NULL)
@@ -356,8 +320,8 @@ slot_find_or_add(const TokenLease *lease, TimestampTz now, bool *evicted)
 			slot->payer = InvalidOid;
 		return slot;
 	}
-	if (cache->num_used < cache->num_slots)
-		victim = cache->num_used++;
+	if (token_cache->num_used < token_cache->num_slots)
+		victim = token_cache->num_used++;
 	else
 	{
 		victim = slot_choose_victim(lease->payer, now);
@@ -365,11 +329,11 @@ slot_find_or_add(const TokenLease *lease, TimestampTz now, bool *evicted)
 	}
 	if (victim < 0)
 		return NULL;
-	cache->keys[victim] = lease->key;
-	memset(&slots[victim], 0, sizeof(TokenSlot));
-	slots[victim].payer = lease->payer;
-	slots[victim].last_used = now;
-	return &slots[victim];
+	token_cache->keys[victim] = lease->key;
+	memset(&token_slots[victim], 0, sizeof(TokenSlot));
+	token_slots[victim].payer = lease->payer;
+	token_slots[victim].last_used = now;
+	return &token_slots[victim];
 }
 
 /* Hand the token of a slot to a caller, who has room.  The lock is held. */
@@ -380,26 +344,28 @@ slot_hand_out(TokenSlot *slot, TokenLease *lease, TimestampTz now)
 	memcpy(lease->token, slot->token, slot->length);
 	lease->token[slot->length] = '\0';
 	lease->generation = slot->generation;
+	lease->unproven = slot->unproven;
 	/* only a hint for the choice of a victim, so a shared lock will do */
 	slot->last_used = now;
 }
 
 /* Give the duty to fetch to a caller.  The lock is held exclusively. */
-static void
-slot_start_flight(TokenSlot *slot, TokenLease *lease, TimestampTz deadline, bool is_refresh)
+void
+token_slot_start_flight(TokenSlot *slot, TokenLease *lease, TimestampTz deadline, bool is_refresh)
 {
-	slot->flight = ++cache->counter;
+	slot->flight = ++token_cache->counter;
 	slot->flight_deadline = deadline;
 	slot->flight_is_refresh = is_refresh;
+	lease->asked_in_vain = slot->ask != TOKEN_ASK_NONE;
 	lease->flight = slot->flight;
 	lease_take_duty(lease);
 }
 
 /* The slot in which a caller's fetch is still the one under way, or NULL. */
-static TokenSlot *
-slot_of_flight(TokenLease *lease)
+TokenSlot *
+token_slot_of_flight(TokenLease *lease)
 {
-	TokenSlot  *slot = slot_find(&lease->key);
+	TokenSlot  *slot = token_slot_find(&lease->key);
 
 	return slot != NULL && slot->flight == lease->flight ? slot : NULL;
 }
@@ -416,28 +382,28 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 	bool		evicted = false;
 
 	cache_ensure();
-	lease_make_room(lease, cache->longest);
+	lease_make_room(lease, token_cache->longest);
 
 	/* Nearly always: a token that is young enough. */
-	cache_lock(LW_SHARED);
-	slot = slot_find(&lease->key);
-	if (slot != NULL && slot_has_token(slot, now) && slot->refresh_at > now &&
+	token_cache_lock(LW_SHARED);
+	slot = token_slot_find(&lease->key);
+	if (slot != NULL && token_slot_is_good(slot, now) && slot->refresh_at > now &&
 		slot->length < lease->room)
 	{
 		slot_hand_out(slot, lease, now);
-		cache_unlock();
+		token_cache_unlock();
 		return TOKEN_READY;
 	}
-	cache_unlock();
+	token_cache_unlock();
 
-	cache_lock(LW_EXCLUSIVE);
-	while (cache->longest >= lease->room)
+	token_cache_lock(LW_EXCLUSIVE);
+	while (token_cache->longest >= lease->room)
 	{
-		int			longest = cache->longest;	/* of late */
+		int			longest = token_cache->longest;	/* of late */
 
-		cache_unlock();
+		token_cache_unlock();
 		lease_make_room(lease, longest);
-		cache_lock(LW_EXCLUSIVE);
+		token_cache_lock(LW_EXCLUSIVE);
 	}
 	slot = slot_find_or_add(lease, now, &evicted);
 	if (slot == NULL)
@@ -451,13 +417,13 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 	{
 		bool		in_flight = slot->flight != 0 && slot->flight_deadline > now;
 
-		if (slot_has_token(slot, now))
+		if (token_slot_is_good(slot, now))
 		{
 			slot_hand_out(slot, lease, now);
 			state = TOKEN_READY;
-			if (slot->refresh_at <= now && !in_flight)
+			if (slot->refresh_at <= now && !in_flight && !token_slot_is_asked(slot, now))
 			{
-				slot_start_flight(slot, lease,
+				token_slot_start_flight(slot, lease,
 								  TimestampTzPlusMilliseconds(now, TOKEN_REFRESH_MS), true);
 				state = TOKEN_READY_REFRESH;
 			}
@@ -477,18 +443,18 @@ token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failu
 		else
 		{
 			/*
-			 * A refresh is moved forward only while its session makes calls:
-			 * whoever needs the token now does not wait for it.
+			 * Nobody waits for a refresh: whose it is may have all the time in
+			 * the world.
 			 */
-			slot_start_flight(slot, lease,
+			token_slot_start_flight(slot, lease,
 							  Min(deadline, TimestampTzPlusMilliseconds(now, TOKEN_TAKEOVER_MS)),
 							  false);
 			state = TOKEN_FETCH;
 		}
 	}
-	cache_unlock();
-	if (evicted && cache->lock != NULL)
-		app_share_log(&cache->eviction_logged_at, APP_LOSS_TOKEN);
+	token_cache_unlock();
+	if (evicted && token_cache->lock != NULL)
+		app_share_log(&token_cache->eviction_logged_at, APP_LOSS_TOKEN);
 	return state;
 }
 
@@ -509,29 +475,34 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 
 	Assert(lease->fetching && length <= TOKEN_MAX_LENGTH);
 	lease_make_room(lease, length);
-	lease_drop_duty(lease);
+	token_lease_drop_duty(lease);
 	strcpy(lease->token, token);
 
-	cache_lock(LW_EXCLUSIVE);
+	token_cache_lock(LW_EXCLUSIVE);
 	/* one that comes after another took over is welcome if there is none */
-	slot = lease->flight != 0 ? slot_find(&lease->key) : NULL;
-	if (slot != NULL && slot->flight != lease->flight && slot_has_token(slot, requested_at))
+	slot = lease->flight != 0 ? token_slot_find(&lease->key) : NULL;
+	if (slot != NULL && slot->flight != lease->flight && token_slot_is_good(slot, requested_at))
 		slot = NULL;
 	if (slot != NULL)
 	{
 		if (slot->flight == lease->flight)
 			slot->flight = 0;
-		slot->generation = ++cache->counter;
+		slot->generation = ++token_cache->counter;
+		slot->stored_at = GetCurrentTimestamp();
+		slot->unproven = slot->refused;
+		slot->refused = false;
+		slot->ask = TOKEN_ASK_NONE;
 		lease->generation = slot->generation;
+		lease->unproven = slot->unproven;
 		slot->length = length;
-		cache->longest = Max(cache->longest, length);
+		token_cache->longest = Max(token_cache->longest, length);
 		memcpy(slot->token, token, length);
 		slot->expires_at = requested_at + (TimestampTz) life * USECS_PER_SEC;
 		slot->refresh_at = slot->expires_at -
 			(TimestampTz) Min(TOKEN_REFRESH_SECONDS * 1000, life * 1000 / 4) * 1000;
 		slot->last_used = requested_at;
 	}
-	cache_unlock();
+	token_cache_unlock();
 	wakeup_broadcast();
 }
 
@@ -542,10 +513,10 @@ token_cache_fail(TokenLease *lease, const TokenFailure *failure)
 	TokenSlot  *slot;
 
 	Assert(lease->fetching);
-	lease_drop_duty(lease);
+	token_lease_drop_duty(lease);
 
-	cache_lock(LW_EXCLUSIVE);
-	slot = lease->flight != 0 ? slot_of_flight(lease) : NULL;
+	token_cache_lock(LW_EXCLUSIVE);
+	slot = lease->flight != 0 ? token_slot_of_flight(lease) : NULL;
 	if (slot != NULL)
 	{
 		slot->flight = 0;
@@ -554,9 +525,10 @@ token_cache_fail(TokenLease *lease, const TokenFailure *failure)
 			slot->failed_flight = lease->flight;
 			slot->failure = *failure;
 		}
+		slot->ask = TOKEN_ASK_NONE;
 		slot->refresh_at = TimestampTzPlusMilliseconds(now, TOKEN_REFRESH_PAUSE_MS);
 	}
-	cache_unlock();
+	token_cache_unlock();
 	wakeup_broadcast();
 }
 
@@ -567,28 +539,77 @@ token_cache_abandon(TokenLease *lease)
 
 	if (!lease->fetching)
 		return;
-	lease_drop_duty(lease);
+	token_lease_drop_duty(lease);
 
-	cache_lock(LW_EXCLUSIVE);
-	slot = lease->flight != 0 ? slot_of_flight(lease) : NULL;
+	token_cache_lock(LW_EXCLUSIVE);
+	slot = lease->flight != 0 ? token_slot_of_flight(lease) : NULL;
 	if (slot != NULL)
 		slot->flight = 0;
-	cache_unlock();
+	token_cache_unlock();
 	wakeup_broadcast();
 }
 
-void
+bool
+token_cache_is_shared(void)
+{
+	return token_cache != NULL && token_cache->lock != NULL;
+}
+
+/* May the token of a slot, which was refused, be replaced now? */
+static bool
+slot_may_replace(TokenSlot *slot, TimestampTz now)
+{
+	const int64 later = TOKEN_REPLACE_LATER_MS * INT64CONST(1000);
+
+	/* these times lie ahead only if the clock was set back */
+	if (slot->stored_at > now)
+		slot->stored_at = 0;
+	if (slot->replaced_until > now + TOKEN_REPLACE_AT_ONCE * later)
+		slot->replaced_until = 0;
+
+	if (slot->unproven && now < TimestampTzPlusMilliseconds(slot->stored_at, TOKEN_REPLACE_MS))
+		return false;
+	if (slot->replaced_until > now + (TOKEN_REPLACE_AT_ONCE - 1) * later)
+		return false;
+	slot->replaced_until = Max(slot->replaced_until, now) + later;
+	return true;
+}
+
+bool
 token_cache_evict(TokenLease *lease)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TokenSlot  *slot;
+	bool		replace = true;
+
+	token_cache_lock(LW_EXCLUSIVE);
+	slot = token_slot_find(&lease->key);
+	/* unless somebody has replaced it already */
+	if (slot != NULL && slot->generation == lease->generation && slot->length > 0)
+	{
+		replace = slot_may_replace(slot, now);
+		if (replace)
+		{
+			explicit_bzero(slot->token, slot->length);
+			slot->length = 0;
+			slot->refused = true;
+		}
+	}
+	token_cache_unlock();
+	return replace;
+}
+
+void
+token_cache_prove(TokenLease *lease)
 {
 	TokenSlot  *slot;
 
-	cache_lock(LW_EXCLUSIVE);
-	slot = slot_find(&lease->key);
-	/* unless somebody has replaced it already */
+	if (!lease->unproven)
+		return;
+	lease->unproven = false;
+	token_cache_lock(LW_EXCLUSIVE);
+	slot = token_slot_find(&lease->key);
 	if (slot != NULL && slot->generation == lease->generation)
-	{
-		explicit_bzero(slot->token, slot->length);
-		slot->length = 0;
-	}
-	cache_unlock();
+		slot->unproven = false;
+	token_cache_unlock();
 }

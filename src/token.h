@@ -54,15 +54,28 @@ typedef enum TokenState
 								 * see the TokenFailure */
 } TokenState;
 
+/* Who asks to have a token refreshed: plain data, and no secret. */
+typedef struct TokenAsked
+{
+	AppKey		key;			/* of the token */
+	Oid			database;
+	Oid			serverid;
+	Oid			userid;			/* whose credentials */
+} TokenAsked;
+
 /* One caller's business with the cache. */
 typedef struct TokenLease
 {
 	AppKey		key;
 	Oid			payer;			/* of FlowServer */
 	uint64		generation;		/* of the token handed out */
+	bool		unproven;		/* it stands for a refused one, see
+								 * token_cache_prove */
 	uint64		flight;			/* fetch that we do or wait for, 0: none */
 	bool		fetching;		/* we have the duty to fetch: a lease that has
 								 * it must not be moved or freed */
+	bool		asked_in_vain;	/* with TOKEN_READY_REFRESH: a dispatcher was
+								 * asked to and did not */
 	dlist_node	node;			/* in the list of duties, with fetching */
 	TimestampTz retry_at;		/* with TOKEN_WAIT */
 	MemoryContext context;		/* of the token */
@@ -111,7 +124,33 @@ extern void token_cache_fail(TokenLease *lease, const TokenFailure *failure);
 /* The fetch was given up: somebody else should try.  Does not throw. */
 extern void token_cache_abandon(TokenLease *lease);
 
-/* The platform refused lease->token: nobody is to use it again. */
-extern void token_cache_evict(TokenLease *lease);
+/* Does the cache serve all processes? */
+extern bool token_cache_is_shared(void);
+
+/*
+ * The platform refused lease->token.  True: another one is to be had, and nobody uses
+ * this one again.  False: it has just been had in place of a refused one, and
+ * another is not asked for yet.
+ */
+extern bool token_cache_evict(TokenLease *lease);
+
+/* The platform accepted lease->token. */
+extern void token_cache_prove(TokenLease *lease);
+
+/*
+ * token_ask.c: the caller, told TOKEN_READY_REFRESH by a shared cache, hands its duty on
+ * to the dispatcher of a database, which is to be told (DispatchNews.tokens).
+ */
+extern void token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked);
+
+/* token_ask.c, for the dispatcher: what it is asked for; at most max. */
+extern int	token_asks_of_database(TokenAsked *asked, int max);
+
+/*
+ * token_ask.c: it will do that, and has the duty from then on, if it is to be done still; or
+ * it cannot.
+ */
+extern bool token_ask_accept(TokenLease *lease);
+extern void token_ask_refuse(const AppKey *key);
 
 #endif							/* FEISHU_TOKEN_H */

@@ -63,7 +63,7 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT state, roleid, sqlstate, error, response, xmin"
-		" FROM feishu.outbox WHERE id OPERATOR(pg_catalog.=) $1",
+		" FROM feishu_internal.outbox WHERE id OPERATOR(pg_catalog.=) $1",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
 	SqlCaller	caller;
@@ -72,7 +72,7 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 
 	sql_begin_as_owner(&caller);
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) == 0 ||
-		!is_member_of_role(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
+		!has_privs_of_role(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
 	{
 		/* our own uncommitted row is beyond the latest snapshot, too */
 		outbox_report_no_flow(id);
@@ -120,9 +120,9 @@ read_hold(int64 id, MemoryContext context)
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT CASE WHEN p.server IS NULL THEN h.reason"
 		" ELSE 'paused by ' OPERATOR(pg_catalog.||) p.paused_by END"
-		" FROM feishu.outbox o"
-		" LEFT JOIN feishu.paused_server p ON p.server OPERATOR(pg_catalog.=) o.server"
-		" LEFT JOIN feishu.held_lane h ON h.server OPERATOR(pg_catalog.=) o.server"
+		" FROM feishu_internal.outbox o"
+		" LEFT JOIN feishu_internal.paused_server p ON p.server OPERATOR(pg_catalog.=) o.server"
+		" LEFT JOIN feishu_internal.held_lane h ON h.server OPERATOR(pg_catalog.=) o.server"
 		" AND h.roleid OPERATOR(pg_catalog.=) o.roleid"
 		" WHERE o.id OPERATOR(pg_catalog.=) $1",
 		1, INT8OID);

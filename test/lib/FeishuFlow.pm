@@ -427,8 +427,10 @@ sub start
 	my $port = <$out>;
 	croak "the mock $ENV{FEISHU_MOCK} did not start" if !defined $port;
 	chomp $port;
+	my ($host) = "@arguments" =~ /--host (\S+)/;
 	my $self = bless {
 		pid => $pid,
+		host => $host // '127.0.0.1',
 		port => $port,
 		out => $out,
 		mark => 0,
@@ -446,7 +448,7 @@ sub start
 sub stop { FeishuFlow::stop_process($_[0]->{pid}); return; }
 
 sub port { return $_[0]->{port}; }
-sub url { return "http://127.0.0.1:$_[0]->{port}"; }
+sub url { return "http://$_[0]->{host}:$_[0]->{port}"; }
 
 # Accepts connections, reads, and never says a word.
 sub silent_port { return $_[0]->{silent_port}; }
@@ -458,7 +460,7 @@ sub request
 	my ($self, $method, $path, $content) = @_;
 	my $body = defined $content ? $self->{json}->encode($content) : '';
 	my $socket = $self->{socket} //= IO::Socket::INET->new(
-		PeerAddr => '127.0.0.1',
+		PeerAddr => $self->{host},
 		PeerPort => $self->{port}) // croak "mock: $!";
 	my $request = "$method $path HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 	  . "Content-Type: application/json\r\nContent-Length: "

@@ -108,6 +108,13 @@ class Faults:
         conn.write(self.platform.ok({"code": 0, "data": {}, "msg": "unasked"}).encode(True))
         request.entry["unasked"] = True
 
+    def do_idle_end(self, conn, request, fault, answer):
+        answer = self.valid(answer)
+        if "announce" in fault:
+            answer.headers.append(("Keep-Alive", f"timeout={fault['announce']}"))
+        conn.end_when_idle(fault.get("after", 1), fault.get("lag_ms", 0) / 1000)
+        conn.answer(request, answer)
+
     def do_garbage(self, conn, request, fault, answer):
         conn.write(b"\x16\x03\x01 SSH-2.0-this is not HTTP\r\n\0\xff\xfe" + bytes(range(256)) + b"\r\n\r\n")
         conn.drop(request)

@@ -17,6 +17,8 @@ FAULTS = {
     "twice": ("", True, "a gateway sends the request twice and passes on the second answer (the key is used then)"),
     "unasked": ("interval_ms", True, "answers as usual, and after interval_ms (20) once more (member unasked of the log: it did)"),
     "truncated_json": ("", True, "a complete HTTP message, its JSON cut in the middle"),
+    "idle_end": ("after lag_ms announce", True, "answers as usual, and ends the connection when no request came after (1) seconds: "
+                 "lag_ms (0) before the FIN, nothing is read any more; announce N: with Keep-Alive: timeout=N"),
     "garbage": ("", False, "bytes that are not HTTP, then FIN"),
     "raw": ("bytes_b64 text close rst", False, "these bytes; close (default true), rst: how it ends"),
     "status": ("status body content_type headers", False, "canned answer (default 500); body: text, or JSON to be encoded; "

@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, mock):
         self.mock, self.buffer = mock, bytearray()
-        self.request = self.task = self.id = None
+        self.request = self.task = self.id = self.idle_end = None
         self.fresh, self.deaf, self.closed, self.parsing, self.continued = True, False, False, False, False
         self.writable = asyncio.Event()
         self.writable.set()
@@ -116,6 +116,8 @@ class Connection(asyncio.Protocol):
         self.closed = True
         self.writable.set()
         self.mock.connections.discard(self)
+        if self.idle_end:
+            self.idle_end.cancel()
         if self.task:
             self.task.cancel()
         if self.request is not None:
@@ -129,6 +131,9 @@ class Connection(asyncio.Protocol):
         self.writable.set()
 
     def data_received(self, data):
+        if self.idle_end:
+            self.idle_end.cancel()
+            self.idle_end = None
         if self.fresh:
             self.fresh = False
             self.first_bytes(data)
@@ -264,6 +269,16 @@ class Connection(asyncio.Protocol):
             self.transport.close()
         elif self.buffer and not self.parsing:
             self.serve()
+
+    def end_when_idle(self, after, lag):
+        """From now on: deaf after so many seconds without a byte, and closed a lag later."""
+        loop = asyncio.get_running_loop()
+
+        def end():
+            self.idle_end, self.deaf = None, True
+            self.transport.pause_reading()
+            loop.call_later(lag, self.transport.close)
+        self.idle_end = loop.call_later(after, end)
 
     def drop(self, request, rst=False):
         """Ends the connection: cleanly (FIN), or with a reset."""

@@ -11,6 +11,7 @@ use lib "$FindBin::RealBin/../lib";
 use FeishuFlow;
 use FeishuQueue;
 use Test::More;
+use Time::HiRes qw(time);
 
 # Who would have to wait for something that has ended waits for its transaction, or three seconds for a token.
 my $AT_ONCE = 1.5 * $FeishuFlow::SLOW;
@@ -291,22 +292,38 @@ is($result->{sqlstate}, '00000', 'the dispatcher is terminated while it fetches 
   or diag($result->{err});
 cmp_ok($result->{seconds}, '<', $AT_ONCE, '... at once');
 
-# A session has begun to refresh its token, and is terminated.
-$mock->config(token_expire => 4);
-$mock->revoke;
-succeeds($other, call_of('other'), 'a call with a token of 4 seconds');
-$mock->mark;
-$mock->rules([ { kind => 'token' }, { type => 'hang' }, times => 1 ]);
-wait_until(
-	'the token is refreshed',
-	sub {
-		$victim->value(call_of('next'));
-		$mock->count(kind => 'token') > 0;
-	});
-$watch->value('SELECT pg_terminate_backend(' . $victim->pid . ')');
-hung_up('a session that is terminated hangs up', kind => 'token');
-succeeds($other, call_of('other'), 'a session is terminated that had begun to refresh its token: another may call');
-succeeds($other, call_of('other'), '... once more');
-is($mock->count(kind => 'token'), 2, '... and refreshes it in its stead');
+# Whoever refreshes a token ahead of its expiry is terminated: the dispatcher, or a session where there is none.
+foreach my $who ('dispatcher', 'session')
+{
+	if ($who eq 'session')
+	{
+		$watch->value('ALTER SYSTEM SET feishu_flow.dispatch = off');
+		$watch->value('SELECT pg_reload_conf()');
+		wait_until('there is no dispatcher', sub { !dispatcher($watch) });
+	}
+	else
+	{
+		until_dispatcher($watch);
+	}
+	$mock->rules;
+	$mock->config(token_expire => 4);
+	$mock->revoke;
+	$mock->mark;
+	succeeds($other, call_of('other'), 'a call with a token of 4 seconds');
+	my $due = ($mock->log(kind => 'token'))[-1]{time} + 3;
+	$mock->mark;
+	$mock->rules([ { kind => 'token' }, { type => 'hang' }, times => 1 ]);
+	wait_until('the token is due', sub { time() > $due });
+	$victim->send(call_of('next'));
+	$mock->wait_for(1, kind => 'token');
+	my $pid = $who eq 'session' ? $victim->pid : dispatcher($watch);
+	$watch->value("SELECT pg_terminate_backend($pid)");
+	hung_up("a $who that is terminated hangs up", kind => 'token');
+	$victim->result;
+	$victim = FeishuFlow::Session->new($node) if $who eq 'session';
+	succeeds($other, call_of('other'), "a $who is terminated that had begun to refresh a token: others may call");
+	succeeds($other, call_of('other'), '... once more');
+	is($mock->wait_for(2, kind => 'token'), 2, '... and it is refreshed in its stead');
+}
 
 done_testing();

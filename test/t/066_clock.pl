@@ -57,10 +57,10 @@ succeeds($session, flow(), '... and the next call works');
 my $id = enqueue($session);
 until_state($session, $id, 'succeeded');
 append_to_file("$dir/an_hour_earlier", '');
-my $unheard = $session->value('INSERT INTO feishu.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, '
-	  . q{flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, clock_timestamp(), }
+my $unheard = $session->value('INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, '
+	  . q{flow_id, operator, idempotent_key) SELECT nextval('feishu_internal.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, clock_timestamp(), }
 	  . q{clock_timestamp(), clock_timestamp() + interval '1 hour', server, namespace, flow_id, operator, gen_random_uuid() }
-	  . "FROM feishu.outbox WHERE id = $id RETURNING id");
+	  . "FROM feishu_internal.outbox WHERE id = $id RETURNING id");
 ok(until_state($session, $unheard, 'succeeded'), 'what nobody told of is sent after the clock was set back, with the next poll');
 unlink "$dir/an_hour_earlier";
 ok(until_state($session, enqueue($session), 'succeeded'), '... and a flow after it was set forward');
@@ -69,11 +69,11 @@ ok(until_state($session, enqueue($session), 'succeeded'), '... and a flow after 
 
 my $first = dispatcher($session);
 my $log = -s $node->logfile;
-$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
+$session->value('ALTER TABLE feishu_internal.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
 $session->value("SELECT pg_terminate_backend($first)");
 wait_until('another one fails', sub { slurp_file($node->logfile, $log) =~ /violates check constraint "broken"/ });
 append_to_file("$dir/an_hour_earlier", '');
-$session->value('ALTER TABLE feishu.claim DROP CONSTRAINT broken');
+$session->value('ALTER TABLE feishu_internal.claim DROP CONSTRAINT broken');
 ok(until_dispatcher($session, $first), 'a dispatcher that failed is started again, and does not wait for a clock that was set back');
 ok(until_state($session, enqueue($session), 'succeeded'), '... and sends');
 unlink "$dir/an_hour_earlier";
@@ -82,11 +82,11 @@ unlink "$dir/an_hour_earlier";
 
 $first = until_dispatcher($session);
 $log = -s $node->logfile;
-$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
+$session->value('ALTER TABLE feishu_internal.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
 $id = enqueue($session);
 wait_until('it fails', sub { slurp_file($node->logfile, $log) =~ /could not work on the queue, and tries again/ });
 append_to_file("$dir/an_hour_earlier", '');
-$session->value('ALTER TABLE feishu.claim DROP CONSTRAINT broken');
+$session->value('ALTER TABLE feishu_internal.claim DROP CONSTRAINT broken');
 ok(until_state($session, $id, 'succeeded'), 'a dispatcher that fails tries again, and does not wait for a clock that was set back');
 is(dispatcher($session), $first, '... it goes on');
 unlink "$dir/an_hour_earlier";

@@ -270,7 +270,7 @@ foreach my $kind (sort keys %echo)
 		tried($kind eq 'oauth' ? 'oauth' : 'feishu');
 	}
 }
-unlike($watch->value('SELECT response FROM feishu.outbox'), qr/$secret/, 'no answer to a token request is kept');
+unlike($watch->value('SELECT response FROM feishu_internal.outbox'), qr/$secret/, 'no answer to a token request is kept');
 foreach my $status (200, 400, 401, 502)
 {
 	foreach my $body ("<html>Your request: Authorization: Bearer $fixed_token</html>",

@@ -93,7 +93,7 @@ succeeds($fresh, flow(), '... and with one the next call of this session works')
 $fresh->quit;
 
 my $locker = FeishuFlow::Session->new($node);
-$locker->value('BEGIN; LOCK TABLE feishu.claim IN ACCESS EXCLUSIVE MODE');
+$locker->value('BEGIN; LOCK TABLE feishu_internal.claim IN ACCESS EXCLUSIVE MODE');
 $session->value("SELECT pg_terminate_backend($pid)");
 $pid = until_dispatcher($session, $pid);
 until_true($session, 'the next one begins', "EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock')");

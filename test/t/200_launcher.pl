@@ -172,7 +172,7 @@ dispatcher_comes('postgres', 'after kill -9 of a dispatcher there is another', $
 # the pause before one that failed is started again doubles: it is 8 s by then
 $place = log_end();
 $session->value('CREATE ROLE nobody LOGIN');
-$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
+$session->value('ALTER TABLE feishu_internal.claim ADD CONSTRAINT broken CHECK (false) NOT VALID');
 $session->value('SELECT pg_terminate_backend(' . dispatcher('postgres') . ')');
 wait_until('a dispatcher fails again and again', sub { logged(qr/violates check constraint "broken"/, $place) >= 4 });
 $place = log_end();

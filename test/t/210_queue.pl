@@ -183,7 +183,7 @@ $session->value('COMMIT');
 # waits looks at it whenever it is told, as of a cancel that was rolled back to a
 # savepoint.
 $id = enqueue($session, run_at => \"now() + interval '1 hour'", params => '{"never": true}');
-$session->value("UPDATE feishu.outbox SET response = to_jsonb(repeat('0123456789abcdef', 262144)) WHERE id = $id");
+$session->value("UPDATE feishu_internal.outbox SET response = to_jsonb(repeat('0123456789abcdef', 262144)) WHERE id = $id");
 $other->send("SELECT feishu.wait_flow($id, '1 h')");
 wait_until('a session waits', sub { $session->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $other->pid) eq 'Extension' });
 my $memory = private_kilobytes($other->pid);
@@ -282,7 +282,7 @@ foreach my $case (
 # Sessions that enqueue and cancel at once: never cancelled and sent.
 begin_anew($mock, $session);
 $session->value("CREATE TABLE cancelled (id bigint, yes boolean)");
-my $script = "SELECT " . enqueue_call(params => \q{jsonb_build_object('n', nextval('feishu.outbox_id_seq'))}) . " AS id \\gset\n"
+my $script = "SELECT " . enqueue_call(params => \q{jsonb_build_object('n', nextval('feishu_internal.outbox_id_seq'))}) . " AS id \\gset\n"
   . "\\set pause random(0, 2)\n\\if :pause\n\\set us random(1, 4000)\n\\sleep :us us\n\\endif\n"
   . "INSERT INTO cancelled SELECT :id, feishu.cancel_flow(:id);\n";
 my $bench = pgbench_start($node, $script, '-c', '6', '-j', '2', '-t', '250');

@@ -125,7 +125,7 @@ is_woken('cancelled with 1100 others', '55000',
 $session->value('CREATE ROLE leaving; GRANT USAGE ON FOREIGN SERVER feishu TO leaving');
 is_woken('failed with its role', '42704',
 	sub {
-		my $role = $session->value("SELECT 'gone' || nextval('feishu.outbox_id_seq')");
+		my $role = $session->value("SELECT 'gone' || nextval('feishu_internal.outbox_id_seq')");
 		$session->value("CREATE ROLE $role; GRANT leaving TO $role; SELECT feishu.pause_server('feishu'); SET ROLE $role");
 		my $id = enqueue($session, params => $never);
 		$session->value("RESET ROLE; DROP ROLE $role");
@@ -214,8 +214,8 @@ sub end_flows
 $session->value('CREATE DATABASE second');
 create_server($node, 'feishu', { base_url => $mock->url }, undef, 'second');
 my $second = FeishuFlow::Session->new($node, database => 'second');
-my $last = $session->value('SELECT last_value FROM feishu.outbox_id_seq');
-$second->value("SELECT setval('feishu.outbox_id_seq', $last)");
+my $last = $session->value('SELECT last_value FROM feishu_internal.outbox_id_seq');
+$second->value("SELECT setval('feishu_internal.outbox_id_seq', $last)");
 enqueue_many($second, 1, 220, run_at => \$later, params => $never);
 my $idle = enqueue($session, run_at => \$later, params => $never);
 my ($here, @here) = start_waiters(10, "SELECT feishu.wait_flow($idle, '1 h');", 'postgres');
@@ -305,7 +305,7 @@ my @damaged = map {
 	enqueue($session, server => $_, params => \$large)
 } @servers;
 my $file = $session->value('SELECT pg_relation_filepath(reltoastrelid) '
-	  . "FROM pg_class WHERE oid = 'feishu.outbox'::regclass");
+	  . "FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
 $_->quit foreach $session, $waiter;
 $node->stop;
 my $size = -s $node->data_dir . "/$file";

@@ -414,13 +414,13 @@ $node->reload;
 foreach (1 .. 5)
 {
 	# nobody tells of it: only the slow poll finds it
-	$id = $session->value('INSERT INTO feishu.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, '
-		  . "flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, now(), now(), "
-		  . "now() + interval '1 hour', 's$apps', namespace, flow_id, operator, gen_random_uuid() FROM feishu.outbox WHERE server = '$gone' LIMIT 1 RETURNING id");
+	$id = $session->value('INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, '
+		  . "flow_id, operator, idempotent_key) SELECT nextval('feishu_internal.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, now(), now(), "
+		  . "now() + interval '1 hour', 's$apps', namespace, flow_id, operator, gen_random_uuid() FROM feishu_internal.outbox WHERE server = '$gone' LIMIT 1 RETURNING id");
 	until_ended($session, "id = $id");
 }
 $session->value(q{CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE LOG ''slow poll''; PERFORM pg_sleep(0.2); RETURN NULL; END';
-	CREATE TRIGGER slow BEFORE DELETE ON feishu.outbox FOR EACH STATEMENT EXECUTE FUNCTION slow()});
+	CREATE TRIGGER slow BEFORE DELETE ON feishu_internal.outbox FOR EACH STATEMENT EXECUTE FUNCTION slow()});
 wait_until('polls follow each other', sub { my @polls = slurp_file($node->logfile) =~ /LOG:  slow poll/g; @polls > 2 });
 $id = enqueue($session, server => "s$apps");
 succeeds($session, "SELECT feishu.wait_flow($id, '60s')", 'flows are sent though each slow poll takes longer than the time between two');
@@ -432,7 +432,7 @@ $mock->fault(type => 'hold');
 $id = enqueue($session, server => "s$apps");
 until_true($session, 'it is sent', "SELECT sending = 1 FROM feishu.dispatch_status WHERE server = 's$apps'");
 my $locker = FeishuFlow::Session->new($node);
-$locker->value("BEGIN; SELECT id FROM feishu.outbox WHERE id = $id FOR UPDATE");
+$locker->value("BEGIN; SELECT id FROM feishu_internal.outbox WHERE id = $id FOR UPDATE");
 $mock->release;
 $mock->well;
 until_true($session, 'the dispatcher waits for a row', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = " . dispatcher($session));
@@ -456,7 +456,7 @@ succeeds($session, "SELECT feishu.wait_flow($second)", 'flows of a dropped role 
 until_ended($session);
 is(look($session, $id, 'state, sqlstate, attempts, error'), 'failed|42704|0|the role that queued it was dropped',
 	'... they fail, with the reason');
-is(look($session, $id, 'role'), 'unknown (OID=' . $session->value("SELECT roleid FROM feishu.outbox WHERE id = $id") . ')',
+is(look($session, $id, 'role'), 'unknown (OID=' . $session->value("SELECT roleid FROM feishu_internal.outbox WHERE id = $id") . ')',
 	'... and a superuser sees them');
 started_once($mock, 1, '... none was sent');
 
@@ -499,7 +499,7 @@ enqueue_many($ascii, 1, 20);
 my $bytes = \"jsonb_build_object('n', 21, 'text', E'\\xff\\xfe')";
 fails_with($ascii, 'SELECT ' . enqueue_call(params => $bytes), '22021', 'params that cannot be converted to UTF-8 are refused at once');
 my $poison = enqueue($ascii, params => '{"n": 21}');
-$ascii->value("UPDATE feishu.outbox SET params = $$bytes WHERE id = $poison");
+$ascii->value("UPDATE feishu_internal.outbox SET params = $$bytes WHERE id = $poison");
 enqueue_many($ascii, 22, 40);
 $ascii->value("SELECT feishu.resume_server('feishu')");
 until_ended($ascii);

@@ -62,7 +62,7 @@ sub until_waiting
 }
 
 # From now on the dispatcher waits when it writes which flows it has claimed, until the gate opens.
-sub shut_gate { $gate->value('BEGIN; LOCK TABLE feishu.claim IN SHARE MODE'); return; }
+sub shut_gate { $gate->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE'); return; }
 sub open_gate { my $now = time(); $gate->value('COMMIT'); return $now; }
 
 # All were sent once, after this time, and not for the second time.
@@ -91,7 +91,7 @@ foreach my $own (0, 1)
 	warm_up();
 	shut_gate();
 	enqueue_many($session, 1, $count, @key);
-	until_waiting('relation');
+	until_waiting('transactionid');
 	is($mock->executes, 0, "while the claim is under way, nothing is sent (the key is $whose)");
 	sent_after(open_gate(), 1, 'when it has committed');
 
@@ -100,7 +100,7 @@ foreach my $own (0, 1)
 	warm_up();
 	shut_gate();
 	enqueue_many($session, 1, $count, @key);
-	until_waiting('relation');
+	until_waiting('transactionid');
 	my $pid = dispatcher($session);
 	$session->value("SELECT pg_terminate_backend($pid)");
 	until_dispatcher($session, $pid);
@@ -110,7 +110,7 @@ foreach my $own (0, 1)
 	warm_up();
 	shut_gate();
 	enqueue_many($session, 1, $count, @key);
-	until_waiting('relation');
+	until_waiting('transactionid');
 	my $killed = time();
 	kill 'KILL', dispatcher($session);
 	$_->quit foreach $session, $gate;
@@ -204,7 +204,7 @@ $session->value('BEGIN');
 my $waits = enqueue($session, server => 'narrow');
 enqueue($session, flow_id => 'stays');
 $session->value('COMMIT');
-until_waiting('relation');
+until_waiting('transactionid');
 $mock->rules([ { kind => 'execute', flow_id => 'stays' }, { type => 'hold' } ]);
 $mock->release;
 succeeds($caller, $caller->result, 'a call has the only place while flows are claimed, and ends');
@@ -217,7 +217,7 @@ until_ended($session);
 
 alter_server($session, 'feishu', 'DROP', 'max_concurrency');
 warm_up();
-$session->value('ALTER TABLE feishu.claim ADD CONSTRAINT none CHECK (cardinality(ids) = 0)');
+$session->value('ALTER TABLE feishu_internal.claim ADD CONSTRAINT none CHECK (cardinality(ids) = 0)');
 my $pid = until_dispatcher($session);
 enqueue_many($session, 1, $count);
 wait_until('it has failed', sub { slurp_file($node->logfile) =~ /could not work on the queue, and tries again: .* violates check constraint "none"/ });
@@ -225,7 +225,7 @@ until_true($session, 'that is told', q{feishu.dispatch_problem() LIKE 'the dispa
 is($mock->executes, 0, 'a claim fails: nothing was sent');
 is(dispatcher($session), $pid, '... and the dispatcher goes on');
 my $mended = time();
-$session->value('ALTER TABLE feishu.claim DROP CONSTRAINT none');
+$session->value('ALTER TABLE feishu_internal.claim DROP CONSTRAINT none');
 sent_after($mended, 1, 'when it does not');
 
 done_testing();

@@ -57,7 +57,7 @@ told_in_time('told to end, it waits for answers that come soon', sub {
 told_in_time('told to end while it records answers, it records them', sub {
 	my ($pid) = @_;
 	my $other = FeishuFlow::Session->new($node);
-	$other->value('BEGIN; SELECT id FROM feishu.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');
+	$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');
 	$mock->release;
 	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
 	kill 'TERM', $pid;
@@ -92,7 +92,7 @@ nothing_new('told to end while it records answers, it claims nothing more', sub 
 	$mock->wait_for($flows, kind => 'execute');
 	until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status");
 	my $other = FeishuFlow::Session->new($node);
-	$other->value('BEGIN; SELECT id FROM feishu.outbox ORDER BY id FOR UPDATE');
+	$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id FOR UPDATE');
 	$mock->release;
 	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
 	enqueue_many($session, 1 + $flows, 2 * $flows);
@@ -110,7 +110,7 @@ nothing_new('asked to end while it records answers, it sends nothing more', sub 
 	$mock->wait_for(192, kind => 'execute');
 	until_true($session, 'the claims are written', "SELECT sending = 192 FROM feishu.dispatch_status");
 	my $other = FeishuFlow::Session->new($node);
-	$other->value('BEGIN; SELECT id FROM feishu.outbox ORDER BY id FOR UPDATE');
+	$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id FOR UPDATE');
 	$mock->release;
 	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
 	my $sent = $mock->executes;

@@ -64,7 +64,7 @@ cmp_ok($mock->stats->{max_concurrent_executes}, '>', 5, '... flows of no key at 
 begin_anew($mock, $session);
 $mock->well;
 my $script = "\\set key random(1, 3)\nBEGIN;\nSELECT pg_advisory_xact_lock(:key);\n"
-  . 'SELECT ' . enqueue_call(flow_id => \"'at' || :key", ordering_key => \"'at' || :key", params => \q{jsonb_build_object('n', nextval('feishu.outbox_id_seq'))})
+  . 'SELECT ' . enqueue_call(flow_id => \"'at' || :key", ordering_key => \"'at' || :key", params => \q{jsonb_build_object('n', nextval('feishu_internal.outbox_id_seq'))})
   . ";\nCOMMIT;\n";
 my $bench = pgbench_start($node, $script, '-c', '6', '-j', '2', '-t', '50');
 ok($bench->finish, '6 sessions queue flows of 3 keys');

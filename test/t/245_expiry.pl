@@ -49,7 +49,7 @@ is(look($session, $_, 'state'), 'queued', '... which the others wait for') forea
 
 my $short = enqueue($session, ordering_key => 'due', run_at => in_ms(3_600_000), expires_at => in_ms(3_600_500));
 my $next = enqueue($session, ordering_key => 'due', params => '{"n": 4}');
-$session->value("UPDATE feishu.outbox SET expires_at = now() + interval '300 ms' WHERE id = $short");
+$session->value("UPDATE feishu_internal.outbox SET expires_at = now() + interval '300 ms' WHERE id = $short");
 succeeds($session, "SELECT feishu.wait_flow($next)", 'a head that expires before it is due lets the next one go');
 is(look($session, $short, 'state, sqlstate, error'), $EXPIRED, '... and fails');
 
@@ -70,7 +70,7 @@ succeeds($session, "SELECT feishu.wait_flow($next)", '... then the next one goes
 $mock->fault(type => 'reset_before');
 my $tried = enqueue($session, flow_id => 'tried', expires_at => in_ms(1500));
 until_true($session, 'it was tried', "SELECT attempts > 0 FROM feishu.flows WHERE id = $tried");
-$session->value("UPDATE feishu.outbox SET next_at = now() + interval '1 hour', expires_at = now() + interval '300 ms' WHERE id = $tried AND attempts > 0");
+$session->value("UPDATE feishu_internal.outbox SET next_at = now() + interval '1 hour', expires_at = now() + interval '300 ms' WHERE id = $tried AND attempts > 0");
 until_ended($session, "id = $tried");
 like(look($session, $tried, 'sqlstate, error'), qr/^LK5\d\d\|.*expire/, 'one that is to be tried again says what went wrong, and that it has expired');
 $mock->well;

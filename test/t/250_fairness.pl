@@ -343,9 +343,9 @@ $second->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE ser
 
 my $old = enqueue($second, server => 'quick', flow_id => 'refusedFlow');
 until_ended($second);
-$second->value('INSERT INTO feishu.outbox (id, roleid, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
-	  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, system_identifier, database, 's', is_async, own_key, }
-	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g FROM feishu.outbox, generate_series(1, 50000) g }
+$second->value('INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
+	  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu_internal.outbox_id_seq'), roleid, system_identifier, database, 's', is_async, own_key, }
+	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g FROM feishu_internal.outbox, generate_series(1, 50000) g }
 	  . "WHERE id = $old");
 my $read = entries_read();
 is($second->value("SELECT feishu.retry_flow($old)"), 't', 'an old flow is put back, with 50000 after it');
@@ -369,9 +369,9 @@ sub rows_read
 sub until_polled
 {
 	my ($otherwise) = @_;
-	my $unheard = $second->value('INSERT INTO feishu.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, '
-		  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, now(), now(), }
-		  . "now() + interval '1 hour', server, namespace, flow_id, operator, gen_random_uuid() FROM feishu.outbox WHERE id = $old RETURNING id");
+	my $unheard = $second->value('INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, '
+		  . q{server, namespace, flow_id, operator, idempotent_key) SELECT nextval('feishu_internal.outbox_id_seq'), roleid, system_identifier, database, is_async, own_key, now(), now(), }
+		  . "now() + interval '1 hour', server, namespace, flow_id, operator, gen_random_uuid() FROM feishu_internal.outbox WHERE id = $old RETURNING id");
 	$otherwise->() if defined $otherwise;
 	until_ended($second, "id = $unheard");
 	return;
@@ -396,9 +396,9 @@ $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
 $node->reload;
 # the next dispatcher polls at once, and then not for ten minutes
 until_polled(sub { $second->value('SELECT pg_terminate_backend(' . until_dispatcher($second) . ')') });
-$second->value("UPDATE feishu.outbox SET finished_at = now() - interval '30 days' WHERE finished_at IS NOT NULL");
+$second->value("UPDATE feishu_internal.outbox SET finished_at = now() - interval '30 days' WHERE finished_at IS NOT NULL");
 $pid = until_dispatcher($second);
-$second->value("SELECT pg_stat_reset_single_table_counters('feishu.outbox_ready_idx'::regclass); SELECT pg_terminate_backend($pid)");
+$second->value("SELECT pg_stat_reset_single_table_counters('feishu_internal.outbox_ready_idx'::regclass); SELECT pg_terminate_backend($pid)");
 until_true($second, 'they are deleted', "SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at < now() - interval '8 days')");
 entries_read();
 cmp_ok($second->value("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready_idx'"), '<', 30000,

@@ -36,7 +36,7 @@ sub claims
 	my $before = dispatcher($session);
 	$session->value("SELECT pg_terminate_backend($before)");
 	until_dispatcher($session, $before);
-	return $session->value("SELECT n_tup_upd FROM pg_stat_user_tables WHERE relid = 'feishu.claim'::regclass");
+	return $session->value("SELECT n_tup_upd FROM pg_stat_user_tables WHERE relid = 'feishu_internal.claim'::regclass");
 }
 
 # ---- lanes that have nothing to do any more ----
@@ -47,7 +47,7 @@ until_ended($session);
 enqueue_many($session, 1, 200);
 until_ended($session);
 $claims = claims() - $claims;
-note("feishu.claim was written $claims times for 300 flows of as many lanes, and 200 of one");
+note("feishu_internal.claim was written $claims times for 300 flows of as many lanes, and 200 of one");
 cmp_ok($claims, '<', 170, 'lanes whose delayed flows were sent take no room from others');
 
 # ---- lanes of one app, which has few places ----

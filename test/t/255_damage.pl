@@ -34,7 +34,7 @@ push @damaged, enqueue($session, params => kept_apart(200));
 push @damaged, enqueue($session, params => kept_apart(20), ordering_key => 'key');
 enqueue_many($session, 21, 30, ordering_key => 'key');
 push @damaged, enqueue($session, params => kept_apart(20), run_at => \"clock_timestamp() + interval '1 s'");
-my $file = $session->value("SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu.outbox'::regclass");
+my $file = $session->value("SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
 $session->quit;
 
 $node->stop;
@@ -72,11 +72,11 @@ sub large_at_once
 	$mock->well;
 	return $mock->stats->{max_concurrent_executes};
 }
-$session->value('REINDEX TABLE feishu.outbox');
+$session->value('REINDEX TABLE feishu_internal.outbox');
 cmp_ok(large_at_once(), '>=', 2, 'large flows are sent side by side');
 $session->value("SELECT feishu.pause_server('feishu')");
 enqueue($session, params => kept_apart(1000)) for 1 .. 40;
-my $toast = "FROM pg_class WHERE oid = 'feishu.outbox'::regclass";
+my $toast = "FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass";
 $file = $node->data_dir . '/' . $session->value("SELECT pg_relation_filepath(reltoastrelid) $toast");
 my $sound = $session->value("SELECT pg_relation_size(reltoastrelid) $toast");
 my $last = enqueue($session, params => kept_apart(200));
@@ -92,7 +92,7 @@ $session = FeishuFlow::Session->new($node);
 until_dispatcher($session);
 $session->value("SELECT feishu.resume_server('feishu')");
 until_ended($session);
-$session->value('REINDEX TABLE feishu.outbox');
+$session->value('REINDEX TABLE feishu_internal.outbox');
 is(look($session, $last, 'state, sqlstate'), 'failed|XX001', 'a row that cannot be read fails behind many large ones');
 cmp_ok(large_at_once(), '>=', 2, '... after which large flows are sent side by side as before');
 

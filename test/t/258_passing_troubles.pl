@@ -18,7 +18,7 @@ my $node = queue_cluster('main');
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 my $toast = $node->data_dir . '/'
-  . $session->value("SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu.outbox'::regclass");
+  . $session->value("SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
 
 # Params that are kept apart from their row; beyond 64 kB the dispatcher reads them by themselves, too.
 sub kept_apart
@@ -64,7 +64,7 @@ my $locker = FeishuFlow::Session->new($node);
 $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 enqueue_many($session, 1, 20);
 $mock->wait_for(20, kind => 'execute');
-$locker->value('BEGIN; LOCK TABLE feishu.claim IN ACCESS EXCLUSIVE MODE');
+$locker->value('BEGIN; LOCK TABLE feishu_internal.claim IN ACCESS EXCLUSIVE MODE');
 $mock->release;
 until_true($session, 'it waits to record', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid");
 $session->value("SELECT pg_cancel_backend($pid)");
@@ -105,12 +105,12 @@ my @ids = map { enqueue($session, params => qq({"n": $_})) } 1 .. 3;
 $mock->wait_for(3, kind => 'execute');
 $session->value(<<'END');
 CREATE FUNCTION public.no_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
-CREATE TRIGGER no_change BEFORE UPDATE ON feishu.outbox FOR EACH ROW EXECUTE FUNCTION public.no_change()
+CREATE TRIGGER no_change BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION public.no_change()
 END
 $mock->release;
 wait_until('that is told', sub { log_lines(qr/ends of flows could not be written|the end of flow \d+ could not be written/) });
 $mock->well;
-$session->value('DROP TRIGGER no_change ON feishu.outbox');
+$session->value('DROP TRIGGER no_change ON feishu_internal.outbox');
 until_ended($session);
 is(ends($session), 'succeeded 3', 'ends that a trigger keeps from being written are written when it is gone');
 started_once($mock, 3, '... none is sent twice');
@@ -122,13 +122,13 @@ $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 $mock->wait_for(3, kind => 'execute');
 $session->value(<<"END");
 CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not this one''; END';
-CREATE TRIGGER refuse BEFORE UPDATE ON feishu.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.refuse()
+CREATE TRIGGER refuse BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.refuse()
 END
 $mock->release;
 until_ended($session, "id <> $ids[1]");
 is(ends($session), 'sending 1, succeeded 2', 'an end that cannot be written for now keeps no other from being written');
 $mock->well;
-$session->value('DROP TRIGGER refuse ON feishu.outbox');
+$session->value('DROP TRIGGER refuse ON feishu_internal.outbox');
 until_ended($session);
 started_once($mock, 3, '... and is written when it can be');
 
@@ -137,7 +137,7 @@ begin_anew($mock, $session);
 $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 @ids = map { enqueue($session, params => qq({"n": $_})) } 1 .. 3;
 $mock->wait_for(3, kind => 'execute');
-$session->value("DELETE FROM feishu.outbox WHERE id = $ids[1]");
+$session->value("DELETE FROM feishu_internal.outbox WHERE id = $ids[1]");
 $mock->release;
 until_ended($session);
 is(ends($session), 'succeeded 2', 'a row that a superuser deletes while it is sent holds up no other');
@@ -152,7 +152,7 @@ $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 $mock->wait_for(3, kind => 'execute');
 $session->value(<<"END");
 CREATE OR REPLACE FUNCTION public.no_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION \$\$not this one\$\$; END';
-CREATE TRIGGER no_change BEFORE UPDATE ON feishu.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.no_change()
+CREATE TRIGGER no_change BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.no_change()
 END
 $mock->release;
 $mock->well;
@@ -160,8 +160,8 @@ until_ended($session, "id <> $ids[1]");
 enqueue_many($session, 4, 10);
 until_ended($session, "id <> $ids[1]");
 is(ends($session), 'sending 1, succeeded 9', 'an end that a trigger refuses holds up no other flow');
-is($session->value('SELECT feishu.dispatch_problem()'), 'table feishu.outbox has a trigger', '... and is told');
-$session->value('DROP TRIGGER no_change ON feishu.outbox');
+is($session->value('SELECT feishu.dispatch_problem()'), 'table feishu_internal.outbox has a trigger', '... and is told');
+$session->value('DROP TRIGGER no_change ON feishu_internal.outbox');
 until_ended($session);
 is(ends($session), 'succeeded 10', '... and is written when it can be');
 started_once($mock, 10, '... none is sent twice');

@@ -33,8 +33,16 @@ my $queued = enqueue($as{owner}, params => '{"never": true}', run_at => \$later)
 my $failed = enqueue($as{owner}, flow_id => 'refusedFlow');
 until_ended($session, "id = $failed");
 is($session->value("SELECT DISTINCT role FROM feishu.flows"), 'owner', 'a flow is of the role that queued it');
-is($as{$_}->value('SELECT count(*) FROM feishu.flows'), '3', "$_ sees it") foreach qw(owner leader aloof);
-is($as{$_}->value('SELECT count(*) FROM feishu.flows'), '0', "$_ does not") foreach qw(stranger monitor keeper);
+is($as{$_}->value('SELECT count(*) FROM feishu.flows'), '3', "$_ sees it") foreach qw(owner leader);
+is($as{$_}->value('SELECT count(*) FROM feishu.flows'), '0', "$_ does not") foreach qw(stranger monitor keeper aloof);
+is($as{aloof}->value('SET ROLE owner; SELECT count(*) FROM feishu.flows; RESET ROLE'), '3', "... unless he acts as one who does");
+if ($node->pg_version >= 16)
+{
+	# a member that may neither inherit nor act, as PostgreSQL sees it, is a stranger
+	$session->value('CREATE ROLE guest LOGIN; GRANT owner TO guest WITH INHERIT FALSE, SET FALSE');
+	$as{guest} = FeishuFlow::Session->new($node, user => 'guest');
+	is($as{guest}->value('SELECT count(*) FROM feishu.flows'), '0', 'nor does a member without INHERIT and SET');
+}
 $as{stranger}->value('CREATE FUNCTION spy(jsonb) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS '
 	  . q{$$BEGIN RAISE NOTICE 'seen %', $1; RETURN true; END$$});
 $result = $as{stranger}->ask('SELECT count(*) FROM feishu.flows WHERE spy(params)');
@@ -48,7 +56,7 @@ $session->value("SELECT feishu.resume_server('private')");
 
 # ---- to change ----
 
-foreach my $who (qw(stranger monitor keeper))
+foreach my $who (grep { $as{$_} } qw(stranger monitor keeper guest))
 {
 	fails_with($as{$who}, "SELECT feishu.cancel_flow($queued)", '42704', "$who cannot cancel it");
 	fails_with($as{$who}, "SELECT feishu.retry_flow($failed)", '42704', "$who cannot retry it");
@@ -78,7 +86,7 @@ $as{stranger}->value('ROLLBACK');
 
 # ---- the tables ----
 
-my @tables = split /\n/, $session->value("SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'feishu' AND relkind IN ('r', 'S') ORDER BY 1");
+my @tables = split /\n/, $session->value("SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'feishu_internal' AND relkind IN ('r', 'S') ORDER BY 1");
 cmp_ok(scalar(@tables), '>=', 4, 'there are tables and sequences: ' . join(', ', @tables));
 foreach my $table (@tables)
 {
@@ -97,12 +105,22 @@ foreach my $table (grep { !/seq/ } @tables)
 	fails_with($as{stranger}, "CREATE TABLE public.child () INHERITS ($table)", '42501', '... have children');
 	fails_with($as{stranger}, "CREATE TABLE public.reference (id bigint REFERENCES $table)", '42501', '... be referred to') if $table =~ /outbox/;
 }
-fails_with($as{owner}, "INSERT INTO feishu.outbox (id) VALUES (1)", '42501', 'a flow cannot be forged');
-fails_with($as{owner}, "UPDATE feishu.outbox SET roleid = 10", '42501', '... nor be given to another role');
+fails_with($as{owner}, "INSERT INTO feishu_internal.outbox (id) VALUES (1)", '42501', 'a flow cannot be forged');
+fails_with($as{owner}, "UPDATE feishu_internal.outbox SET roleid = 10", '42501', '... nor be given to another role');
 fails_with($as{owner}, "$_", '42501', "... nor by the view: $_")
   foreach "UPDATE feishu.flows SET params = '{}'", 'DELETE FROM feishu.flows', 'INSERT INTO feishu.flows (id) VALUES (1)';
-fails_with($as{owner}, "SELECT setval('feishu.outbox_id_seq', 1)", '42501', 'the ids cannot be set back');
-fails_with($as{stranger}, 'CREATE TABLE feishu.mine ()', '42501', 'nobody makes anything in the schema');
+fails_with($as{owner}, "SELECT setval('feishu_internal.outbox_id_seq', 1)", '42501', 'the ids cannot be set back');
+fails_with($as{stranger}, "CREATE TABLE $_.mine ()", '42501', "nobody makes anything in the schema $_") foreach qw(feishu feishu_internal);
+
+# PostgreSQL waits for the lock of such commands before it looks whose the table is
+$as{leader}->value('BEGIN; SELECT count(*) FROM feishu.flows');
+foreach my $command ('CREATE RULE evil AS ON INSERT TO feishu_internal.outbox DO ALSO SELECT 1',
+	'CREATE TRIGGER evil AFTER INSERT ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()',
+	'ALTER TABLE feishu_internal.outbox ADD COLUMN evil text', 'TRUNCATE feishu_internal.outbox')
+{
+	fails_with($as{stranger}, "SET lock_timeout = '5s'; $command", '42501', "no lock is waited for: $command");
+}
+$as{leader}->value('COMMIT');
 
 # ... not even by those who may read and write all data
 $session->value('CREATE ROLE clerk LOGIN; GRANT pg_read_all_data, pg_write_all_data TO clerk');
@@ -113,7 +131,7 @@ foreach my $table (grep { !/seq/ } @tables)
 	is($clerk->value("WITH gone AS (DELETE FROM $table RETURNING 1) SELECT count(*) FROM gone"), '0', '... deletes nothing');
 }
 fails_with($clerk, <<'SQL', '42501', '... and forges no flow of a superuser');
-INSERT INTO feishu.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
+INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
 SELECT 1000000, 10, 1, oid, true, true, now(), now(), 'infinity', 'private', 'app', 'forged', '{"_id": 1}', 'key'
 FROM pg_database WHERE datname = current_database()
 SQL
@@ -169,7 +187,7 @@ BEGIN
   RETURN NULL;
 END
 $$;
-CREATE TRIGGER on_change AFTER INSERT OR UPDATE ON feishu.outbox FOR EACH ROW EXECUTE FUNCTION public.on_change();
+CREATE TRIGGER on_change AFTER INSERT OR UPDATE ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION public.on_change();
 SQL
 $id = enqueue($as{stranger}, flow_id => 'first', params => '{"never": true}', run_at => \$later);
 is($as{stranger}->value("SELECT feishu.cancel_flow($id)"), 't', 'a trigger of a superuser on the queue queues another flow');
@@ -179,7 +197,7 @@ $id = enqueue($as{stranger}, flow_id => 'first', params => '{"n": 12}');
 succeeds($as{stranger}, "SELECT feishu.wait_flow($id)", '... also when the dispatcher sets it off');
 until_ended($session, "flow_id IN ('first', 'next')");
 is($session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'next' AND state = 'succeeded'"), '2', '... whose flows are sent');
-$session->value('DROP TRIGGER on_change ON feishu.outbox');
+$session->value('DROP TRIGGER on_change ON feishu_internal.outbox');
 
 # ---- what others define is not called ----
 

@@ -219,7 +219,7 @@ $session->value('BEGIN READ WRITE; ALTER DATABASE postgres RESET ALL; COMMIT');
 # It finds out which indexes there are, and is interrupted at the first one:
 # the next one must not believe that there are none.
 my $first = FeishuFlow::Session->new($node);
-$other->value('BEGIN; ALTER INDEX feishu.outbox_pkey SET TABLESPACE pg_default');
+$other->value('BEGIN; ALTER INDEX feishu_internal.outbox_pkey SET TABLESPACE pg_default');
 fails_with($first, "SET lock_timeout = '100ms';" . queue(600), '55P03', 'a first enqueue that is interrupted');
 $other->value('ROLLBACK');
 $first->value(queue(601));

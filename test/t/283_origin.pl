@@ -25,7 +25,7 @@ is($publisher->value('SELECT oid FROM pg_database WHERE datname = current_databa
 # ---- a subscriber ----
 
 # its ids are others, or rows would not arrive
-$subscriber->value("SELECT setval('feishu.outbox_id_seq', 1000000)");
+$subscriber->value("SELECT setval('feishu_internal.outbox_id_seq', 1000000)");
 $publisher->value("SELECT feishu.pause_server('feishu')");
 enqueue_many($publisher, 1, 10);
 $publisher->value('CREATE PUBLICATION everything FOR ALL TABLES');
@@ -55,17 +55,17 @@ succeeds($subscriber, "SELECT feishu.wait_flow($id)", '... another dispatcher, t
 $mock->fault(type => 'hold');
 $publisher->value("SELECT feishu.resume_server('feishu')");
 $mock->wait_for(20, kind => 'execute');
-until_true($subscriber, 'what the publisher sends is replicated', 'EXISTS (SELECT FROM feishu.claim WHERE cardinality(ids) = 20)');
+until_true($subscriber, 'what the publisher sends is replicated', 'EXISTS (SELECT FROM feishu_internal.claim WHERE cardinality(ids) = 20)');
 $mock->well;
 until_ended($publisher);
 started_once($mock, 20, 'the publisher sends its own, each once');
 until_true($subscriber, 'their ends are replicated', "(SELECT count(*) = 20 FROM feishu.flows WHERE $theirs AND state = 'succeeded')");
-is($subscriber->value('SELECT count(*) FROM feishu.claim'), 2, 'the subscriber has a row of claims of its own');
+is($subscriber->value('SELECT count(*) FROM feishu_internal.claim'), 2, 'the subscriber has a row of claims of its own');
 
 # what another's row of claims says of an id
 $subscriber->value("SELECT feishu.pause_server('feishu')");
 $id = enqueue($subscriber);
-$subscriber->value("UPDATE feishu.claim SET ids = ARRAY[$id] WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system())");
+$subscriber->value("UPDATE feishu_internal.claim SET ids = ARRAY[$id] WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system())");
 is(look($subscriber, $id, 'state'), 'queued', 'what another cluster is sending has nothing to do with a flow of the same id');
 is($subscriber->value('SELECT sum(sending) FROM feishu.dispatch_status'), 0, '... in dispatch_status, too');
 is($subscriber->value("SELECT feishu.cancel_flow($id)"), 't', '... which can be cancelled');
@@ -73,15 +73,15 @@ $subscriber->value("SELECT feishu.resume_server('feishu')");
 
 # another's row where one's own was
 $other_mock->mark;
-$subscriber->value(q{INSERT INTO feishu.claim (system_identifier, database, major_version, ids) SELECT g, 5, 15, '{}' FROM generate_series(1, 500) g});
-$subscriber->value('VACUUM FULL feishu.claim');
+$subscriber->value(q{INSERT INTO feishu_internal.claim (system_identifier, database, major_version, ids) SELECT g, 5, 15, '{}' FROM generate_series(1, 500) g});
+$subscriber->value('VACUUM FULL feishu_internal.claim');
 $other_mock->fault(type => 'hold');
 $id = enqueue($subscriber);
 $other_mock->wait_for(1, kind => 'execute');
-is($subscriber->value("SELECT string_agg((system_identifier < 1000)::text, ' ') FROM feishu.claim WHERE $id = ANY (ids)"), 'false', "a claim is not written to another's row");
+is($subscriber->value("SELECT string_agg((system_identifier < 1000)::text, ' ') FROM feishu_internal.claim WHERE $id = ANY (ids)"), 'false', "a claim is not written to another's row");
 $other_mock->well;
 until_ended($subscriber);
-$subscriber->value('DELETE FROM feishu.claim WHERE system_identifier < 1000');
+$subscriber->value('DELETE FROM feishu_internal.claim WHERE system_identifier < 1000');
 
 # ---- another cluster with the same database ----
 
@@ -92,9 +92,9 @@ sub moved
 	$session->value("ALTER SYSTEM SET feishu_flow.dispatch = off; SELECT pg_reload_conf()");
 	wait_until('there is no dispatcher', sub { dispatcher($session) eq '' });
 	my @ids = map { enqueue($session, @arguments) } 1 .. 5;
-	$session->value("DELETE FROM feishu.claim WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system())");
-	$session->value("UPDATE feishu.outbox SET system_identifier = 1 WHERE id >= $ids[0]");
-	$session->value("UPDATE feishu.claim SET system_identifier = 1, major_version = $major, ids = ARRAY[$ids[0]]");
+	$session->value("DELETE FROM feishu_internal.claim WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system())");
+	$session->value("UPDATE feishu_internal.outbox SET system_identifier = 1 WHERE id >= $ids[0]");
+	$session->value("UPDATE feishu_internal.claim SET system_identifier = 1, major_version = $major, ids = ARRAY[$ids[0]]");
 	is(look($session, $ids[0], 'state'), 'sending', 'it is seen what was under way');
 	is($session->value("SELECT feishu.cancel_flow($ids[0])"), 'f', '... and cannot be cancelled');
 	$session->value("ALTER SYSTEM SET feishu_flow.dispatch = on; SELECT pg_reload_conf()");
@@ -111,7 +111,7 @@ is(ends($publisher, $waited), 'succeeded 5', 'after an upgrade, what was waiting
 is($publisher->value("SELECT string_agg(attempts::text, ' ' ORDER BY id) FROM feishu.flows WHERE $waited"), '2 1 1 1 1', '... and what was under way has had an attempt');
 $waited = moved($publisher, $major);
 is(ends($publisher, $waited), 'succeeded 5', '... also to the same major version');
-is($publisher->value("SELECT string_agg((system_identifier = (SELECT system_identifier FROM pg_control_system()))::text || ' ' || major_version, ',') FROM feishu.claim"),
+is($publisher->value("SELECT string_agg((system_identifier = (SELECT system_identifier FROM pg_control_system()))::text || ' ' || major_version, ',') FROM feishu_internal.claim"),
 	"true $major", '... and that is noted');
 
 $waited = moved($subscriber, $major);
@@ -122,7 +122,7 @@ $subscriber->value('ALTER SUBSCRIPTION everything DISABLE; ALTER SUBSCRIPTION ev
 
 # ---- the row is lost ----
 
-$publisher->value('TRUNCATE feishu.claim');
+$publisher->value('TRUNCATE feishu_internal.claim');
 $restarted = dispatcher($publisher);
 $publisher->value("SELECT pg_terminate_backend($restarted)");
 $id = enqueue($publisher);

@@ -38,10 +38,10 @@ my $odd = FeishuFlow::Session->new($node, database => 'odd');
 my $session = FeishuFlow::Session->new($node);
 is($odd->value('SHOW default_table_access_method'), 'heap2', 'a database has another access method by default');
 my $made = "SELECT string_agg(c.relname || ' ' || c.relkind::text || ' ' || c.relpersistence::text || ' ' || coalesce(a.amname, '-') || ' ' || c.relrowsecurity, ', ' ORDER BY c.relname) "
-  . "FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam WHERE c.relnamespace = 'feishu'::regnamespace";
+  . "FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam WHERE c.relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)";
 is($odd->value($made), $session->value($made), '... there the extension makes the same tables');
 foreach my $what ("SELECT string_agg(pg_get_viewdef(oid), '' ORDER BY relname) FROM pg_class WHERE relnamespace = 'feishu'::regnamespace AND relkind = 'v'",
-	q{SELECT string_agg(pg_get_indexdef(indexrelid), ';' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 'feishu.outbox'::regclass})
+	q{SELECT string_agg(pg_get_indexdef(indexrelid), ';' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 'feishu_internal.outbox'::regclass})
 {
 	$_->value("SET quote_all_identifiers = off; SET search_path = pg_catalog") foreach $odd, $session;
 	is($odd->value($what), $session->value($what), '... and the same definitions');
@@ -64,13 +64,13 @@ enqueue($session, server => 'lonely');
 $session->value('DROP USER MAPPING FOR postgres SERVER lonely; COMMIT');
 until_true($session, 'a flow is held', "EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely' AND paused)");
 foreach my $case (
-	[ 'ALTER TABLE feishu.outbox FORCE ROW LEVEL SECURITY', 'ALTER TABLE feishu.outbox NO FORCE ROW LEVEL SECURITY', 'table feishu.outbox has row security forced' ],
-	[ 'ALTER TABLE feishu.held_lane SET UNLOGGED', 'ALTER TABLE feishu.held_lane SET LOGGED', 'table feishu.held_lane is unlogged' ],
-	[ 'ALTER TABLE feishu.paused_server SET ACCESS METHOD heap2', 'ALTER TABLE feishu.paused_server SET ACCESS METHOD heap', 'table feishu.paused_server has another access method than heap' ],
-	[ 'ALTER TABLE feishu.outbox SET ACCESS METHOD heap2', 'ALTER TABLE feishu.outbox SET ACCESS METHOD heap', 'table feishu.outbox has another access method than heap' ],
-	[ 'CREATE TRIGGER mine BEFORE INSERT ON feishu.outbox FOR EACH ROW EXECUTE FUNCTION nothing()', 'DROP TRIGGER mine ON feishu.outbox', 'table feishu.outbox has a trigger' ],
-	[ 'CREATE RULE mine AS ON UPDATE TO feishu.paused_server DO ALSO NOTHING', 'DROP RULE mine ON feishu.paused_server', 'table feishu.paused_server has a rule' ],
-	[ "INSERT INTO pg_dist_partition VALUES ('feishu.claim')", 'DELETE FROM pg_dist_partition', 'table feishu.claim is distributed' ])
+	[ 'ALTER TABLE feishu_internal.outbox FORCE ROW LEVEL SECURITY', 'ALTER TABLE feishu_internal.outbox NO FORCE ROW LEVEL SECURITY', 'table feishu_internal.outbox has row security forced' ],
+	[ 'ALTER TABLE feishu_internal.held_lane SET UNLOGGED', 'ALTER TABLE feishu_internal.held_lane SET LOGGED', 'table feishu_internal.held_lane is unlogged' ],
+	[ 'ALTER TABLE feishu_internal.paused_server SET ACCESS METHOD heap2', 'ALTER TABLE feishu_internal.paused_server SET ACCESS METHOD heap', 'table feishu_internal.paused_server has another access method than heap' ],
+	[ 'ALTER TABLE feishu_internal.outbox SET ACCESS METHOD heap2', 'ALTER TABLE feishu_internal.outbox SET ACCESS METHOD heap', 'table feishu_internal.outbox has another access method than heap' ],
+	[ 'CREATE TRIGGER mine BEFORE INSERT ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION nothing()', 'DROP TRIGGER mine ON feishu_internal.outbox', 'table feishu_internal.outbox has a trigger' ],
+	[ 'CREATE RULE mine AS ON UPDATE TO feishu_internal.paused_server DO ALSO NOTHING', 'DROP RULE mine ON feishu_internal.paused_server', 'table feishu_internal.paused_server has a rule' ],
+	[ "INSERT INTO pg_dist_partition VALUES ('feishu_internal.claim')", 'DELETE FROM pg_dist_partition', 'table feishu_internal.claim is distributed' ])
 {
 	my ($do, $undo, $problem) = @$case;
 	$session->value($do);
@@ -89,11 +89,11 @@ foreach my $case (
 
 # whoever is at it is not waited for
 my $other = FeishuFlow::Session->new($node);
-$session->value('CREATE TRIGGER mine BEFORE INSERT ON feishu.outbox FOR EACH ROW EXECUTE FUNCTION nothing()');
-$other->value('BEGIN; LOCK TABLE feishu.outbox');
+$session->value('CREATE TRIGGER mine BEFORE INSERT ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION nothing()');
+$other->value('BEGIN; LOCK TABLE feishu_internal.outbox');
 $session->value("SET statement_timeout = '5s'");
 succeeds($session, 'SELECT feishu.dispatch_problem()', 'dispatch_problem waits for nobody');
 $other->value('ROLLBACK');
-is($session->value('SELECT feishu.dispatch_problem()'), 'table feishu.outbox has a trigger', '... and tells it then');
+is($session->value('SELECT feishu.dispatch_problem()'), 'table feishu_internal.outbox has a trigger', '... and tells it then');
 
 done_testing();

@@ -49,10 +49,10 @@ my @waiting = map { enqueue($session, params => '{"n": ' . ++$n . '}') } 1 .. 3;
 $replica->value('CREATE SUBSCRIPTION all_of_it CONNECTION ' . FeishuFlow::quote($node->connstr('postgres'))
 	  . q{ PUBLICATION everything WITH (slot_name = 'all', create_slot = false)});
 # (each table by a worker of its own)
-until_true($replica, 'the flows and the pause are replicated', 'SELECT count(*) = 3 AND EXISTS (SELECT FROM feishu.paused_server) FROM feishu.outbox WHERE id IN (' . join(', ', @waiting) . ')');
+until_true($replica, 'the flows and the pause are replicated', 'SELECT count(*) = 3 AND EXISTS (SELECT FROM feishu_internal.paused_server) FROM feishu_internal.outbox WHERE id IN (' . join(', ', @waiting) . ')');
 $replica->value('ALTER SUBSCRIPTION all_of_it DISABLE');
 my $worker = until_dispatcher($replica);
-$replica->value("DELETE FROM feishu.paused_server; SELECT pg_terminate_backend($worker)");
+$replica->value("DELETE FROM feishu_internal.paused_server; SELECT pg_terminate_backend($worker)");
 until_dispatcher($replica, $worker);
 until_ended($replica);
 is($replica->value("SELECT DISTINCT state || ': ' || error FROM feishu.flows WHERE id >= $waiting[0]"),
@@ -90,15 +90,15 @@ $replica->quit;
 
 # ---- columns and indexes of their own ----
 
-$session->value("ALTER TABLE feishu.outbox ADD COLUMN note text DEFAULT 'none', ADD COLUMN more numeric");
+$session->value("ALTER TABLE feishu_internal.outbox ADD COLUMN note text DEFAULT 'none', ADD COLUMN more numeric");
 $id = is_sent('a table with more columns is filled');
-is($session->value("SELECT note, more IS NULL FROM feishu.outbox WHERE id = $id"), 'none|t', '... these by their defaults');
+is($session->value("SELECT note, more IS NULL FROM feishu_internal.outbox WHERE id = $id"), 'none|t', '... these by their defaults');
 is_sent('... in a session that knew it before') foreach 1 .. 2;
-$session->value('ALTER TABLE feishu.outbox DROP COLUMN note, DROP COLUMN more');
+$session->value('ALTER TABLE feishu_internal.outbox DROP COLUMN note, DROP COLUMN more');
 is_sent('... and without them');
-$session->value("CREATE INDEX mine ON feishu.outbox USING $_; SET enable_seqscan = off"),
+$session->value("CREATE INDEX mine ON feishu_internal.outbox USING $_; SET enable_seqscan = off"),
   $id = is_sent("a table with an index using $_ is filled"),
-  $session->value('DROP INDEX feishu.mine; RESET enable_seqscan')
+  $session->value('DROP INDEX feishu_internal.mine; RESET enable_seqscan')
   foreach ('gin (params)', 'brin (created_at)', 'hash (flow_id)');
 
 # ---- what holds back flows ----
@@ -144,9 +144,9 @@ $session->value('ALTER DATABASE postgres SET lock_timeout = 1; ALTER DATABASE po
 dispatch('off');
 dispatch('on');
 $before = dispatcher($session);
-$session->value('BEGIN; LOCK TABLE feishu.paused_server');
-$node->safe_psql('postgres', 'DROP SERVER another');    # the dispatcher looks at the pauses
-$node->safe_psql('postgres', 'CREATE SERVER another FOREIGN DATA WRAPPER feishu_flow');
+my $other = FeishuFlow::Session->new($node);
+$session->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
+enqueue($other);
 until_true($session, 'the dispatcher waits for a lock', "EXISTS (SELECT FROM pg_locks WHERE pid = $before AND NOT granted)");
 $session->value("SELECT pg_sleep(0.2)");    # longer than lock_timeout
 $session->value('ROLLBACK');
@@ -169,8 +169,8 @@ $node->safe_psql('postgres', 'CREATE ROLE app LOGIN; CREATE DATABASE generous');
 $node->safe_psql('generous', join(';', (map { "ALTER DEFAULT PRIVILEGES GRANT ALL ON $_ TO app, PUBLIC" } qw(TABLES SEQUENCES SCHEMAS)), 'CREATE EXTENSION feishu_flow'));
 is($node->safe_psql('generous', <<'SQL'), 'dispatch_status SELECT, feishu USAGE, flows SELECT, stat_flows SELECT', "default privileges give nobody rights on the queue's tables");
 SELECT string_agg(DISTINCT o || ' ' || privilege_type, ', ' ORDER BY o || ' ' || privilege_type)
-FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class WHERE relnamespace = 'feishu'::regnamespace
-  UNION ALL SELECT nspname, nspowner, (aclexplode(nspacl)).* FROM pg_namespace WHERE nspname = 'feishu') AS g (o, owner)
+FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)
+  UNION ALL SELECT nspname, nspowner, (aclexplode(nspacl)).* FROM pg_namespace WHERE nspname IN ('feishu', 'feishu_internal')) AS g (o, owner)
 WHERE grantee <> owner
 SQL
 

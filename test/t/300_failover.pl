@@ -162,7 +162,7 @@ foreach my $synchronous (1, 0)
 	is($session->value("SELECT count(*) FROM feishu.flows WHERE state NOT IN ('succeeded', 'unconfirmed')"),
 		$synchronous ? '0' : $session->value("SELECT count(*) FROM feishu.flows WHERE state = 'failed' AND sqlstate = 'LK409'"),
 		'... all end well')
-	  or diag($session->value("SELECT state, sqlstate, error, attempts, own_key, unanswered, count(*) FROM feishu.outbox WHERE state NOT IN ('s', 'u') GROUP BY 1, 2, 3, 4, 5, 6"));
+	  or diag($session->value("SELECT state, sqlstate, error, attempts, own_key, unanswered, count(*) FROM feishu_internal.outbox WHERE state NOT IN ('s', 'u') GROUP BY 1, 2, 3, 4, 5, 6"));
 	my @others = missing(\@started, \@wanted);
 	if ($synchronous)
 	{

@@ -101,18 +101,18 @@ sub inventory
 	my $session = FeishuFlow::Session->new($node, database => $database);
 	my %found = (
 		'flows' => 'SELECT f FROM feishu.flows f ORDER BY id',
-		'rows of the queue' => 'SELECT o FROM feishu.outbox o ORDER BY id',
-		'claims' => 'SELECT c FROM feishu.claim c',
-		'database of the claims' => 'SELECT datname FROM feishu.claim c JOIN pg_database d ON d.oid = c.database',
-		'pauses' => 'SELECT p FROM feishu.paused_server p',
+		'rows of the queue' => 'SELECT o FROM feishu_internal.outbox o ORDER BY id',
+		'claims' => 'SELECT c FROM feishu_internal.claim c',
+		'database of the claims' => 'SELECT datname FROM feishu_internal.claim c JOIN pg_database d ON d.oid = c.database',
+		'pauses' => 'SELECT p FROM feishu_internal.paused_server p',
 		'dispatch_status' => 'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status ORDER BY server',
-		'the sequence' => 'SELECT last_value, is_called FROM feishu.outbox_id_seq',
+		'the sequence' => 'SELECT last_value, is_called FROM feishu_internal.outbox_id_seq',
 		'servers and mappings' => $mappings,
 		'objects of the extension' => 'SELECT pg_describe_object(classid, objid, 0) FROM pg_depend WHERE deptype = \'e\' '
 		  . "AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'feishu_flow') "
 		  . "AND classid <> 'pg_type'::regclass ORDER BY 1",
 		'rights' => 'SELECT relname, relacl, relrowsecurity FROM pg_class '
-		  . "WHERE relnamespace = 'feishu'::regnamespace AND relkind <> 'i' AND relname !~ '^pg_toast' ORDER BY 1",
+		  . "WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace) AND relkind <> 'i' AND relname !~ '^pg_toast' ORDER BY 1",
 		'rights of functions' => 'SELECT oid::regprocedure, proacl FROM pg_proc '
 		  . "WHERE pronamespace = 'feishu'::regnamespace ORDER BY oid::regprocedure::text");
 	$_ = $session->value($_) foreach values %found;

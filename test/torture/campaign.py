@@ -117,11 +117,11 @@ class Campaign:
     def drain(self, session):
         """The platform is well; is the queue empty in time? Returns the seconds that it took, or None."""
         begun = time.monotonic()
-        for n, flow in session.ask("SELECT n, flow FROM marker JOIN feishu.outbox o ON o.id = flow "
+        for n, flow in session.ask("SELECT n, flow FROM marker JOIN feishu_internal.outbox o ON o.id = flow "
                                    "WHERE kind = 'far' AND state = 'q' AND next_at > now() + '5 min'"):
             session.ask(f"INSERT INTO cancelled SELECT {n} WHERE feishu.cancel_flow({flow})")
         while time.monotonic() < begun + DRAIN_TIME:
-            if session.value("SELECT count(*) FROM feishu.outbox WHERE state = 'q'") == "0":
+            if session.value("SELECT count(*) FROM feishu_internal.outbox WHERE state = 'q'") == "0":
                 return time.monotonic() - begun
             time.sleep(0.1)
         for row in session.ask("SELECT * FROM feishu.dispatch_status"):

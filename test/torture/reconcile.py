@@ -1,6 +1,6 @@
 """
 The reckoning: what committed (the table marker, and the clients' journal), what the platform saw and started (its own
-files), and what the extension says became of each flow (feishu.outbox) must be one story.
+files), and what the extension says became of each flow (feishu_internal.outbox) must be one story.
 
 A finding is a list of numbers that nobody wants to see; most of them end the campaign with an error:
 
@@ -26,7 +26,7 @@ from platform_faults import lines_of
 QUEUED = """
 SELECT o.params->>'n', o.id, o.state, o.unanswered, o.attempts, o.server, o.ordering_key, o.idempotent_key,
   o.execution_id, o.sqlstate, o.error, pg_get_userbyid(o.roleid)
-FROM feishu.outbox o ORDER BY o.id
+FROM feishu_internal.outbox o ORDER BY o.id
 """
 Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lane key execution_id sqlstate error role")
 

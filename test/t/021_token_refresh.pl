@@ -1,0 +1,164 @@
+
+# A token is refreshed ahead of its expiry, however seldom its sessions call and however soon they end.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use Test::More;
+use Time::HiRes qw(time usleep);
+
+my %token = (kind => 'token');
+my ($latency, $life) = (700, 4);    # of a token request in ms, of a token in seconds: due after three quarters
+
+# One cluster with a dispatcher, and one without.
+my ($mock, $lone_mock) = map { FeishuFlow::Mock->start } 1 .. 2;
+my $node = new_cluster('shared');
+my $lone = new_cluster('lone', conf => "feishu_flow.dispatch = off\n");
+create_server($node, 'feishu', { base_url => $mock->url });
+create_server($lone, 'feishu', { base_url => $lone_mock->url });
+
+# An own cache: what a session asked for comes while it is idle. It is looked at below, when that has been so for long.
+my $idle_mock = FeishuFlow::Mock->start;
+my $plain = new_cluster('plain', preload => 0);
+$idle_mock->config(token_expire => $life, apps => { cli_idler => 'idler' });
+create_server($plain, 'feishu', { base_url => $idle_mock->url });
+create_server($plain, 'idlers', { base_url => $idle_mock->url }, { app_id => 'cli_idler', app_secret => 'idler' });
+my ($idle, $idler) = map { FeishuFlow::Session->new($plain) } 1 .. 2;
+succeeds($idle, flow(), 'a call of a session that has its own cache');
+succeeds($idler, flow(server => 'idlers'), '... and of another app');
+my $first = ($idle_mock->log(kind => 'execute'))[-1]{headers}{authorization};
+my ($idle_asked) = map { $_->{time} } $idle_mock->log(%token);
+
+sub time_is { my ($time) = @_; wait_until('it is time', sub { time() > $time }); return; }
+
+# The token is due: these begin to refresh it, and are idle from then on. The next one lives for long.
+time_is($idle_asked + 0.8 * $life);
+$idle_mock->config(token_expire => 7200);
+$idle_mock->rules([ \%token, { type => 'latency', ms => 200 } ]);
+$idle_mock->mark;
+succeeds($idle, flow(), '... when its token is due');
+succeeds($idler, flow(server => 'idlers'), '... and of the other');
+is($idle_mock->token_requests, 2, '... which begin to refresh them');
+my $idle_since = time();
+
+# The token has expired, the next one has come, unread: there is no request for another.
+time_is($idle_asked + $life + 0.2);
+succeeds($idle, flow(), 'a session that was idle when its refresh was answered calls');
+is($idle_mock->token_requests, 2, '... with the token that came meanwhile');
+
+# ---- one call a session ----
+
+my $watch = FeishuFlow::Session->new($node);
+my $other = FeishuFlow::Session->new($lone);
+wait_until(
+	'there is a dispatcher',
+	sub {
+		$watch->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") == 1;
+	});
+
+# Sessions that make one call each, for two lives of a token.  With a dispatcher none waits for a token; without, the one
+# that finds it due makes the request, and waits for it.
+my @cases = (
+	{ name => 'sessions of one call', node => $node, mock => $mock, patience => 0 },
+	{ name => 'sessions of one call without a dispatcher', node => $lone, mock => $lone_mock, patience => 3 });
+foreach my $case (@cases)
+{
+	$case->{mock}->config(token_expire => $life);
+	succeeds(FeishuFlow::Session->new($case->{node}), flow(), 'a call');
+	$case->{mock}->rules([ \%token, { type => 'latency', ms => $latency } ]);
+}
+my $until = time() + 2.2 * $life;
+while (time() < $until)
+{
+	foreach my $case (@cases)
+	{
+		my $session = FeishuFlow::Session->new($case->{node});
+		my $result = $session->ask(flow());
+		$session->quit;
+		$case->{failed} ||= $result->{err};
+		$case->{late}++ if $result->{seconds} > $latency / 1000;
+	}
+	usleep(20_000);
+}
+foreach my $case (@cases)
+{
+	is($case->{failed}, '', "$case->{name}: no call fails");
+	cmp_ok($case->{late} // 0, '<=', $case->{patience}, '... so many wait for a token');
+	my @fetches = $case->{mock}->log(%token);
+	is(scalar(grep { $_->{aborted} } @fetches), 0, '... no token request is given up');
+	cmp_ok(scalar(@fetches), '>=', 3, '... the token is refreshed');
+	cmp_ok(scalar(@fetches), '<=', 4, '... once in each life');
+	my @late = grep { $fetches[$_]{time} > $fetches[ $_ - 1 ]{time} + $life } 1 .. $#fetches;
+	is(scalar(@late), 0, '... ahead of its expiry');
+}
+
+# ---- an idle session ----
+
+# Its refresh hangs. Nothing of it is left when its call has ended, and others do not wait.
+my $lonely = FeishuFlow::Session->new($lone);
+$lone_mock->rules;
+$lone_mock->revoke;
+$lone_mock->mark;
+succeeds($lonely, flow(), 'a call that fetches a token');
+my ($asked) = map { $_->{time} } $lone_mock->log(%token);
+$lone_mock->rules([ \%token, { type => 'hang' }, times => 1 ]);
+time_is($asked + 0.8 * $life);
+$lone_mock->mark;
+my $result = $lonely->ask(flow());
+is($result->{sqlstate}, '00000', 'a call whose refresh hangs') or diag($result->{err});
+cmp_ok($result->{seconds}, '<', 2 * $FeishuFlow::SLOW, '... waits a little');
+is($lone_mock->wait_for(1, %token, state => 'aborted'), 1, '... and has given it up');
+time_is($asked + $life);
+$result = $other->ask(flow(timeout => '10s'));
+is($result->{sqlstate}, '00000', '... another session calls when the token has expired') or diag($result->{err});
+cmp_ok($result->{seconds}, '<', 1 * $FeishuFlow::SLOW, '... at once');
+
+# ---- what the dispatcher cannot look up ----
+
+$mock->rules;
+$mock->config(token_expire => $life, apps => { cli_clerk => 'clerk', cli_unseen => 'unseen' });
+$mock->mark;
+$other = FeishuFlow::Session->new($node);
+$other->value('BEGIN');
+$other->value('CREATE SERVER unseen FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url ' . quote($mock->url) . ')');
+$other->value(q{CREATE USER MAPPING FOR PUBLIC SERVER unseen OPTIONS (app_id 'cli_unseen', app_secret 'unseen')});
+
+# Credentials are those of the role that calls.
+$watch->value('CREATE ROLE clerk LOGIN');
+$watch->value('GRANT USAGE ON FOREIGN SERVER feishu TO clerk');
+$watch->value(q{CREATE USER MAPPING FOR clerk SERVER feishu OPTIONS (app_id 'cli_clerk', app_secret 'clerk')});
+my $clerk = FeishuFlow::Session->new($node, user => 'clerk');
+
+succeeds($other, flow(server => 'unseen'), 'a call over a server that nobody else sees');
+succeeds($clerk, flow(), 'a call of a role with credentials of its own');
+my ($unseen_asked, $clerk_asked) =
+  map { ($mock->log(%token, app_id => $_))[0]{time} } 'cli_unseen', 'cli_clerk';
+time_is($clerk_asked + 0.78 * $life);
+my $failed = '';
+wait_until(
+	'the token is refreshed',
+	sub {
+		$failed ||= $other->ask(flow(server => 'unseen'))->{err};
+		$mock->count(%token, app_id => 'cli_unseen') == 2;
+	});
+succeeds($clerk, flow(), '... calls again when its token is due');
+is($failed, '', 'the token of the server that nobody else sees is refreshed');
+cmp_ok(($mock->log(%token, app_id => 'cli_unseen'))[1]{time}, '<', $unseen_asked + $life, '... ahead of its expiry');
+is($mock->wait_for(2, %token, app_id => 'cli_clerk', state => 'done'), 2, '... and that of the role');
+is($mock->count(%token), 4, '... and nobody else\'s');
+$other->value('ROLLBACK');
+
+# ---- a session that was idle ----
+
+# For longer than the 10 s that a refresh has.
+time_is($idle_since + 11);
+$idle_mock->mark;
+succeeds($idler, flow(server => 'idlers'), 'one that was idle for longer than a refresh may take calls');
+is($idle_mock->token_requests, 0, '... with the token that came meanwhile');
+isnt(($idle_mock->log(kind => 'execute'))[-1]{headers}{authorization}, $first, '... which is not the first one');
+
+done_testing();
