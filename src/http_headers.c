@@ -129,8 +129,8 @@ is_of_gateway(int status)
 }
 
 /* Have libcurl close the connection after the transfer, if nobody else uses it. */
-static void
-transfer_close_after(HttpTransfer *transfer)
+void
+http_transfer_close_after(HttpTransfer *transfer)
 {
 	HttpHandle *handle = transfer->handle;
 
@@ -202,7 +202,7 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 		case '\n':
 			/* the end of the headers */
 			if (is_of_gateway(transfer->status))
-				transfer_close_after(transfer);
+				http_transfer_close_after(transfer);
 			break;
 		case 'k':
 			if (header_value(data, len, "keep-alive", value, sizeof(value)))

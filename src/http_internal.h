@@ -182,6 +182,7 @@ extern struct curl_slist *http_headers_create(void);
  * HttpHandle */
 extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);
 extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp);
+extern void http_transfer_close_after(HttpTransfer *transfer);
 #ifdef FEISHU_HAVE_CURL_PREREQ
 extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip,
 									 int remote_port, int local_port);

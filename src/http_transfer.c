@@ -128,7 +128,11 @@ http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remot
 		if (transfer->needs_http1)
 			http_transfer_note_version(transfer, CURLE_OK);
 		if (!http_transfer_allow_resend(transfer, transfer_is_sent(transfer)))
+		{
+			/* else libcurl would take its connection for one that was used */
+			http_transfer_close_after(transfer);
 			return CURL_PREREQFUNC_ABORT;
+		}
 		transfer->sent_before = bytes_sent(transfer);
 	}
 	return CURL_PREREQFUNC_OK;

@@ -287,7 +287,7 @@ class Connection:
             size, kind, flags = int.from_bytes(head[:3], "big"), head[3], head[4]
             stream = int.from_bytes(head[5:], "big") & 0x7FFFFFFF
             await self.take(kind, flags, stream, await self.reader.readexactly(size))
-            if self.going and not self.tasks:
+            if self.going and not self.streams:
                 await self.close()
                 return
 
@@ -383,7 +383,7 @@ class Connection:
         for at in range(0, len(body), FRAME_SIZE):
             self.frame(DATA, END_STREAM if at + FRAME_SIZE >= len(body) else 0, number, body[at:at + FRAME_SIZE])
         del self.streams[number]
-        if self.going and len(self.tasks) <= 1:
+        if self.going and not self.streams:
             await self.close()
 
 
