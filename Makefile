@@ -33,9 +33,12 @@ OBJS = \
 	src/http_classify.o \
 	src/http_conn.o \
 	src/http_handle.o \
+	src/http_headers.o \
 	src/http_library.o \
+	src/http_peers.o \
 	src/http_poller.o \
 	src/http_pool.o \
+	src/http_refused.o \
 	src/http_sockets.o \
 	src/http_transfer.o \
 	src/insert.o \

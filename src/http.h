@@ -21,6 +21,16 @@ typedef struct HttpTransfer HttpTransfer;
 #define HTTP_HEADER_SIZE	256 /* longest response header kept */
 #define HTTP_DATE_SIZE		64	/* of a date, as in RFC 9110 */
 
+/* Which HTTP to speak. */
+typedef enum HttpVersion
+{
+	HTTP_VERSION_ANY,			/* 2 where it is offered, but 1.1 to a peer that
+								 * turned out not to do well with it */
+	HTTP_VERSION_1_1,
+	HTTP_VERSION_2				/* 2, over http without asking first, and no
+								 * other if the peer offers it */
+} HttpVersion;
+
 /* One POST (or, with a NULL body, GET).  All strings are UTF-8. */
 typedef struct HttpRequest
 {
@@ -32,6 +42,7 @@ typedef struct HttpRequest
 	size_t		body_len;
 	const char *proxy;			/* NULL: none, whatever the environment says */
 	const char *ca_file;		/* NULL: the system's */
+	HttpVersion version;
 	TimestampTz deadline;
 	int			connect_timeout_ms;
 	size_t		max_response;	/* bytes; a longer answer is an error */
@@ -66,6 +77,8 @@ typedef enum HttpTrouble
 	HTTP_TROUBLE_RESET,			/* closed or reset before an answer */
 	HTTP_TROUBLE_KEPT,			/* the same of a connection that had been kept:
 								 * peers end those now and then */
+	HTTP_TROUBLE_REFUSED,		/* the peer said, again and again, that it did not
+								 * process the request */
 	HTTP_TROUBLE_ANSWER,		/* the answer broke off or is not HTTP */
 	HTTP_TROUBLE_LOCAL			/* out of memory, descriptors, threads, ports */
 } HttpTrouble;
@@ -100,6 +113,7 @@ typedef enum HttpCauseKind
 	HTTP_CAUSE_PROXY_STATUS,
 	HTTP_CAUSE_PROXY,
 	HTTP_CAUSE_KEPT,
+	HTTP_CAUSE_NOT_PROCESSED,
 	HTTP_CAUSE_HUNG_UP,
 	HTTP_CAUSE_BROKE_OFF,
 	HTTP_CAUSE_HTTP2,

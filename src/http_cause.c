@@ -95,6 +95,8 @@ static const char *const cause_texts[] = {
 	gettext_noop("the proxy did not do as it was asked, with code %d of libcurl"),
 	[HTTP_CAUSE_KEPT] =
 	gettext_noop("the peer had ended a connection that was kept for further requests"),
+	[HTTP_CAUSE_NOT_PROCESSED] =
+	gettext_noop("the peer said that it did not process the request"),
 	[HTTP_CAUSE_HUNG_UP] =
 	gettext_noop("the peer hung up"),
 	[HTTP_CAUSE_BROKE_OFF] =
@@ -244,6 +246,8 @@ http_cause_find(HttpTransfer *transfer, CURLcode code)
 		return cause(HTTP_CAUSE_NONE, 0);
 	if (result->trouble == HTTP_TROUBLE_KEPT)
 		return cause(HTTP_CAUSE_KEPT, 0);
+	if (result->trouble == HTTP_TROUBLE_REFUSED)
+		return cause(HTTP_CAUSE_NOT_PROCESSED, 0);
 	if (result->trouble == HTTP_TROUBLE_CA_FILE)
 		return cause(HTTP_CAUSE_CA_FILE, 0);
 	if (transfer->no_socket)

@@ -35,17 +35,16 @@ transfer_phase(HttpTransfer *transfer)
 		{CURLINFO_CONNECT_TIME, gettext_noop("connecting")},
 		{CURLINFO_PRETRANSFER_TIME, gettext_noop("establishing the connection")}
 	};
-	long		number = 0;
 
 	/* the times of a reused connection are 0: look at what came first */
-	if (curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &number) == CURLE_OK && number > 0)
+	if (transfer->result.http_status > 0)
 		return gettext_noop("receiving the answer");
 	if (http_transfer_is_sent(transfer))
 	{
 		curl_off_t	uploaded = 0;
 
 		if (curl_easy_getinfo(easy, CURLINFO_SIZE_UPLOAD_T, &uploaded) == CURLE_OK &&
-			uploaded > 0 && uploaded < (curl_off_t) transfer->request_len)
+			uploaded > 0 && uploaded < (curl_off_t) transfer->request.body_len)
 			return gettext_noop("handing over the request");
 		return gettext_noop("waiting for the answer");
 	}
@@ -144,13 +143,50 @@ is_at_proxy(const HttpTransfer *transfer)
 	return proxy != NULL && pg_strncasecmp(proxy, "https:", 6) == 0 && tunnel_status == 0;
 }
 
+/*
+ * The connection or the stream has failed, or the time is up, but has the answer
+ * come all the same?  A peer may answer before it has got the whole of the request,
+ * and close.  What remains of a refusal that broke off does not say which one it is;
+ * but redirects, and what gateways say of a request, need no body.
+ */
+static bool
+is_answered(const HttpTransfer *transfer, CURLcode code)
+{
+	CURL	   *easy = transfer->handle->easy;
+	long		status = transfer->result.http_status;
+	curl_off_t	length = -1;
+	curl_off_t	received = 0;
+
+	switch (code)
+	{
+		case CURLE_SEND_ERROR:
+		case CURLE_SEND_FAIL_REWIND:
+		case CURLE_RECV_ERROR:
+		case CURLE_GOT_NOTHING:
+		case CURLE_PARTIAL_FILE:
+		case CURLE_HTTP2:
+		case CURLE_HTTP2_STREAM:
+		case CURLE_OPERATION_TIMEDOUT:
+			break;
+		default:
+			return false;
+	}
+	if (status == 0 || transfer->status != status)
+		return false;
+	if (curl_easy_getinfo(easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length) == CURLE_OK &&
+		curl_easy_getinfo(easy, CURLINFO_SIZE_DOWNLOAD_T, &received) == CURLE_OK &&
+		length >= 0 && received >= length)
+		return true;
+	return status / 100 == 3 || status >= 405;
+}
+
 void
 http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 {
 	HttpResult *result = &transfer->result;
 	bool		answer_began = result->http_status > 0;
 
-	if (code == CURLE_OK)
+	if (code == CURLE_OK || (!transfer->too_large && is_answered(transfer, code)))
 	{
 		result->outcome = HTTP_ANSWERED;
 		return;
@@ -160,6 +196,13 @@ http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 	if (transfer->too_large)
 	{
 		result->outcome = HTTP_TOO_LARGE;
+		return;
+	}
+
+	if (transfer->refused && transfer->status == 0)
+	{
+		result->outcome = HTTP_NO_CONNECTION;
+		result->trouble = HTTP_TROUBLE_REFUSED;
 		return;
 	}
 

@@ -87,6 +87,8 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	SET(CURLOPT_WRITEDATA, handle);
 	SET(CURLOPT_HEADERFUNCTION, http_transfer_on_header);
 	SET(CURLOPT_HEADERDATA, handle);
+	SET(CURLOPT_DEBUGFUNCTION, http_transfer_on_words);
+	SET(CURLOPT_DEBUGDATA, handle);
 #ifdef FEISHU_HAVE_CURL_QUICK_EXIT
 	SET(CURLOPT_QUICK_EXIT, 1L);
 #endif
@@ -95,7 +97,6 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	SET(CURLOPT_PREREQDATA, handle);
 #endif
 	/* Optional features of a libcurl build: no harm if they are missing. */
-	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	/* unpacks what comes; what is asked for is said in http_headers_create */
 	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
 #ifdef FEISHU_HAVE_CURL_CA_CACHE
@@ -222,12 +223,44 @@ handle_set_url(HttpHandle *handle, const char *url, size_t target)
 		SET(CURLOPT_URL, url);
 		SET(CURLOPT_REQUEST_TARGET, NULL);
 	}
-	/* over TLS, see if the connection that is being made can be shared; without
-	 * it can never, but libcurl would find that out by the first answer only */
-	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT,
-							pg_strncasecmp(url, "https:", 6) == 0 ? 1L : 0L);
 	free(parsed);
 	return ok;
+}
+
+/*
+ * Set which HTTP to speak to the URL's peer.  A libcurl without HTTP/2 has no other
+ * than 1.1.
+ */
+static void
+handle_set_version(HttpHandle *handle, const char *url, HttpVersion version)
+{
+	CURL	   *easy = handle->easy;
+	bool		is_tls = pg_strncasecmp(url, "https:", 6) == 0;
+	bool		may_be_2 = version == HTTP_VERSION_2 || (version == HTTP_VERSION_ANY && is_tls);
+
+	handle->version = version;
+	(void) curl_easy_setopt(easy, CURLOPT_HTTP_VERSION,
+							!may_be_2 ? (long) CURL_HTTP_VERSION_1_1 :
+							is_tls ? (long) CURL_HTTP_VERSION_2TLS :
+							(long) CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE);
+	/* see if the connection that is being made can be shared; that of HTTP/1.1 never
+	 * can, but libcurl would find that out by the first answer only */
+	(void) curl_easy_setopt(easy, CURLOPT_PIPEWAIT, may_be_2 ? 1L : 0L);
+	/* The newest TLS that there is, said otherwise: so libcurl sends nothing that is to
+	 * be HTTP/2 over a kept connection of HTTP/1.1. */
+	(void) curl_easy_setopt(easy, CURLOPT_SSLVERSION, version == HTTP_VERSION_2 ?
+							(long) (CURL_SSLVERSION_TLSv1_2 | CURL_SSLVERSION_MAX_TLSv1_3) :
+							(long) CURL_SSLVERSION_TLSv1_2);
+	/* what it says of HTTP/2 is of interest: see http_refused.c */
+	(void) curl_easy_setopt(easy, CURLOPT_VERBOSE, may_be_2 ? 1L : 0L);
+}
+
+/* The version that a request is to be sent in. */
+static HttpVersion
+version_of_request(HttpLoop *loop, const HttpRequest *request)
+{
+	return request->version == HTTP_VERSION_ANY && http_peer_needs_http1(loop, request->url) ?
+		HTTP_VERSION_1_1 : request->version;
 }
 
 /* Are both texts NULL, or the same? */
@@ -315,11 +348,13 @@ handle_find(HttpLoop *loop, const char *url, size_t target, const char *authorit
 /* The handle that was used last, if it is set up for just this, as nearly always
  * in a session: then there is nothing to look at or to set.  Else NULL. */
 static HttpHandle *
-handle_take_last(HttpLoop *loop, const HttpRequest *request, const char *authorities)
+handle_take_last(HttpLoop *loop, const HttpRequest *request, HttpVersion version,
+				 const char *authorities)
 {
 	HttpHandle *last = loop->num_idle > 0 ? loop->idle[loop->num_idle - 1] : NULL;
 
-	if (last == NULL || !same_text(last->url_text, request->url) ||
+	if (last == NULL || last->version != version ||
+		!same_text(last->url_text, request->url) ||
 		!same_text(last->proxy, request->proxy) ||
 		(authorities != NULL && !same_text(last->authorities, authorities)))
 		return NULL;
@@ -329,19 +364,24 @@ handle_take_last(HttpLoop *loop, const HttpRequest *request, const char *authori
 
 /* Any handle, set up for whom a request goes to, or NULL. */
 static HttpHandle *
-handle_set_up(HttpLoop *loop, const HttpRequest *request, const char *authorities)
+handle_set_up(HttpLoop *loop, const HttpRequest *request, HttpVersion version,
+			  const char *authorities)
 {
 	const char *url = request->url;
 	size_t		target = url_target(url, request->proxy);
 	HttpHandle *handle = handle_find(loop, url, target, authorities);
 	bool		ok;
+	bool		fits;
 
 	if (handle == NULL)
 		return NULL;
-	if (handle_fits(handle, url, target))
+	fits = handle_fits(handle, url, target);
+	if (fits)
 		ok = handle_set_target(handle, url, target);
 	else
 		ok = handle_set_url(handle, url, target);
+	if (!fits || handle->version != version)
+		handle_set_version(handle, url, version);
 	ok = ok && handle_set_proxy(handle, loop, request->proxy);
 	if (authorities != NULL && handle->authorities == NULL)
 		ok = ok && handle_set_authorities(handle, authorities);
@@ -353,22 +393,31 @@ handle_set_up(HttpLoop *loop, const HttpRequest *request, const char *authoritie
 	return handle;
 }
 
+/* A handle for a request that trusts these authorities (NULL: none are needed), or
+ * NULL. */
+HttpHandle *
+http_handle_acquire_trusting(HttpLoop *loop, const HttpRequest *request, const char *authorities)
+{
+	HttpVersion version = version_of_request(loop, request);
+	HttpHandle *handle = handle_take_last(loop, request, version, authorities);
+
+	if (handle == NULL)
+		handle = handle_set_up(loop, request, version, authorities);
+	if (handle != NULL)
+		handle->error_buffer[0] = '\0';
+	return handle;
+}
+
 /* A handle for a request, or NULL. */
 HttpHandle *
 http_handle_acquire(HttpLoop *loop, const HttpRequest *request)
 {
 	const char *authorities = NULL;
-	HttpHandle *handle;
 
 	if (request_needs_tls(request) &&
 		(authorities = http_authorities_get(request->ca_file)) == NULL)
 		return NULL;
-	handle = handle_take_last(loop, request, authorities);
-	if (handle == NULL)
-		handle = handle_set_up(loop, request, authorities);
-	if (handle != NULL)
-		handle->error_buffer[0] = '\0';
-	return handle;
+	return http_handle_acquire_trusting(loop, request, authorities);
 }
 
 /*

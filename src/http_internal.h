@@ -31,6 +31,16 @@
 
 typedef struct HttpPool HttpPool;
 
+/* Peers of which a process knows which HTTP they need: see http_peers.c. */
+#define HTTP_MAX_PEERS			16
+
+typedef struct HttpPeer
+{
+	uint64		origin;			/* hash of scheme, host and port */
+	int			failures;		/* since it answered over HTTP/2 */
+	TimestampTz http1_until;	/* it is not offered HTTP/2 before; 0: it is */
+} HttpPeer;
+
 /* A configured easy handle, and what it is set up for.  malloc'ed. */
 typedef struct HttpHandle
 {
@@ -42,6 +52,7 @@ typedef struct HttpHandle
 	char	   *proxy;			/* NULL: none */
 	char	   *authorities;	/* whom it trusts, see http_authorities_get;
 								 * NULL: not set yet */
+	HttpVersion version;		/* it speaks */
 	long		timeout_ms;		/* these two: 0 if not set */
 	long		connect_timeout_ms;
 	bool		close;			/* its connection is to be closed after this transfer */
@@ -58,6 +69,9 @@ struct HttpLoop
 	HttpSockets *sockets;
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
+	HttpPeer	peers[HTTP_MAX_PEERS];
+	int			num_peers;
+	unsigned	next_peer;		/* whose place is taken next */
 	struct curl_slist *headers; /* of every request */
 	bool		deferred;		/* a new transfer waits, see http_loop_defer */
 	bool		fresh;			/* there is one */
@@ -93,19 +107,26 @@ struct HttpTransfer
 	bool		listed;
 	bool		resend_ok;
 	bool		begun;			/* a connection was there to send it on */
-	bool		resent;			/* refused to send it a second time */
+	bool		resent;			/* we refused to have it sent a second time */
+	bool		refused;		/* the peer says that it did not process it */
+	bool		needs_http1;	/* ... because it was HTTP/2 */
+	unsigned long stream;		/* its number, with HTTP/2, if libcurl said it */
+	bool		going;			/* the peer of its connection goes away, and did ... */
+	unsigned long last_stream;	/* ... not process streams beyond this one */
+	int			num_resends;	/* of what was refused */
+	int			status;			/* of the final answer, as far as it has come */
+	HttpRequest request;		/* but for its strings, which a handle has */
 	bool		too_large;
 	bool		out_of_memory;	/* for the answer */
 	bool		no_socket;		/* out of descriptors, or of memory for one */
 	struct sockaddr_storage peer;	/* that a socket was opened for last */
 	socklen_t	peer_size;
-	size_t		request_len;	/* of its body */
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
 	size_t		header_size;	/* of all headers so far */
 	long		sent_before;	/* to a proxy, for a tunnel, when it was begun */
 	bool		have_tt_logid;
-	bool		have_ogw_reset;
+	bool		have_ogw_reset; /* no Retry-After */
 	int			keep_seconds;	/* that its connection is kept without a request,
 								 * as the peer says; -1: it says nothing */
 	TimestampTz started;
@@ -157,6 +178,8 @@ extern void http_library_require(void);
 
 /* http_handle.c */
 extern HttpHandle *http_handle_acquire(HttpLoop *loop, const HttpRequest *request);
+extern HttpHandle *http_handle_acquire_trusting(HttpLoop *loop, const HttpRequest *request,
+												const char *authorities);
 extern void http_handle_release(HttpLoop *loop, HttpHandle *handle, bool reusable);
 extern void http_handle_free(HttpHandle *handle);
 extern int	http_handle_socket(const HttpLoop *loop, const HttpHandle *handle);
@@ -174,9 +197,11 @@ extern bool http_authorities_set(CURL *easy, const char *authorities);
 /* http_handle.c: the headers of every request, or NULL */
 extern struct curl_slist *http_headers_create(void);
 
-/* http_transfer.c: callbacks of every easy handle; userp is the HttpHandle */
+/* http_transfer.c, http_headers.c: callbacks of every easy handle; userp is the
+ * HttpHandle */
 extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);
 extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp);
+extern void http_transfer_close_after(HttpTransfer *transfer);
 #ifdef FEISHU_HAVE_CURL_PREREQ
 extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip,
 									 int remote_port, int local_port);
@@ -193,6 +218,21 @@ extern void http_transfer_classify(HttpTransfer *transfer, CURLcode code);
 
 /* http_cause.c: why a classified transfer ended so; its handle is there still */
 extern HttpCause http_cause_find(HttpTransfer *transfer, CURLcode code);
+/* http_transfer.c: set up the handle for a request */
+extern bool http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request);
+
+/* http_refused.c */
+extern int	http_transfer_on_words(CURL *easy, curl_infotype type, char *data, size_t size,
+								   void *userp);
+extern bool http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent);
+extern bool http_transfer_resend(HttpTransfer *transfer);
+extern void http_transfer_note_version(HttpTransfer *transfer, CURLcode code);
+
+/* http_peers.c */
+extern bool http_peer_needs_http1(HttpLoop *loop, const char *url);
+extern void http_peer_needs_http1_note(HttpLoop *loop, const char *url);
+extern void http_peer_failed(HttpLoop *loop, const char *url);
+extern void http_peer_answered(HttpLoop *loop, const char *url);
 
 /* http_transfer.c: note the end of a transfer; signals are blocked */
 extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);

@@ -26,9 +26,6 @@
 #include "http_internal.h"
 #include "nls.h"
 
-/* libcurl limits the headers of an answer, but not the trailers behind it. */
-#define HTTP_MAX_HEADERS		(512 * 1024)
-
 /* First size of a response buffer; the usual answer is far shorter. */
 #define HTTP_INITIAL_BODY		1024
 
@@ -79,145 +76,6 @@ http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp)
 	return len;
 }
 
-/* If line is the header "name", copy its value, trimmed and cut to size. */
-static bool
-header_value(const char *line, size_t len, const char *name, char *value, size_t size)
-{
-	size_t		name_len = strlen(name);
-
-	if (len <= name_len || line[name_len] != ':' ||
-		pg_strncasecmp(line, name, name_len) != 0)
-		return false;
-	line += name_len + 1;
-	len -= name_len + 1;
-	while (len > 0 && (*line == ' ' || *line == '\t'))
-		line++, len--;
-	while (len > 0 && isspace((unsigned char) line[len - 1]))
-		len--;
-	len = Min(len, size - 1);
-	memcpy(value, line, len);
-	value[len] = '\0';
-	return true;
-}
-
-/* The timeout of a header Keep-Alive ("timeout=5, max=100"), or -1. */
-static int
-keep_alive_seconds(const char *value)
-{
-	static const char name[] = "timeout=";
-
-	for (const char *p = value; *p != '\0'; p++)
-	{
-		if (pg_strncasecmp(p, name, sizeof(name) - 1) == 0 &&
-			(p == value || strchr(" \t,;", p[-1]) != NULL))
-		{
-			const char *number = p + sizeof(name) - 1;
-
-			return isdigit((unsigned char) *number) ?
-				(int) Min(strtoul(number, NULL, 10), 86400) : -1;
-		}
-	}
-	return -1;
-}
-
-/*
- * Gateways answer so that have no backend any more, or not at this address.  Only
- * a new connection may find another, once the name leads there.
- */
-static bool
-is_of_gateway(long status)
-{
-	return status == 502 || status == 503 || status == 504;
-}
-
-/* Have libcurl close the connection after the transfer, if nobody else uses it. */
-static void
-transfer_close_after(HttpTransfer *transfer)
-{
-	HttpHandle *handle = transfer->handle;
-
-	if (!handle->close)
-		handle->close = curl_easy_setopt(handle->easy, CURLOPT_FORBID_REUSE, 1L) == CURLE_OK;
-}
-
-/* CURLOPT_HEADERFUNCTION: keep the few that the caller wants to know of. */
-size_t
-http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
-{
-	HttpTransfer *transfer = ((HttpHandle *) userp)->transfer;
-	HttpResult *result = &transfer->result;
-	size_t		len = size * nmemb;
-	char		value[HTTP_HEADER_SIZE];
-	long		status = 0;
-
-	transfer->header_size += len;
-	if (transfer->header_size > HTTP_MAX_HEADERS)
-	{
-		transfer->too_large = true;
-		return 0;
-	}
-
-	switch (len > 0 ? pg_ascii_tolower((unsigned char) data[0]) : '\0')
-	{
-		case 'x':
-			if (header_value(data, len, "x-tt-logid", value, sizeof(value)))
-			{
-				strcpy(result->log_id, value);
-				transfer->have_tt_logid = true;
-			}
-			else if (!transfer->have_tt_logid &&
-					 header_value(data, len, "x-request-id", value, sizeof(value)))
-				strcpy(result->log_id, value);
-			else if (header_value(data, len, "x-ogw-ratelimit-reset", value, sizeof(value)))
-			{
-				char	   *end;
-				double		seconds = strtod(value, &end);
-
-				if (end != value && seconds >= 0 && seconds <= 86400)
-				{
-					result->reset_seconds = seconds;
-					transfer->have_ogw_reset = true;
-				}
-			}
-			break;
-		case 'c':
-			if (header_value(data, len, "content-type", value, sizeof(value)))
-				strcpy(result->content_type, value);
-			break;
-		case 'l':
-			if (header_value(data, len, "location", value, sizeof(value)))
-				strcpy(result->location, value);
-			break;
-		case 'd':
-			if (header_value(data, len, "date", value, sizeof(result->date)))
-				strcpy(result->date, value);
-			break;
-		case '\r':
-		case '\n':
-			/* the end of the headers */
-			if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_RESPONSE_CODE, &status) == CURLE_OK &&
-				is_of_gateway(status))
-				transfer_close_after(transfer);
-			break;
-		case 'k':
-			if (header_value(data, len, "keep-alive", value, sizeof(value)))
-				transfer->keep_seconds = keep_alive_seconds(value);
-			break;
-	}
-	return len;
-}
-
-bool
-http_read_date(const char *date, TimestampTz *when)
-{
-	time_t		seconds = curl_getdate(date, NULL);
-
-	if (seconds < 0)
-		return false;
-	*when = time_t_to_timestamptz(seconds);
-	return true;
-}
-
 /* Bytes of requests, of which one to a proxy for a tunnel is the first. */
 static long
 bytes_sent(const HttpTransfer *transfer)
@@ -233,13 +91,14 @@ static bool
 transfer_is_sent(const HttpTransfer *transfer)
 {
 #ifdef FEISHU_HAVE_CURL_PREREQ
-	return transfer->begun && bytes_sent(transfer) > transfer->sent_before;
+	return transfer->begun && !transfer->refused &&
+		bytes_sent(transfer) > transfer->sent_before;
 #else
 	long		tunnel_status = 0;
 
 	/* ours follows the 2xx of a proxy */
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
-	return bytes_sent(transfer) > 0 && (tunnel_status == 0 || tunnel_status / 100 == 2);
+	return bytes_sent(transfer) > 0 && !transfer->refused && (tunnel_status == 0 || tunnel_status / 100 == 2);
 #endif
 }
 
@@ -250,7 +109,8 @@ transfer_is_sent(const HttpTransfer *transfer)
  *
  * When a reused connection dies before the first byte of an answer, libcurl
  * sends the request again on another by itself, though the peer may have
- * acted on the first one.  Whether that is all right is the caller's to say.
+ * acted on the first one.  Whether that is all right is the caller's to say,
+ * unless the peer has said that it did not.
  */
 int
 http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int local_port)
@@ -263,10 +123,17 @@ http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remot
 		transfer->begun = true;
 		transfer->loop->num_unbegun--;
 	}
-	else if (!transfer->resend_ok && transfer_is_sent(transfer))
+	else
 	{
-		transfer->resent = true;
-		return CURL_PREREQFUNC_ABORT;
+		if (transfer->needs_http1)
+			http_transfer_note_version(transfer, CURLE_OK);
+		if (!http_transfer_allow_resend(transfer, transfer_is_sent(transfer)))
+		{
+			/* else libcurl would take its connection for one that was used */
+			http_transfer_close_after(transfer);
+			return CURL_PREREQFUNC_ABORT;
+		}
+		transfer->sent_before = bytes_sent(transfer);
 	}
 	return CURL_PREREQFUNC_OK;
 }
@@ -345,18 +212,14 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 {
 	HttpResult *result = &transfer->result;
 
+	http_transfer_note_version(transfer, code);
+	if (code != CURLE_OK && http_transfer_resend(transfer))
+		return;
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_RESPONSE_CODE, &result->http_status);
+	if (result->http_status / 100 == 1)
+		result->http_status = 0;	/* what followed never came */
 	result->request_sent = transfer_is_sent(transfer);
 	result->duration_us = GetCurrentTimestamp() - transfer->started;
-
-	if (code == CURLE_OK && !transfer->have_ogw_reset)
-	{
-		curl_off_t	seconds = 0;
-
-		if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_RETRY_AFTER, &seconds) == CURLE_OK &&
-			seconds > 0)
-			result->reset_seconds = Min(seconds, 86400);
-	}
 
 	http_transfer_classify(transfer, code);
 	result->connect_expired = code == CURLE_OPERATION_TIMEDOUT && !result->request_sent &&
@@ -386,19 +249,20 @@ transfer_all_headers(HttpTransfer *transfer)
 
 	if (last == NULL)
 		return transfer->loop->headers;
-	while (last->next != NULL)
+	/* those may be there from the time before */
+	while (last->next != NULL && last->next != transfer->loop->headers)
 		last = last->next;
 	last->next = transfer->loop->headers;
 	return transfer->headers;
 }
 
 /* Set up the easy handle for one request.  Does not throw. */
-static bool
-transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
+bool
+http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 {
 	HttpHandle *handle = transfer->handle;
 	CURL	   *easy = handle->easy;
-	TimestampTz now = transfer->started;
+	TimestampTz now = GetCurrentTimestamp();
 	long		timeout_ms;
 	long		connect_timeout_ms;
 	bool		fresh = transfer->loop->sockets->num_suspect > 0;
@@ -491,7 +355,9 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->loop = loop;
 	transfer->owner = owner;
 	transfer->resend_ok = request->resend_ok;
-	transfer->request_len = request->body_len;
+	transfer->request = *request;
+	transfer->request.url = transfer->request.proxy = transfer->request.ca_file = NULL;
+	transfer->request.content_type = transfer->request.bearer = NULL;
 	transfer->max_response = request->max_response;
 	transfer->deadline = request->deadline;
 	transfer->started = GetCurrentTimestamp();
@@ -520,7 +386,7 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	if (ok)
 	{
 		transfer->handle = http_handle_acquire(loop, request);
-		ok = transfer->handle != NULL && transfer_configure(transfer, request) &&
+		ok = transfer->handle != NULL && http_transfer_configure(transfer, request) &&
 			http_pool_add(transfer);
 	}
 	if (ok)

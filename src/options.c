@@ -362,6 +362,18 @@ parse_ca_file(const char *value, FlowServer *server)
 	return NULL;
 }
 
+static const char *
+parse_http_version(const char *value, FlowServer *server)
+{
+	bool		is_2 = strcmp(value, "2") == 0;
+
+	if (!is_2 && strcmp(value, "1.1") != 0)
+		return gettext_noop("is not a version of HTTP");
+	if (server != NULL)
+		server->http_version = is_2 ? HTTP_VERSION_2 : HTTP_VERSION_1_1;
+	return NULL;
+}
+
 /* A credential: visible ASCII, so that it fits into a header or JSON as is. */
 static const char *
 check_credential(const char *value, size_t max_len)
@@ -427,6 +439,8 @@ static const FlowOption flow_options[] =
 	gettext_noop("Write the absolute path of a PEM file on the database host.")},
 	{"proxy", ForeignServerRelationId, parse_proxy,
 	gettext_noop("Write it like \"http://proxy.example.com:3128\"; schemes are http, https, socks5 and socks5h.")},
+	{"http_version", ForeignServerRelationId, parse_http_version,
+	gettext_noop("Write \"1.1\" or \"2\"; without the option, 2 is used over https where it is offered.")},
 	{"app_id", UserMappingRelationId, parse_app_id, NULL},
 	{"app_secret", UserMappingRelationId, parse_app_secret, NULL},
 	{"tenant_access_token", UserMappingRelationId, parse_tenant_access_token, NULL}
@@ -470,7 +484,7 @@ report_unknown_option(const char *name, Oid catalog)
 			 !has_any ? errhint("There are no valid options in this context.") :
 			 closest ? errhint("Perhaps you meant the option \"%s\".", closest) :
 			 catalog == ForeignServerRelationId ?
-			 errhint("Options of a server are base_url, token_url, operator, timeout, connect_timeout, max_rate, max_concurrency, ca_file and proxy.") :
+			 errhint("Options of a server are base_url, token_url, operator, timeout, connect_timeout, max_rate, max_concurrency, ca_file, proxy and http_version.") :
 			 errhint("Options of a user mapping are app_id, app_secret and tenant_access_token.")));
 }
 

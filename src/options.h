@@ -15,6 +15,8 @@
 
 #include "nodes/pg_list.h"
 
+#include "http.h"
+
 #define CREDENTIAL_MAX_LENGTH	255 /* app_id, app_secret */
 #define TOKEN_MAX_LENGTH		4096	/* an OAuth token is a JWT */
 
@@ -68,6 +70,7 @@ typedef struct FlowServer
 	int			max_concurrency;	/* or -1 */
 	char	   *ca_file;		/* or NULL */
 	char	   *proxy;			/* or NULL */
+	HttpVersion http_version;
 	char	   *app_id;			/* or NULL with TOKEN_FIXED */
 	char	   *app_secret;		/* or NULL with TOKEN_FIXED */
 	char	   *fixed_token;	/* only with TOKEN_FIXED */

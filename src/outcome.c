@@ -147,6 +147,8 @@ transport_hint(const FlowServer *server, const FlowLimits *limits,
 			if (server->proxy != NULL && pg_strncasecmp(server->proxy, "https:", 6) == 0)
 				return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and that its certificate is of an authority in the server's ca_file option, or of the system's without that: behind a proxy that speaks TLS it may not show which of them failed.");
 			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
+		case HTTP_TROUBLE_REFUSED:
+			return gettext_noop("The flow has not started: try again later. If it goes on, set the server's http_version option to 1.1.");
 		case HTTP_TROUBLE_LOCAL:
 			return may_have_started ?
 				gettext_noop("The flow may have started: try again only with the same idempotent_key. See that the database host has memory, file descriptors, threads and local ports left.") :
@@ -199,6 +201,9 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 					break;
 				case HTTP_TROUBLE_PROXY_CERTIFICATE:
 					outcome->reason = gettext_noop("the proxy's certificate could not be verified");
+					break;
+				case HTTP_TROUBLE_REFUSED:
+					outcome->reason = gettext_noop("the request was given back, not processed");
 					break;
 				case HTTP_TROUBLE_LOCAL:
 					outcome->reason = gettext_noop("the database host ran short of memory, file descriptors, threads or local ports");

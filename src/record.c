@@ -54,6 +54,13 @@
 #define POSTPONED_MOST		4
 
 
+/*
+ * A flow that the peer refuses to look at waits as if it had been tried so often, for
+ * nothing counts these times.
+ */
+#define REFUSED_ATTEMPTS	4
+
+
 /* ---------- Deciding ---------- */
 
 /* Full jitter: a random part of base * 2^(attempts - 1), at most the maximum. */
@@ -92,11 +99,11 @@ describe(const FlowOutcome *outcome)
 	return text.data;
 }
 
-/* Try again later, or give up. */
+/* Try again later, as after so many attempts, or give up. */
 static void
-decide_retry(Flight *flight)
+decide_retry(Flight *flight, int attempts)
 {
-	TimestampTz next_at = backoff_until(flight->attempts);
+	TimestampTz next_at = backoff_until(attempts);
 
 	if (flight->attempts >= flight->max_attempts)
 	{
@@ -187,9 +194,15 @@ record_decide(Flight *flight, const FlowOutcome *outcome)
 			break;
 
 		case FLOW_RETRY:
+			if (outcome->trouble == HTTP_TROUBLE_REFUSED)
+			{
+				/* the peer says that this was none */
+				decide_retry(flight, Max(flight->attempts, REFUSED_ATTEMPTS));
+				break;
+			}
 			flight->attempts++;
 			flight->unanswered |= outcome->request_sent;
-			decide_retry(flight);
+			decide_retry(flight, flight->attempts);
 			break;
 
 		case FLOW_WAIT:

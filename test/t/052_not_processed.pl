@@ -1,0 +1,136 @@
+
+# What the peer says it did not process is sent again, also without a key, and costs nothing; what it may have processed
+# is not. HTTP/2 has four ways to say so.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuFront;
+use FeishuQueue;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my @http11 = qw(rst_http11 goaway_http11 goaway_http11_last);
+my $front = FeishuFront->start($mock, 'none', @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2', 'refuse_kept:1', 'rst_protocol');
+my $node = queue_cluster('main');
+my %name = (none => 'well', map { $_ => s/:.*//r } @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2');
+create_server($node, $name{$_}, $front->options($_)) foreach sort keys %name;
+my $session = FeishuFlow::Session->new($node);
+
+# Flows of a server are delivered, each by one attempt and one start.
+sub delivers
+{
+	my ($server, $count) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	begin_anew($mock, $session, $server);
+	enqueue_many($session, 1, $count, server => $server);
+	until_ended($session, "server = '$server'");
+	is(ends($session, "server = '$server'"), "succeeded $count", "$server: all queued flows are delivered");
+	is($session->value("SELECT max(attempts) FROM feishu.flows WHERE server = '$server'"),
+		'1', '... what was not processed counts as no attempt');
+	started_once($mock, $count, '... and each starts once');
+	return;
+}
+
+# ---- HTTP_1_1_REQUIRED ----
+
+foreach my $server (@http11)
+{
+	# no token yet: the request for one is refused in the same way
+	$mock->mark;
+	my $fresh = FeishuFlow::Session->new($node);
+	succeeds($fresh, flow(server => $server, params => '{"n": 1}'), "$server: a call succeeds");
+	succeeds($fresh, flow(server => $server, params => '{"n": 2}'), '... and the next');
+	is($front->versions($mock), '1.1 1.1', '... over HTTP/1.1, once each');
+	my $before = $front->hits($server, 'refused');
+	succeeds($fresh, flow(server => $server), '... and one more');
+	is($front->hits($server, 'refused'), $before, '... for the peer is not asked for HTTP/2 again');
+	$fresh->quit;
+
+	# the token is there: the flow itself is refused
+	$fresh = FeishuFlow::Session->new($node);
+	succeeds($fresh, flow(server => $server), '... a first call that needs no token, too');
+	$fresh->quit;
+	delivers($server, 100);
+}
+
+# ---- REFUSED_STREAM ----
+
+$mock->mark;
+succeeds($session, flow(server => 'refuse'), 'a call that is refused twice succeeds by itself');
+is($mock->executes, 1, '... and is processed once');
+is($front->hits('refuse:2', 'refused'), 2, '... it was refused indeed');
+is($front->versions($mock), '2', '... and HTTP/2 is not given up for that');
+
+# The token comes from another server: a refused flow is what is looked at.
+create_server($node, 'refused', $front->options('refuse_all'), { tenant_access_token => $mock->token });
+my $result = fails_with($session, flow(server => 'refused'), 'LK503', 'a call that is always refused is LK503',
+	message => qr/not processed/, hint => qr/http_version/);
+unlike($result->{hint}, qr/may have started/, '... and has not started');
+cmp_ok($front->hits('refuse_all', 'refused'), '<=', 5, '... a few requests were made of it');
+my $id = enqueue($session, server => 'refused', max_attempts => 1);
+wait_until('the flow was refused more than once',
+	sub { $front->hits('refuse_all', 'refused') >= 12 && look($session, $id, 'error IS NOT NULL') eq 't' });
+is(look($session, $id, 'attempts, finished_at IS NULL, sqlstate'), '0|t|LK503',
+	'a queued flow that is always refused waits, with all its attempts left');
+like(look($session, $id, 'error'), qr/not processed/, '... and says why');
+$session->value("SELECT feishu.cancel_flow($id)");
+until_ended($session, "id = $id");
+
+# On a connection that was kept libcurl does not tell it from the connection's death.
+my $key = 'kept';
+create_server($node, 'refuse_kept', $front->options('refuse_kept:1'), { tenant_access_token => $mock->token });
+my $fresh = FeishuFlow::Session->new($node);
+succeeds($fresh, flow(server => 'refuse_kept'), 'a call before a refusal on a kept connection');
+$mock->mark;
+my $asked = $fresh->ask(flow(server => 'refuse_kept', idempotent_key => $key));
+is($mock->executes, $asked->{sqlstate} eq '00000' ? 1 : 0, 'what may have been processed is not sent again');
+$fresh->quit;
+
+# ---- a peer that offers HTTP/2 and fails in it, and does not say why ----
+
+create_server($node, 'broken', $front->options('rst_protocol'), { tenant_access_token => $mock->token });
+$mock->mark;
+$fresh = FeishuFlow::Session->new($node);
+fails_with($fresh, flow(server => 'broken'), 'LK503', 'a stream that the peer ends without a word is LK503', hint => qr/may have started/)
+  for 1 .. 2;
+succeeds($fresh, flow(server => 'broken'), '... after two of them HTTP/1.1 is spoken');
+is($front->versions($mock), '1.1', '... and what may have been processed was not sent again');
+$fresh->quit;
+
+# ---- GOAWAY with a lower last stream ----
+
+$fresh = FeishuFlow::Session->new($node);
+$mock->mark;
+my @failed = grep { $_->{sqlstate} ne '00000' } map { $fresh->ask(flow(server => 'goaway_lower')) } 1 .. 9;
+is(join("\n", map { $_->{err} } @failed), '', 'calls succeed though each connection serves two of them');
+is($mock->executes, 9, '... and each is sent once');
+cmp_ok($front->hits('goaway_lower:2', 'refused'), '>=', 3, '... though some were refused');
+$fresh->quit;
+delivers('goaway_lower', 60);
+
+# ---- the option http_version ----
+
+$mock->mark;
+succeeds($session, flow(server => 'well'), 'a call without http_version');
+alter_server($session, 'well', 'ADD', http_version => '1.1');
+succeeds($session, flow(server => 'well'), '... with 1.1');
+alter_server($session, 'well', 'SET', http_version => '2');
+succeeds($session, flow(server => 'well'), '... with 2');
+alter_server($session, 'well', 'SET', http_version => '1.1');
+succeeds($session, flow(server => 'well'), '... with 1.1 again');
+is($front->versions($mock), '2 1.1 2 1.1', '... each goes over the version that it should');
+alter_server($session, 'rst_http11', 'ADD', http_version => '1.1');
+my $before = $front->hits('rst_http11', 'refused');
+$fresh = FeishuFlow::Session->new($node);
+succeeds($fresh, flow(server => 'rst_http11'), 'a peer that needs HTTP/1.1 and gets it');
+is($front->hits('rst_http11', 'refused'), $before, '... has nothing to refuse');
+alter_server($session, 'rst_http11', 'SET', http_version => '2');
+fails_with($fresh, flow(server => 'rst_http11'), 'LK503', 'with http_version 2 nothing else is tried', hint => qr/http_version/);
+$fresh->quit;
+
+done_testing();
