@@ -109,6 +109,7 @@ call_send(FlowCall *call, const char *token)
 	request.deadline = call->limits.deadline;
 	request.connect_timeout_ms = call->limits.connect_timeout_ms;
 	request.max_response = call->limits.max_response;
+	request.share = call->limits.share;
 	call->transfer = http_transfer_start(http_loop_get(), call->context,
 										 &request, &call->listener);
 	call->state = CALL_SENDING;
@@ -335,6 +336,7 @@ call_on_reset(void *arg)
 	FlowCall   *call = arg;
 
 	call_list(call, NULL);
+	call_forget_held(call);
 	limiter_abandon(&call->place);
 	token_cache_abandon(&call->lease);
 	token_lease_wipe(&call->lease);
@@ -480,6 +482,7 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 {
 	HttpLoop   *loop = http_loop_get();
 	HttpTransfer *transfer;
+	bool		heavy = false;
 	dlist_mutable_iter iter;
 
 	if (!dlist_is_empty(&waiting))
@@ -505,8 +508,9 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 		wakeup_wait_begin();
 	else
 		wakeup_wait_end();
+	http_loop_hold_heavy(loop, flow_calls_are_full());
 	http_loop_turn(loop, until, wait_event);
-	while ((transfer = http_loop_next_done(loop)) != NULL)
+	while (!heavy && (transfer = http_loop_next_done(loop, &heavy)) != NULL)
 	{
 		TransferListener *listener = http_transfer_owner(transfer);
 		MemoryContext context = begin_converting();

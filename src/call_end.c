@@ -26,6 +26,10 @@
 
 static dlist_head done = DLIST_STATIC_INIT(done);
 
+/* Bytes of answers read, of calls that are not freed yet. */
+static int64 held_bytes = 0;
+#define HELD_MOST			(8 * 1024 * 1024)
+
 /* The call has ended; its outcome is complete. */
 static void
 call_finish(FlowCall *call, LimiterReport report)
@@ -59,6 +63,12 @@ outcome_of_response(FlowCall *call, FlowResponse *response)
 
 	answer_mask_response(&secrets, response);
 	outcome->response = response;
+	if (response->body != NULL && call->limits.share != NULL)
+	{
+		call_forget_held(call);
+		call->held = VARSIZE(response->body);
+		held_bytes += call->held;
+	}
 	outcome->action = response->action;
 	outcome->sqlstate = response->sqlstate;
 	outcome->reason = response->reason;
@@ -205,6 +215,25 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	else
 		report = is_fixed ? LIMITER_REPORT_NOTHING : LIMITER_REPORT_TOKEN;
 	call_finish(call, report);
+}
+
+void
+call_forget_held(FlowCall *call)
+{
+	held_bytes -= call->held;
+	call->held = 0;
+}
+
+void
+flow_call_set_aside(FlowCall *call)
+{
+	call_forget_held(call);
+}
+
+bool
+flow_calls_are_full(void)
+{
+	return held_bytes >= HELD_MOST;
 }
 
 /* Is there one for flow_calls_next_done? */

@@ -46,6 +46,7 @@ struct FlowCall
 	LimiterPlace place;
 	HttpTransfer *transfer;		/* with CALL_SENDING */
 	FlowOutcome outcome;
+	int64		held;			/* of its answer, counted in what all hold */
 	dlist_node	node;			/* in waiting or done */
 	bool		listed;
 	MemoryContextCallback callback;
@@ -73,5 +74,6 @@ extern void call_finish_held_back(FlowCall *call);
 extern void call_finish_late(FlowCall *call);
 extern void call_finish_short(FlowCall *call);
 extern bool call_any_done(void);
+extern void call_forget_held(FlowCall *call);
 
 #endif							/* FEISHU_CALL_INTERNAL_H */

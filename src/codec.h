@@ -47,6 +47,7 @@ typedef struct FlowRequest
 								 * being false */
 	char	   *idempotent_key; /* or NULL */
 	Jsonb	   *loop_masks;		/* array of strings, or NULL */
+	int64		size;			/* of its body as written; 0: not known */
 } FlowRequest;
 
 /* What a caller should do about an answer (or about the lack of one). */
@@ -145,10 +146,22 @@ extern char *codec_execute_url(const char *base_url, const FlowRequest *request)
  */
 extern char *codec_scopes_url(const char *base_url);
 
+/* The most that is written at all: a string of PostgreSQL has less than 1 GB. */
+#define CODEC_MAX_REQUEST	(512 * 1024 * 1024)
+
+/*
+ * How many bytes the body of an execute request has, as it is written, found out
+ * without writing it, and (codec_jsonb_size) what a jsonb argument of it makes up.
+ * Counting ends beyond limit: more than that is returned, and no more is known.
+ * Throws as codec_write_request does.
+ */
+extern int64 codec_request_size(const FlowRequest *request, int64 limit);
+extern int64 codec_jsonb_size(Jsonb *json, int64 limit);
+
 /*
  * The body of an execute request, JSON in UTF-8, replaces what is in body,
  * which the caller initialised.  Throws 22021/22P05 when it cannot be
- * converted to UTF-8.
+ * converted to UTF-8.  The caller has seen to its size.
  */
 extern void codec_write_request(const FlowRequest *request, StringInfo body);
 

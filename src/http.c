@@ -158,6 +158,8 @@ http_loop_get(void)
 	loop->timer_in_ms = -1;
 	dlist_init(&loop->active);
 	dlist_init(&loop->done);
+	dlist_init(&loop->heavy);
+	dlist_init(&loop->paused);
 
 	curl_enter(&saved);
 	if (!initialized)
@@ -226,6 +228,20 @@ void
 http_loop_defer(HttpLoop *loop)
 {
 	loop->deferred = true;
+}
+
+void
+http_loop_hold_heavy(HttpLoop *loop, bool hold)
+{
+	loop->hold_heavy = hold;
+}
+
+/* Is there one for http_loop_next_done? */
+static bool
+loop_has_done(HttpLoop *loop)
+{
+	return !dlist_is_empty(&loop->done) ||
+		(!dlist_is_empty(&loop->heavy) && !loop->hold_heavy);
 }
 
 /* In how many ms libcurl wants to be called, never too early; -1: not at all. */
@@ -298,7 +314,7 @@ loop_expire(HttpLoop *loop)
 	{
 		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
 
-		if (transfer->deadline <= now)
+		if (http_body_is_late(transfer, now))
 		{
 			curl_enter(&saved);
 			http_transfer_finish(transfer, CURLE_OPERATION_TIMEDOUT);
@@ -356,9 +372,18 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		HttpPolled	events[HTTP_EVENTS_PER_TURN];
 		int			num_events;
 		bool		latch_set;
-		long		timer_ms = loop_timer_ms(loop);
+		long		timer_ms;
+		TimestampTz turn_until;
 		sigset_t	saved;
 
+		if (!dlist_is_empty(&loop->paused))
+		{
+			curl_enter(&saved);
+			http_bodies_go_on(loop);
+			curl_leave(&saved);
+		}
+		turn_until = Min(until, http_bodies_until(loop));
+		timer_ms = loop_timer_ms(loop);
 		if (timer_ms == 0)
 		{
 			curl_enter(&saved);
@@ -366,11 +391,11 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 			curl_leave(&saved);
 			timer_ms = loop_timer_ms(loop);
 		}
-		if (!dlist_is_empty(&loop->done))
+		if (loop_has_done(loop))
 			return;
 
 		http_sockets_reserve(loop->sockets, loop->num_unbegun);
-		num_events = http_sockets_wait(loop->sockets, loop_timeout_ms(timer_ms, until), wait_event,
+		num_events = http_sockets_wait(loop->sockets, loop_timeout_ms(timer_ms, turn_until), wait_event,
 									   events, lengthof(events), &latch_set);
 		if (num_events > 0)
 		{
@@ -382,9 +407,9 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		}
 
 		CHECK_FOR_INTERRUPTS();
-		if (latch_set || !dlist_is_empty(&loop->done) || (was_full && http_loop_room(loop) > 0))
+		if (latch_set || loop_has_done(loop) || (was_full && http_loop_room(loop) > 0))
 			return;
-		if (!TIMESTAMP_IS_NOEND(until) && GetCurrentTimestamp() >= until)
+		if (!TIMESTAMP_IS_NOEND(turn_until) && GetCurrentTimestamp() >= turn_until)
 		{
 			loop_expire(loop);
 			return;
@@ -393,14 +418,18 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 }
 
 HttpTransfer *
-http_loop_next_done(HttpLoop *loop)
+http_loop_next_done(HttpLoop *loop, bool *heavy)
 {
 	HttpTransfer *transfer;
 
-	if (dlist_is_empty(&loop->done))
+	*heavy = dlist_is_empty(&loop->done);
+	if (!*heavy)
+		transfer = dlist_head_element(HttpTransfer, node, &loop->done);
+	else if (loop->hold_heavy || (transfer = http_body_next_heavy(loop)) == NULL)
 		return NULL;
-	transfer = dlist_container(HttpTransfer, node, dlist_pop_head_node(&loop->done));
+	dlist_delete(&transfer->node);
 	transfer->listed = false;
+	http_body_unpack(transfer);
 	return transfer;
 }
 

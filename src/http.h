@@ -15,6 +15,8 @@
 #include "datatype/timestamp.h"
 #include "utils/palloc.h"
 
+#include "budget.h"
+
 typedef struct HttpLoop HttpLoop;
 typedef struct HttpTransfer HttpTransfer;
 
@@ -36,6 +38,8 @@ typedef struct HttpRequest
 	TimestampTz deadline;
 	int			connect_timeout_ms;
 	size_t		max_response;	/* bytes; a longer answer is an error */
+	BudgetShare *share;			/* of memory for the answer, which waits for it; NULL:
+								 * it does not */
 	bool		resend_ok;		/* may be sent again without telling when a
 								 * reused connection turns out to be dead */
 } HttpRequest;
@@ -105,6 +109,12 @@ extern HttpLoop *http_loop_get(void);
  * dispatcher sets it. */
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
 
+/* There may be so many transfers that share the memory for answers. */
+extern void http_loop_share_memory(HttpLoop *loop, int transfers);
+
+/* Whether those with heavy answers wait to be handed out: then they end no turn. */
+extern void http_loop_hold_heavy(HttpLoop *loop, bool hold);
+
 /* How many more transfers may begin so that the descriptors of the process
  * suffice, at least 0. */
 extern int	http_loop_room(HttpLoop *loop);
@@ -153,8 +163,12 @@ extern void *http_transfer_owner(const HttpTransfer *transfer);
  */
 extern void http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event);
 
-/* The next transfer that has ended and was not handed out, or NULL. */
-extern HttpTransfer *http_loop_next_done(HttpLoop *loop);
+/*
+ * The next transfer that has ended and was not handed out, or NULL: first all
+ * that are quickly read; of those whose answers take time and memory one at a time,
+ * each role's in turn.  *heavy: it is one of those.
+ */
+extern HttpTransfer *http_loop_next_done(HttpLoop *loop, bool *heavy);
 
 /* A date as in the header Date; false when it is none. */
 extern bool http_read_date(const char *date, TimestampTz *when);

@@ -27,11 +27,12 @@
 #include "http_internal.h"
 #include "nls.h"
 
-/* libcurl limits the headers of an answer, but not the trailers behind it. */
-#define HTTP_MAX_HEADERS		(512 * 1024)
-
-/* First size of a response buffer; the usual answer is far shorter. */
-#define HTTP_INITIAL_BODY		1024
+/*
+ * libcurl limits the headers of an answer, but not the trailers behind it, and keeps
+ * a copy of each for whoever might ask.
+ */
+#define HTTP_MAX_HEADERS		(64 * 1024)
+#define HTTP_MAX_HEADER_LINES	512
 
 /*
  * libcurl would wait for "100 Continue" before a body of more than 1 MB, and
@@ -44,41 +45,6 @@ static void transfer_on_reset(void *arg);
 
 
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
-
-/* CURLOPT_WRITEFUNCTION: a piece of the answer's body. */
-size_t
-http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp)
-{
-	HttpTransfer *transfer = ((HttpHandle *) userp)->transfer;
-	HttpResult *result = &transfer->result;
-	size_t		len = size * nmemb;
-
-	if (len > transfer->max_response - result->body_len)
-	{
-		transfer->too_large = true;
-		return 0;
-	}
-	if (result->body_len + len >= transfer->body_size)
-	{
-		size_t		wanted = Max(transfer->body_size, HTTP_INITIAL_BODY);
-		char	   *body;
-
-		while (wanted <= result->body_len + len)
-			wanted *= 2;
-		body = realloc(result->body, wanted);
-		if (body == NULL)
-		{
-			transfer->out_of_memory = true;
-			return 0;
-		}
-		result->body = body;
-		transfer->body_size = wanted;
-	}
-	memcpy(result->body + result->body_len, data, len);
-	result->body_len += len;
-	result->body[result->body_len] = '\0';
-	return len;
-}
 
 /* If line is the header "name", copy its value, trimmed and cut to size. */
 static bool
@@ -111,7 +77,8 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 	char		value[HTTP_HEADER_SIZE];
 
 	transfer->header_size += len;
-	if (transfer->header_size > HTTP_MAX_HEADERS)
+	if (transfer->header_size > HTTP_MAX_HEADERS ||
+		++transfer->header_lines > HTTP_MAX_HEADER_LINES)
 	{
 		transfer->too_large = true;
 		return 0;
@@ -143,6 +110,22 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 		case 'c':
 			if (header_value(data, len, "content-type", value, sizeof(value)))
 				strcpy(result->content_type, value);
+			else if (header_value(data, len, "content-encoding", value, sizeof(value)))
+				http_body_note_encoding(transfer, value);
+			break;
+		case 'h':
+			/* the status line of another answer than before */
+			if (len >= 5 && pg_strncasecmp(data, "HTTP/", 5) == 0)
+				transfer->encoding = HTTP_ENCODING_NONE;
+			break;
+		case 't':
+			/* libcurl would unpack it, asked or not */
+			if (header_value(data, len, "transfer-encoding", value, sizeof(value)) &&
+				pg_strcasecmp(value, "chunked") != 0 && pg_strcasecmp(value, "identity") != 0)
+			{
+				transfer->bad_encoding = true;
+				return 0;
+			}
 			break;
 		case 'l':
 			if (header_value(data, len, "location", value, sizeof(value)))
@@ -295,6 +278,10 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 	{
 		if (result->trouble == HTTP_TROUBLE_KEPT)
 			text = "the connection was closed before an answer came";
+		else if (transfer->too_slow)
+			text = "it took too long while others waited for memory";
+		else if (transfer->bad_encoding)
+			text = "the answer is encoded in a way that was not asked for";
 		else if (text[0] == '\0')
 			text = curl_easy_strerror(code);
 		strlcpy(result->error, text, sizeof(result->error));
@@ -307,7 +294,8 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 		note_answered(transfer);
 	transfer_detach(transfer, code == CURLE_OK);
 	dlist_delete(&transfer->node);
-	dlist_push_tail(&transfer->loop->done, &transfer->node);
+	dlist_push_tail(http_body_is_heavy(transfer) ? &transfer->loop->heavy :
+					&transfer->loop->done, &transfer->node);
 }
 
 
@@ -428,6 +416,8 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->resend_ok = request->resend_ok;
 	transfer->request_len = request->body_len;
 	transfer->max_response = request->max_response;
+	transfer->account.share = request->share;
+	transfer->account.kind = BUDGET_ANSWER;
 	transfer->deadline = request->deadline;
 	transfer->started = GetCurrentTimestamp();
 	transfer->active_before = loop->sockets->num_active;
@@ -524,6 +514,7 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 	int			fd = reusable ? -1 : http_handle_socket(transfer->loop, handle);
 
 	transfer->handle = NULL;
+	http_body_end(transfer);
 	curl_multi_remove_handle(transfer->loop->multi, handle->easy);
 	if (fd >= 0)
 		hang_up(transfer, fd, is_alone);
@@ -550,13 +541,7 @@ transfer_on_reset(void *arg)
 		transfer_free_headers(transfer);
 		curl_leave(&saved);
 	}
-	if (transfer->result.body != NULL)
-	{
-		/* it may be the answer to a token request */
-		explicit_bzero(transfer->result.body, transfer->result.body_len);
-		free(transfer->result.body);
-		transfer->result.body = NULL;
-	}
+	http_body_free(transfer);
 	if (transfer->listed)
 	{
 		dlist_delete(&transfer->node);

@@ -28,7 +28,7 @@ extern FlowRequest *request_from_arguments(FunctionCallInfo fcinfo,
 										   const char *default_operator);
 
 /* Check every member; throws 22023 naming the argument. */
-extern void request_check(const FlowRequest *request);
+extern void request_check(FlowRequest *request);
 
 /* NULL when the object can be an operator, else what is wrong with it. */
 extern const char *request_check_operator(Jsonb *operator_id);
