@@ -179,9 +179,10 @@ call_take_token(FlowCall *call, const void *arg)
 		if (result->outcome == HTTP_ANSWERED)
 		{
 			HttpAnswer	answer = http_answer(result);
+			MaskSecrets secrets = call_secrets(call);
 
 			response = &codec_read_token_answer(call->server->protocol == TOKEN_OAUTH,
-												&answer)->refusal;
+												&answer, &secrets)->refusal;
 		}
 		call_finish_transfer(call, result, true, false, response);
 		return;
@@ -234,7 +235,7 @@ call_take_answer(FlowCall *call, const void *arg)
 {
 	const HttpResult *result = arg;
 	FlowResponse *response = NULL;
-	AnswerSecrets secrets = call_secrets(call);
+	MaskSecrets secrets = call_secrets(call);
 
 	if (call->check_only)
 	{

@@ -43,10 +43,10 @@ call_finish(FlowCall *call, LimiterReport report)
 }
 
 /* What of ours a peer may echo. */
-AnswerSecrets
+MaskSecrets
 call_secrets(const FlowCall *call)
 {
-	return (AnswerSecrets)
+	return (MaskSecrets)
 	{
 		{
 			call->lease.token, call->server->fixed_token, call->server->app_secret
@@ -59,9 +59,7 @@ static void
 outcome_of_response(FlowCall *call, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
-	AnswerSecrets secrets = call_secrets(call);
 
-	answer_mask_response(&secrets, response);
 	outcome->response = response;
 	if (response->body != NULL && call->limits.share != NULL)
 	{
@@ -86,19 +84,19 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 					 bool is_shared, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
-	AnswerSecrets secrets = call_secrets(call);
+	MaskSecrets secrets = call_secrets(call);
 	LimiterReport report;
 
 	outcome->for_token = for_token;
 	outcome->url = for_token ? call->server->token_url : call->server->base_url;
 	outcome_take_result(outcome, result);
-	answer_mask_text(&secrets, outcome->location);
-	answer_mask_text(&secrets, outcome->log_id);
+	mask_secrets(&secrets, outcome->location);
+	mask_secrets(&secrets, outcome->log_id);
 	if (response != NULL)
 		outcome_of_response(call, response);
 	else
 		outcome_of_trouble(outcome, call->server, &call->limits, result);
-	answer_mask_text(&secrets, outcome->error);
+	mask_secrets(&secrets, outcome->error);
 
 	if (call->check_only)
 		report = LIMITER_REPORT_NOTHING;
@@ -185,7 +183,7 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	FlowCheck  *check = call->outcome.check;
 	bool		is_fixed = call->server->protocol == TOKEN_FIXED;
 	FlowResponse *response = NULL;
-	AnswerSecrets secrets = call_secrets(call);
+	MaskSecrets secrets = call_secrets(call);
 	LimiterReport report;
 
 	if (result->outcome == HTTP_ANSWERED)
@@ -205,7 +203,6 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	}
 	if (response != NULL && response->has_code)
 	{
-		answer_mask_response(&secrets, response);
 		check->scopes = response;
 		check->scopes_status = result->http_status;
 	}

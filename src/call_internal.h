@@ -65,7 +65,7 @@ call_list(FlowCall *call, dlist_head *list)
 }
 
 /* call_end.c */
-extern AnswerSecrets call_secrets(const FlowCall *call);
+extern MaskSecrets call_secrets(const FlowCall *call);
 extern void call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 								 bool is_shared, FlowResponse *response);
 extern void call_finish_check(FlowCall *call, const HttpResult *result);

@@ -21,6 +21,8 @@
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 
+#include "mask.h"
+
 /* SQLSTATEs of the extension.  Class LK, see README "Errors". */
 #define ERRCODE_FEISHU_REFUSED			MAKE_SQLSTATE('L','K','4','0','0')
 #define ERRCODE_FEISHU_CREDENTIALS		MAKE_SQLSTATE('L','K','4','0','1')
@@ -116,7 +118,7 @@ typedef struct HttpAnswer
 	int			http_status;
 	const char *content_type;	/* "" when absent */
 	const char *location;		/* "" when absent */
-	const char *body;
+	const char *body;			/* a NUL byte follows; NULL when it has no bytes */
 	size_t		body_len;
 } HttpAnswer;
 
@@ -174,12 +176,14 @@ extern void codec_write_token_request(bool oauth, const char *app_id,
 									  StringInfo body, const char **content_type);
 
 /*
- * Read an answer.  Never throws on account of what the peer sent (out of
+ * Read an answer.  In its text, but not in its body, secrets (or NULL) are masked
+ * before it is cut.  Never throws on account of what the peer sent (out of
  * memory apart): an answer that cannot be used comes back with sqlstate LK502
  * and the action its HTTP status calls for.
  */
-extern FlowResponse *codec_read_answer(const HttpAnswer *answer);
-extern TokenResponse *codec_read_token_answer(bool oauth, const HttpAnswer *answer);
+extern FlowResponse *codec_read_answer(const HttpAnswer *answer, const MaskSecrets *secrets);
+extern TokenResponse *codec_read_token_answer(bool oauth, const HttpAnswer *answer,
+											  const MaskSecrets *secrets);
 
 /* What stands for an answer that there was no memory for. */
 extern FlowResponse *codec_unread_answer(int http_status);

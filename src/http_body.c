@@ -38,8 +38,10 @@
 #include "http_internal.h"
 #include "nls.h"
 
-/* First size of a response buffer; the usual answer is shorter. */
+/* First size of a response buffer; the usual answer is shorter.  Then it doubles, or
+ * grows by so much where there is little memory. */
 #define BODY_INITIAL		1024
+#define BODY_STEP			65536
 
 /* Bytes of all answers that need no room in the budget. */
 #define BODY_FREE_BYTES		(8 * 1024 * 1024)
@@ -178,32 +180,39 @@ http_body_is_late(HttpTransfer *transfer, TimestampTz now)
 
 /* ---------- Memory ---------- */
 
-/* May a body have so many bytes?  If not, it is paused, or flags say why not. */
-static bool
-body_may_have(HttpTransfer *transfer, size_t wanted)
+/*
+ * How many bytes a body may have, of which it needs some and better had more.  0:
+ * it is paused, or flags say why not.
+ */
+static size_t
+body_may_have(HttpTransfer *transfer, size_t wanted, size_t needed)
 {
-	int64		missing = (int64) wanted - transfer->account.bytes;
+	BudgetAccount *account = &transfer->account;
+	int64		missing = (int64) needed - account->bytes;
 	long		version = 0;
 
-	if (transfer->account.share == NULL || missing <= 0)
-		return true;
+	if (account->share == NULL)
+		return wanted;
 	if (wanted <= transfer->loop->free_body)
 	{
-		budget_take_anyway(&transfer->account, missing);
-		return true;
+		budget_take_anyway(account, Max((int64) wanted - account->bytes, 0));
+		return wanted;
 	}
-	if (budget_take(&transfer->account, missing))
-		return true;
+	if (budget_take(account, Max((int64) wanted - account->bytes, 0)))
+		return wanted;
+	if (missing <= 0 || budget_take(account, missing))
+		return needed;
 	if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_VERSION, &version) == CURLE_OK &&
 		version != CURL_HTTP_VERSION_1_0 && version != CURL_HTTP_VERSION_1_1)
 	{
 		transfer->out_of_memory = budget_total() + missing > 2 * BUDGET_BYTES;
-		if (!transfer->out_of_memory)
-			budget_take_anyway(&transfer->account, missing);
-		return !transfer->out_of_memory;
+		if (transfer->out_of_memory)
+			return 0;
+		budget_take_anyway(account, missing);
+		return needed;
 	}
-	body_pause(transfer, wanted);
-	return false;
+	body_pause(transfer, needed);
+	return 0;
 }
 
 /* CURLOPT_WRITEFUNCTION: a piece of the answer's body. */
@@ -221,13 +230,15 @@ http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp)
 	}
 	if (result->body_len + len >= transfer->body_size)
 	{
+		size_t		most = Max(transfer->max_response, BODY_INITIAL) + 1;
 		size_t		wanted = Max(transfer->body_size, BODY_INITIAL);
 		char	   *body;
 
 		while (wanted <= result->body_len + len)
 			wanted *= 2;
-		wanted = Min(wanted, Max(transfer->max_response, BODY_INITIAL) + 1);
-		if (!body_may_have(transfer, wanted))
+		wanted = body_may_have(transfer, Min(wanted, most),
+							   Min(TYPEALIGN(BODY_STEP, result->body_len + len + 1), most));
+		if (wanted == 0)
 			return transfer->out_of_memory ? 0 : CURL_WRITEFUNC_PAUSE;
 		body = realloc(result->body, wanted);
 		if (body == NULL)

@@ -46,7 +46,27 @@ static void transfer_on_reset(void *arg);
 
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
 
-/* If line is the header "name", copy its value, trimmed and cut to size. */
+/*
+ * A location that is too long: whose it is.  Cut elsewhere, it might end in a part of
+ * what is secret.
+ */
+static size_t
+location_host(const char *location, size_t len)
+{
+	const char *host = memmem(location, len, "://", 3);
+	const char *end = location + len;
+
+	if (host == NULL)
+		return 0;
+	for (host += 3; host < end && strchr("/?#", *host) == NULL; host++)
+		;
+	return host - location;
+}
+
+/*
+ * If line is the header "name", copy its value, trimmed.  Of one that is too long
+ * nothing is taken but the host of a location.
+ */
 static bool
 header_value(const char *line, size_t len, const char *name, char *value, size_t size)
 {
@@ -61,7 +81,10 @@ header_value(const char *line, size_t len, const char *name, char *value, size_t
 		line++, len--;
 	while (len > 0 && isspace((unsigned char) line[len - 1]))
 		len--;
-	len = Min(len, size - 1);
+	if (len >= size && strcmp(name, "location") == 0)
+		len = location_host(line, len);
+	if (len >= size)
+		len = 0;
 	memcpy(value, line, len);
 	value[len] = '\0';
 	return true;
