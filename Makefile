@@ -5,6 +5,7 @@ MODULE_big = feishu_flow
 OBJS = \
 	src/answer.o \
 	src/app_share.o \
+	src/budget.o \
 	src/call.o \
 	src/call_end.o \
 	src/change.o \
@@ -29,6 +30,7 @@ OBJS = \
 	src/guc.o \
 	src/http.o \
 	src/http_authorities.o \
+	src/http_body.o \
 	src/http_cause.o \
 	src/http_classify.o \
 	src/http_conn.o \
@@ -70,6 +72,7 @@ OBJS = \
 	src/report.o \
 	src/request.o \
 	src/role.o \
+	src/role_settings.o \
 	src/schedule.o \
 	src/server.o \
 	src/server_catalog.o \
@@ -93,7 +96,7 @@ PG_CONFIG ?= pg_config
 # -Wno-unused-parameter: PostgreSQL's own headers have unused parameters, and so have functions of ours whose arguments
 # somebody else's interface says (callbacks, PG_FUNCTION_ARGS).
 PG_CFLAGS = -Wextra -Wno-unused-parameter $(shell curl-config --cflags)
-SHLIB_LINK = $(shell curl-config --libs)
+SHLIB_LINK = $(shell curl-config --libs) -lz
 
 # PostgreSQL was built by gcc and hands gcc's options down.
 ifneq ($(findstring clang,$(CC)),)

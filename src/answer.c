@@ -15,63 +15,53 @@
 
 #include "answer.h"
 #include "fetch.h"
-#include "mask.h"
 #include "nls.h"
 #include "phrases.h"
 
 void
-answer_mask_text(const AnswerSecrets *secrets, char *text)
+answer_mask_text(const MaskSecrets *secrets, char *text)
 {
-	for (int i = 0; i < (int) lengthof(secrets->secrets); i++)
-		mask_secret(text, secrets->secrets[i]);
+	mask_secrets(secrets, text);
 	/* only then: the secrets would not be recognised with a break in them */
 	phrases_break(text);
 }
 
-/* What an answer says of the flow: success has it, too. */
-static void
-mask_ids(const AnswerSecrets *secrets, FlowResponse *response)
-{
-	answer_mask_text(secrets, response->log_id);
-	answer_mask_text(secrets, response->execution_id);
-	answer_mask_text(secrets, response->status);
-}
-
 void
-answer_mask_response(const AnswerSecrets *secrets, FlowResponse *response)
+answer_break_phrases(FlowResponse *response)
 {
 	if (response->sqlstate == 0)
 		return;
-	answer_mask_text(secrets, response->excerpt);
-	answer_mask_text(secrets, response->message);
-	answer_mask_text(secrets, response->inner_message);
-	answer_mask_text(secrets, response->inner_code);
-	answer_mask_text(secrets, response->helps);
-	mask_ids(secrets, response);
+	phrases_break(response->excerpt);
+	phrases_break(response->message);
+	phrases_break(response->inner_message);
+	phrases_break(response->inner_code);
+	phrases_break(response->helps);
+	phrases_break(response->log_id);
+	phrases_break(response->execution_id);
+	phrases_break(response->status);
 }
 
 FlowResponse *
-answer_read(const AnswerSecrets *secrets, const HttpResult *result)
+answer_read(const MaskSecrets *secrets, const HttpResult *result)
 {
 	HttpAnswer	answer = http_answer(result);
 	FlowResponse *response;
 
-	for (int i = 0; i < (int) lengthof(secrets->secrets); i++)
+	for (int i = 0; i < MASK_SECRETS; i++)
 		mask_secret_bytes(result->body, result->body_len, secrets->secrets[i]);
-	response = codec_read_answer(&answer);
+	response = codec_read_answer(&answer, secrets);
 
 	/* what the peer has escaped shows itself when it has been read */
 	if (result->body_len > 0 && memchr(result->body, '\\', result->body_len) != NULL)
 	{
-		for (int i = 0; i < (int) lengthof(secrets->secrets); i++)
+		for (int i = 0; i < MASK_SECRETS; i++)
 			response->body = mask_secret_jsonb(response->body, secrets->secrets[i]);
-		mask_ids(secrets, response);
 	}
 	return response;
 }
 
 FlowResponse *
-answer_read_or_fail(const AnswerSecrets *secrets, const HttpResult *result)
+answer_read_or_fail(const MaskSecrets *secrets, const HttpResult *result)
 {
 	MemoryContext context = CurrentMemoryContext;
 	uint32		holdoff = InterruptHoldoffCount;

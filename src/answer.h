@@ -14,33 +14,28 @@
 
 #include "codec.h"
 #include "http.h"
-
-/* Token, fixed token, app_secret: what a peer may echo.  Each may be NULL. */
-typedef struct AnswerSecrets
-{
-	const char *secrets[3];
-} AnswerSecrets;
+#include "mask.h"
 
 /*
  * Make text of the peer fit for a message, in place: secrets are overwritten,
  * phrases that clients would take amiss are broken.  NULL is allowed.
  */
-extern void answer_mask_text(const AnswerSecrets *secrets, char *text);
+extern void answer_mask_text(const MaskSecrets *secrets, char *text);
 
-/* The same in all that a message shows of an answer. */
-extern void answer_mask_response(const AnswerSecrets *secrets, FlowResponse *response);
+/* Break the phrases in all that a message shows of an answer that was read. */
+extern void answer_break_phrases(FlowResponse *response);
 
 /*
  * Read an answer.  It is returned, and kept, whole, but for the secrets.
  * Throws when memory runs out, and at a cancel if the answer is long.
  */
-extern FlowResponse *answer_read(const AnswerSecrets *secrets, const HttpResult *result);
+extern FlowResponse *answer_read(const MaskSecrets *secrets, const HttpResult *result);
 
 /*
  * The same for a dispatcher, which nothing that a peer says may stop: one for
  * which there is no memory is an answer that cannot be used.
  */
-extern FlowResponse *answer_read_or_fail(const AnswerSecrets *secrets,
+extern FlowResponse *answer_read_or_fail(const MaskSecrets *secrets,
 										 const HttpResult *result);
 
 #endif							/* FEISHU_ANSWER_H */

@@ -119,6 +119,7 @@ call_send(FlowCall *call, const char *token)
 	request.deadline = call->limits.deadline;
 	request.connect_timeout_ms = call->limits.connect_timeout_ms;
 	request.max_response = call->limits.max_response;
+	request.share = call->limits.share;
 	call->transfer = http_transfer_start(http_loop_get(), call->context,
 										 &request, &call->listener);
 	call->state = CALL_SENDING;
@@ -188,9 +189,10 @@ call_take_token(FlowCall *call, const void *arg)
 		if (result->outcome == HTTP_ANSWERED)
 		{
 			HttpAnswer	answer = http_answer(result);
+			MaskSecrets secrets = call_secrets(call);
 
 			response = &codec_read_token_answer(call->server->protocol == TOKEN_OAUTH,
-												&answer)->refusal;
+												&answer, &secrets)->refusal;
 		}
 		call_finish_transfer(call, result, true, false, response);
 		return;
@@ -249,7 +251,7 @@ call_take_answer(FlowCall *call, const void *arg)
 {
 	const HttpResult *result = arg;
 	FlowResponse *response = NULL;
-	AnswerSecrets secrets = call_secrets(call);
+	MaskSecrets secrets = call_secrets(call);
 
 	if (call->check_only)
 	{
@@ -410,6 +412,7 @@ call_on_reset(void *arg)
 	FlowCall   *call = arg;
 
 	call_list(call, NULL);
+	call_forget_held(call);
 	limiter_abandon(&call->place);
 	token_cache_abandon(&call->lease);
 	token_lease_wipe(&call->lease);
@@ -474,13 +477,14 @@ end_converting(MemoryContext context)
 	MemoryContextSwitchTo(context);
 }
 
-/* Tell of the transfers that have ended. */
+/* Tell of the transfers that have ended, of those that are heavy to read one. */
 static void
 calls_take_ended(HttpLoop *loop)
 {
 	HttpTransfer *transfer;
+	bool		heavy = false;
 
-	while ((transfer = http_loop_next_done(loop)) != NULL)
+	while (!heavy && (transfer = http_loop_next_done(loop, &heavy)) != NULL)
 	{
 		TransferListener *listener = http_transfer_owner(transfer);
 		MemoryContext context = begin_converting();
@@ -610,6 +614,7 @@ flow_calls_turn(TimestampTz until, uint32 wait_event)
 		wakeup_wait_begin();
 	else
 		wakeup_wait_end();
+	http_loop_hold_heavy(loop, flow_calls_are_full());
 	http_loop_turn(loop, until, wait_event);
 	calls_take_ended(loop);
 }

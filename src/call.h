@@ -69,6 +69,7 @@ typedef struct FlowLimits
 	int			timeout_ms;		/* that led to the deadline, for messages */
 	int			connect_timeout_ms;
 	size_t		max_response;	/* bytes */
+	BudgetShare *share;			/* of memory for the answer; NULL: none to share */
 } FlowLimits;
 
 /*
@@ -101,6 +102,16 @@ extern void flow_call_free(FlowCall *call);
  * while.
  */
 extern void flow_calls_turn(TimestampTz until, uint32 wait_event);
+
+/*
+ * Answers of so many bytes are in the memory of calls that have ended that no more
+ * heavy ones are read before some of these calls are freed.  In a process whose calls
+ * have shares of memory.
+ */
+extern bool flow_calls_are_full(void);
+
+/* A call that has ended will not be freed soon: others do not wait for that. */
+extern void flow_call_set_aside(FlowCall *call);
 
 /* The next call that has ended and was not handed out, or NULL. */
 extern FlowCall *flow_calls_next_done(void);

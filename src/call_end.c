@@ -34,6 +34,10 @@
 
 static dlist_head done = DLIST_STATIC_INIT(done);
 
+/* Bytes of answers read, of calls that are not freed yet. */
+static int64 held_bytes = 0;
+#define HELD_MOST			(8 * 1024 * 1024)
+
 /* Nothing of the call is under way any more. */
 void
 call_end(FlowCall *call)
@@ -60,10 +64,10 @@ call_finish(FlowCall *call, LimiterReport report)
 }
 
 /* What of ours a peer may echo. */
-AnswerSecrets
+MaskSecrets
 call_secrets(const FlowCall *call)
 {
-	return (AnswerSecrets)
+	return (MaskSecrets)
 	{
 		{
 			call->lease.token, call->server->fixed_token, call->server->app_secret
@@ -76,10 +80,15 @@ static void
 outcome_of_response(FlowCall *call, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
-	AnswerSecrets secrets = call_secrets(call);
 
-	answer_mask_response(&secrets, response);
+	answer_break_phrases(response);
 	outcome->response = response;
+	if (response->body != NULL && call->limits.share != NULL)
+	{
+		call_forget_held(call);
+		call->held = VARSIZE(response->body);
+		held_bytes += call->held;
+	}
 	outcome->action = response->action;
 	outcome->sqlstate = response->sqlstate;
 	outcome->reason = response->reason;
@@ -97,7 +106,7 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 					 bool is_shared, FlowResponse *response)
 {
 	FlowOutcome *outcome = &call->outcome;
-	AnswerSecrets secrets = call_secrets(call);
+	MaskSecrets secrets = call_secrets(call);
 	LimiterReport report;
 
 	outcome->for_token = for_token;
@@ -195,7 +204,7 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	FlowCheck  *check = call->outcome.check;
 	bool		is_fixed = call->server->protocol == TOKEN_FIXED;
 	FlowResponse *response = NULL;
-	AnswerSecrets secrets = call_secrets(call);
+	MaskSecrets secrets = call_secrets(call);
 	LimiterReport report;
 
 	if (result->outcome == HTTP_ANSWERED)
@@ -215,7 +224,7 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	}
 	if (response != NULL && response->has_code)
 	{
-		answer_mask_response(&secrets, response);
+		answer_break_phrases(response);
 		check->scopes = response;
 		check->scopes_status = result->http_status;
 	}
@@ -225,6 +234,25 @@ call_finish_check(FlowCall *call, const HttpResult *result)
 	else
 		report = is_fixed ? LIMITER_REPORT_NOTHING : LIMITER_REPORT_TOKEN;
 	call_finish(call, report);
+}
+
+void
+call_forget_held(FlowCall *call)
+{
+	held_bytes -= call->held;
+	call->held = 0;
+}
+
+void
+flow_call_set_aside(FlowCall *call)
+{
+	call_forget_held(call);
+}
+
+bool
+flow_calls_are_full(void)
+{
+	return held_bytes >= HELD_MOST;
 }
 
 /* Is there one for flow_calls_next_done? */

@@ -49,6 +49,7 @@ struct FlowCall
 	LimiterPlace place;
 	HttpTransfer *transfer;		/* with CALL_SENDING */
 	FlowOutcome outcome;
+	int64		held;			/* of its answer, counted in what all hold */
 	dlist_node	node;			/* in waiting or done */
 	bool		listed;
 	MemoryContextCallback callback;
@@ -71,7 +72,7 @@ extern void call_wait(FlowCall *call, CallState state);
 
 /* call_end.c */
 extern void call_end(FlowCall *call);
-extern AnswerSecrets call_secrets(const FlowCall *call);
+extern MaskSecrets call_secrets(const FlowCall *call);
 extern void call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 								 bool is_shared, FlowResponse *response);
 extern void call_finish_check(FlowCall *call, const HttpResult *result);
@@ -80,5 +81,6 @@ extern void call_finish_held_back(FlowCall *call);
 extern void call_finish_late(FlowCall *call);
 extern void call_finish_short(FlowCall *call);
 extern bool call_any_done(void);
+extern void call_forget_held(FlowCall *call);
 
 #endif							/* FEISHU_CALL_INTERNAL_H */

@@ -121,11 +121,24 @@ value_text(const JsonbValue *value)
 }
 
 /*
+ * Text of the database's encoding, fit for a message, without secrets.  They are
+ * masked before the text is cut (mask.c): so more of it is made than is shown.
+ */
+static char *
+fit_text(const char *text, int len, int max, const MaskSecrets *secrets)
+{
+	char	   *fit = wiretext_fit(text, len, max + (int) mask_longest(secrets));
+
+	mask_secrets(secrets, fit);
+	return wiretext_cut(fit, max);
+}
+
+/*
  * A member's text, fit for a message; NULL when the member is absent, empty,
  * or not text.
  */
 static char *
-find_text(JsonbContainer *object, const char *key, int max)
+find_text(JsonbContainer *object, const char *key, int max, const MaskSecrets *secrets)
 {
 	JsonbValue	value;
 	char	   *result;
@@ -133,12 +146,12 @@ find_text(JsonbContainer *object, const char *key, int max)
 	if (!find_member(object, key, &value))
 		return NULL;
 	if (value.type == jbvString)
-		result = wiretext_fit(value.val.string.val, value.val.string.len, max);
+		result = fit_text(value.val.string.val, value.val.string.len, max, secrets);
 	else if (value.type == jbvNumeric)
 	{
 		char	   *text = numeric_text(value.val.numeric);
 
-		result = wiretext_fit(text, (int) strlen(text), max);
+		result = fit_text(text, (int) strlen(text), max, secrets);
 		pfree(text);			/* of a large exponent it is long */
 	}
 	else
@@ -178,7 +191,7 @@ find_int64(JsonbContainer *object, const char *key, int64 *result)
  * if whole.  NULL when there is none, or when it is too long to be shown.
  */
 static char *
-extract_url(const JsonbValue *value, bool whole)
+extract_url(const JsonbValue *value, bool whole, const MaskSecrets *secrets)
 {
 	char	   *text;
 	char	   *url;
@@ -187,6 +200,7 @@ extract_url(const JsonbValue *value, bool whole)
 	if (value->type != jbvString)
 		return NULL;
 	text = pnstrdup(value->val.string.val, value->val.string.len);
+	mask_secrets(secrets, text);
 
 	for (url = text; *url != '\0'; url++)
 	{
@@ -233,16 +247,16 @@ read_code(JsonbContainer *root, FlowResponse *response)
 
 /* What the platform says of a failure. */
 static void
-read_explanation(JsonbContainer *root, FlowResponse *response)
+read_explanation(JsonbContainer *root, FlowResponse *response, const MaskSecrets *secrets)
 {
 	JsonbContainer *error = find_object(root, "error");
 	JsonbContainer *helps;
 	JsonbValue	value;
 
-	response->message = find_text(root, "msg", MAX_MESSAGE_SIZE);
+	response->message = find_text(root, "msg", MAX_MESSAGE_SIZE, secrets);
 	if (error == NULL)
 		return;
-	response->log_id = find_text(error, "log_id", MAX_ID_SIZE);
+	response->log_id = find_text(error, "log_id", MAX_ID_SIZE, secrets);
 
 	if (find_member(error, "helps", &value) && (helps = value_array(&value)) != NULL)
 	{
@@ -254,11 +268,11 @@ read_explanation(JsonbContainer *root, FlowResponse *response)
 			JsonbContainer *help = value_object(element);
 
 			if (help != NULL && find_member(help, "url", &value))
-				response->helps = extract_url(&value, true);
+				response->helps = extract_url(&value, true, secrets);
 		}
 	}
 	if (response->helps == NULL && find_member(error, "troubleshooter", &value))
-		response->helps = extract_url(&value, false);
+		response->helps = extract_url(&value, false, secrets);
 }
 
 /*
@@ -266,7 +280,7 @@ read_explanation(JsonbContainer *root, FlowResponse *response)
  * that the platform documents.
  */
 static bool
-read_data(JsonbContainer *root, FlowResponse *response)
+read_data(JsonbContainer *root, FlowResponse *response, const MaskSecrets *secrets)
 {
 	JsonbContainer *data;
 	JsonbValue	value;
@@ -279,8 +293,8 @@ read_data(JsonbContainer *root, FlowResponse *response)
 	if (data == NULL)
 		return false;
 
-	response->execution_id = find_text(data, "execution_id", MAX_ID_SIZE);
-	response->status = find_text(data, "status", MAX_ID_SIZE);
+	response->execution_id = find_text(data, "execution_id", MAX_ID_SIZE, secrets);
+	response->status = find_text(data, "status", MAX_ID_SIZE, secrets);
 
 	if (!find_member(data, "code", &value))
 		return true;
@@ -289,7 +303,7 @@ read_data(JsonbContainer *root, FlowResponse *response)
 		return false;
 	if (code[0] == '\0' || (find_int64(data, "code", &number) && number == 0))
 		return true;
-	response->inner_code = wiretext_fit(code, (int) strlen(code), MAX_ID_SIZE);
+	response->inner_code = fit_text(code, (int) strlen(code), MAX_ID_SIZE, secrets);
 	pfree(code);
 	return true;
 }
@@ -328,13 +342,17 @@ judge_answer(const FlowResponse *response, bool data_ok, int http_status)
 
 /* For an error's DETAIL: the beginning of the answer as it came. */
 static void
-read_excerpt(const HttpAnswer *answer, FlowResponse *response)
+read_excerpt(const HttpAnswer *answer, FlowResponse *response, const MaskSecrets *secrets)
 {
-	response->excerpt = codec_printable(answer->body, answer->body_len, MAX_EXCERPT_SIZE);
+	char	   *text = codec_printable(answer->body, answer->body_len,
+									   MAX_EXCERPT_SIZE + (int) mask_longest(secrets));
+
+	mask_secrets(secrets, text);
+	response->excerpt = wiretext_cut(text, MAX_EXCERPT_SIZE);
 }
 
 FlowResponse *
-codec_read_answer(const HttpAnswer *answer)
+codec_read_answer(const HttpAnswer *answer, const MaskSecrets *secrets)
 {
 	FlowResponse *response = palloc0(sizeof(FlowResponse));
 	WireJson	json;
@@ -346,12 +364,12 @@ codec_read_answer(const HttpAnswer *answer)
 	{
 		apply_verdict(response,
 					  codes_unusable(answer->http_status, json.problem, false));
-		read_excerpt(answer, response);
+		read_excerpt(answer, response, secrets);
 		return response;
 	}
 
 	read_code(&json.value->root, response);
-	data_ok = read_data(&json.value->root, response);
+	data_ok = read_data(&json.value->root, response, secrets);
 	apply_verdict(response, judge_answer(response, data_ok, answer->http_status));
 	if (ANSWER_IS_LOSSY(json.problem) && response->action == FLOW_SUCCEEDED)
 		apply_verdict(response, codes_lossy_success(json.problem));
@@ -360,10 +378,10 @@ codec_read_answer(const HttpAnswer *answer)
 	{
 		JsonbContainer *data = find_object(&json.value->root, "data");
 
-		read_explanation(&json.value->root, response);
+		read_explanation(&json.value->root, response, secrets);
 		if (data != NULL)
-			response->inner_message = find_text(data, "error_msg", MAX_MESSAGE_SIZE);
-		read_excerpt(answer, response);
+			response->inner_message = find_text(data, "error_msg", MAX_MESSAGE_SIZE, secrets);
+		read_excerpt(answer, response, secrets);
 	}
 	if (!ANSWER_IS_LOSSY(json.problem))
 		response->body = json.value;
@@ -447,7 +465,7 @@ judge_token_answer(bool oauth, JsonbContainer *root, bool lossy, int http_status
 }
 
 TokenResponse *
-codec_read_token_answer(bool oauth, const HttpAnswer *answer)
+codec_read_token_answer(bool oauth, const HttpAnswer *answer, const MaskSecrets *secrets)
 {
 	TokenResponse *token = palloc0(sizeof(TokenResponse));
 	FlowResponse *refusal = &token->refusal;
@@ -465,11 +483,11 @@ codec_read_token_answer(bool oauth, const HttpAnswer *answer)
 		JsonbContainer *root = &json.value->root;
 
 		read_code(root, refusal);
-		read_explanation(root, refusal);
+		read_explanation(root, refusal, secrets);
 		if (refusal->message == NULL)
-			refusal->message = find_text(root, "error_description", MAX_MESSAGE_SIZE);
+			refusal->message = find_text(root, "error_description", MAX_MESSAGE_SIZE, secrets);
 		if (refusal->message == NULL)
-			refusal->message = find_text(root, "error", MAX_MESSAGE_SIZE);
+			refusal->message = find_text(root, "error", MAX_MESSAGE_SIZE, secrets);
 		apply_verdict(refusal,
 					  judge_token_answer(oauth, root, ANSWER_IS_LOSSY(json.problem),
 										 answer->http_status, token));

@@ -21,6 +21,8 @@
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 
+#include "mask.h"
+
 /* SQLSTATEs of the extension.  Class LK, see README "Errors". */
 #define ERRCODE_FEISHU_REFUSED			MAKE_SQLSTATE('L','K','4','0','0')
 #define ERRCODE_FEISHU_CREDENTIALS		MAKE_SQLSTATE('L','K','4','0','1')
@@ -47,6 +49,7 @@ typedef struct FlowRequest
 								 * being false */
 	char	   *idempotent_key; /* or NULL */
 	Jsonb	   *loop_masks;		/* array of strings, or NULL */
+	int64		size;			/* of its body as written; 0: not known */
 } FlowRequest;
 
 /* What a caller should do about an answer (or about the lack of one). */
@@ -115,7 +118,7 @@ typedef struct HttpAnswer
 	int			http_status;
 	const char *content_type;	/* "" when absent */
 	const char *location;		/* "" when absent */
-	const char *body;
+	const char *body;			/* a NUL byte follows; NULL when it has no bytes */
 	size_t		body_len;
 } HttpAnswer;
 
@@ -145,10 +148,22 @@ extern char *codec_execute_url(const char *base_url, const FlowRequest *request)
  */
 extern char *codec_scopes_url(const char *base_url);
 
+/* The most that is written at all: a string of PostgreSQL has less than 1 GB. */
+#define CODEC_MAX_REQUEST	(512 * 1024 * 1024)
+
+/*
+ * How many bytes the body of an execute request has, as it is written, found out
+ * without writing it, and (codec_jsonb_size) what a jsonb argument of it makes up.
+ * Counting ends beyond limit: more than that is returned, and no more is known.
+ * Throws as codec_write_request does.
+ */
+extern int64 codec_request_size(const FlowRequest *request, int64 limit);
+extern int64 codec_jsonb_size(Jsonb *json, int64 limit);
+
 /*
  * The body of an execute request, JSON in UTF-8, replaces what is in body,
  * which the caller initialised.  Throws 22021/22P05 when it cannot be
- * converted to UTF-8.
+ * converted to UTF-8.  The caller has seen to its size.
  */
 extern void codec_write_request(const FlowRequest *request, StringInfo body);
 
@@ -161,12 +176,14 @@ extern void codec_write_token_request(bool oauth, const char *app_id,
 									  StringInfo body, const char **content_type);
 
 /*
- * Read an answer.  Never throws on account of what the peer sent (out of
+ * Read an answer.  In its text, but not in its body, secrets (or NULL) are masked
+ * before it is cut.  Never throws on account of what the peer sent (out of
  * memory apart): an answer that cannot be used comes back with sqlstate LK502
  * and the action its HTTP status calls for.
  */
-extern FlowResponse *codec_read_answer(const HttpAnswer *answer);
-extern TokenResponse *codec_read_token_answer(bool oauth, const HttpAnswer *answer);
+extern FlowResponse *codec_read_answer(const HttpAnswer *answer, const MaskSecrets *secrets);
+extern TokenResponse *codec_read_token_answer(bool oauth, const HttpAnswer *answer,
+											  const MaskSecrets *secrets);
 
 /* What stands for an answer that there was no memory for. */
 extern FlowResponse *codec_unread_answer(int http_status);

@@ -3,10 +3,15 @@
  * codec_write.c
  *	  The wire format, writing: FlowRequest to URL and body.
  *
- * JSON is built in the database encoding, whose multibyte characters never
- * hold an ASCII byte, and converted to UTF-8 as a whole.  What is written is
- * the caller's, so these functions throw: 22021 or 22P05 for what UTF-8
- * cannot represent, 54000 for what is beyond PostgreSQL's limit for a string.
+ * What a jsonb of some bytes says may be very long: 1e131071 has 131,072 digits.
+ * So a body is written in two passes of the same code: the first one counts, as
+ * far as a limit, and the second one writes into memory of just that size, without
+ * a copy of any part.
+ *
+ * Multibyte characters of a database encoding never hold an ASCII byte, so JSON is
+ * written in it, and each string is converted to UTF-8 by itself.  What is written
+ * is the caller's, so these functions throw: 22021 or 22P05 for what UTF-8 cannot
+ * represent.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -16,8 +21,12 @@
  */
 #include "postgres.h"
 
+#include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/fmgrprotos.h"
 #include "utils/json.h"
+#include "utils/numeric.h"
 
 #include "codec.h"
 #include "nls.h"
@@ -178,33 +187,242 @@ codec_execute_url(const char *base_url, const FlowRequest *request)
 	return url.data;
 }
 
-/*
- * Append JSON as a JSON string, which is how the platform wants it.  JSON text
- * has no control characters, so only quotes and backslashes are escaped.
- */
-static void
-append_json_string(StringInfo buf, Jsonb *value)
+/* Where JSON goes. */
+typedef struct JsonSink
 {
-	char	   *text = JsonbToCString(NULL, &value->root, VARSIZE(value));
-	char	   *run = text;		/* not appended yet */
-	char	   *p;
+	StringInfo	out;			/* has room for all; NULL: only count */
+	int64		size;			/* bytes so far, in UTF-8 */
+	int64		limit;			/* with more than this, stop */
+	bool		in_string;		/* what is written is the text of a JSON string */
+} JsonSink;
 
-	appendStringInfoChar(buf, '"');
-	for (p = text; *p != '\0'; p++)
-	{
-		if (*p != '"' && *p != '\\')
-			continue;
-		appendBinaryStringInfo(buf, run, (int) (p - run));
-		appendStringInfoChar(buf, '\\');
-		run = p;
-	}
-	appendBinaryStringInfo(buf, run, (int) (p - run));
-	appendStringInfoChar(buf, '"');
-	pfree(text);
+static bool
+sink_is_full(const JsonSink *sink)
+{
+	return sink->size > sink->limit;
 }
 
-/* A body that was written may have so many bytes more than it needs. */
-#define SPARE_ROOM			65536
+/* Bytes as they are. */
+static void
+sink_put(JsonSink *sink, const char *bytes, int len)
+{
+	sink->size += len;
+	if (sink->out != NULL)
+		appendBinaryStringInfo(sink->out, bytes, len);
+}
+
+/* ASCII of JSON's own: quotes and backslashes are escaped within a string. */
+static void
+sink_put_json(JsonSink *sink, const char *text)
+{
+	if (!sink->in_string)
+	{
+		sink_put(sink, text, (int) strlen(text));
+		return;
+	}
+	for (; *text != '\0'; text++)
+	{
+		if (*text == '"' || *text == '\\')
+			sink_put(sink, "\\", 1);
+		sink_put(sink, text, 1);
+	}
+}
+
+/* Text is converted in pieces of so many bytes: for each, memory is taken four
+ * times. */
+#define PIECE_SIZE			8192
+
+/*
+ * A part of a string without a character that JSON escapes, as UTF-8.  In SQL_ASCII
+ * bytes are taken for UTF-8, and have to be that.
+ */
+static void
+sink_put_text(JsonSink *sink, const char *text, int len)
+{
+	int			encoding = GetDatabaseEncoding();
+	bool		is_ascii = true;
+
+	for (int i = 0; i < len && is_ascii; i++)
+		is_ascii = !IS_HIGHBIT_SET(text[i]);
+	if (encoding == PG_UTF8 || is_ascii)
+	{
+		sink_put(sink, text, len);
+		return;
+	}
+	if (encoding == PG_SQL_ASCII)
+	{
+		(void) pg_verify_mbstr(PG_UTF8, text, len, false);
+		sink_put(sink, text, len);
+		return;
+	}
+	while (len > 0 && !sink_is_full(sink))
+	{
+		int			piece = len <= PIECE_SIZE ? len : pg_mbcliplen(text, len, PIECE_SIZE);
+		char	   *utf8 = pg_server_to_any(text, piece, PG_UTF8);
+
+		sink_put(sink, utf8, (int) strlen(utf8));
+		pfree(utf8);
+		text += piece;
+		len -= piece;
+	}
+}
+
+/* Does JSON escape this character? */
+static bool
+is_escaped(char c)
+{
+	return (unsigned char) c < ' ' || c == '"' || c == '\\';
+}
+
+static void
+sink_put_escaped(JsonSink *sink, char c)
+{
+	char		escape[sizeof("\\u0000")];
+	const char *letter = c != '\0' ? strchr("\"\"\\\\\bb\ff\nn\rr\tt", c) : NULL;
+
+	if (letter != NULL)
+		snprintf(escape, sizeof(escape), "\\%c", letter[1]);
+	else
+		snprintf(escape, sizeof(escape), "\\u%04x", (unsigned char) c);
+	sink_put_json(sink, escape);
+}
+
+/* A JSON string. */
+static void
+sink_put_string(JsonSink *sink, const char *text, int len)
+{
+	const char *run = text;		/* not written yet */
+	const char *end = text + len;
+
+	sink_put_json(sink, "\"");
+	for (const char *p = text; p < end; p++)
+	{
+		if (!is_escaped(*p))
+			continue;
+		CHECK_FOR_INTERRUPTS();
+		sink_put_text(sink, run, (int) (p - run));
+		sink_put_escaped(sink, *p);
+		run = p + 1;
+		if (sink_is_full(sink))
+			return;
+	}
+	sink_put_text(sink, run, (int) (end - run));
+	sink_put_json(sink, "\"");
+}
+
+/*
+ * How many characters numeric_out writes, without writing them: from the digits
+ * (of base 10000) as they are sent to clients in binary form.
+ */
+static int
+numeric_length(Numeric number)
+{
+	bytea	   *sent = DatumGetByteaPP(DirectFunctionCall1(numeric_send, NumericGetDatum(number)));
+	StringInfoData buf = {
+		.data = VARDATA_ANY(sent), .len = VARSIZE_ANY_EXHDR(sent)
+	};
+	int			num_digits = (int) pq_getmsgint(&buf, 2);
+	int			weight = (int16) pq_getmsgint(&buf, 2);
+	bool		is_negative = pq_getmsgint(&buf, 2) != 0;
+	int			scale = (int) pq_getmsgint(&buf, 2);
+	int			before_point = 1;
+
+	if (num_digits > 0 && weight >= 0)
+	{
+		int			first = (int) pq_getmsgint(&buf, 2);
+
+		before_point = weight * 4 + (first >= 1000 ? 4 : first >= 100 ? 3 : first >= 10 ? 2 : 1);
+	}
+	pfree(sent);
+	return (is_negative ? 1 : 0) + before_point + (scale > 0 ? 1 + scale : 0);
+}
+
+static void
+sink_put_scalar(JsonSink *sink, const JsonbValue *value)
+{
+	char	   *text;
+
+	switch (value->type)
+	{
+		case jbvNull:
+			sink_put(sink, "null", 4);
+			break;
+		case jbvBool:
+			if (value->val.boolean)
+				sink_put(sink, "true", 4);
+			else
+				sink_put(sink, "false", 5);
+			break;
+		case jbvString:
+			sink_put_string(sink, value->val.string.val, value->val.string.len);
+			break;
+		case jbvNumeric:
+			if (sink->out == NULL)
+			{
+				sink->size += numeric_length(value->val.numeric);
+				break;
+			}
+			text = DatumGetCString(DirectFunctionCall1(numeric_out,
+													   NumericGetDatum(value->val.numeric)));
+			sink_put(sink, text, (int) strlen(text));
+			pfree(text);
+			break;
+		default:
+			elog(ERROR, "unknown type of jsonb value: %d", (int) value->type);
+	}
+}
+
+/* An object or array, in the layout of PostgreSQL. */
+static void
+sink_put_jsonb(JsonSink *sink, Jsonb *json)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&json->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	bool		is_first = true;	/* no comma before what comes */
+
+	while (!sink_is_full(sink) &&
+		   (token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		bool		ends = token == WJB_END_ARRAY || token == WJB_END_OBJECT;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!is_first && !ends)
+			sink_put(sink, ", ", 2);
+		is_first = false;
+		switch (token)
+		{
+			case WJB_BEGIN_ARRAY:
+			case WJB_BEGIN_OBJECT:
+				sink_put(sink, token == WJB_BEGIN_ARRAY ? "[" : "{", 1);
+				is_first = true;
+				break;
+			case WJB_END_ARRAY:
+			case WJB_END_OBJECT:
+				sink_put(sink, token == WJB_END_ARRAY ? "]" : "}", 1);
+				break;
+			case WJB_KEY:
+				sink_put_string(sink, value.val.string.val, value.val.string.len);
+				sink_put(sink, ": ", 2);
+				is_first = true;
+				break;
+			default:
+				sink_put_scalar(sink, &value);
+				break;
+		}
+	}
+}
+
+/* Likewise as a JSON string, which is how the platform wants it. */
+static void
+sink_put_jsonb_string(JsonSink *sink, Jsonb *json)
+{
+	sink_put(sink, "\"", 1);
+	sink->in_string = true;
+	sink_put_jsonb(sink, json);
+	sink->in_string = false;
+	sink_put(sink, "\"", 1);
+}
 
 /*
  * The operator written last.  It is nearly always that of the next request, too,
@@ -228,26 +446,88 @@ codec_wrote_operator_last(const Jsonb *operator_id)
 }
 
 static void
-append_operator(StringInfo buf, Jsonb *operator_id)
+sink_put_operator(JsonSink *sink, Jsonb *operator_id)
 {
-	int			start = buf->len;
+	int			start = sink->out != NULL ? sink->out->len : 0;
 	int			len;
 
 	if (codec_wrote_operator_last(operator_id))
 	{
-		appendBinaryStringInfo(buf, last_operator.text, last_operator.len);
+		sink_put(sink, last_operator.text, last_operator.len);
 		return;
 	}
-	append_json_string(buf, operator_id);
-	len = buf->len - start;
+	sink_put_jsonb_string(sink, operator_id);
+	if (sink->out == NULL)
+		return;
+	len = sink->out->len - start;
 	last_operator.size = 0;
 	if (VARSIZE(operator_id) <= KEPT_OPERATOR_SIZE && len <= KEPT_OPERATOR_SIZE)
 	{
 		memcpy(last_operator.value, operator_id, VARSIZE(operator_id));
-		memcpy(last_operator.text, buf->data + start, len);
+		memcpy(last_operator.text, sink->out->data + start, len);
 		last_operator.len = len;
 		last_operator.size = VARSIZE(operator_id);
 	}
+}
+
+static void
+sink_put_request(JsonSink *sink, const FlowRequest *request)
+{
+	sink_put_json(sink, "{\"operator\":");
+	sink_put_operator(sink, request->operator_id);
+	if (request->params != NULL)
+	{
+		sink_put_json(sink, ",\"params\":");
+		sink_put_jsonb_string(sink, request->params);
+	}
+	if (request->is_async)
+		sink_put_json(sink, ",\"is_async\":true");
+	if (request->idempotent_key != NULL)
+	{
+		sink_put_json(sink, ",\"idempotent_key\":");
+		sink_put_string(sink, request->idempotent_key, (int) strlen(request->idempotent_key));
+	}
+	if (request->loop_masks != NULL)
+	{
+		sink_put_json(sink, ",\"loop_masks\":");
+		sink_put_jsonb(sink, request->loop_masks);
+	}
+	sink_put_json(sink, "}");
+}
+
+int64
+codec_request_size(const FlowRequest *request, int64 limit)
+{
+	JsonSink	sink = {.limit = limit};
+
+	sink_put_request(&sink, request);
+	return sink.size;
+}
+
+int64
+codec_jsonb_size(Jsonb *json, int64 limit)
+{
+	JsonSink	sink = {.limit = limit};
+
+	sink_put_jsonb_string(&sink, json);
+	return sink.size;
+}
+
+void
+codec_write_request(const FlowRequest *request, StringInfo body)
+{
+	JsonSink	sink = {.out = body, .limit = CODEC_MAX_REQUEST};
+	int64		size = request->size > 0 ? request->size :
+		codec_request_size(request, CODEC_MAX_REQUEST);
+
+	if (size > CODEC_MAX_REQUEST)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("the request is too large")));
+	resetStringInfo(body);
+	/* all at once: to grow is to have the most of it twice */
+	enlargeStringInfo(body, (int) size);
+	sink_put_request(&sink, request);
 }
 
 /* Convert all of buf from the database encoding. */
@@ -261,40 +541,6 @@ convert_to_utf8(StringInfo buf)
 		resetStringInfo(buf);
 		appendStringInfoString(buf, utf8);
 		pfree(utf8);
-	}
-}
-
-void
-codec_write_request(const FlowRequest *request, StringInfo body)
-{
-	resetStringInfo(body);
-	appendStringInfoString(body, "{\"operator\":");
-	append_operator(body, request->operator_id);
-	if (request->params != NULL)
-	{
-		appendStringInfoString(body, ",\"params\":");
-		append_json_string(body, request->params);
-	}
-	if (request->is_async)
-		appendStringInfoString(body, ",\"is_async\":true");
-	if (request->idempotent_key != NULL)
-	{
-		appendStringInfoString(body, ",\"idempotent_key\":");
-		escape_json(body, request->idempotent_key);
-	}
-	if (request->loop_masks != NULL)
-	{
-		appendStringInfoString(body, ",\"loop_masks\":");
-		(void) JsonbToCString(body, &request->loop_masks->root,
-							  VARSIZE(request->loop_masks));
-	}
-	appendStringInfoChar(body, '}');
-	convert_to_utf8(body);
-	/* a large one keeps no room that it does not need */
-	if (body->maxlen - body->len > SPARE_ROOM)
-	{
-		body->maxlen = body->len + 1;
-		body->data = repalloc(body->data, body->maxlen);
 	}
 }
 

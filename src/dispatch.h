@@ -21,6 +21,7 @@
 #include "lib/pairingheap.h"
 #include "utils/hsearch.h"
 
+#include "budget.h"
 #include "call.h"
 #include "codec.h"
 #include "limiter.h"
@@ -51,6 +52,13 @@ typedef struct LaneKey
 	Oid			roleid;
 } LaneKey;
 
+/* What flights of a role have of the memory. */
+typedef struct RoleShare
+{
+	Oid			roleid;			/* hash key */
+	BudgetShare share;
+} RoleShare;
+
 /* Written by lane.c; its cursors by claim.c and discover.c, by its functions. */
 typedef struct Lane
 {
@@ -72,7 +80,9 @@ typedef struct Lane
 	int			num_places;
 	int			position;		/* in the claim under way */
 	uint64		turn;			/* of the transaction in which it had one last */
-	int64		bytes;			/* of its flights' rows in memory */
+	BudgetShare *share;			/* of memory: its role's */
+	int64		large_id;		/* the row that found no room in memory last */
+	int64		large_bytes;	/* what it takes, by its own size as written */
 	bool		suspect;		/* its last attempt got no answer */
 	int			postponed;		/* rows that could not be prepared now, in a row */
 	TimestampTz postponed_told; /* when the log had a line of that */
@@ -110,9 +120,10 @@ typedef struct Flight
 	MemoryContext context;		/* of all below, the call included */
 	int64		id;
 	FlowRequest request;
-	int64		bytes;			/* of its row in memory, as jsonb */
+	BudgetAccount account;		/* of its memory: request, then answer */
+	int64		raw;			/* of its row: as jsonb */
 	bool		is_large;		/* the row's jsonb is read when there is room */
-	bool		is_counted;		/* bytes are, in the lane's and in all */
+	bool		too_large;		/* to be sent at all */
 	uint64		turn;			/* of the transaction that claimed it */
 	Oid			serverid;
 	FlowCall   *call;			/* NULL: ended before it was called */
@@ -147,6 +158,7 @@ typedef struct Dispatch
 	/* lanes */
 	HTAB	   *lane_table;
 	HTAB	   *site_table;
+	HTAB	   *share_table;	/* of roles */
 	Lane	  **lanes;
 	int			num_lanes;
 	int			max_lanes;
@@ -163,8 +175,6 @@ typedef struct Dispatch
 	dlist_head	flights;		/* under way */
 	int			num_flights;	/* of both */
 	int			granted;		/* places that a claim under way may fill */
-	int64		bytes;			/* of their rows, those of ended ones included */
-	Flight	   *beyond;			/* the one that may exceed the bound, or NULL */
 	uint64		turn;			/* counts transactions */
 	bool		claim_durably;	/* the next commit has to wait for the disk */
 	dlist_head	ended;			/* to be recorded */
@@ -386,6 +396,7 @@ extern void record_decide_postponed(Flight *flight, int sqlstate, const char *me
 extern void record_decide_expired(Flight *flight);
 extern void record_decide_exhausted(Flight *flight);
 extern void record_decide_not_ours(Flight *flight);
+extern void record_decide_too_large(Flight *flight, int max_kilobytes);
 
 /* Why a flow that may not be sent any more has failed. */
 extern const char *record_expired_text(void);

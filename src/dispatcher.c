@@ -33,6 +33,10 @@
  */
 #include "postgres.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -53,6 +57,7 @@
 #include "launcher.h"
 #include "limiter.h"
 #include "nls.h"
+#include "role_settings.h"
 #include "steady.h"
 #include "worker_settings.h"
 
@@ -94,6 +99,9 @@ PGDLLEXPORT void feishu_dispatcher_main(Datum main_arg);
 
 /* That is told when it has lasted so long. */
 #define LOCKED_TOLD_MS		1000
+
+/* What is as large goes back to the system as soon as it is freed. */
+#define LARGE_MEMORY		(256 * 1024)
 
 static Dispatch dispatch;
 
@@ -208,7 +216,7 @@ has_work(const Work *work, TimestampTz now)
 		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now ||
 		work->expire_at <= now || work->sweep_at <= now)
 		return true;
-	if (dispatch.num_ended >= BATCH_ROWS ||
+	if (dispatch.num_ended >= BATCH_ROWS || (dispatch.num_ended > 0 && flow_calls_are_full()) ||
 		(dispatch.num_ended > 0 &&
 		 (dispatch.num_flights == 0 ||
 		  now >= TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS))))
@@ -229,6 +237,8 @@ next_work(const Work *work)
 	if (work->failures > 0 || work->locked_out > 0)
 		return work->retry_at;
 	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX)
+		return 0;
+	if (dispatch.num_ended > 0 && flow_calls_are_full())
 		return 0;
 	if (dispatch.num_ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(dispatch.ended_since, BATCH_DELAY_MS));
@@ -369,6 +379,7 @@ do_work(Work *work, TimestampTz now)
 
 		/* the room of the ended ones is free, their ids are not in flight any more */
 		work->claimed_at = GetCurrentTimestamp();
+		role_settings_read(work->claimed_at);
 		if (!stop_is_told())
 			schedule_claim_all(&dispatch, work->claimed_at);
 		record_holds(&dispatch);
@@ -528,6 +539,7 @@ allow_connections(void)
 	if (wanted == allowed)
 		return;
 	http_loop_set_host_connections(http_loop_get(), wanted);
+	http_loop_share_memory(http_loop_get(), feishu_guc_max_in_flight);
 	allowed = wanted;
 }
 
@@ -619,9 +631,15 @@ feishu_dispatcher_main(Datum main_arg)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	worker_settings_apply();
+	role_settings_note_configured();
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+	role_settings_note_configured();
 	pgstat_report_activity(STATE_IDLE, "idle");
 
+	/* or malloc would keep the place of the largest answers there were */
+#ifdef M_MMAP_THRESHOLD
+	(void) mallopt(M_MMAP_THRESHOLD, LARGE_MEMORY);
+#endif
 	schedule_init(&dispatch);
 
 	if (!transaction_lock_database())
@@ -654,6 +672,7 @@ feishu_dispatcher_main(Datum main_arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			role_settings_note_configured();
 			work.poll_at = Min(work.poll_at,
 							   TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 														   feishu_guc_poll_interval));

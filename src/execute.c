@@ -148,6 +148,7 @@ execute_limits(const FlowServer *server, int timeout_ms)
 	limits.connect_timeout_ms = server->connect_timeout_ms >= 0 ?
 		server->connect_timeout_ms : feishu_guc_connect_timeout;
 	limits.max_response = (size_t) feishu_guc_max_response_size * 1024;
+	limits.share = NULL;
 	return limits;
 }
 

@@ -205,7 +205,8 @@ fetch_finish(TokenFetch *fetch, HttpTransfer *transfer)
 	{
 		HttpAnswer	answer = http_answer(result);
 
-		response = codec_read_token_answer(fetch->oauth, &answer);
+		/* nothing of its text is shown */
+		response = codec_read_token_answer(fetch->oauth, &answer, NULL);
 	}
 
 	if (response != NULL && response->token != NULL)
@@ -287,11 +288,12 @@ FlowResponse *
 token_failure_response(const FlowServer *server, const TokenFailure *failure)
 {
 	HttpAnswer	answer = {0};
+	const MaskSecrets secrets = {{server->app_secret, server->fixed_token}};
 
 	answer.http_status = failure->http_status;
 	answer.content_type = "";
 	answer.location = "";
-	answer.body = failure->body;
+	answer.body = pnstrdup(failure->body, failure->body_len);
 	answer.body_len = failure->body_len;
-	return &codec_read_token_answer(server->protocol == TOKEN_OAUTH, &answer)->refusal;
+	return &codec_read_token_answer(server->protocol == TOKEN_OAUTH, &answer, &secrets)->refusal;
 }

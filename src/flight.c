@@ -13,10 +13,12 @@
  * - the last eighth is a reserve for lanes that have no flight, and whose last one
  *	 got an answer: so many that hang do so, too, once they are known.
  *
- * The rows of flights (params, operator and masks) are bounded in memory, in the
- * same shares.  What is large is read when there is room for it.  One flight at a
- * time may exceed the bound, of the lane that waits for longest, so that each
- * gets its turn, whatever its size.
+ * What flights hold in memory is counted before it is there (budget.c): the row's
+ * params, operator and masks as they are in the row and as they are written, and
+ * then the answer.  What is large is read when there is room for it.  One flight at
+ * a time may be beyond, of the lane that waits for longest, so that each gets its
+ * turn, whatever its size.  A request that is larger than may be sent fails before
+ * it is read, if its row tells, or written.
  *
  * A flight's memory context has all of it.  It goes when its end is recorded, or
  * the transaction that claimed it is rolled back.
@@ -43,14 +45,19 @@
 #include "http.h"
 #include "limiter.h"
 #include "origin.h"
+#include "role_settings.h"
 #include "sqlrun.h"
 #include "stats.h"
 
-/* A row with more (not compressed) is read by itself, when there is room. */
+/* A row with more (not compressed, or as written) is read by itself, when there is
+ * room. */
 #define LARGE_ROW			65536
 
-/* Bytes of rows in memory, as jsonb; each is held in a few forms. */
-#define MAX_BYTES			(32 * 1024 * 1024)
+/* What is written of a row has at least a quarter of the row's bytes as jsonb. */
+#define ROW_TO_WRITTEN		4
+
+/* A request may be so much larger than when it was queued: it has a key. */
+#define SPARE_SIZE			1024
 
 /* A lane that found no room in memory is tried again so often. */
 #define MEMORY_RETRY_MS		100
@@ -112,16 +119,6 @@ flight_lane_room(const Dispatch *dispatch, const Lane *lane, int room)
 
 /* ---------- Memory ---------- */
 
-/* May a flight read its large row now, within the bound? */
-static bool
-has_memory(const Dispatch *dispatch, const Flight *flight)
-{
-	int64		left = MAX_BYTES - dispatch->bytes;
-	int64		share = (left + flight->lane->bytes) * 3 / 4 - flight->lane->bytes;
-
-	return flight->bytes <= (flight->lane->bytes == 0 ? left : Min(left, share));
-}
-
 void
 flight_leave_memory(Dispatch *dispatch, Lane *lane)
 {
@@ -141,44 +138,25 @@ lane_wait_for_memory(Dispatch *dispatch, Lane *lane)
 			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MEMORY_RETRY_MS), NULL);
 }
 
-static void
-count_memory(Dispatch *dispatch, Flight *flight)
-{
-	dispatch->bytes += flight->bytes;
-	flight->lane->bytes += flight->bytes;
-	flight->is_counted = true;
-}
-
-/* Take the bytes of a flight, if there is room for them. */
+/* Take bytes for a flight, if there is room for them. */
 static bool
-take_memory(Dispatch *dispatch, Flight *flight)
+take_memory(Dispatch *dispatch, Flight *flight, int64 bytes)
 {
-	Lane	   *lane = flight->lane;
 	bool		is_first = dlist_is_empty(&dispatch->want_memory) ||
-		dlist_head_node(&dispatch->want_memory) == &lane->memory_node;
+		dlist_head_node(&dispatch->want_memory) == &flight->lane->memory_node;
 
-	if (!has_memory(dispatch, flight))
-	{
-		if (dispatch->beyond != NULL || !is_first)
-			return false;
-		dispatch->beyond = flight;
-	}
-	count_memory(dispatch, flight);
-	return true;
+	return budget_take(&flight->account, bytes) ||
+		(is_first && budget_go_beyond(&flight->account) && budget_take(&flight->account, bytes));
 }
 
-/* Give them back, when they are freed. */
+/* Give all back, when it is freed. */
 static void
 give_memory_back(Dispatch *dispatch, Flight *flight)
 {
-	if (!flight->is_counted)
-		return;
-	dispatch->bytes -= flight->bytes;
-	flight->lane->bytes -= flight->bytes;
-	flight->is_counted = false;
-	if (dispatch->beyond == flight)
-		dispatch->beyond = NULL;
-	if (!dlist_is_empty(&dispatch->want_memory))
+	bool		had_any = flight->account.bytes > 0;
+
+	budget_give_back(&flight->account, flight->account.bytes);
+	if (had_any && !dlist_is_empty(&dispatch->want_memory))
 		lane_look_again(dispatch,
 						dlist_container(Lane, memory_node, dlist_head_node(&dispatch->want_memory)),
 						GetCurrentTimestamp());
@@ -204,36 +182,151 @@ row_size(uint64 row, int column)
 	return is_null ? 0 : (int64) toast_raw_datum_size(value);
 }
 
-void
-flight_read_large(Dispatch *dispatch)
+/* The row's jsonb is not needed any more. */
+static void
+forget_jsonb(Flight *flight)
+{
+	FlowRequest *request = &flight->request;
+
+	if (request->operator_id != NULL)
+		pfree(request->operator_id);
+	if (request->params != NULL)
+		pfree(request->params);
+	if (request->loop_masks != NULL)
+		pfree(request->loop_masks);
+	request->operator_id = request->params = request->loop_masks = NULL;
+}
+
+/* What a flight's request may have as it is written. */
+static int64
+request_limit(const Flight *flight)
+{
+	return (int64) role_max_request_size(flight->lane->key.roleid) * 1024 + SPARE_SIZE;
+}
+
+/* Look how large the request is, whose jsonb was read. */
+static void
+measure(Flight *flight)
+{
+	int64		limit = request_limit(flight);
+
+	flight->request.size = codec_request_size(&flight->request, limit);
+	flight->too_large = flight->request.size > limit;
+}
+
+/* Read the row's jsonb into the flight's context: the columns from one on. */
+static void
+read_jsonb(Flight *flight, uint64 row, int operator, int params, int masks)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
+
+	flight->request.operator_id = row_jsonb(row, operator);
+	flight->request.params = row_jsonb(row, params);
+	flight->request.loop_masks = row_jsonb(row, masks);
+	MemoryContextSwitchTo(old_context);
+}
+
+/* Read what is small of a claimed row, and see what is large. */
+static void
+read_small(Flight *flight, uint64 row)
+{
+	flight->account.share = flight->lane->share;
+	flight->account.kind = BUDGET_REQUEST;
+	flight->raw = row_size(row, CLAIM_OPERATOR) + row_size(row, CLAIM_PARAMS) +
+		row_size(row, CLAIM_LOOP_MASKS);
+	flight->too_large = flight->raw / ROW_TO_WRITTEN > request_limit(flight);
+	flight->is_large = flight->raw >= LARGE_ROW;
+	if (flight->too_large || flight->is_large)
+		return;
+
+	read_jsonb(flight, row, CLAIM_OPERATOR, CLAIM_PARAMS, CLAIM_LOOP_MASKS);
+	measure(flight);
+	flight->is_large = flight->request.size >= LARGE_ROW;
+	if (flight->too_large || flight->is_large)
+		forget_jsonb(flight);
+	else
+		budget_take_anyway(&flight->account, flight->raw + flight->request.size);
+}
+
+/*
+ * What a large row takes in memory: itself, and what is written of it, until that is
+ * there.  How much that is shows when it is read, unless it was before.
+ */
+static int64
+large_bytes(const Flight *flight)
+{
+	const Lane *lane = flight->lane;
+
+	if (flight->request.size > 0)
+		return flight->raw + flight->request.size;
+	return lane->large_id == flight->id ? lane->large_bytes : 2 * flight->raw;
+}
+
+/* Read a large row, if there is room; false: not now. */
+static bool
+read_large(Dispatch *dispatch, Flight *flight)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT operator, params, loop_masks FROM feishu_internal.outbox WHERE id = $1",
 		1, INT8OID);
+	Datum		values[1] = {Int64GetDatum(flight->id)};
+	Lane	   *lane = flight->lane;
+
+	/* behind one that waits already it need not be looked at */
+	if (lane->memory_refused || !take_memory(dispatch, flight, large_bytes(flight)))
+		return false;
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) != 1)
+		elog(ERROR, "claimed row " INT64_FORMAT " is gone", flight->id);
+	read_jsonb(flight, 0, 1, 2, 3);
+	measure(flight);
+	if (!flight->too_large && flight->raw + flight->request.size <= flight->account.bytes)
+	{
+		budget_give_back(&flight->account,
+						 flight->account.bytes - flight->raw - flight->request.size);
+		return true;
+	}
+	if (!flight->too_large &&
+		take_memory(dispatch, flight,
+					flight->raw + flight->request.size - flight->account.bytes))
+		return true;
+	lane->large_id = flight->id;
+	lane->large_bytes = flight->raw + flight->request.size;
+	forget_jsonb(flight);
+	budget_give_back(&flight->account, flight->account.bytes);
+	return flight->too_large;
+}
+
+/* Has the bound been raised since we looked?  To fail is for good. */
+static bool
+limit_was_raised(const Flight *flight)
+{
+	int64		before = request_limit(flight);
+
+	role_settings_read_again();
+	return request_limit(flight) > before;
+}
+
+void
+flight_read_large(Dispatch *dispatch)
+{
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &dispatch->claimed)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
-		Datum		values[1] = {Int64GetDatum(flight->id)};
-		MemoryContext old_context;
+		bool		waits;
 
-		if (!flight->is_large || flight->silent || flight->request.operator_id != NULL)
+		if (flight->silent)
 			continue;
-		if (!take_memory(dispatch, flight))
+		waits = flight->is_large && !flight->too_large && flight->request.operator_id == NULL &&
+			!read_large(dispatch, flight);
+		if (waits)
+			lane_wait_for_memory(dispatch, flight->lane);
+		if (waits || (flight->too_large && limit_was_raised(flight)))
 		{
 			flight->state = 'q';
 			flight->silent = true;
-			lane_wait_for_memory(dispatch, flight->lane);
-			continue;
 		}
-		if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) != 1)
-			elog(ERROR, "claimed row " INT64_FORMAT " is gone", flight->id);
-		old_context = MemoryContextSwitchTo(flight->context);
-		flight->request.operator_id = row_jsonb(0, 1);
-		flight->request.params = row_jsonb(0, 2);
-		flight->request.loop_masks = row_jsonb(0, 3);
-		MemoryContextSwitchTo(old_context);
 	}
 }
 
@@ -312,35 +405,18 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 									 sql_value(row, CLAIM_DATABASE, NULL));
 	flight->last_error = row_text(row, CLAIM_ERROR);
 	if (!flight->silent)
-	{
-		int64		bytes = row_size(row, CLAIM_OPERATOR) + row_size(row, CLAIM_PARAMS) +
-			row_size(row, CLAIM_LOOP_MASKS);
-
-		flight->bytes = bytes;
-		flight->is_large = bytes >= LARGE_ROW;
-		if (!flight->is_large)
-		{
-			count_memory(dispatch, flight);
-			flight->request.operator_id = row_jsonb(row, CLAIM_OPERATOR);
-			flight->request.params = row_jsonb(row, CLAIM_PARAMS);
-			flight->request.loop_masks = row_jsonb(row, CLAIM_LOOP_MASKS);
-		}
-	}
+		read_small(flight, row);
 	MemoryContextSwitchTo(old_context);
 }
 
-/* The request is written: its jsonb is not needed any more. */
+/* The request is written, and the jsonb that it was made of goes, if it is large. */
 static void
 forget_large(Flight *flight)
 {
-	FlowRequest *request = &flight->request;
-
-	pfree(request->operator_id);
-	if (request->params != NULL)
-		pfree(request->params);
-	if (request->loop_masks != NULL)
-		pfree(request->loop_masks);
-	request->operator_id = request->params = request->loop_masks = NULL;
+	if (!flight->is_large)
+		return;
+	forget_jsonb(flight);
+	budget_give_back(&flight->account, flight->raw);
 }
 
 /*
@@ -361,9 +437,13 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		record_decide_expired(flight);
 	else if (flight->attempts >= flight->max_attempts)
 		record_decide_exhausted(flight);
+	else if (flight->too_large)
+		record_decide_too_large(flight, role_max_request_size(flight->lane->key.roleid));
 	if (flight->state != '\0')
 	{
 		limiter_abandon(place);
+		forget_jsonb(flight);
+		give_memory_back(dispatch, flight);
 		flight_end(dispatch, flight);
 		return;
 	}
@@ -377,12 +457,12 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		limits.deadline = TimestampTzPlusMilliseconds(flight->started, limits.timeout_ms);
 		limits.connect_timeout_ms = server->connect_timeout_ms >= 0 ?
 			server->connect_timeout_ms : feishu_guc_connect_timeout;
-		limits.max_response = (size_t) feishu_guc_max_response_size * 1024;
+		limits.max_response = (size_t) role_max_response_size(flight->lane->key.roleid) * 1024;
+		limits.share = flight->lane->share;
 		flight->call = flow_call_start(flight->context, server_copy(server),
 									   &flight->request, &limits, place, flight);
 		flight->lane->postponed = 0;
-		if (flight->is_large)
-			forget_large(flight);
+		forget_large(flight);
 		MemoryContextSwitchTo(context);
 	}
 	PG_CATCH();
@@ -395,9 +475,11 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 			PG_RE_THROW();
 		FlushErrorState();
 		limiter_abandon(place);
-		/* what there is of the call */
+		/* what there is of the call, and what it was to be made of */
 		MemoryContextDeleteChildren(flight->context);
 		flight->call = NULL;
+		forget_jsonb(flight);
+		give_memory_back(dispatch, flight);
 		if (record_is_lasting(error->sqlerrcode))
 			record_decide_error(flight, error->sqlerrcode, error->message);
 		else
@@ -476,6 +558,8 @@ flight_take_ended(Dispatch *dispatch)
 		const FlowOutcome *outcome = flow_call_outcome(call);
 
 		record_decide(flight, outcome);
+		if (outcome->response != NULL && outcome->response->body != NULL)
+			budget_take_anyway(&flight->account, VARSIZE(outcome->response->body));
 		if (!outcome->held_back)
 		{
 			/* what this process is short of says nothing of the peer */
@@ -518,6 +602,8 @@ flight_set_aside(Dispatch *dispatch, Flight *flight)
 	dispatch->num_ended--;
 	dlist_push_tail(&dispatch->stuck, &flight->node);
 	dispatch->num_stuck++;
+	if (flight->call != NULL)
+		flow_call_set_aside(flight->call);
 	dispatch->stuck_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STUCK_RETRY_MS);
 }
 

@@ -23,6 +23,7 @@ int			feishu_guc_timeout = 30 * 1000;
 int			feishu_guc_connect_timeout = 8 * 1000;
 int			feishu_guc_max_connection_age = 5 * 60 * 1000;
 int			feishu_guc_max_response_size = 16 * 1024;
+int			feishu_guc_max_request_size = 16 * 1024;
 int			feishu_guc_max_apps = 128;
 int			feishu_guc_retry_base_delay = 1000;
 int			feishu_guc_retry_max_delay = 5 * 60 * 1000;
@@ -33,9 +34,6 @@ int			feishu_guc_max_attempts = 20;
 int			feishu_guc_max_age = 24 * 60 * 60;
 int			feishu_guc_retention = 7 * 24 * 60 * 60;
 int			feishu_guc_track_flows = 1000;
-
-/* What the codec reads at most (wirejson.c), well below jsonb's own limit. */
-#define MAX_RESPONSE_SIZE_LIMIT	(128 * 1024)
 
 void
 guc_define_settings(void)
@@ -85,6 +83,15 @@ guc_define_settings(void)
 							&feishu_guc_max_response_size,
 							16 * 1024, 1, MAX_RESPONSE_SIZE_LIMIT,
 							PGC_USERSET, GUC_UNIT_KB,
+							NULL, NULL, NULL);
+
+	/* not for everybody: a queued request is in memory of the dispatcher */
+	DefineCustomIntVariable("feishu_flow.max_request_size",
+							"Sets the size beyond which a request is refused.",
+							"It is that of the request as it is sent, with all digits of numbers. Queued flows are looked at when they are queued and when they are sent.",
+							&feishu_guc_max_request_size,
+							16 * 1024, 1, MAX_REQUEST_SIZE_LIMIT,
+							PGC_SUSET, GUC_UNIT_KB,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.max_apps",

@@ -132,6 +132,8 @@ http_loop_get(void)
 	dlist_init(&loop->old_pools);
 	dlist_init(&loop->active);
 	dlist_init(&loop->done);
+	dlist_init(&loop->heavy);
+	dlist_init(&loop->paused);
 
 	curl_enter(&saved);
 	loop->headers = http_headers_create();
@@ -186,6 +188,20 @@ http_loop_defer(HttpLoop *loop)
 	loop->deferred = true;
 }
 
+void
+http_loop_hold_heavy(HttpLoop *loop, bool hold)
+{
+	loop->hold_heavy = hold;
+}
+
+/* Is there one for http_loop_next_done? */
+static bool
+loop_has_done(HttpLoop *loop)
+{
+	return !dlist_is_empty(&loop->done) ||
+		(!dlist_is_empty(&loop->heavy) && !loop->hold_heavy);
+}
+
 /*
  * Transfers that are past their deadline: keep libcurl from ending them by itself,
  * until what has come of them is read.  Returns whether there are any; they are to
@@ -198,16 +214,18 @@ loop_spare_late(HttpLoop *loop)
 	dlist_iter	iter;
 	bool		late = false;
 
-	if (now < loop->first_deadline)
+	if (now < Min(loop->first_deadline, http_bodies_until(loop)))
 		return false;
 	loop->first_deadline = DT_NOEND;
 	dlist_foreach(iter, &loop->active)
 	{
 		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
 
-		if (transfer->deadline > now)
+		if (!http_body_is_late(transfer, now))
 		{
-			loop->first_deadline = Min(loop->first_deadline, transfer->deadline);
+			/* a paused one's moves */
+			if (!transfer->is_paused)
+				loop->first_deadline = Min(loop->first_deadline, transfer->deadline);
 			continue;
 		}
 		transfer->late = late = true;
@@ -253,7 +271,7 @@ loop_end_late(HttpLoop *loop)
 	{
 		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
 
-		if (transfer->late)
+		if (transfer->late && !transfer->is_paused)
 			http_transfer_finish(transfer, CURLE_OPERATION_TIMEDOUT);
 	}
 }
@@ -332,9 +350,18 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		int			num_events;
 		bool		latch_set;
 		bool		late;
-		long		timer_ms = http_pools_timer_ms(loop);
+		long		timer_ms;
+		TimestampTz turn_until;
 		sigset_t	saved;
 
+		if (!dlist_is_empty(&loop->paused))
+		{
+			curl_enter(&saved);
+			http_bodies_go_on(loop);
+			curl_leave(&saved);
+		}
+		turn_until = Min(until, http_bodies_until(loop));
+		timer_ms = http_pools_timer_ms(loop);
 		if (timer_ms == 0)
 		{
 			curl_enter(&saved);
@@ -342,11 +369,11 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 			curl_leave(&saved);
 			timer_ms = http_pools_timer_ms(loop);
 		}
-		if (!dlist_is_empty(&loop->done))
+		if (loop_has_done(loop))
 			return;
 
 		http_sockets_reserve(loop->sockets, loop->num_unbegun);
-		num_events = http_sockets_wait(loop->sockets, loop_timeout_ms(timer_ms, until), wait_event,
+		num_events = http_sockets_wait(loop->sockets, loop_timeout_ms(timer_ms, turn_until), wait_event,
 									   events, lengthof(events), &latch_set);
 		curl_enter(&saved);
 		/*
@@ -363,7 +390,7 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 		curl_leave(&saved);
 
 		CHECK_FOR_INTERRUPTS();
-		if (latch_set || !dlist_is_empty(&loop->done) || (was_full && http_loop_room(loop) > 0))
+		if (latch_set || loop_has_done(loop) || (was_full && http_loop_room(loop) > 0))
 			return;
 		if (!TIMESTAMP_IS_NOEND(until) && GetCurrentTimestamp() >= until)
 			return;
@@ -371,13 +398,17 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 }
 
 HttpTransfer *
-http_loop_next_done(HttpLoop *loop)
+http_loop_next_done(HttpLoop *loop, bool *heavy)
 {
 	HttpTransfer *transfer;
 
-	if (dlist_is_empty(&loop->done))
+	*heavy = dlist_is_empty(&loop->done);
+	if (!*heavy)
+		transfer = dlist_head_element(HttpTransfer, node, &loop->done);
+	else if (loop->hold_heavy || (transfer = http_body_next_heavy(loop)) == NULL)
 		return NULL;
-	transfer = dlist_container(HttpTransfer, node, dlist_pop_head_node(&loop->done));
+	dlist_delete(&transfer->node);
 	transfer->listed = false;
+	http_body_unpack(transfer);
 	return transfer;
 }

@@ -15,6 +15,8 @@
 #include "datatype/timestamp.h"
 #include "utils/palloc.h"
 
+#include "budget.h"
+
 typedef struct HttpLoop HttpLoop;
 typedef struct HttpTransfer HttpTransfer;
 
@@ -46,6 +48,8 @@ typedef struct HttpRequest
 	TimestampTz deadline;
 	int			connect_timeout_ms;
 	size_t		max_response;	/* bytes; a longer answer is an error */
+	BudgetShare *share;			/* of memory for the answer, which waits for it; NULL:
+								 * it does not */
 	bool		resend_ok;		/* may be sent again without telling when a
 								 * reused connection turns out to be dead */
 } HttpRequest;
@@ -120,6 +124,8 @@ typedef enum HttpCauseKind
 	HTTP_CAUSE_NOT_HTTP,
 	HTTP_CAUSE_SHORT,
 	HTTP_CAUSE_ENCODING,
+	HTTP_CAUSE_NOT_ASKED,
+	HTTP_CAUSE_TOO_SLOW,
 	HTTP_CAUSE_HEADERS,
 	HTTP_CAUSE_OTHER
 } HttpCauseKind;
@@ -164,6 +170,12 @@ extern HttpLoop *http_loop_get(void);
 /* Cap on connections per host (0: none), and on requests that share one; the
  * dispatcher sets it. */
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
+
+/* There may be so many transfers that share the memory for answers. */
+extern void http_loop_share_memory(HttpLoop *loop, int transfers);
+
+/* Whether those with heavy answers wait to be handed out: then they end no turn. */
+extern void http_loop_hold_heavy(HttpLoop *loop, bool hold);
 
 /* How many more transfers may begin so that the descriptors of the process
  * suffice, at least 0. */
@@ -219,8 +231,12 @@ extern void http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
  */
 extern void http_loop_catch_up(HttpLoop *loop);
 
-/* The next transfer that has ended and was not handed out, or NULL. */
-extern HttpTransfer *http_loop_next_done(HttpLoop *loop);
+/*
+ * The next transfer that has ended and was not handed out, or NULL: first all
+ * that are quickly read; of those whose answers take time and memory one at a time,
+ * each role's in turn.  *heavy: it is one of those.
+ */
+extern HttpTransfer *http_loop_next_done(HttpLoop *loop, bool *heavy);
 
 /* A date as in the header Date; false when it is none. */
 extern bool http_read_date(const char *date, TimestampTz *when);

@@ -109,6 +109,10 @@ static const char *const cause_texts[] = {
 	gettext_noop("the answer is shorter than it says"),
 	[HTTP_CAUSE_ENCODING] =
 	gettext_noop("the answer's compression is broken"),
+	[HTTP_CAUSE_NOT_ASKED] =
+	gettext_noop("the answer is encoded in a way that was not asked for"),
+	[HTTP_CAUSE_TOO_SLOW] =
+	gettext_noop("it took too long while others waited for memory"),
 	[HTTP_CAUSE_HEADERS] =
 	gettext_noop("the answer's headers are too large"),
 	[HTTP_CAUSE_OTHER] =
@@ -248,6 +252,10 @@ http_cause_find(HttpTransfer *transfer, CURLcode code)
 		return cause(HTTP_CAUSE_KEPT, 0);
 	if (result->trouble == HTTP_TROUBLE_REFUSED)
 		return cause(HTTP_CAUSE_NOT_PROCESSED, 0);
+	if (transfer->too_slow)
+		return cause(HTTP_CAUSE_TOO_SLOW, 0);
+	if (transfer->bad_encoding)
+		return cause(HTTP_CAUSE_NOT_ASKED, 0);
 	if (result->trouble == HTTP_TROUBLE_CA_FILE)
 		return cause(HTTP_CAUSE_CA_FILE, 0);
 	if (transfer->no_socket)

@@ -206,6 +206,13 @@ http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 		return;
 	}
 
+	if (transfer->too_slow || transfer->bad_encoding)
+	{
+		result->outcome = HTTP_BAD_ANSWER;
+		result->trouble = HTTP_TROUBLE_ANSWER;
+		return;
+	}
+
 	switch (code)
 	{
 		case CURLE_OPERATION_TIMEDOUT:

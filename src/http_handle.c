@@ -42,10 +42,8 @@ http_headers_create(void)
 			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
 
 	first = curl_slist_append(NULL, user_agent);
-	/* not every libcurl can unpack */
-	if (first != NULL &&
-		(curl_version_info(CURLVERSION_NOW)->features & CURL_VERSION_LIBZ) != 0 &&
-		curl_slist_append(first, "Accept-Encoding: gzip") == NULL)
+	/* unpacked by http_body.c */
+	if (first != NULL && curl_slist_append(first, "Accept-Encoding: gzip") == NULL)
 	{
 		curl_slist_free_all(first);
 		first = NULL;
@@ -97,8 +95,6 @@ handle_configure(HttpHandle *handle, HttpLoop *loop)
 	SET(CURLOPT_PREREQDATA, handle);
 #endif
 	/* Optional features of a libcurl build: no harm if they are missing. */
-	/* unpacks what comes; what is asked for is said in http_headers_create */
-	(void) curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
 #ifdef FEISHU_HAVE_CURL_CA_CACHE
 	/* for ever: a file that has changed gets another name */
 	(void) curl_easy_setopt(easy, CURLOPT_CA_CACHE_TIMEOUT, -1L);

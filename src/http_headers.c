@@ -23,8 +23,12 @@
 
 #include "http_internal.h"
 
-/* libcurl limits the headers of an answer, but not the trailers behind it. */
-#define HTTP_MAX_HEADERS		(512 * 1024)
+/*
+ * libcurl limits the headers of an answer, but not the trailers behind it, and keeps
+ * a copy of each for whoever might ask.
+ */
+#define HTTP_MAX_HEADERS		(64 * 1024)
+#define HTTP_MAX_HEADER_LINES	512
 
 /* A day: what is said to last for longer is not meant so. */
 #define HTTP_MAX_RESET			86400
@@ -40,7 +44,27 @@ http_read_date(const char *date, TimestampTz *when)
 	return true;
 }
 
-/* If line is the header "name", copy its value, trimmed and cut to size. */
+/*
+ * A location that is too long: whose it is.  Cut elsewhere, it might end in a part of
+ * what is secret.
+ */
+static size_t
+location_host(const char *location, size_t len)
+{
+	const char *host = memmem(location, len, "://", 3);
+	const char *end = location + len;
+
+	if (host == NULL)
+		return 0;
+	for (host += 3; host < end && strchr("/?#", *host) == NULL; host++)
+		;
+	return host - location;
+}
+
+/*
+ * If line is the header "name", copy its value, trimmed.  Of one that is too long
+ * nothing is taken but the host of a location.
+ */
 static bool
 header_value(const char *line, size_t len, const char *name, char *value, size_t size)
 {
@@ -55,7 +79,10 @@ header_value(const char *line, size_t len, const char *name, char *value, size_t
 		line++, len--;
 	while (len > 0 && isspace((unsigned char) line[len - 1]))
 		len--;
-	len = Min(len, size - 1);
+	if (len >= size && strcmp(name, "location") == 0)
+		len = location_host(line, len);
+	if (len >= size)
+		len = 0;
 	memcpy(value, line, len);
 	value[len] = '\0';
 	return true;
@@ -78,6 +105,7 @@ begin_answer(HttpTransfer *transfer, const char *line, size_t len)
 	transfer->have_tt_logid = false;
 	transfer->have_ogw_reset = false;
 	transfer->keep_seconds = -1;
+	transfer->encoding = HTTP_ENCODING_NONE;
 	result->reset_seconds = -1;
 	result->log_id[0] = '\0';
 	result->location[0] = '\0';
@@ -148,7 +176,8 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 	char		value[HTTP_HEADER_SIZE];
 
 	transfer->header_size += len;
-	if (transfer->header_size > HTTP_MAX_HEADERS)
+	if (transfer->header_size > HTTP_MAX_HEADERS ||
+		++transfer->header_lines > HTTP_MAX_HEADER_LINES)
 	{
 		transfer->too_large = true;
 		return 0;
@@ -180,6 +209,17 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 		case 'c':
 			if (header_value(data, len, "content-type", value, sizeof(value)))
 				strcpy(result->content_type, value);
+			else if (header_value(data, len, "content-encoding", value, sizeof(value)))
+				http_body_note_encoding(transfer, value);
+			break;
+		case 't':
+			/* libcurl would unpack it, asked or not */
+			if (header_value(data, len, "transfer-encoding", value, sizeof(value)) &&
+				pg_strcasecmp(value, "chunked") != 0 && pg_strcasecmp(value, "identity") != 0)
+			{
+				transfer->bad_encoding = true;
+				return 0;
+			}
 			break;
 		case 'l':
 			if (header_value(data, len, "location", value, sizeof(value)))

@@ -19,6 +19,7 @@
 #include "lib/ilist.h"
 #include "libpq/pqsignal.h"
 
+#include "budget.h"
 #include "compat.h"
 #include "http.h"
 #include "http_sockets.h"
@@ -79,8 +80,13 @@ struct HttpLoop
 	int			num_unbegun;	/* active ones without a connection */
 	TimestampTz first_deadline; /* no transfer that is under way has an earlier
 								 * one; DT_NOEND: none has any */
+	size_t		free_body;		/* of a body, for which there is always memory */
+	dlist_head	paused;			/* those that wait for memory; active, too */
+	int			num_minded;		/* active ones whose deadline is not libcurl's */
+	bool		hold_heavy;		/* those have to wait */
 	dlist_head	active;			/* under way */
 	dlist_head	done;			/* ended, not yet handed out */
+	dlist_head	heavy;			/* likewise, with answers that take time and memory */
 };
 
 /* A pool of connections, see http_pool.c.  malloc'ed. */
@@ -95,6 +101,14 @@ struct HttpPool
 	int			num_transfers;
 	dlist_node	node;			/* in loop->old_pools */
 };
+
+/* How an answer is packed. */
+typedef enum HttpEncoding
+{
+	HTTP_ENCODING_NONE,
+	HTTP_ENCODING_GZIP,			/* or zlib's own */
+	HTTP_ENCODING_UNKNOWN
+} HttpEncoding;
 
 struct HttpTransfer
 {
@@ -118,12 +132,23 @@ struct HttpTransfer
 	HttpRequest request;		/* but for its strings, which a handle has */
 	bool		too_large;
 	bool		out_of_memory;	/* for the answer */
+	bool		too_slow;		/* for the memory that others wait for */
+	bool		bad_encoding;	/* one that was not asked for */
+	HttpEncoding encoding;
+	BudgetAccount account;		/* of the body; without a share: not counted */
+	size_t		wanted;			/* while paused: bytes that it waits for */
+	bool		is_paused;		/* in loop->paused */
+	dlist_node	paused_node;
+	TimestampTz paused_since;
+	TimestampTz beyond_since;	/* while account.beyond */
+	bool		minded;			/* counted in loop->num_minded */
 	bool		no_socket;		/* out of descriptors, or of memory for one */
 	struct sockaddr_storage peer;	/* that a socket was opened for last */
 	socklen_t	peer_size;
 	size_t		max_response;
 	size_t		body_size;		/* allocated */
 	size_t		header_size;	/* of all headers so far */
+	int			header_lines;
 	long		sent_before;	/* to a proxy, for a tunnel, when it was begun */
 	bool		have_tt_logid;
 	bool		have_ogw_reset; /* no Retry-After */
@@ -197,7 +222,7 @@ extern bool http_authorities_set(CURL *easy, const char *authorities);
 /* http_handle.c: the headers of every request, or NULL */
 extern struct curl_slist *http_headers_create(void);
 
-/* http_transfer.c, http_headers.c: callbacks of every easy handle; userp is the
+/* http_body.c, http_transfer.c, http_headers.c: callbacks of every easy handle; userp is the
  * HttpHandle */
 extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);
 extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp);
@@ -208,6 +233,26 @@ extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip
 #else
 extern void http_transfers_note_begun(HttpLoop *loop);
 #endif
+
+/* http_body.c: let paused transfers go on for which there is memory; signals are
+ * blocked */
+extern void http_bodies_go_on(HttpLoop *loop);
+
+/* http_body.c: when to look for late ones; and is this one? */
+extern TimestampTz http_bodies_until(HttpLoop *loop);
+extern bool http_body_is_late(HttpTransfer *transfer, TimestampTz now);
+
+/* http_body.c: a header says how the body is packed; unpack a complete one */
+extern void http_body_note_encoding(HttpTransfer *transfer, const char *value);
+extern bool http_body_is_heavy(const HttpTransfer *transfer);
+extern void http_body_unpack(HttpTransfer *transfer);
+
+/* http_body.c: of those that have ended with much to read, whose turn it is */
+extern HttpTransfer *http_body_next_heavy(HttpLoop *loop);
+
+/* http_body.c: no more comes; and it is not needed any more */
+extern void http_body_end(HttpTransfer *transfer);
+extern void http_body_free(HttpTransfer *transfer);
 
 /* http.c: start what is to be started; signals are blocked */
 extern void http_loop_run_due(HttpLoop *loop);

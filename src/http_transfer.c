@@ -26,8 +26,6 @@
 #include "http_internal.h"
 #include "nls.h"
 
-/* First size of a response buffer; the usual answer is far shorter. */
-#define HTTP_INITIAL_BODY		1024
 
 /*
  * libcurl would wait for "100 Continue" before a body of more than 1 MB, and
@@ -40,41 +38,6 @@ static void transfer_on_reset(void *arg);
 
 
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
-
-/* CURLOPT_WRITEFUNCTION: a piece of the answer's body. */
-size_t
-http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp)
-{
-	HttpTransfer *transfer = ((HttpHandle *) userp)->transfer;
-	HttpResult *result = &transfer->result;
-	size_t		len = size * nmemb;
-
-	if (len > transfer->max_response - result->body_len)
-	{
-		transfer->too_large = true;
-		return 0;
-	}
-	if (result->body_len + len >= transfer->body_size)
-	{
-		size_t		wanted = Max(transfer->body_size, HTTP_INITIAL_BODY);
-		char	   *body;
-
-		while (wanted <= result->body_len + len)
-			wanted *= 2;
-		body = realloc(result->body, wanted);
-		if (body == NULL)
-		{
-			transfer->out_of_memory = true;
-			return 0;
-		}
-		result->body = body;
-		transfer->body_size = wanted;
-	}
-	memcpy(result->body + result->body_len, data, len);
-	result->body_len += len;
-	result->body[result->body_len] = '\0';
-	return len;
-}
 
 /* Bytes of requests, of which one to a proxy for a tunnel is the first. */
 static long
@@ -232,7 +195,8 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 		note_answered(transfer);
 	transfer_detach(transfer, code == CURLE_OK);
 	dlist_delete(&transfer->node);
-	dlist_push_tail(&transfer->loop->done, &transfer->node);
+	dlist_push_tail(http_body_is_heavy(transfer) ? &transfer->loop->heavy :
+					&transfer->loop->done, &transfer->node);
 }
 
 
@@ -359,6 +323,8 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	transfer->request.url = transfer->request.proxy = transfer->request.ca_file = NULL;
 	transfer->request.content_type = transfer->request.bearer = NULL;
 	transfer->max_response = request->max_response;
+	transfer->account.share = request->share;
+	transfer->account.kind = BUDGET_ANSWER;
 	transfer->deadline = request->deadline;
 	transfer->started = GetCurrentTimestamp();
 	transfer->active_before = loop->sockets->num_active;
@@ -460,6 +426,7 @@ transfer_detach(HttpTransfer *transfer, bool reusable)
 
 	http_pool_remove(transfer);
 	transfer->handle = NULL;
+	http_body_end(transfer);
 	if (fd >= 0)
 		hang_up(transfer, fd, is_alone);
 	handle->transfer = NULL;
@@ -485,13 +452,7 @@ transfer_on_reset(void *arg)
 		transfer_free_headers(transfer);
 		curl_leave(&saved);
 	}
-	if (transfer->result.body != NULL)
-	{
-		/* it may be the answer to a token request */
-		explicit_bzero(transfer->result.body, transfer->result.body_len);
-		free(transfer->result.body);
-		transfer->result.body = NULL;
-	}
+	http_body_free(transfer);
 	if (transfer->listed)
 	{
 		dlist_delete(&transfer->node);

@@ -3,10 +3,14 @@
  * mask.c
  *	  Secrets in text of the peer, which may echo what it was sent.
  *
- * A peer escapes what it echoes in its own way, and we cut what is long: so a
- * secret is looked for character by character, in each of the forms that a
- * character may take, and its beginning counts at the end of the text.  Text
- * keeps its length.
+ * A peer escapes what it echoes in its own way: so a secret is looked for character
+ * by character, in each of the forms that a character may take.  Text keeps its
+ * length.
+ *
+ * A secret is masked where all of it is, and nowhere else.  If a part of one were
+ * masked, who has a peer echo his guesses would see by the asterisks which is right,
+ * and find the secret letter by letter.  So text is masked first and cut then: what
+ * a cut leaves of an echo is asterisks.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -21,13 +25,11 @@
 #include "compat.h"
 #include "mask.h"
 
-/* A beginning of a secret so long is hidden, too, where text was cut. */
-#define SECRET_PREFIX_LENGTH	6
-
 /* A secret so long does not turn up in an answer by chance. */
 #define SECRET_SURE_LENGTH		16
 
-/* Longest of the forms below, such as "&quot;", and a NUL byte. */
+/* Longest of the forms below, such as "&quot;"; and room for one and a NUL byte. */
+#define FORM_LENGTH		6
 #define FORM_SIZE		16
 
 /* How a character may be escaped: in JSON, in a URL, in HTML. */
@@ -57,19 +59,9 @@ html_name(char c)
 	}
 }
 
-/* Does the text end here, or was it cut? */
-static bool
-is_end(const char *text)
-{
-	return *text == '\0' || strcmp(text, "...") == 0;
-}
-
-/*
- * How many bytes at text spell a character in this form; 0: they do not.
- * *cut is set when the text ends before that can be told.
- */
+/* How many bytes at text spell a character in this form; 0: they do not. */
 static size_t
-match_form(const char *text, const char *form, char c, bool *cut)
+match_form(const char *text, const char *form, char c)
 {
 	char		spelled[FORM_SIZE];
 	size_t		len;
@@ -77,18 +69,13 @@ match_form(const char *text, const char *form, char c, bool *cut)
 	if (form[0] != text[0])
 		return 0;
 	if (strcmp(form, "&%s;") != 0)
-		snprintf(spelled, sizeof(spelled), form, c);
+		snprintf(spelled, sizeof(spelled), form, (unsigned char) c);
 	else if (html_name(c) != NULL)
 		snprintf(spelled, sizeof(spelled), form, html_name(c));
 	else
 		return 0;
 	for (len = 0; spelled[len] != '\0'; len++)
 	{
-		if (is_end(text + len))
-		{
-			*cut = true;
-			return 0;
-		}
 		/* digits may be of either case; \c stands for itself */
 		if (text[len] != spelled[len] &&
 			(len < 2 || tolower((unsigned char) text[len]) != spelled[len]))
@@ -98,28 +85,22 @@ match_form(const char *text, const char *form, char c, bool *cut)
 }
 
 /*
- * Where the text ends that spells the secret, of which the part before s was
- * found already; NULL: it does not.  Text that ends within the secret counts
- * when enough of it is there.
+ * Where the text ends that spells the secret from s on; NULL: it does not.
  */
 static const char *
-match_secret(const char *text, const char *secret, const char *s)
+match_secret(const char *text, const char *s)
 {
 	for (; *s != '\0'; s++)
 	{
-		bool		cut = is_end(text);
-
-		for (int i = 0; i < (int) lengthof(forms) && !cut; i++)
+		for (int i = 0; i < (int) lengthof(forms); i++)
 		{
-			size_t		len = match_form(text, forms[i], *s, &cut);
-			const char *end = len > 0 ? match_secret(text + len, secret, s + 1) : NULL;
+			size_t		len = match_form(text, forms[i], *s);
+			const char *end = len > 0 ? match_secret(text + len, s + 1) : NULL;
 
 			/* two backslashes are one that is escaped */
 			if (end != NULL || (len > 0 && *s == '\\'))
 				return end;
 		}
-		if (cut)
-			return s - secret >= SECRET_PREFIX_LENGTH ? text : NULL;
 		if (*text != *s)
 			return NULL;
 		text++;
@@ -127,7 +108,8 @@ match_secret(const char *text, const char *secret, const char *s)
 	return text;
 }
 
-void
+/* In place; both may be NULL. */
+static void
 mask_secret(char *text, const char *secret)
 {
 	/* its first character, as it is or escaped: nowhere else can it begin */
@@ -138,13 +120,33 @@ mask_secret(char *text, const char *secret)
 	starts[sizeof(FORM_STARTS) - 1] = secret[0];
 	while (*(text += strcspn(text, starts)) != '\0')
 	{
-		const char *end = match_secret(text, secret, secret);
+		const char *end = match_secret(text, secret);
 		size_t		len = end != NULL ? end - text : 0;
 
 		if (len > 0)
 			memset(text, '*', len);
 		text += Max(len, 1);
 	}
+}
+
+void
+mask_secrets(const MaskSecrets *secrets, char *text)
+{
+	for (int i = 0; secrets != NULL && i < MASK_SECRETS; i++)
+		mask_secret(text, secrets->secrets[i]);
+}
+
+size_t
+mask_longest(const MaskSecrets *secrets)
+{
+	size_t		longest = 0;
+
+	for (int i = 0; secrets != NULL && i < MASK_SECRETS; i++)
+	{
+		if (secrets->secrets[i] != NULL)
+			longest = Max(longest, strlen(secrets->secrets[i]) * FORM_LENGTH);
+	}
+	return longest;
 }
 
 void

@@ -14,11 +14,22 @@
 
 #include "utils/jsonb.h"
 
+/* Token, fixed token, app_secret: what a peer may echo.  Each may be NULL. */
+#define MASK_SECRETS	3
+
+typedef struct MaskSecrets
+{
+	const char *secrets[MASK_SECRETS];
+} MaskSecrets;
+
 /*
- * Overwrite each occurrence of a secret in text by asterisks, in place.  Both
+ * Overwrite each whole occurrence of a secret in text by asterisks, in place.  Both
  * may be NULL.  Does not throw.
  */
-extern void mask_secret(char *text, const char *secret);
+extern void mask_secrets(const MaskSecrets *secrets, char *text);
+
+/* How many bytes a secret may have in text at most, escaped. */
+extern size_t mask_longest(const MaskSecrets *secrets);
 
 /*
  * The same in bytes that are yet to be read, so only where it stands as it is:

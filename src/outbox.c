@@ -25,7 +25,6 @@
 #include "common/int.h"
 #include "executor/spi.h"
 #include "fmgr.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "tcop/utility.h"
@@ -117,22 +116,6 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 				 errmsg("argument \"%s\" must be later than run_at and now", "expires_at")));
 }
 
-/*
- * Refuse now what cannot be converted to UTF-8 when it is sent.  In a UTF8
- * database all can.
- */
-static void
-check_encoding(const FlowRequest *request)
-{
-	StringInfoData body;
-
-	if (GetDatabaseEncoding() == PG_UTF8)
-		return;
-	initStringInfo(&body);
-	codec_write_request(request, &body);
-	pfree(body.data);
-}
-
 TimestampTz
 outbox_expires_by_age(TimestampTz run_at)
 {
@@ -219,7 +202,6 @@ insert_flow(const QueuedFlow *flow)
 	int64		id;
 
 	check_delivery(flow, now);
-	check_encoding(request);
 	if (TIMESTAMP_IS_NOBEGIN(expires_at))
 		expires_at = outbox_expires_by_age(Max(run_at, now));
 

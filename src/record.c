@@ -43,8 +43,8 @@
 #include "origin.h"
 #include "sqlrun.h"
 
-/* Answers written by one statement: an array must stay well below 1 GB. */
-#define RECORD_BYTES		(32 * 1024 * 1024)
+/* Answers written by one statement, which takes their size a few times. */
+#define RECORD_BYTES		(4 * 1024 * 1024)
 
 /*
  * Rows of a lane that could not be prepared make one line of the log in so long,
@@ -304,6 +304,19 @@ record_decide_not_ours(Flight *flight)
 	flight->error = MemoryContextStrdup(flight->context, record_not_ours_text());
 }
 
+/* Its row came by another way than enqueue_flow, or the bound was lowered since. */
+void
+record_decide_too_large(Flight *flight, int max_kilobytes)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
+
+	flight->state = 'f';
+	flight->sqlstate = ERRCODE_INVALID_PARAMETER_VALUE;
+	flight->error = psprintf(_("the request is too large to be sent: with all digits of its numbers it has more than %d kB, which is feishu_flow.max_request_size"),
+							 max_kilobytes);
+	MemoryContextSwitchTo(old_context);
+}
+
 
 /* ---------- Writing ---------- */
 
@@ -415,6 +428,10 @@ write_ends(Flight **flights, int num)
 	Column		columns[END_COLUMNS];
 	Datum		values[END_COLUMNS];
 	TimestampTz now = GetCurrentTimestamp();
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "feishu_flow ends",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	uint64		written;
 
 	for (int i = 0; i < END_COLUMNS; i++)
 	{
@@ -430,7 +447,11 @@ write_ends(Flight **flights, int num)
 	}
 	for (int i = 0; i < END_COLUMNS; i++)
 		values[i] = column_array(&columns[i], num);
-	return sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
+	MemoryContextSwitchTo(old_context);
+	written = sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
+	/* the next ones may have large answers, too */
+	MemoryContextDelete(context);
+	return written;
 }
 
 /*

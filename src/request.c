@@ -20,6 +20,7 @@
 #include "utils/numeric.h"
 
 #include "compat.h"
+#include "guc.h"
 #include "nls.h"
 #include "request.h"
 
@@ -292,8 +293,39 @@ check_loop_masks(Jsonb *loop_masks)
 	}
 }
 
+/*
+ * A jsonb of some kilobytes may say gigabytes, so it is the body as written that is
+ * bounded.  In a database of another encoding than UTF8 this is also where what
+ * cannot be sent is found.
+ */
+static void
+check_size(FlowRequest *request)
+{
+	int64		limit = (int64) feishu_guc_max_request_size * 1024;
+	const char *argument = "params";
+
+	request->size = codec_request_size(request, limit);
+	if (request->size <= limit)
+		return;
+	/* a small part of it is not to blame */
+	if (request->params == NULL || codec_jsonb_size(request->params, limit / 2) <= limit / 2)
+	{
+		int64		operator_size = codec_jsonb_size(request->operator_id, limit);
+		int64		masks_size = request->loop_masks == NULL ? 0 :
+			codec_jsonb_size(request->loop_masks, limit);
+
+		argument = masks_size > operator_size ? "loop_masks" : "operator";
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("argument \"%s\" makes the request too large", argument),
+			 errdetail("As it is sent, with all digits of its numbers, the request has more than %d kB, which is feishu_flow.max_request_size.",
+					   feishu_guc_max_request_size),
+			 errhint("Send less, such as a link to what is large instead of its contents, or have an administrator raise feishu_flow.max_request_size.")));
+}
+
 void
-request_check(const FlowRequest *request)
+request_check(FlowRequest *request)
 {
 	const char *problem;
 
@@ -322,6 +354,7 @@ request_check(const FlowRequest *request)
 	}
 	if (request->loop_masks != NULL)
 		check_loop_masks(request->loop_masks);
+	check_size(request);
 }
 
 /* A text argument as a string, or NULL. */

@@ -48,7 +48,7 @@ extern const char *request_sort(Jsonb *json);
 extern const char *request_sort_hint(Jsonb *json, const char *hint);
 
 /* Check every member; throws 22023 naming the argument. */
-extern void request_check(const FlowRequest *request);
+extern void request_check(FlowRequest *request);
 
 /* NULL when the object can be an operator, else what is wrong with it. */
 extern const char *request_check_operator(Jsonb *operator_id);

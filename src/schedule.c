@@ -80,6 +80,10 @@ schedule_init(Dispatch *dispatch)
 	control.entrysize = sizeof(Site);
 	dispatch->site_table = hash_create("feishu_flow servers", 64, &control,
 									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	control.keysize = sizeof(Oid);
+	control.entrysize = sizeof(RoleShare);
+	dispatch->share_table = hash_create("feishu_flow shares of memory", 64, &control,
+										HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	dlist_init(&dispatch->due_sites);
 	dlist_init(&dispatch->untold);
 	dlist_init(&dispatch->want_memory);

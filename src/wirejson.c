@@ -342,7 +342,7 @@ check_between_steps(size_t len)
  * context.  json->problem tells what the text has lost already.
  */
 static void
-parse_text(char *text, size_t len, int64 max_values, WireJson *json)
+parse_text(const char *text, size_t len, int64 max_values, WireJson *json)
 {
 	AnswerProblem problem = json->problem;
 	JsonScan	scan;
@@ -369,7 +369,7 @@ parse_text(char *text, size_t len, int64 max_values, WireJson *json)
 		len = strlen(text);
 	}
 
-	if (feishu_jsonb_from_cstring(text, &json->value))
+	if (feishu_jsonb_from_cstring(unconstify(char *, text), &json->value))
 		json->problem = problem;
 	else if (scan.has_suspect_number &&
 			 feishu_jsonb_from_cstring(json_resolve(text, len, true, &problem),
@@ -436,7 +436,7 @@ wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 {
 	MemoryContext caller_context;
 	const char *start;
-	char	   *text;
+	const char *text;
 	size_t		text_len;
 	bool		lossy = false;
 
@@ -464,7 +464,11 @@ wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 	{
 		check_between_steps(len);
 		caller_context = scratch_begin();
-		text = wiretext_from_utf8(bytes, len, &text_len, &lossy);
+		/* as it is where it can be: a copy is as large */
+		text = bytes;
+		text_len = len;
+		if (GetDatabaseEncoding() != PG_UTF8)
+			text = wiretext_from_utf8(bytes, len, &text_len, &lossy);
 		json->problem = lossy ? ANSWER_LOSSY_ENCODING : ANSWER_OK;
 		parse_text(text, text_len, MAX_ANSWER_VALUES, json);
 		check_between_steps(len);

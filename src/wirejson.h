@@ -32,8 +32,8 @@ typedef struct WireJson
 } WireJson;
 
 /*
- * Read bytes that claim to be a JSON object in UTF-8.  Does not throw, out of
- * memory apart.
+ * Read bytes that claim to be a JSON object in UTF-8, and that a NUL byte follows.
+ * Does not throw, out of memory apart.
  */
 extern void wirejson_read_object(const char *bytes, size_t len, WireJson *json);
 

@@ -305,3 +305,17 @@ wiretext_fit(const char *text, int len, int max)
 
 	return finish_printable(&out, cut);
 }
+
+char *
+wiretext_cut(char *text, int max)
+{
+	int			len = (int) strlen(text);
+	StringInfoData out;
+
+	if (len <= max)
+		return text;
+	initStringInfo(&out);
+	appendBinaryStringInfo(&out, text, pg_mbcliplen(text, len, max));
+	pfree(text);
+	return finish_printable(&out, true);
+}

@@ -60,4 +60,7 @@ extern char *wiretext_from_utf8(const char *src, size_t len, size_t *result_len,
  */
 extern char *wiretext_fit(const char *text, int len, int max);
 
+/* Text that one of both made, perhaps larger, cut in the same way: itself, or a copy. */
+extern char *wiretext_cut(char *text, int max);
+
 #endif							/* FEISHU_WIRETEXT_H */

@@ -38,6 +38,9 @@
 
 PG_MODULE_MAGIC;
 
+/* The setting that request.c asks for, of guc.c. */
+int			feishu_guc_max_request_size = 16 * 1024;
+
 PG_FUNCTION_INFO_V1(feishu_fuzz_replay);
 
 /* Memory of one input. */

@@ -63,7 +63,7 @@ check_escaped(const char *text, const char *also)
 }
 
 static void
-write_request(const FlowRequest *request, StringInfo url, StringInfo body,
+write_request(FlowRequest *request, StringInfo url, StringInfo body,
 			  StringInfo legacy, StringInfo form)
 {
 	const char *type;

@@ -494,13 +494,13 @@ check_answer(const FuzzInput *input)
 	Jsonb	   *reference;
 
 	MemoryContextSwitchTo(kept);
-	response = codec_read_answer(&answer);
+	response = codec_read_answer(&answer, NULL);
 	CHECK(CurrentMemoryContext == kept);
 	CHECK(MemoryContextMemAllocated(kept, true) <= MEMORY_ANYWAY + MEMORY_PER_BYTE * input->body_len);
 	MemoryContextSwitchTo(context);
 
 	check_response(response);
-	CHECK(same_response(response, codec_read_answer(&answer)));
+	CHECK(same_response(response, codec_read_answer(&answer, NULL)));
 
 	CHECK(response->sqlstate != 0 || response->body != NULL);
 	if (response->action == FLOW_SUCCEEDED)
@@ -522,7 +522,7 @@ check_answer(const FuzzInput *input)
 
 	/* what cannot be held must not be misunderstood */
 	answer.body = replace_escapes(input->body, input->body_len);
-	readable = codec_read_answer(&answer);
+	readable = codec_read_answer(&answer, NULL);
 	CHECK(readable->action == response->action);
 	CHECK(readable->has_code == response->has_code && readable->code == response->code);
 
@@ -545,8 +545,8 @@ static void
 check_token_answer(const FuzzInput *input, bool oauth)
 {
 	HttpAnswer	answer = {input->number, "", "", input->body, input->body_len};
-	TokenResponse *token = codec_read_token_answer(oauth, &answer);
-	TokenResponse *again = codec_read_token_answer(oauth, &answer);
+	TokenResponse *token = codec_read_token_answer(oauth, &answer, NULL);
+	TokenResponse *again = codec_read_token_answer(oauth, &answer, NULL);
 	const FlowResponse *refusal = &token->refusal;
 	Jsonb	   *reference;
 
@@ -639,8 +639,13 @@ check_input(const FuzzInput *input)
 void
 fuzz_check_input(const char *data, size_t size)
 {
-	FuzzInput	input = read_input(data, size);
+	char	   *copy = palloc(size + 1);	/* as an answer, with a NUL byte behind it */
+	FuzzInput	input;
 	int			encoding = GetDatabaseEncoding();
+
+	memcpy(copy, data, size);
+	copy[size] = '\0';
+	input = read_input(copy, size);
 
 	Assert(pg_get_client_encoding() == PG_LATIN1);
 	SetDatabaseEncoding(input.encoding);

@@ -98,17 +98,18 @@ sub enqueue_lanes
 	return;
 }
 
-# Waits until all flows have ended; returns the most private memory that a process had meanwhile, in kB.
+# Waits until all flows that match have ended; returns the most private memory that a process had meanwhile, in kB.
 sub until_ended_watching
 {
-	my ($session, $pid) = @_;
+	my ($session, $pid, $condition) = @_;
+	$condition //= 'true';
 	my $most = 0;
 	wait_until(
 		'all flows have ended',
 		sub {
 			my $now = eval { private_kilobytes($pid) } // 0;
 			$most = $now if $most < $now;
-			return $session->value("SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL)") eq 't';
+			return $session->value("SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL AND $condition)") eq 't';
 		});
 	return $most;
 }

@@ -133,7 +133,7 @@ goes_on();
 # Who never reads gets as much of a large request as fits on the way.
 my $unread = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 4) or die "socket: $!";
 create_server($node, 'unread', { base_url => 'http://127.0.0.1:' . $unread->sockport }, { tenant_access_token => 't-x' });
-fails_with($session, flow(server => 'unread', timeout => '500ms', params => \"jsonb_build_object('x', repeat('x', 20000000))"),
+fails_with($session, flow(server => 'unread', timeout => '500ms', params => \"jsonb_build_object('x', repeat('x', 15000000))"),
 	'LK504', 'a platform that does not read the request is LK504',
 	detail => qr/handing over the request/, hint => qr/may have started/);
 goes_on();

@@ -18,7 +18,8 @@ my $MOST_MEMORY = 128 * 1024 * ($FeishuFlow::SLOW > 1 ? 4 : 1);
 my $LANES = 30;
 
 my $mock = FeishuFlow::Mock->start('--cut', 100);
-my $node = queue_cluster('main');
+# The last ones are larger than may be sent by default.
+my $node = queue_cluster('main', conf => "feishu_flow.max_request_size = '64MB'\n");
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 make_lanes($session, $LANES);

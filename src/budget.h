@@ -1,0 +1,59 @@
+/*-------------------------------------------------------------------------
+ *
+ * budget.h
+ *	  What requests and answers under way may take of a process's memory.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/budget.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_BUDGET_H
+#define FEISHU_BUDGET_H
+
+/* Of a process: the bytes that all together may have, but for those beyond. */
+#define BUDGET_BYTES		(24 * 1024 * 1024)
+
+/* Who pays: in the dispatcher a role. */
+typedef struct BudgetShare
+{
+	int64		bytes;
+	uint64		turn;			/* when an answer of his was beyond last; 0: never */
+} BudgetShare;
+
+/* Of one of each kind at a time the bytes do not count. */
+typedef enum BudgetKind
+{
+	BUDGET_REQUEST,
+	BUDGET_ANSWER
+} BudgetKind;
+
+#define BUDGET_KINDS		2
+
+/* What one request, or one answer, has.  Zeros but for the share: nothing. */
+typedef struct BudgetAccount
+{
+	BudgetShare *share;
+	int64		bytes;
+	BudgetKind	kind;
+	bool		beyond;
+} BudgetAccount;
+
+/* Take so many bytes more, if there is room for them (always when beyond). */
+extern bool budget_take(BudgetAccount *account, int64 bytes);
+
+/* Take them in any case: they are there already, or few. */
+extern void budget_take_anyway(BudgetAccount *account, int64 bytes);
+
+/* Give bytes back; with the last ones it is not beyond any more. */
+extern void budget_give_back(BudgetAccount *account, int64 bytes);
+
+/* From now on all bytes of this one are had beyond the budget; false when another
+ * of its kind does that. */
+extern bool budget_go_beyond(BudgetAccount *account);
+
+/* The bytes that count. */
+extern int64 budget_total(void);
+
+#endif							/* FEISHU_BUDGET_H */
