@@ -232,7 +232,8 @@ call_replace_token(FlowCall *call, const FlowResponse *response)
 	if (response->action != FLOW_REFRESH_TOKEN ||
 		call->server->protocol == TOKEN_FIXED)
 		return false;
-	if (!token_cache_evict(&call->lease) || call->refreshed)
+	/* one that others had accepted may well be accepted at the next go */
+	if (token_cache_evict(&call->lease) == TOKEN_REFUSED_AGAIN || call->refreshed)
 		return false;
 	call->refreshed = true;
 	return true;

@@ -73,8 +73,9 @@
 
 /*
  * A token that was had in place of a refused one and has not been accepted since: if
- * it is refused, another is asked for not before this.  Of others, so many in a row
- * are replaced at once, and one at each such time later on.
+ * it is refused, another is asked for not before this.  Others, which the platform
+ * accepts now and then, are replaced so many times in a row at once, and once at each
+ * such time later on.
  */
 #define TOKEN_REPLACE_MS		500
 #define TOKEN_REPLACE_AT_ONCE	8
@@ -577,9 +578,9 @@ token_cache_is_shared(void)
 	return token_cache != NULL && token_cache->lock != NULL;
 }
 
-/* May the token of a slot, which was refused, be replaced now? */
-static bool
-slot_may_replace(TokenSlot *slot, TimestampTz now)
+/* What becomes of the token of a slot, which was refused? */
+static TokenRefused
+slot_take_refusal(TokenSlot *slot, TimestampTz now)
 {
 	const int64 later = TOKEN_REPLACE_LATER_MS * INT64CONST(1000);
 
@@ -590,27 +591,27 @@ slot_may_replace(TokenSlot *slot, TimestampTz now)
 		slot->replaced_until = 0;
 
 	if (slot->unproven && now < TimestampTzPlusMilliseconds(slot->stored_at, TOKEN_REPLACE_MS))
-		return false;
+		return TOKEN_REFUSED_AGAIN;
 	if (slot->replaced_until > now + (TOKEN_REPLACE_AT_ONCE - 1) * later)
-		return false;
+		return slot->unproven ? TOKEN_REFUSED_AGAIN : TOKEN_REFUSED_OFTEN;
 	slot->replaced_until = Max(slot->replaced_until, now) + later;
-	return true;
+	return TOKEN_EVICTED;
 }
 
-bool
+TokenRefused
 token_cache_evict(TokenLease *lease)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TokenSlot  *slot;
-	bool		replace = true;
+	TokenRefused refused = TOKEN_EVICTED;
 
 	token_cache_lock(LW_EXCLUSIVE);
 	slot = token_slot_find(&lease->key);
 	/* unless somebody has replaced it already */
 	if (slot != NULL && slot->generation == lease->generation && slot->length > 0)
 	{
-		replace = slot_may_replace(slot, now);
-		if (replace)
+		refused = slot_take_refusal(slot, now);
+		if (refused == TOKEN_EVICTED)
 		{
 			explicit_bzero(slot->token, slot->length);
 			slot->length = 0;
@@ -618,7 +619,7 @@ token_cache_evict(TokenLease *lease)
 		}
 	}
 	token_cache_unlock();
-	return replace;
+	return refused;
 }
 
 void

@@ -54,6 +54,16 @@ typedef enum TokenState
 								 * see the TokenFailure */
 } TokenState;
 
+/* What becomes of a token that was refused. */
+typedef enum TokenRefused
+{
+	TOKEN_EVICTED,				/* another one is to be had */
+	TOKEN_REFUSED_OFTEN,		/* it is kept: it was accepted lately, and has been
+								 * replaced often */
+	TOKEN_REFUSED_AGAIN			/* it is kept: it has just been had in place of a
+								 * refused one */
+} TokenRefused;
+
 /* Who asks to have a token refreshed: plain data, and no secret. */
 typedef struct TokenAsked
 {
@@ -128,11 +138,10 @@ extern void token_cache_abandon(TokenLease *lease);
 extern bool token_cache_is_shared(void);
 
 /*
- * The platform refused lease->token.  True: another one is to be had, and nobody uses
- * this one again.  False: it has just been had in place of a refused one, and
- * another is not asked for yet.
+ * The platform refused lease->token: see that nobody uses it again, unless it is to
+ * be kept for a while.
  */
-extern bool token_cache_evict(TokenLease *lease);
+extern TokenRefused token_cache_evict(TokenLease *lease);
 
 /* The platform accepted lease->token. */
 extern void token_cache_prove(TokenLease *lease);
