@@ -63,7 +63,7 @@ is($eve->ask("ALTER ROLE eve SET feishu_flow.max_request_size = '512MB'")->{sqls
 # Rows of another way into the table, or of a session with a larger bound.
 my $first = enqueue($app, server => 'feishu', params => '{"x": 1}', run_at => \"'2100-01-01'");
 $session->value("SELECT feishu.pause_server('feishu')");
-my $columns = join(', ', split(/,/, $session->value("SELECT string_agg(quote_ident(attname), ',') FROM pg_attribute WHERE attrelid = 'feishu.outbox'::regclass AND attnum > 0 AND NOT attisdropped")));
+my $columns = join(', ', split(/,/, $session->value("SELECT string_agg(quote_ident(attname), ',') FROM pg_attribute WHERE attrelid = 'feishu_internal.outbox'::regclass AND attnum > 0 AND NOT attisdropped")));
 my %value = (id => "nextval('feishu.outbox_id_seq')", params => numbers_of(8300), idempotent_key => 'gen_random_uuid()::text',
 	roleid => "'eve'::regrole", run_at => 'now()', next_at => 'NULL', expires_at => "'infinity'", flow_id => "'huge'");
 $value{id} = $session->value("SELECT format('nextval(%L)', c.oid::regclass) FROM pg_class c WHERE relkind = 'S' AND relname LIKE 'outbox%'");
@@ -73,7 +73,7 @@ $raised->value("SET feishu_flow.max_request_size = '512MB'");
 $raised->value("SET ROLE eve");
 my @direct = (enqueue($raised, flow_id => 'huge', params => \numbers_of(300)), enqueue($raised, flow_id => 'huge', params => \numbers_of(3000)));
 $raised->value('RESET ROLE');
-$raised->value("INSERT INTO feishu.outbox ($columns) SELECT $values FROM feishu.outbox, generate_series(1, 4) WHERE id = $first");
+$raised->value("INSERT INTO feishu_internal.outbox ($columns) SELECT $values FROM feishu_internal.outbox, generate_series(1, 4) WHERE id = $first");
 is($session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'huge'"), 6, 'six rows are huge');
 $session->value("SELECT feishu.resume_server('feishu')");
 my $others = enqueue($app, params => '{"n": 1}');

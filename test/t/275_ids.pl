@@ -209,7 +209,11 @@ rises('after a failover, ids go on');
 
 # ---- where the extension is created, at once ----
 
-$session->value('CREATE DATABASE fresh');
+# what is made in a transaction is written at its end then, and not logged
+$session->quit;
+$standby->append_conf('postgresql.conf', "wal_level = minimal\nmax_wal_senders = 0\n");
+$standby->restart;
+$standby->safe_psql('postgres', 'CREATE DATABASE fresh');
 my $fresh = FeishuFlow::Session->new($standby, database => 'fresh');
 my $url = $mock->url;
 $fresh->value(<<SQL);
@@ -220,9 +224,13 @@ CREATE USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (app_id 'cli_mock', app_sec
 SQL
 is(enqueue($fresh), '1', 'the transaction that creates the extension queues the first flow');
 $fresh->value('COMMIT');
-is(enqueue($fresh), '2', '... and the next one follows');
+kill_postmaster($standby);
+$standby->start;
+$fresh->quit;
+$fresh = FeishuFlow::Session->new($standby, database => 'fresh');
+is(enqueue($fresh), '2', '... and the next one follows, after a crash, too');
 until_ended($fresh);
 is(ends($fresh), 'succeeded 2', '... both are sent');
-$_->quit foreach $fresh, $session;
+$fresh->quit;
 
 done_testing();
