@@ -80,7 +80,7 @@ typedef struct Lane
 	int			num_places;
 	int			position;		/* in the claim under way */
 	uint64		turn;			/* of the transaction in which it had one last */
-	BudgetShare *share;			/* of memory: its role's */
+	BudgetShare share;			/* of memory, a part of its role's */
 	int64		large_id;		/* the row that found no room in memory last */
 	int64		large_bytes;	/* what it takes, by its own size as written */
 	bool		suspect;		/* its last attempt got no answer */
@@ -169,7 +169,7 @@ typedef struct Dispatch
 	pairingheap *timed;
 	uint64		num_served;		/* counts places of the limiter */
 	dlist_head	untold;
-	dlist_head	want_memory;	/* lanes, who came first is first */
+	dlist_head	want_memory;	/* lanes, who came last is last */
 	/* flights */
 	dlist_head	claimed;		/* made of rows, not begun */
 	dlist_head	flights;		/* under way */

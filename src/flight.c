@@ -138,15 +138,39 @@ lane_wait_for_memory(Dispatch *dispatch, Lane *lane)
 			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MEMORY_RETRY_MS), NULL);
 }
 
+/*
+ * Whose turn it is to go beyond: of the lanes that wait the first one of the role
+ * whose turn was longest ago; NULL: none waits.
+ */
+static Lane *
+next_beyond(Dispatch *dispatch)
+{
+	Lane	   *next = NULL;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &dispatch->want_memory)
+	{
+		Lane	   *lane = dlist_container(Lane, memory_node, iter.cur);
+
+		if (budget_is_before(&lane->share, next != NULL ? &next->share : NULL, BUDGET_REQUEST))
+			next = lane;
+	}
+	return next;
+}
+
 /* Take bytes for a flight, if there is room for them. */
 static bool
 take_memory(Dispatch *dispatch, Flight *flight, int64 bytes)
 {
-	bool		is_first = dlist_is_empty(&dispatch->want_memory) ||
-		dlist_head_node(&dispatch->want_memory) == &flight->lane->memory_node;
+	Lane	   *next;
 
-	return budget_take(&flight->account, bytes) ||
-		(is_first && budget_go_beyond(&flight->account) && budget_take(&flight->account, bytes));
+	if (budget_take(&flight->account, bytes))
+		return true;
+	next = next_beyond(dispatch);
+	if ((next != NULL && next != flight->lane) || !budget_go_beyond(&flight->account))
+		return false;
+	budget_take_turn(&flight->lane->share, BUDGET_REQUEST);
+	return budget_take(&flight->account, bytes);
 }
 
 /* Give all back, when it is freed. */
@@ -154,12 +178,11 @@ static void
 give_memory_back(Dispatch *dispatch, Flight *flight)
 {
 	bool		had_any = flight->account.bytes > 0;
+	Lane	   *next;
 
 	budget_give_back(&flight->account, flight->account.bytes);
-	if (had_any && !dlist_is_empty(&dispatch->want_memory))
-		lane_look_again(dispatch,
-						dlist_container(Lane, memory_node, dlist_head_node(&dispatch->want_memory)),
-						GetCurrentTimestamp());
+	if (had_any && (next = next_beyond(dispatch)) != NULL)
+		lane_look_again(dispatch, next, GetCurrentTimestamp());
 }
 
 /* A jsonb column, copied to the current context, or NULL. */
@@ -230,7 +253,7 @@ read_jsonb(Flight *flight, uint64 row, int operator, int params, int masks)
 static void
 read_small(Flight *flight, uint64 row)
 {
-	flight->account.share = flight->lane->share;
+	flight->account.share = &flight->lane->share;
 	flight->account.kind = BUDGET_REQUEST;
 	flight->raw = row_size(row, CLAIM_OPERATOR) + row_size(row, CLAIM_PARAMS) +
 		row_size(row, CLAIM_LOOP_MASKS);
@@ -458,7 +481,7 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		limits.connect_timeout_ms = server->connect_timeout_ms >= 0 ?
 			server->connect_timeout_ms : feishu_guc_connect_timeout;
 		limits.max_response = (size_t) role_max_response_size(flight->lane->key.roleid) * 1024;
-		limits.share = flight->lane->share;
+		limits.share = &flight->lane->share;
 		flight->call = flow_call_start(flight->context, server_copy(server),
 									   &flight->request, &limits, place, flight);
 		flight->lane->postponed = 0;

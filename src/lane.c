@@ -96,7 +96,7 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 	lane = hash_search(dispatch->lane_table, &key, HASH_ENTER, &found);
 	memset((char *) lane + sizeof(key), 0, sizeof(Lane) - sizeof(key));
 	lane->site = site;
-	lane->share = share;
+	lane->share.whole = share;
 	dlist_init(&lane->flights);
 	lane->more = true;
 	lane->due_floor = DT_NOBEGIN;
