@@ -131,8 +131,8 @@ foreach my $table (@tables)
 	is($clerk->value("WITH gone AS (DELETE FROM $table RETURNING 1) SELECT count(*) FROM gone"), '0', '... deletes nothing');
 }
 fails_with($clerk, <<'SQL', '42501', '... and forges no flow of a superuser');
-INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
-SELECT 1000000, 10, 1, oid, true, true, now(), now(), 'infinity', 'private', 'app', 'forged', '{"_id": 1}', 'key'
+INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
+SELECT 1000000, 10, 10, 1, oid, true, true, now(), now(), 'infinity', 'private', 'app', 'forged', '{"_id": 1}', 'key'
 FROM pg_database WHERE datname = current_database()
 SQL
 
