@@ -53,7 +53,7 @@ $mock->well;
 succeeds($session, flow(timeout => '20s'), '... does not either');
 $mock->fault(type => 'raw', text => $interim);
 fails_with($session, flow(), 'LK503', 'an interim answer and no other is no answer',
-	message => qr/lost before an answer/, hint => qr/may have started/);
+	message => qr/broke off before an answer/, hint => qr/may have started/);
 $mock->well;
 
 $mock->mark;
