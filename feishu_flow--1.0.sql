@@ -341,7 +341,7 @@ AS 'MODULE_PATHNAME', 'feishu_resume_server'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.resume_server(name) IS
-'Resumes the dispatch to a server, pauses for credentials, quota or silence included; for the server''s owner. By a superuser, flows queued when the server was another''s are sent to it, too.';
+'Resumes the dispatch to a server, pauses for credentials, quota or silence included; for the server''s owner.';
 
 CREATE VIEW feishu.flows WITH (security_barrier) AS
 SELECT o.id,
