@@ -79,6 +79,8 @@ typedef struct Lane
 	LimiterPlace *places;		/* these, in a claim under way; else NULL */
 	int			num_places;
 	int			position;		/* in the claim under way */
+	Oid			server_owner;	/* likewise: whose its server is */
+	bool		owner_differs;	/* likewise: from that when a row was queued */
 	uint64		turn;			/* of the transaction in which it had one last */
 	BudgetShare share;			/* of memory, a part of its role's */
 	int64		large_id;		/* the row that found no room in memory last */
@@ -248,6 +250,9 @@ extern void lane_lookup_servers(Lane **lanes, FlowServer **servers, int num);
 /* lane.c: the server and credentials, or NULL, with the lane held; as claim.c */
 extern FlowServer *lane_lookup_server(Dispatch *dispatch, Lane *lane);
 
+/* lane.c: hold a lane that has rows which were queued when its server was another's */
+extern void lane_hold_for_owner(Dispatch *dispatch, Lane *lane);
+
 /* lane.c: flows of the lane are sent, with these credentials */
 extern void lane_note_app(Lane *lane, const AppKey *app);
 extern void lane_log_open(Lane *lane);
@@ -273,7 +278,7 @@ enum
 	CLAIM_ID, CLAIM_NAMESPACE, CLAIM_FLOW_ID, CLAIM_OPERATOR, CLAIM_PARAMS,
 	CLAIM_IS_ASYNC, CLAIM_IDEMPOTENT_KEY, CLAIM_LOOP_MASKS, CLAIM_ORDERING_KEY,
 	CLAIM_ATTEMPTS, CLAIM_MAX_ATTEMPTS, CLAIM_EXPIRES_AT, CLAIM_OWN_KEY,
-	CLAIM_UNANSWERED, CLAIM_DATABASE, CLAIM_ERROR, CLAIM_SYSTEM_IDENTIFIER
+	CLAIM_UNANSWERED, CLAIM_DATABASE, CLAIM_ERROR, CLAIM_SYSTEM_IDENTIFIER, CLAIM_SERVER_OWNER
 };
 
 /* flight.c: make a flight of a row of the last result: it is in dispatch->claimed */

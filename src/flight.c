@@ -427,7 +427,10 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 	flight->is_ours = origin_is_ours(sql_value(row, CLAIM_SYSTEM_IDENTIFIER, NULL),
 									 sql_value(row, CLAIM_DATABASE, NULL));
 	flight->last_error = row_text(row, CLAIM_ERROR);
-	if (!flight->silent)
+	/* a copied row is not sent to anybody; else none of the lane is */
+	lane->owner_differs |= flight->is_ours &&
+		DatumGetObjectId(sql_value(row, CLAIM_SERVER_OWNER, NULL)) != lane->server_owner;
+	if (!flight->silent && !lane->owner_differs)
 		read_small(flight, row);
 	MemoryContextSwitchTo(old_context);
 }

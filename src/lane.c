@@ -10,6 +10,9 @@
  *
  * A lane is held while the limiter has no place for its app, or while its
  * server cannot be looked up: that may be mended, so nothing is failed for it.
+ * A row's server is one that its owner had when the row was queued: a role may have
+ * it dropped or renamed, and another make one of the same name, to be sent what
+ * waits.  So a lane is held, too, when its server's owner is another than a row's.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -21,6 +24,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
@@ -28,7 +32,8 @@
 #include "dispatch.h"
 #include "nls.h"
 
-/* A lane whose server cannot be looked up is tried again so often. */
+/* A lane whose server cannot be looked up, or has another owner, is tried again so
+ * often. */
 #define LOOKUP_RETRY_MS		(60 * 1000)
 
 /* A lane whose role is gone has its flows failed so often, some at a time. */
@@ -354,6 +359,18 @@ lane_lookup_servers(Lane **lanes, FlowServer **servers, int num)
 	(void) lookup_try(lanes, servers, num, may_go, &error);
 }
 
+/* The log tells why a lane is held, once. */
+static void
+lane_log_hold(Lane *lane)
+{
+	if (lane->told != NULL && strcmp(lane->told, lane->reason) == 0)
+		return;
+	ereport(LOG,
+			(errmsg("feishu_flow holds back flows for server \"%s\": %s",
+					lane->key.server, lane->reason)));
+	lane->logged = true;
+}
+
 FlowServer *
 lane_lookup_server(Dispatch *dispatch, Lane *lane)
 {
@@ -380,14 +397,19 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 		lane_close(dispatch, lane);
 		lane_hold(dispatch, lane, 0, NULL);
 	}
-	else if (lane->told == NULL || strcmp(lane->told, lane->reason) != 0)
-	{
-		ereport(LOG,
-				(errmsg("feishu_flow holds back flows for server \"%s\": %s",
-						lane->key.server, lane->reason)));
-		lane->logged = true;
-	}
+	else
+		lane_log_hold(lane);
 	return NULL;
+}
+
+void
+lane_hold_for_owner(Dispatch *dispatch, Lane *lane)
+{
+	lane_hold(dispatch, lane,
+			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
+			  psprintf(_("server \"%s\" belonged to another role when flows that wait were queued; a superuser can have them sent: SELECT feishu.resume_server(%s)"),
+					   lane->key.server, quote_literal_cstr(lane->key.server)));
+	lane_log_hold(lane);
 }
 
 /*

@@ -346,8 +346,8 @@ $second->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE ser
 my $old = enqueue($second, server => 'quick', flow_id => 'refusedFlow');
 until_ended($second);
 my $above = $second->value('UPDATE feishu_internal.last_id SET id = id + 50000 RETURNING id - 50000');
-$second->value('INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
-	  . "server, namespace, flow_id, operator, idempotent_key) SELECT $above + g, roleid, system_identifier, database, 's', is_async, own_key, "
+$second->value('INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
+	  . "server, namespace, flow_id, operator, idempotent_key) SELECT $above + g, roleid, server_owner, system_identifier, database, 's', is_async, own_key, "
 	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g FROM feishu_internal.outbox, generate_series(1, 50000) g }
 	  . "WHERE id = $old");
 my $read = entries_read();
