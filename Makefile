@@ -5,6 +5,7 @@ MODULE_big = feishu_flow
 OBJS = \
 	src/answer.o \
 	src/app_share.o \
+	src/breaker.o \
 	src/budget.o \
 	src/call.o \
 	src/call_end.o \

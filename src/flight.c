@@ -62,6 +62,9 @@
 /* A lane that found no room in memory is tried again so often. */
 #define MEMORY_RETRY_MS		100
 
+/* The longest pause that an answer can ask for. */
+#define PAUSE_MOST_S		300
+
 /* Ends that could not be written are tried again so often. */
 #define STUCK_RETRY_MS		5000
 
@@ -573,6 +576,13 @@ flight_undo(Dispatch *dispatch, Flight *flight)
 	flight_free(dispatch, flight);
 }
 
+/* How long the lane waits whose app has to, if the limiter has no room to know that. */
+static int64
+pause_ms(const FlowOutcome *outcome)
+{
+	return (int64) (Min(Max(outcome->reset_seconds, 1), PAUSE_MOST_S) * 1000);
+}
+
 void
 flight_take_ended(Dispatch *dispatch)
 {
@@ -582,6 +592,7 @@ flight_take_ended(Dispatch *dispatch)
 	{
 		Flight	   *flight = flow_call_owner(call);
 		const FlowOutcome *outcome = flow_call_outcome(call);
+		LimiterStatus status;
 
 		record_decide(flight, outcome);
 		if (outcome->response != NULL && outcome->response->body != NULL)
@@ -596,6 +607,9 @@ flight_take_ended(Dispatch *dispatch)
 							 outcome, flight->attempts > 1,
 							 GetCurrentTimestamp() - flight->started);
 		}
+		if (flight->silent && !outcome->held_back && flight->hold_until == 0 &&
+			!limiter_status(&flight->lane->app, flight->lane->key.roleid, &status))
+			flight->hold_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms(outcome));
 		if (flight->hold_until != 0)
 			lane_hold(dispatch, flight->lane, flight->hold_until, flight->error);
 		flight_end(dispatch, flight);

@@ -424,9 +424,9 @@ lane_note_app(Lane *lane, const AppKey *app)
 	lane->app_is_known = true;
 	if (memcmp(&lane->app, app, sizeof(AppKey)) == 0)
 		return;
-	if (limiter_status(&lane->app, &status) &&
-		(status.pause == LIMITER_BREAKER || status.pause == LIMITER_CREDENTIALS ||
-		 status.pause == LIMITER_QUOTA))
+	if (limiter_status(&lane->app, lane->key.roleid, &status) &&
+		(status.pause == LIMITER_BREAKER || status.pause == LIMITER_ROLE_BREAKER ||
+		 status.pause == LIMITER_CREDENTIALS || status.pause == LIMITER_QUOTA))
 		lane->logged = true;
 	lane->app = *app;
 }
