@@ -24,6 +24,7 @@ OBJS = \
 	src/feishu_flow.o \
 	src/fetch.o \
 	src/flight.o \
+	src/flight_memory.o \
 	src/gate.o \
 	src/guc.o \
 	src/http.o \
