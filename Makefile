@@ -26,6 +26,7 @@ OBJS = \
 	src/feishu_flow.o \
 	src/fetch.o \
 	src/flight.o \
+	src/flight_memory.o \
 	src/flow_id.o \
 	src/gate.o \
 	src/guc.o \

@@ -284,9 +284,17 @@ enum
 /* flight.c: make a flight of a row of the last result: it is in dispatch->claimed */
 extern void flight_make(Dispatch *dispatch, Lane *lane, uint64 row);
 
-/* flight.c: read what is large of those that were claimed, as far as there is
- * room for it; no result of SQL is needed any more */
+/* flight_memory.c: read of a claimed row what is small; and read what is large of
+ * those that were claimed, as far as there is room for it: no result of SQL is needed
+ * any more */
+extern void flight_read_small(Flight *flight, uint64 row);
 extern void flight_read_large(Dispatch *dispatch);
+
+/* flight_memory.c: what was read is not needed any more: if it is large; in any case;
+ * and neither is anything else that the flight has */
+extern void flight_forget_large(Flight *flight);
+extern void flight_forget_jsonb(Flight *flight);
+extern void flight_give_memory_back(Dispatch *dispatch, Flight *flight);
 
 /* flight.c: make the call of a flight, with the place it was given */
 extern void flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server,
@@ -313,7 +321,7 @@ extern void flight_take_back_stuck(Dispatch *dispatch);
 extern void flight_forget_recorded(Dispatch *dispatch);
 extern void flight_undo_turn(Dispatch *dispatch);
 
-/* flight.c: a lane does not wait for memory any more */
+/* flight_memory.c: a lane does not wait for memory any more */
 extern void flight_leave_memory(Dispatch *dispatch, Lane *lane);
 
 /* flight.c: how many more flights may there be; and with room for so many, how
