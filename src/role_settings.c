@@ -21,8 +21,11 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -34,6 +37,13 @@
 
 /* The catalog is read so often. */
 #define READ_MS				1000
+
+/*
+ * Every role may set what it likes for itself.  More bytes than these are not read:
+ * then its limits are low, for an administrator's may be among them.
+ */
+#define MAX_SETTINGS		(64 * 1024)
+#define UNREAD_KILOBYTES	64
 
 #define REQUEST_NAME		"feishu_flow.max_request_size"
 #define RESPONSE_NAME		"feishu_flow.max_response_size"
@@ -81,39 +91,76 @@ role_settings_note_configured(void)
 	calls = Min(calls + 1, 2);
 }
 
+/* Add a limit to those found, which grow one by one: there are few. */
+static void
+add_limit(LimitKind kind, const RoleLimit *of, int kilobytes)
+{
+	Size		size = (num_role_limits + 1) * sizeof(RoleLimit);
+
+	role_limits = role_limits == NULL ? MemoryContextAlloc(TopMemoryContext, size) :
+		repalloc(role_limits, size);
+	role_limits[num_role_limits] = *of;
+	role_limits[num_role_limits].kind = kind;
+	role_limits[num_role_limits++].kilobytes = kilobytes;
+}
+
+/* Look for limits among settings, each "name=value". */
+static void
+find_limits(Datum settings, const RoleLimit *of)
+{
+	static const char *const names[LIMIT_KINDS] = {REQUEST_NAME "=", RESPONSE_NAME "="};
+	Datum	   *elements;
+	int			num;
+	int			kilobytes;
+
+	deconstruct_array(DatumGetArrayTypeP(settings), TEXTOID, -1, false, TYPALIGN_INT, &elements,
+					  NULL, &num);
+	for (int i = 0; i < num; i++)
+	{
+		char	   *setting = TextDatumGetCString(elements[i]);
+
+		for (int kind = 0; kind < LIMIT_KINDS; kind++)
+		{
+			size_t		len = strlen(names[kind]);
+
+			if (pg_strncasecmp(setting, names[kind], len) == 0 &&
+				parse_int(setting + len, &kilobytes, GUC_UNIT_KB, NULL) && kilobytes > 0)
+				add_limit(kind, of, kilobytes);
+		}
+		pfree(setting);
+	}
+}
+
 void
 role_settings_read_again(void)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT pg_catalog.lower(pg_catalog.split_part(c, '=', 1)), s.setdatabase <> 0, s.setrole,"
-		" pg_catalog.split_part(c, '=', 2)"
-		" FROM pg_catalog.pg_db_role_setting s, pg_catalog.unnest(s.setconfig) c"
-		" WHERE s.setdatabase IN (0, $1) AND pg_catalog.lower(pg_catalog.split_part(c, '=', 1)) IN"
-		" ('" REQUEST_NAME "', '" RESPONSE_NAME "')",
+		"SELECT setdatabase <> 0, setrole, setconfig FROM pg_catalog.pg_db_role_setting"
+		" WHERE setdatabase IN (0, $1) AND setconfig IS NOT NULL",
 		1, OIDOID);
 	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
-	RoleLimit  *found;
-	int			num_found = 0;
-	uint64		num;
+	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 
-	num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
-	found = num == 0 ? NULL : MemoryContextAlloc(TopMemoryContext, num * sizeof(RoleLimit));
-	for (uint64 row = 0; row < num; row++)
-	{
-		RoleLimit  *limit = &found[num_found];
-		char	   *name = TextDatumGetCString(sql_value(row, 1, NULL));
-		char	   *value = TextDatumGetCString(sql_value(row, 4, NULL));
-
-		limit->kind = strcmp(name, REQUEST_NAME) == 0 ? LIMIT_REQUEST : LIMIT_RESPONSE;
-		limit->of_database = DatumGetBool(sql_value(row, 2, NULL));
-		limit->roleid = DatumGetObjectId(sql_value(row, 3, NULL));
-		if (parse_int(value, &limit->kilobytes, GUC_UNIT_KB, NULL) && limit->kilobytes > 0)
-			num_found++;
-	}
 	if (role_limits != NULL)
 		pfree(role_limits);
-	role_limits = found;
-	num_role_limits = num_found;
+	role_limits = NULL;
+	num_role_limits = 0;
+	for (uint64 row = 0; row < num; row++)
+	{
+		RoleLimit	of = {
+			.of_database = DatumGetBool(sql_value(row, 1, NULL)),
+			.roleid = DatumGetObjectId(sql_value(row, 2, NULL))
+		};
+		Datum		settings = sql_value(row, 3, NULL);
+
+		if (toast_raw_datum_size(settings) <= MAX_SETTINGS)
+			find_limits(settings, &of);
+		else
+		{
+			add_limit(LIMIT_REQUEST, &of, UNREAD_KILOBYTES);
+			add_limit(LIMIT_RESPONSE, &of, UNREAD_KILOBYTES);
+		}
+	}
 }
 
 void
