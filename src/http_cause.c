@@ -139,13 +139,16 @@ info(HttpTransfer *transfer, CURLINFO what)
 	return (int) number;
 }
 
-/* The number behind a mark in libcurl's words; 0: there is none. */
+/* The number behind the last such mark in libcurl's words; 0: there is none. */
 static int
 number_behind(HttpTransfer *transfer, const char *mark, int base)
 {
-	const char *found = strstr(transfer->handle->error_buffer, mark);
+	const char *rest = transfer->handle->error_buffer;
+	const char *found = NULL;
 
-	return found ? (int) strtoul(found + strlen(mark), NULL, base) : 0;
+	while ((rest = strstr(rest, mark)) != NULL)
+		found = rest += strlen(mark);
+	return found ? (int) strtoul(found, NULL, base) : 0;
 }
 
 /* There is no connection, by what the system says. */

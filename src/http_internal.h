@@ -124,6 +124,7 @@ struct HttpTransfer
 	bool		resent;			/* we refused to have it sent a second time */
 	bool		refused;		/* the peer says that it did not process it */
 	bool		needs_http1;	/* ... because it was HTTP/2 */
+	bool		downgraded;		/* ... and libcurl goes on with HTTP/1.1 by itself */
 	unsigned long stream;		/* its number, with HTTP/2, if libcurl said it */
 	bool		going;			/* the peer of its connection goes away, and did ... */
 	unsigned long last_stream;	/* ... not process streams beyond this one */

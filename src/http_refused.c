@@ -17,7 +17,8 @@
  *	  stream number		"Using Stream ID: N" (7), "[HTTP/2] [N] OPENED" (8)
  *	  GOAWAY			"recveived GOAWAY, error=E, last_stream=N" (from 7.88; 8:
  *						"received"); before, nothing
- *	  HTTP_1_1_REQUIRED "HTTP/2 stream N ... HTTP_1_1_REQUIRED"
+ *	  HTTP_1_1_REQUIRED "HTTP/2 stream N ... HTTP_1_1_REQUIRED", and then "Downgrades
+ *						to HTTP/1.1" when it is sent again so
  *	  REFUSED_STREAM	"REFUSED_STREAM, retrying" on a new connection, "HTTP/2
  *						stream N refused by server" (from 8.19) on any; before, on a
  *						connection that was used already, nothing
@@ -143,6 +144,10 @@ http_transfer_on_words(CURL *easy, curl_infotype type, char *data, size_t size, 
 				(rest = after(text, "recveived GOAWAY, error=")) != NULL)
 				note_goaway(transfer, rest);
 			break;
+		case 'D':
+			if (after(text, "Downgrades to HTTP/1.1") != NULL)
+				transfer->downgraded = true;
+			break;
 		case 'R':
 			if (after(text, "REFUSED_STREAM, retrying") != NULL)
 				transfer->refused = true;
@@ -187,7 +192,9 @@ http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent)
 {
 	if (transfer->refused)
 	{
-		if (!is_worth_resending(transfer))
+		/* after a GOAWAY, libcurl does not ask for another version */
+		if (!is_worth_resending(transfer) ||
+			(transfer->needs_http1 && !transfer->downgraded))
 			return false;
 		transfer->num_resends++;
 	}
@@ -244,6 +251,7 @@ http_transfer_resend(HttpTransfer *transfer)
 
 	transfer->num_resends++;
 	begin_again(transfer);
+	transfer->downgraded = false;
 	transfer->sent_before = 0;
 	if (transfer->begun)
 		loop->num_unbegun++;
