@@ -35,6 +35,19 @@
 
 /* ---------- Callbacks of libcurl: no throw, no palloc ---------- */
 
+/*
+ * Does libcurl want nothing of a socket because its transfer is paused?  That is one
+ * of HTTP/1, and has its connection for itself.
+ */
+static bool
+is_paused(CURL *easy)
+{
+	char	   *handle = NULL;
+
+	return curl_easy_getinfo(easy, CURLINFO_PRIVATE, &handle) == CURLE_OK && handle != NULL &&
+		((HttpHandle *) handle)->transfer != NULL && ((HttpHandle *) handle)->transfer->is_paused;
+}
+
 /* CURLMOPT_SOCKETFUNCTION: libcurl says what it waits for on a socket. */
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *userp, void *socketp)
@@ -46,6 +59,8 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *userp, void *socketp)
 		events |= CURL_CSELECT_IN;
 	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
 		events |= CURL_CSELECT_OUT;
+	if (what == CURL_POLL_REMOVE && http_conn_is_open(pool->loop->sockets, fd) && is_paused(easy))
+		events = HTTP_SOCKET_HELD;
 	http_socket_want(pool->loop->sockets, fd, events, pool);
 	return 0;					/* -1 would end every transfer, for good */
 }

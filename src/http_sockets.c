@@ -250,6 +250,9 @@ http_socket_closed(HttpSockets *set, int fd)
 /*
  * From now on wait for these events on fd of this owner; 0: for none.  Without memory for it, a
  * name resolver's is not waited for: libcurl looks at it now and then all the same.
+ *
+ * HTTP_SOCKET_HELD: for none either, but it is not idle.  What comes on it is the rest
+ * of an answer, which is not to be read now.
  */
 void
 http_socket_want(HttpSockets *set, int fd, int events, void *owner)
@@ -279,6 +282,7 @@ http_socket_want(HttpSockets *set, int fd, int events, void *owner)
 	/* one that is kept waits for its peer to close it */
 	if (events == 0 && owned && !slot->muted)
 		events = CURL_CSELECT_IN;
+	events &= HTTP_SOCKET_EVENTS;
 	if (slot->registered != events || (events != 0 && !owned))
 		slot_register(set, slot, events);
 }
@@ -340,7 +344,7 @@ sockets_register_again(HttpSockets *set)
 	{
 		HttpSocket *slot = &set->slots[fd];
 
-		if (slot->registered == 0 && slot->wanted != 0)
+		if (slot->registered == 0 && (slot->wanted & HTTP_SOCKET_EVENTS) != 0)
 			slot_register(set, slot, slot->wanted);
 	}
 	return !set->unregistered;

@@ -21,6 +21,10 @@
 
 #define HTTP_NEVER				PG_INT64_MAX
 
+/* Wanted of a socket, besides CURL_CSELECT_*: no event, but it is in use. */
+#define HTTP_SOCKET_HELD		0x100
+#define HTTP_SOCKET_EVENTS		(CURL_CSELECT_IN | CURL_CSELECT_OUT)
+
 /* What the poller found. */
 typedef struct HttpPolled
 {
@@ -32,7 +36,7 @@ typedef struct HttpPolled
 /* What is known of a descriptor. */
 typedef struct HttpSocket
 {
-	int			wanted;			/* events; 0: idle */
+	int			wanted;			/* events, or HTTP_SOCKET_HELD; 0: idle */
 	int			registered;		/* events in the poller; 0: not in it */
 	uint32		generation;		/* of its registration */
 	bool		opened;			/* by us */
