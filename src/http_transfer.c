@@ -49,19 +49,36 @@ bytes_sent(const HttpTransfer *transfer)
 	return sent;
 }
 
+/* libcurl 8.7 does not count them: what it is about to send may have been sent. */
+static bool
+counts_bytes_sent(void)
+{
+	static unsigned int version = 0;
+
+	if (version == 0)
+		version = curl_version_info(CURLVERSION_NOW)->version_num;
+	return version >> 8 != 0x0807;
+}
+
 /* May the peer have received the request? */
 static bool
 transfer_is_sent(const HttpTransfer *transfer)
 {
 #ifdef FEISHU_HAVE_CURL_PREREQ
 	return transfer->begun && !transfer->refused &&
-		bytes_sent(transfer) > transfer->sent_before;
+		(bytes_sent(transfer) > transfer->sent_before || !counts_bytes_sent());
 #else
 	long		tunnel_status = 0;
+	curl_off_t	begun_us = 0;
 
+	if (transfer->refused)
+		return false;
+	if (!counts_bytes_sent())
+		return curl_easy_getinfo(transfer->handle->easy, CURLINFO_PRETRANSFER_TIME_T,
+								 &begun_us) == CURLE_OK && begun_us > 0;
 	/* ours follows the 2xx of a proxy */
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
-	return bytes_sent(transfer) > 0 && !transfer->refused && (tunnel_status == 0 || tunnel_status / 100 == 2);
+	return bytes_sent(transfer) > 0 && (tunnel_status == 0 || tunnel_status / 100 == 2);
 #endif
 }
 

@@ -95,7 +95,7 @@ $fresh->quit;
 create_server($node, 'broken', $front->options('rst_protocol'), { tenant_access_token => $mock->token });
 $mock->mark;
 $fresh = FeishuFlow::Session->new($node);
-fails_with($fresh, flow(server => 'broken'), 'LK503', 'a stream that the peer ends without a word is LK503', hint => qr/may have started/)
+fails_with($fresh, flow(server => 'broken'), 'LK503', 'a stream that the peer ends without a word is LK503', detail => qr{HTTP/2 error 1\b}, hint => qr/may have started/)
   for 1 .. 2;
 succeeds($fresh, flow(server => 'broken'), '... after two of them HTTP/1.1 is spoken');
 is($front->versions($mock), '1.1', '... and what may have been processed was not sent again');
