@@ -93,6 +93,7 @@ class Campaign:
             self.progress(time.monotonic() - begun)
         self.killer.stop()
         self.luck.stop()
+        self.load.stop(but=hostile.Hostile)
         self.siege.run(SHORT_SIEGE if self.options.short else SIEGE * self.options.seconds, self.look)
         self.load.stop()
         self.platform.end_hostility()

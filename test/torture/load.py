@@ -437,9 +437,11 @@ class Load:
             if worker.problem:
                 raise worker.problem
 
-    def stop(self):
-        for worker in self.workers:
+    def stop(self, but=()):
+        """All but those of these classes."""
+        stopped = [worker for worker in self.workers if not isinstance(worker, but)]
+        for worker in stopped:
             worker.stop()
-        for worker in self.workers:
+        for worker in stopped:
             worker.join()
         self.check()

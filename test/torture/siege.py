@@ -1,17 +1,24 @@
 """
-The end of a campaign: the platform is well and nothing is killed any more, but the hostile clients go on. How long do
-flows and calls of the others take?
+The end of a campaign: the platform is well, nothing is killed any more and what the usual clients have queued is sent,
+but the hostile clients go on. How long do flows and calls of the others take?
 """
 import threading
 import time
 
+import hostile
 import wire
 from journal import PER_WORKER
 from load import OPERATOR
 
 LIMIT = 15  # seconds that a flow, or a call, of others may take
-GRACE = 3   # seconds until what happened before is over
+GRACE = 60  # seconds until what was queued before is sent
 SERVERS = ("feishu", "oauth", "http2", "moves")  # one witness for each
+
+
+WAITING = f"""
+SELECT count(*) FROM feishu_internal.outbox
+WHERE state = 'q' AND next_at < now() + '1 min' AND roleid <> '{hostile.ROLE}'::regrole
+"""
 
 
 class Witness(threading.Thread):
@@ -67,7 +74,7 @@ class Witness(threading.Thread):
 
 class Siege:
     def __init__(self, pair, journal):
-        self.pair, self.journal, self.witnesses = pair, journal, []
+        self.pair, self.journal, self.witnesses, self.before = pair, journal, [], 0
 
     @staticmethod
     def create_schema(session):
@@ -81,7 +88,12 @@ class Siege:
             while time.monotonic() < until:
                 time.sleep(0.2)
                 meanwhile()
-        pause(GRACE)
+        session = self.pair.session()
+        begun = time.monotonic()
+        while time.monotonic() < begun + GRACE and session.value(WAITING) != "0":
+            pause(0.5)
+        self.before = time.monotonic() - begun
+        session.close()
         self.witnesses = [Witness(number, server, self.pair, self.journal) for number, server in enumerate(SERVERS)]
         for witness in self.witnesses:
             witness.start()
@@ -108,4 +120,4 @@ class Siege:
             longest = ", ".join(f"{w.server} {max(getattr(w, what), default=0):.2f}" for w in self.witnesses)
             parts.append(f"{len(times)} {what} of others, half of them within {times[len(times) // 2]:.2f} s, the longest: {longest} s"
                          if times else f"no {what}")
-        return "; ".join(parts)
+        return f"{'; '.join(parts)}; before, others' flows were sent after {self.before:.1f} s"
