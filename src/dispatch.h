@@ -52,11 +52,13 @@ typedef struct LaneKey
 	Oid			roleid;
 } LaneKey;
 
-/* What flights of a role have of the memory. */
+/* What flights of a role have, whatever servers they are for. */
 typedef struct RoleShare
 {
 	Oid			roleid;			/* hash key */
-	BudgetShare share;
+	BudgetShare memory;
+	int			in_flight;
+	int			granted;		/* places that a claim under way may fill */
 } RoleShare;
 
 /* Written by lane.c; its cursors by claim.c and discover.c, by its functions. */
@@ -80,7 +82,7 @@ typedef struct Lane
 	int			num_places;
 	int			position;		/* in the claim under way */
 	uint64		turn;			/* of the transaction in which it had one last */
-	BudgetShare *share;			/* of memory: its role's */
+	RoleShare  *share;			/* its role's */
 	int64		large_id;		/* the row that found no room in memory last */
 	int64		large_bytes;	/* what it takes, by its own size as written */
 	bool		suspect;		/* its last attempt got no answer */

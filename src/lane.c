@@ -52,8 +52,8 @@ site_get(Dispatch *dispatch, const char *server)
 	return site;
 }
 
-/* The share of memory of a role, whatever servers its lanes have. */
-static BudgetShare *
+/* The share of a role, whatever servers its lanes have. */
+static RoleShare *
 share_get(Dispatch *dispatch, Oid roleid)
 {
 	RoleShare  *entry;
@@ -61,8 +61,8 @@ share_get(Dispatch *dispatch, Oid roleid)
 
 	entry = hash_search(dispatch->share_table, &roleid, HASH_ENTER, &found);
 	if (!found)
-		memset(&entry->share, 0, sizeof(entry->share));
-	return &entry->share;
+		memset((char *) entry + sizeof(roleid), 0, sizeof(RoleShare) - sizeof(roleid));
+	return entry;
 }
 
 Lane *
@@ -70,7 +70,7 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 {
 	LaneKey		key;
 	Site	   *site;
-	BudgetShare *share;
+	RoleShare  *share;
 	Lane	   *lane;
 	bool		found;
 

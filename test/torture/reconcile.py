@@ -50,7 +50,9 @@ LARGE, TOO_LARGE = ("large", "huge", "number"), "HTTP status 413"  # what the fr
 RATE, WINDOW, BURST = 60, 10, 180  # of the server with a max_rate; requests of so many seconds, above the rate
 TOO_LATE = "cancelled after it was sent"
 EXHAUSTED = "; given up after"  # all attempts ended with their dispatchers, unanswered
-GONE = 0.5  # seconds that the platform may take to see that a client has gone
+# Seconds that the platform may take to see that a client has gone. Of a stream of HTTP/2 that may wait behind what is
+# large, of other streams.
+GONE, STREAM_GONE = 0.5, 5
 GARBLED_REFUSAL = "not the platform's; HTTP status 400"
 
 
@@ -76,7 +78,7 @@ class Truth:
 
     def read_platform(self, platform):
         """started: n -> execution ids; requests: n -> [(arrival, key)]; the same of synchronous calls, by key; spans:
-        when a request of a queued flow arrived and ended, and whether its client had gone."""
+        when a request of a queued flow arrived and ended."""
         self.started, self.requests = collections.defaultdict(list), collections.defaultdict(list)
         self.calls_started, self.calls_arrived = collections.Counter(), collections.defaultdict(list)
         self.spans, self.most_at_once, self.limited = [], 0, []
@@ -96,7 +98,8 @@ class Truth:
             elif line["kind"] == "execute":
                 n = int(NUMBER.search(line["json"]["params"])[1])
                 self.requests[n].append((line["time"], line["key"]))
-                self.spans.append((line["time"], line["done"], line["aborted"]))
+                gone = STREAM_GONE if "x-front" in line["headers"] else GONE
+                self.spans.append((line["time"], max(line["time"], line["done"] - gone) if line["aborted"] else line["done"]))
 
     def every(self):
         """All flows that are where one expects them: (n, kind, flow)."""
@@ -229,8 +232,7 @@ def check_bound(truth, report):
     """No more requests of queued flows at once than max_in_flight. That a client has gone, the platform sees a moment
     later."""
     changes = []
-    for arrived, done, aborted in truth.spans:
-        ended = max(arrived, done - GONE) if aborted else done
+    for arrived, ended in truth.spans:
         changes += [(arrived, 1), (ended, -1)]
     now, over = 0, False
     for at, change in sorted(changes):
