@@ -52,11 +52,13 @@ typedef struct LaneKey
 	Oid			roleid;
 } LaneKey;
 
-/* What flights of a role have of the memory. */
+/* What flights of a role have, whatever servers they are for. */
 typedef struct RoleShare
 {
 	Oid			roleid;			/* hash key */
-	BudgetShare share;
+	BudgetShare memory;
+	int			in_flight;
+	int			granted;		/* places that a claim under way may fill */
 } RoleShare;
 
 /* Written by lane.c; its cursors by claim.c and discover.c, by its functions. */
@@ -83,6 +85,7 @@ typedef struct Lane
 	bool		owner_differs;	/* likewise: from that when a row was queued */
 	uint64		turn;			/* of the transaction in which it had one last */
 	BudgetShare share;			/* of memory, a part of its role's */
+	RoleShare  *role;			/* what its role has */
 	int64		large_id;		/* the row that found no room in memory last */
 	int64		large_bytes;	/* what it takes, by its own size as written */
 	bool		suspect;		/* its last attempt got no answer */

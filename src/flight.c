@@ -11,7 +11,10 @@
  *	 three quarters of what other lanes leave, and each always one, if there is
  *	 room at all: so one that hangs leaves room for others;
  * - the last eighth is a reserve for lanes that have no flight, and whose last one
- *	 got an answer: so many that hang do so, too, once they are known.
+ *	 got an answer: so many that hang do so, too, once they are known;
+ * - a role may have three quarters of what other roles leave, with its lanes of the
+ *	 reserve all but an eighth, and always one: so lanes that it makes without end,
+ *	 each on a server of its own, leave room for other roles.
  *
  * A flight's memory context has all of it.  It goes when its end is recorded, or
  * the transaction that claimed it is rolled back.
@@ -82,16 +85,29 @@ flight_site_room(const Site *site, int room)
 	return Min(room, Max(share - taken, taken == 0 ? 1 : 0));
 }
 
+/* How many more flights a role may have, of a lane that may use the reserve or not. */
+static int
+role_room(const RoleShare *role, bool reserve, int room)
+{
+	int			taken = role->in_flight + role->granted;
+	int			left = room + taken;	/* by other roles */
+	int			one = taken == 0 || (reserve && taken < left - eighth(left)) ? 1 : 0;
+
+	return Max(left * 3 / 4 - taken, one);
+}
+
 int
 flight_lane_room(const Dispatch *dispatch, const Lane *lane, int room)
 {
 	int			taken = lane->in_flight + lane->granted;
 	int			all = dispatch->num_flights + dispatch->granted + room;
 	int			share = (room + taken) * 3 / 4; /* of what other lanes leave */
+	bool		reserve = taken == 0 && !lane->suspect;
 	int			left = Min(flight_site_room(lane->site, room),
 						   Max(share - taken, taken == 0 ? 1 : 0));
 
-	if (taken > 0 || lane->suspect)
+	left = Min(left, role_room(lane->role, reserve, room));
+	if (!reserve)
 		left = Min(left, room - eighth(all));
 	else if (left > 1)
 		left = Max(Min(left, room - eighth(all)), 1);
@@ -147,6 +163,7 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 	dispatch->num_flights++;
 	lane->in_flight++;
 	lane->site->in_flight++;
+	lane->role->in_flight++;
 
 	flight->ordering_key = row_text(row, CLAIM_ORDERING_KEY);
 	/* one with a higher id was sent while this one was not in the queue */
@@ -270,6 +287,7 @@ flight_uncount(Dispatch *dispatch, Flight *flight)
 	dispatch->num_flights--;
 	flight->lane->in_flight--;
 	flight->lane->site->in_flight--;
+	flight->lane->role->in_flight--;
 }
 
 static void

@@ -57,17 +57,17 @@ site_get(Dispatch *dispatch, const char *server)
 	return site;
 }
 
-/* The share of memory of a role, whatever servers its lanes have. */
-static BudgetShare *
-share_get(Dispatch *dispatch, Oid roleid)
+/* The share of a role, whatever servers its lanes have. */
+static RoleShare *
+role_get(Dispatch *dispatch, Oid roleid)
 {
 	RoleShare  *entry;
 	bool		found;
 
 	entry = hash_search(dispatch->share_table, &roleid, HASH_ENTER, &found);
 	if (!found)
-		memset(&entry->share, 0, sizeof(entry->share));
-	return &entry->share;
+		memset((char *) entry + sizeof(roleid), 0, sizeof(RoleShare) - sizeof(roleid));
+	return entry;
 }
 
 Lane *
@@ -75,7 +75,7 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 {
 	LaneKey		key;
 	Site	   *site;
-	BudgetShare *share;
+	RoleShare  *role;
 	Lane	   *lane;
 	bool		found;
 
@@ -97,11 +97,12 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 		dispatch->max_lanes = max;
 	}
 	site = site_get(dispatch, server);
-	share = share_get(dispatch, roleid);
+	role = role_get(dispatch, roleid);
 	lane = hash_search(dispatch->lane_table, &key, HASH_ENTER, &found);
 	memset((char *) lane + sizeof(key), 0, sizeof(Lane) - sizeof(key));
 	lane->site = site;
-	lane->share.whole = share;
+	lane->role = role;
+	lane->share.whole = &role->memory;
 	dlist_init(&lane->flights);
 	lane->more = true;
 	lane->due_floor = DT_NOBEGIN;

@@ -240,6 +240,7 @@ lane_grant(Dispatch *dispatch, Lane *lane, int change)
 {
 	lane->granted += change;
 	lane->site->granted += change;
+	lane->role->granted += change;
 	dispatch->granted += change;
 }
 
