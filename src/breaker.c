@@ -256,12 +256,17 @@ breakers_note_trouble(Breakers *breakers, Oid roleid, LimiterProbe probe,
 	if (epoch >= breakers->all.epoch)
 	{
 		breakers->unanswered++;
+		if (role != NULL)
+			role->unanswered++;
+	}
+	if (role != NULL && epoch >= role->breaker.epoch)
+	{
+		if (!role->breaker.open)
+			role->troubles++;
 		/* nobody else was answered for as long: perhaps the platform is down */
-		if (role != NULL && ++role->unanswered >= BREAKER_TROUBLES)
+		if (role->unanswered >= BREAKER_TROUBLES)
 			role->is_own = false;
 	}
-	if (role != NULL && !role->breaker.open && epoch >= role->breaker.epoch)
-		role->troubles++;
 	if (breakers->unanswered >= BREAKER_TROUBLES && count_others(breakers) >= BREAKER_OTHERS)
 	{
 		breaker_set(breakers, &breakers->all, true, ms_after(now, least_backoff()));

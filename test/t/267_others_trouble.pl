@@ -120,6 +120,10 @@ until_told($from, qr/LOG:.*"feishu" does not answer, queued flows wait but for s
 enqueue_many($as{third}, 41, 60);
 until_true($session, 'a third waits', "SELECT count(*) > 0 FROM feishu_internal.held_lane WHERE roleid = 'third'::regrole");
 is($session->value("SELECT sum(attempts) < 10 FROM feishu.flows WHERE role = 'third'"), 't', 'the trouble of several roles is that of the platform: others wait');
+$mock->mark;
+$mock->wait_for(9, kind => 'execute');
+my %probed = map { int(($_ - 1) / 20) => 1 } numbers($mock);
+is(join(' ', sort keys %probed), '0 1 2', '... and probe in turn');
 $mock->well;
 until_ended($session);
 is(ends($session, "state <> 'succeeded'"), '', '... until it answers');
