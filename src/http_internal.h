@@ -37,7 +37,7 @@ typedef struct HttpPool HttpPool;
 
 typedef struct HttpPeer
 {
-	uint64		origin;			/* hash of scheme, host and port */
+	uint64		origin;			/* hash of scheme, host, port and the way there */
 	int			failures;		/* since it answered over HTTP/2 */
 	TimestampTz http1_until;	/* it is not offered HTTP/2 before; 0: it is */
 } HttpPeer;
@@ -277,10 +277,11 @@ extern bool http_transfer_resend(HttpTransfer *transfer);
 extern void http_transfer_note_version(HttpTransfer *transfer, CURLcode code);
 
 /* http_peers.c */
-extern bool http_peer_needs_http1(HttpLoop *loop, const char *url);
-extern void http_peer_needs_http1_note(HttpLoop *loop, const char *url);
-extern void http_peer_failed(HttpLoop *loop, const char *url);
-extern void http_peer_answered(HttpLoop *loop, const char *url);
+extern bool http_peer_needs_http1(HttpLoop *loop, const char *url, const char *proxy,
+								  const char *authorities);
+extern void http_peer_needs_http1_note(HttpLoop *loop, const HttpHandle *handle);
+extern void http_peer_failed(HttpLoop *loop, const HttpHandle *handle);
+extern void http_peer_answered(HttpLoop *loop, const HttpHandle *handle);
 
 /* http_transfer.c: note the end of a transfer; signals are blocked */
 extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);

@@ -280,16 +280,16 @@ is_failure_of_http2(const HttpTransfer *transfer, CURLcode code)
 void
 http_transfer_note_version(HttpTransfer *transfer, CURLcode code)
 {
-	const char *url = transfer->handle->url_text;
+	const HttpHandle *handle = transfer->handle;
 
-	if (url == NULL || transfer->request.version != HTTP_VERSION_ANY)
+	if (handle->url_text == NULL || transfer->request.version != HTTP_VERSION_ANY)
 		return;
 	if (transfer->needs_http1)
-		http_peer_needs_http1_note(transfer->loop, url);
+		http_peer_needs_http1_note(transfer->loop, handle);
 	else if (transfer->stream == 0 || transfer->refused)
 		return;
 	else if (code == CURLE_OK)
-		http_peer_answered(transfer->loop, url);
+		http_peer_answered(transfer->loop, handle);
 	else if (transfer->status == 0 && is_failure_of_http2(transfer, code))
-		http_peer_failed(transfer->loop, url);
+		http_peer_failed(transfer->loop, handle);
 }
