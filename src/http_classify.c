@@ -273,7 +273,7 @@ http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 	 * libcurl was about to send the request a second time: we refused that, or
 	 * it found no way to.
 	 */
-	if (transfer->resent || is_lost_at_resend(transfer, answer_began))
+	if (transfer->resent || transfer->stale || is_lost_at_resend(transfer, answer_began))
 		result->trouble = HTTP_TROUBLE_KEPT;
 	switch (result->trouble)
 	{

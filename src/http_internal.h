@@ -127,6 +127,7 @@ struct HttpTransfer
 	bool		refused;		/* the peer says that it did not process it */
 	bool		needs_http1;	/* ... because it was HTTP/2 */
 	bool		downgraded;		/* ... and libcurl goes on with HTTP/1.1 by itself */
+	bool		stale;			/* its connection had been shut down by us */
 	unsigned long stream;		/* its number, with HTTP/2, if libcurl said it */
 	bool		going;			/* the peer of its connection goes away, and did ... */
 	unsigned long last_stream;	/* ... not process streams beyond this one */

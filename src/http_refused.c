@@ -171,6 +171,7 @@ static void
 begin_again(HttpTransfer *transfer)
 {
 	transfer->refused = false;
+	transfer->stale = false;
 	transfer->going = false;
 	transfer->stream = 0;
 }
@@ -209,8 +210,8 @@ http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent)
 }
 
 /*
- * Send the request again if its peer said that it did not process it, and libcurl
- * does not do so by itself.  Its connection is as good as gone; and the handle of a
+ * Send the request again if its peer said that it did not process it, or it was not
+ * sent for its connection was stale, and libcurl does not do so by itself.  Its connection is as good as gone; and the handle of a
  * transfer that failed is not used again, see http_handle_release.  Does not throw;
  * when it returns false, the transfer is as it was.
  */
@@ -224,7 +225,7 @@ http_transfer_resend(HttpTransfer *transfer)
 	HttpPool   *old_pool = transfer->pool;
 	HttpPool   *pool;
 
-	if (!transfer->refused || transfer->status != 0 || old->url_text == NULL ||
+	if (!(transfer->refused || transfer->stale) || transfer->status != 0 || old->url_text == NULL ||
 		!is_worth_resending(transfer) || GetCurrentTimestamp() >= transfer->deadline)
 		return false;
 	request.url = old->url_text;
