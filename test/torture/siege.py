@@ -11,7 +11,7 @@ from journal import PER_WORKER
 from load import OPERATOR
 
 LIMIT = 15  # seconds that a flow, or a call, of others may take
-GRACE = 60  # seconds until what was queued before is sent
+GRACE = 180  # seconds at most until what was queued before is sent
 SERVERS = ("feishu", "oauth", "http2", "moves")  # one witness for each
 
 
