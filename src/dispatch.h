@@ -309,6 +309,9 @@ extern void flight_end(Dispatch *dispatch, Flight *flight);
 /* flight.c: it never was: give back what it holds, and have its row looked at */
 extern void flight_undo(Dispatch *dispatch, Flight *flight);
 
+/* flight.c: what pg_stat_activity shows */
+extern void flight_report_activity(const Dispatch *dispatch);
+
 /* flight.c: calls that have ended become ended flights, to be recorded */
 extern void flight_take_ended(Dispatch *dispatch);
 

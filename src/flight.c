@@ -30,6 +30,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -483,4 +484,26 @@ flight_ids_array(Lane *lane, int64 min_id)
 	}
 	return PointerGetDatum(construct_array(values, num, INT8OID, 8, FLOAT8PASSBYVAL,
 										   TYPALIGN_DOUBLE));
+}
+
+void
+flight_report_activity(const Dispatch *dispatch)
+{
+	static int	shown = -1;
+	char		text[64];
+
+	if (dispatch->num_flights == shown)
+		return;
+	/* not at each flow */
+	if (shown > 0 && dispatch->num_flights > 0 &&
+		abs(dispatch->num_flights - shown) < feishu_guc_max_in_flight / 16)
+		return;
+	shown = dispatch->num_flights;
+	if (shown == 0)
+		pgstat_report_activity(STATE_IDLE, "idle");
+	else
+	{
+		snprintf(text, sizeof(text), "sending %d flows", shown);
+		pgstat_report_activity(STATE_RUNNING, text);
+	}
 }

@@ -32,8 +32,7 @@ transfer_phase(HttpTransfer *transfer)
 	}			phases[] =
 	{
 		{CURLINFO_NAMELOOKUP_TIME, gettext_noop("resolving the host name")},
-		{CURLINFO_CONNECT_TIME, gettext_noop("connecting")},
-		{CURLINFO_PRETRANSFER_TIME, gettext_noop("establishing the connection")}
+		{CURLINFO_CONNECT_TIME, gettext_noop("connecting")}
 	};
 
 	/* the times of a reused connection are 0: look at what came first */
@@ -55,7 +54,9 @@ transfer_phase(HttpTransfer *transfer)
 		if (curl_easy_getinfo(easy, phases[i].info, &seconds) == CURLE_OK && seconds <= 0)
 			return phases[i].phase;
 	}
-	return gettext_noop("handing over the request");
+	/* for this, some libcurls set the time of any transfer that ends */
+	return transfer->begun ? gettext_noop("handing over the request") :
+		gettext_noop("establishing the connection");
 }
 
 /*

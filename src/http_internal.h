@@ -99,6 +99,8 @@ struct HttpPool
 	long		timer_in_ms;	/* the same from now on, whenever that clock is
 								 * read next; -1: see timer */
 	int			num_transfers;
+	bool		connected;		/* there is a new connection, see wake_waiting */
+	CURL	   *nobody;			/* NULL as long as it was not needed */
 	dlist_node	node;			/* in loop->old_pools */
 };
 

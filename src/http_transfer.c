@@ -96,7 +96,11 @@ int
 http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int local_port)
 {
 	HttpTransfer *transfer = ((HttpHandle *) userp)->transfer;
+	long		new_connections = 0;
 
+	if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_NUM_CONNECTS, &new_connections) == CURLE_OK &&
+		new_connections > 0)
+		transfer->pool->connected = true;
 	if (!transfer->begun)
 	{
 		transfer->sent_before = bytes_sent(transfer);

@@ -138,8 +138,11 @@ is(call_reads($session, 'private', 'a call over a new connection'), 0, '... and 
 
 my $pid = until_dispatcher($session);
 $mock->fault(type => 'hold');
-is(reads_file($pid, sub { enqueue_many($session, 1, 60, server => 'private'); $mock->wait_for(60, kind => 'execute') }), 1,
+$mock->mark;
+my $arrived;
+is(reads_file($pid, sub { enqueue_many($session, 1, 60, server => 'private'); $arrived = $mock->wait_for(60, kind => 'execute') }), 1,
 	'a dispatcher reads a ca_file');
+is($arrived, 60, '... and, over HTTP/1.1, no flow waits for the answer to another');
 $mock->well;
 until_ended($session);
 is(reads_file($pid, sub { enqueue_many($session, 61, 120, server => 'private'); until_ended($session) }), 0,
