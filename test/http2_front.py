@@ -463,6 +463,10 @@ class Front:
                 await writer.drain()
                 if self.fault.split(":")[1] == "reset":
                     writer.transport.abort()
+                    return
+                # as servers do: to close with something unread would take back what was answered
+                while await asyncio.wait_for(reader.read(65536), LINGER):
+                    pass
                 return
             self.note("1.1", number, 0, "served")
             size = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
