@@ -47,7 +47,7 @@
 #define BREAKER_OWN_MOST_MS		(60 * 1000)
 
 /* Who probed for all in vain lets others go first. */
-#define BREAKER_COURTESY_MS		50
+#define BREAKER_ROTATE_MS		50
 
 static inline TimestampTz
 ms_after(TimestampTz time, int64 ms)
@@ -190,7 +190,7 @@ breakers_admit(const Breakers *breakers, Oid roleid, TimestampTz now,
 	if (breaker->probe_pid != 0)
 		*retry_at = DT_NOEND;
 	else if (breaker == &breakers->all && breakers->probed_by == roleid)
-		*retry_at = ms_after(breaker->probe_at, BREAKER_COURTESY_MS);
+		*retry_at = ms_after(breaker->probe_at, BREAKER_ROTATE_MS);
 	if (*retry_at > now)
 		return false;
 	*probe = breaker == &breakers->all ? LIMITER_PROBE_FOR_ALL : LIMITER_PROBE_FOR_ROLE;
