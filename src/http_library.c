@@ -168,9 +168,9 @@ http_library_load(void)
 			fault = HTTP_LIBRARY_TAKEN;
 		curl_leave(&saved);
 	}
-	if (fault == HTTP_LIBRARY_OLD)
+	if (fault == HTTP_LIBRARY_OLD || process_shared_preload_libraries_in_progress)
 		http_library_complain(WARNING);
-	else if (process_shared_preload_libraries_in_progress)
+	if (fault == HTTP_LIBRARY_FIT && process_shared_preload_libraries_in_progress)
 		http_authorities_look();
 }
 
@@ -195,7 +195,7 @@ http_library_complain(int elevel)
 	if (fault == HTTP_LIBRARY_TAKEN)
 		ereport(elevel,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("libcurl was set up by another library in this session"),
+				 errmsg("libcurl was set up by another library"),
 				 errdetail("\"%s\" may have given it memory that does not last.", owner),
 				 errhint("Name feishu_flow in shared_preload_libraries, and before that library if it is named there, and restart the server.")));
 }

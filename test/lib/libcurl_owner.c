@@ -1,6 +1,7 @@
 /*
  * A library for PostgreSQL that sets libcurl up with memory of its transaction, as some extensions do. Loaded by LOAD in
- * a transaction, it does so at once, until the transaction's end.
+ * a transaction, it does so at once, until the transaction's end. Preloaded, it does so only if OWNER_IS_EARLY is in the
+ * environment, and with memory that lasts.
  *
  *   cc -shared -fPIC -I$(pg_config --includedir-server) -o libcurl_owner.so libcurl_owner.c -lcurl
  */
@@ -62,7 +63,11 @@ _PG_init(void)
 	static MemoryContextCallback callback = {.func = at_end};
 
 	if (process_shared_preload_libraries_in_progress)
+	{
+		if (getenv("OWNER_IS_EARLY") != NULL)
+			curl_global_init(CURL_GLOBAL_ALL);
 		return;
+	}
 	context = TopTransactionContext;
 	MemoryContextRegisterResetCallback(context, &callback);
 	curl_global_init_mem(CURL_GLOBAL_ALL, my_malloc, my_free, my_realloc, my_strdup, my_calloc);

@@ -99,6 +99,28 @@ succeeds($session, flow(), 'a call when that library is preloaded before, and ha
 is($session->value('SELECT feishu.dispatch_problem() IS NULL'), 't', '... and there is no problem for the dispatcher');
 $session->quit;
 
+{
+	local $ENV{OWNER_IS_EARLY} = 1;
+	$node->restart;
+}
+like(slurp_file($node->logfile), qr/WARNING:  libcurl was set up by another library\n.*DETAIL:  .*libcurl_owner/,
+	'a library preloaded before that has set libcurl up: the log says it as the server starts');
+$session = FeishuFlow::Session->new($node);
+fails_with($session, flow(), '55000', '... and so does a call', message => qr/another library/,
+	detail => qr/libcurl_owner/, hint => qr/before that library/);
+is($session->value('SELECT feishu.dispatch_problem()'), 'libcurl was set up by another library', '... and dispatch_problem()');
+my $waiting = enqueue($session);
+$session->quit;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'feishu_flow, $owner'\n");
+{
+	local $ENV{OWNER_IS_EARLY} = 1;
+	$node->restart;
+}
+$session = FeishuFlow::Session->new($node);
+succeeds($session, flow(), 'a call when that library is preloaded after');
+until_state($session, $waiting, 'succeeded');
+$session->quit;
+
 $node->append_conf('postgresql.conf', "shared_preload_libraries = ''\n");
 $node->restart;
 $session = FeishuFlow::Session->new($node);
