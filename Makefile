@@ -5,6 +5,7 @@ MODULE_big = feishu_flow
 OBJS = \
 	src/answer.o \
 	src/app_share.o \
+	src/breaker.o \
 	src/budget.o \
 	src/call.o \
 	src/call_end.o \
@@ -25,6 +26,7 @@ OBJS = \
 	src/feishu_flow.o \
 	src/fetch.o \
 	src/flight.o \
+	src/flight_memory.o \
 	src/flow_id.o \
 	src/gate.o \
 	src/guc.o \

@@ -157,6 +157,7 @@ CREATE TABLE feishu_internal.outbox (
     system_identifier bigint NOT NULL,  -- a copy has rows of another
     attempts integer NOT NULL DEFAULT 0,
     max_attempts integer,               -- NULL: feishu_flow.max_attempts
+    server_owner oid NOT NULL,          -- whose the server was: another may make one of its name
     state "char" NOT NULL DEFAULT 'q',  -- queued, succeeded, failed, unconfirmed, cancelled
     is_async boolean NOT NULL,
     own_key boolean NOT NULL,           -- the key was made here: nobody else has it
@@ -183,6 +184,24 @@ CREATE TABLE feishu_internal.outbox (
     error text,
     response jsonb
 ) USING heap;
+
+-- Statistics are kept of what the dispatcher's plans look at, and of nothing else: who
+-- may read all data can read them, and EXPLAIN of the view tells what they say.
+ALTER TABLE feishu_internal.outbox
+    ALTER namespace SET STATISTICS 0,
+    ALTER flow_id SET STATISTICS 0,
+    ALTER operator SET STATISTICS 0,
+    ALTER params SET STATISTICS 0,
+    ALTER idempotent_key SET STATISTICS 0,
+    ALTER loop_masks SET STATISTICS 0,
+    ALTER code SET STATISTICS 0,
+    ALTER execution_id SET STATISTICS 0,
+    ALTER flow_status SET STATISTICS 0,
+    ALTER flow_code SET STATISTICS 0,
+    ALTER log_id SET STATISTICS 0,
+    ALTER sqlstate SET STATISTICS 0,
+    ALTER error SET STATISTICS 0,
+    ALTER response SET STATISTICS 0;
 
 COMMENT ON TABLE feishu_internal.outbox IS
 'Flows queued and finished. See the view feishu.flows.';

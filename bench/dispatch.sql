@@ -7,8 +7,8 @@ CREATE SCHEMA bench;
 
 -- the queue's table without the queue: same columns, same indexes
 CREATE TABLE bench.plain (LIKE feishu_internal.outbox INCLUDING ALL);
-SELECT format('ALTER TABLE bench.plain ALTER database SET DEFAULT %s, ALTER system_identifier SET DEFAULT %s',
-  oid, (SELECT system_identifier FROM pg_control_system()))
+SELECT format('ALTER TABLE bench.plain ALTER server_owner SET DEFAULT %s, ALTER database SET DEFAULT %s, '
+  'ALTER system_identifier SET DEFAULT %s', datdba, oid, (SELECT system_identifier FROM pg_control_system()))
 FROM pg_database WHERE datname = current_database() \gexec
 CREATE SEQUENCE bench.plain_id_seq;
 

@@ -262,5 +262,5 @@ wait_until() {
 # Runs it in the sandbox; arguments are those of test/torture/campaign.py.
 torture_run() {
 	as_owner env python3 -B "$WORK/src/test/torture/campaign.py" --bin "$PG_BIN" \
-		--mock "$WORK/src/test/feishu_mock.py" --full-disk "$WORK/src/test/lib/full_disk.c" --work "$WORK/torture" "$@"
+		--test "$WORK/src/test" --work "$WORK/torture" "$@"
 }

@@ -6,7 +6,8 @@
  * The limiter and the cache of tokens have room for feishu_flow.max_apps apps.
  * Each new secret makes a new app, so a role could fill them alone.  A slot
  * remembers who pays for it (FlowServer.payer), and who has its share of a full
- * table makes room among its own.
+ * table makes room among its own.  In the limiter, where calls under way keep their
+ * slots, the last ones are a reserve for those who have less than a share.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -37,6 +38,12 @@ app_share_slots(int num_slots)
 	return Max(num_slots / APP_SHARE_PART, least);
 }
 
+int
+app_share_reserve(int num_slots)
+{
+	return num_slots / APP_SHARE_PART;
+}
+
 void
 app_share_log(pg_atomic_uint64 *logged_at, AppLoss loss)
 {
@@ -54,7 +61,7 @@ app_share_log(pg_atomic_uint64 *logged_at, AppLoss loss)
 			 errmsg("feishu_flow has forgotten the limits of an app, to make room for those of another") :
 			 loss == APP_LOSS_TOKEN ?
 			 errmsg("feishu_flow has forgotten the access token of an app, to make room for that of another") :
-			 errmsg("feishu_flow keeps no limits of an app, for there is no room for those of another"),
+			 errmsg("feishu_flow has no room to keep the limits of another app: its calls wait"),
 			 errhint("Set feishu_flow.max_apps, which is %d, to more than there are apps, and restart the server.",
 					 feishu_guc_max_apps),
 			 errhidestmt(true), errhidecontext(true)));

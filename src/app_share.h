@@ -19,11 +19,14 @@ typedef enum AppLoss
 {
 	APP_LOSS_LIMITS,			/* it loses its limits to another one */
 	APP_LOSS_TOKEN,				/* its token */
-	APP_LOSS_UNLIMITED			/* there is no room for its limits */
+	APP_LOSS_NO_ROOM			/* there is no room for its limits: it waits */
 } AppLoss;
 
 /* Slots that a role may have without having to give up its own first. */
 extern int	app_share_slots(int num_slots);
+
+/* Slots that are left to roles with less than that. */
+extern int	app_share_reserve(int num_slots);
 
 /*
  * Tell the log of it, unless it was told so lately: a time in shared memory.  Not under a lock.  Does not throw.

@@ -7,8 +7,8 @@
  * it is held: a request as it is written, an answer as it comes.  What finds no room
  * waits: a row in the queue, an answer at its sender.
  *
- * One role has at most three quarters of what others leave, so that those who come
- * later find some.  So that nothing waits for ever, whatever its size and whoever
+ * A lane has at most three quarters of what other lanes leave, and a role seven
+ * eighths of what other roles do, so that those who come later find some.  So that nothing waits for ever, whatever its size and whoever
  * holds the rest, one request and one answer at a time are beyond: they may take
  * what they need, and it does not count.  Who is beyond waits for nobody.
  *
@@ -32,8 +32,8 @@ static void
 count(BudgetAccount *account, int64 bytes)
 {
 	total += bytes;
-	if (account->share != NULL)
-		account->share->bytes += bytes;
+	for (BudgetShare *share = account->share; share != NULL; share = share->whole)
+		share->bytes += bytes;
 }
 
 void
@@ -47,13 +47,18 @@ budget_take_anyway(BudgetAccount *account, int64 bytes)
 bool
 budget_take(BudgetAccount *account, int64 bytes)
 {
-	int64		left = BUDGET_BYTES - total;
-	int64		had = account->share != NULL ? account->share->bytes : 0;
+	const int64 left = BUDGET_BYTES - total;
+	int64		most = left;
 
-	/* who has nothing may have all that is left */
-	if (had > 0)
-		left = Min(left, (left + had) * 3 / 4 - had);
-	if (!account->beyond && bytes > left)
+	for (BudgetShare *share = account->share; share != NULL; share = share->whole)
+	{
+		int			eighths = share->whole != NULL ? 6 : 7;
+
+		/* who has nothing may have all that is left */
+		if (share->bytes > 0)
+			most = Min(most, (left + share->bytes) * eighths / 8 - share->bytes);
+	}
+	if (!account->beyond && bytes > most)
 		return false;
 	budget_take_anyway(account, bytes);
 	return true;
@@ -81,6 +86,20 @@ budget_go_beyond(BudgetAccount *account)
 	count(account, -account->bytes);
 	account->beyond = true;
 	return true;
+}
+
+bool
+budget_is_before(const BudgetShare *other, const BudgetShare *one, BudgetKind kind)
+{
+	return one == NULL || other->whole->turns[kind] < one->whole->turns[kind];
+}
+
+void
+budget_take_turn(BudgetShare *share, BudgetKind kind)
+{
+	static uint64 turn = 0;
+
+	share->whole->turns[kind] = ++turn;
 }
 
 int64

@@ -13,14 +13,7 @@
 #define FEISHU_BUDGET_H
 
 /* Of a process: the bytes that all together may have, but for those beyond. */
-#define BUDGET_BYTES		(24 * 1024 * 1024)
-
-/* Who pays: in the dispatcher a role. */
-typedef struct BudgetShare
-{
-	int64		bytes;
-	uint64		turn;			/* when an answer of his was beyond last; 0: never */
-} BudgetShare;
+#define BUDGET_BYTES		(32 * 1024 * 1024)
 
 /* Of one of each kind at a time the bytes do not count. */
 typedef enum BudgetKind
@@ -30,6 +23,14 @@ typedef enum BudgetKind
 } BudgetKind;
 
 #define BUDGET_KINDS		2
+
+/* Who pays: in the dispatcher a lane, which is a part of a role. */
+typedef struct BudgetShare
+{
+	struct BudgetShare *whole;	/* NULL: it is no part of another */
+	int64		bytes;
+	uint64		turns[BUDGET_KINDS];	/* of a whole: when it had its turn last */
+} BudgetShare;
 
 /* What one request, or one answer, has.  Zeros but for the share: nothing. */
 typedef struct BudgetAccount
@@ -52,6 +53,10 @@ extern void budget_give_back(BudgetAccount *account, int64 bytes);
 /* From now on all bytes of this one are had beyond the budget; false when another
  * of its kind does that. */
 extern bool budget_go_beyond(BudgetAccount *account);
+
+/* Whose turn is it rather: one's (or nobody's), or the other's?  And it has its turn. */
+extern bool budget_is_before(const BudgetShare *other, const BudgetShare *one, BudgetKind kind);
+extern void budget_take_turn(BudgetShare *share, BudgetKind kind);
 
 /* The bytes that count. */
 extern int64 budget_total(void);

@@ -23,6 +23,7 @@
 #include "answer.h"
 #include "call_internal.h"
 #include "fetch.h"
+#include "guc.h"
 #include "outcome.h"
 #include "token.h"
 
@@ -98,6 +99,31 @@ outcome_of_response(FlowCall *call, FlowResponse *response)
 }
 
 /*
+ * Did the caller give the platform less time than others do?  Anybody can have calls
+ * end without an answer that way, which says nothing of the platform.
+ */
+static bool
+was_hurried(const FlowCall *call, const HttpResult *result)
+{
+	const FlowServer *server = call->server;
+	int			usual_ms;
+
+	if (call->dispatching || result->outcome != HTTP_TIMEOUT)
+		return false;
+	if (result->connect_expired)
+	{
+		usual_ms = server->connect_timeout_ms >= 0 ?
+			server->connect_timeout_ms : DEFAULT_CONNECT_TIMEOUT_MS;
+		return call->limits.connect_timeout_ms < usual_ms;
+	}
+	usual_ms = server->timeout_ms >= 0 ? server->timeout_ms : DEFAULT_TIMEOUT_MS;
+
+	/* of its time, it may have waited for a place or for its token */
+	return call->limits.timeout_ms < usual_ms ||
+		result->duration_us / 1000 < usual_ms / 2;
+}
+
+/*
  * End the call by what became of a transfer: its own, or (is_shared) another
  * one's token request.
  */
@@ -128,8 +154,12 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 	if (outcome->trouble == HTTP_TROUBLE_LOCAL)
 		report = LIMITER_REPORT_NOTHING;
 
+	if (report == LIMITER_REPORT_TROUBLE && was_hurried(call, result))
+		report = LIMITER_REPORT_NOTHING;
+
 	/* whose trouble it was has reported it, but a probe has to tell its own */
-	if (is_shared && report == LIMITER_REPORT_TROUBLE && !call->place.is_probe)
+	if (is_shared && report == LIMITER_REPORT_TROUBLE &&
+		call->place.probe == LIMITER_NO_PROBE)
 		report = LIMITER_REPORT_NOTHING;
 	call_finish(call, report);
 }

@@ -257,7 +257,7 @@ check_dispatch(CheckReport *report, const FlowServer *server)
 	else if (is_paused(server->name))
 		add_sentence(&report->hint,
 					 _("Calls work, but queued flows wait: the server was paused, and its owner ends that with feishu.resume_server."));
-	else if (limiter_status(&server->app_key, &status) && status.pause != LIMITER_RUNNING)
+	else if (limiter_status(&server->app_key, server->userid, &status) && status.pause != LIMITER_RUNNING)
 		add_sentence(&report->hint,
 					 psprintf(_("Queued flows wait until %s: %s. The server's owner ends that with feishu.resume_server."),
 							  timestamptz_to_str(status.resume_at),

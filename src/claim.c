@@ -230,7 +230,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 #define CLAIM_COLUMNS(lane) \
 	"SELECT " lane ", o.id, o.namespace, o.flow_id, o.operator, o.params," \
 	" o.is_async, o.idempotent_key, o.loop_masks, o.ordering_key, o.attempts, o.max_attempts," \
-	" o.expires_at, o.own_key, o.unanswered, o.database, o.error, o.system_identifier FROM feishu_internal.outbox o"
+	" o.expires_at, o.own_key, o.unanswered, o.database, o.error, o.system_identifier, o.server_owner FROM feishu_internal.outbox o"
 
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
 

@@ -521,9 +521,7 @@ codec_write_request(const FlowRequest *request, StringInfo body)
 		codec_request_size(request, CODEC_MAX_REQUEST);
 
 	if (size > CODEC_MAX_REQUEST)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("the request is too large")));
+		elog(ERROR, "request is too large to be written");
 	resetStringInfo(body);
 	/* all at once: to grow is to have the most of it twice */
 	enlargeStringInfo(body, (int) size);

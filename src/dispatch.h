@@ -52,11 +52,13 @@ typedef struct LaneKey
 	Oid			roleid;
 } LaneKey;
 
-/* What flights of a role have of the memory. */
+/* What flights of a role have, whatever servers they are for. */
 typedef struct RoleShare
 {
 	Oid			roleid;			/* hash key */
-	BudgetShare share;
+	BudgetShare memory;
+	int			in_flight;
+	int			granted;		/* places that a claim under way may fill */
 } RoleShare;
 
 /* Written by lane.c; its cursors by claim.c and discover.c, by its functions. */
@@ -79,8 +81,11 @@ typedef struct Lane
 	LimiterPlace *places;		/* these, in a claim under way; else NULL */
 	int			num_places;
 	int			position;		/* in the claim under way */
+	Oid			server_owner;	/* likewise: whose its server is */
+	bool		owner_differs;	/* likewise: from that when a row was queued */
 	uint64		turn;			/* of the transaction in which it had one last */
-	BudgetShare *share;			/* of memory: its role's */
+	BudgetShare share;			/* of memory, a part of its role's */
+	RoleShare  *role;			/* what its role has */
 	int64		large_id;		/* the row that found no room in memory last */
 	int64		large_bytes;	/* what it takes, by its own size as written */
 	bool		suspect;		/* its last attempt got no answer */
@@ -169,7 +174,7 @@ typedef struct Dispatch
 	pairingheap *timed;
 	uint64		num_served;		/* counts places of the limiter */
 	dlist_head	untold;
-	dlist_head	want_memory;	/* lanes, who came first is first */
+	dlist_head	want_memory;	/* lanes, who came last is last */
 	/* flights */
 	dlist_head	claimed;		/* made of rows, not begun */
 	dlist_head	flights;		/* under way */
@@ -248,6 +253,9 @@ extern void lane_lookup_servers(Lane **lanes, FlowServer **servers, int num);
 /* lane.c: the server and credentials, or NULL, with the lane held; as claim.c */
 extern FlowServer *lane_lookup_server(Dispatch *dispatch, Lane *lane);
 
+/* lane.c: hold a lane that has rows which were queued when its server was another's */
+extern void lane_hold_for_owner(Dispatch *dispatch, Lane *lane);
+
 /* lane.c: flows of the lane are sent, with these credentials */
 extern void lane_note_app(Lane *lane, const AppKey *app);
 extern void lane_log_open(Lane *lane);
@@ -273,15 +281,23 @@ enum
 	CLAIM_ID, CLAIM_NAMESPACE, CLAIM_FLOW_ID, CLAIM_OPERATOR, CLAIM_PARAMS,
 	CLAIM_IS_ASYNC, CLAIM_IDEMPOTENT_KEY, CLAIM_LOOP_MASKS, CLAIM_ORDERING_KEY,
 	CLAIM_ATTEMPTS, CLAIM_MAX_ATTEMPTS, CLAIM_EXPIRES_AT, CLAIM_OWN_KEY,
-	CLAIM_UNANSWERED, CLAIM_DATABASE, CLAIM_ERROR, CLAIM_SYSTEM_IDENTIFIER
+	CLAIM_UNANSWERED, CLAIM_DATABASE, CLAIM_ERROR, CLAIM_SYSTEM_IDENTIFIER, CLAIM_SERVER_OWNER
 };
 
 /* flight.c: make a flight of a row of the last result: it is in dispatch->claimed */
 extern void flight_make(Dispatch *dispatch, Lane *lane, uint64 row);
 
-/* flight.c: read what is large of those that were claimed, as far as there is
- * room for it; no result of SQL is needed any more */
+/* flight_memory.c: read of a claimed row what is small; and read what is large of
+ * those that were claimed, as far as there is room for it: no result of SQL is needed
+ * any more */
+extern void flight_read_small(Flight *flight, uint64 row);
 extern void flight_read_large(Dispatch *dispatch);
+
+/* flight_memory.c: what was read is not needed any more: if it is large; in any case;
+ * and neither is anything else that the flight has */
+extern void flight_forget_large(Flight *flight);
+extern void flight_forget_jsonb(Flight *flight);
+extern void flight_give_memory_back(Dispatch *dispatch, Flight *flight);
 
 /* flight.c: make the call of a flight, with the place it was given */
 extern void flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server,
@@ -292,6 +308,9 @@ extern void flight_end(Dispatch *dispatch, Flight *flight);
 
 /* flight.c: it never was: give back what it holds, and have its row looked at */
 extern void flight_undo(Dispatch *dispatch, Flight *flight);
+
+/* flight.c: what pg_stat_activity shows */
+extern void flight_report_activity(const Dispatch *dispatch);
 
 /* flight.c: calls that have ended become ended flights, to be recorded */
 extern void flight_take_ended(Dispatch *dispatch);
@@ -308,7 +327,7 @@ extern void flight_take_back_stuck(Dispatch *dispatch);
 extern void flight_forget_recorded(Dispatch *dispatch);
 extern void flight_undo_turn(Dispatch *dispatch);
 
-/* flight.c: a lane does not wait for memory any more */
+/* flight_memory.c: a lane does not wait for memory any more */
 extern void flight_leave_memory(Dispatch *dispatch, Lane *lane);
 
 /* flight.c: how many more flights may there be; and with room for so many, how

@@ -505,29 +505,6 @@ read_clock(Work *work)
 	return now;
 }
 
-/* What pg_stat_activity shows. */
-static void
-report_activity(void)
-{
-	static int	shown = -1;
-	char		text[64];
-
-	if (dispatch.num_flights == shown)
-		return;
-	/* not at each flow */
-	if (shown > 0 && dispatch.num_flights > 0 &&
-		abs(dispatch.num_flights - shown) < feishu_guc_max_in_flight / 16)
-		return;
-	shown = dispatch.num_flights;
-	if (shown == 0)
-		pgstat_report_activity(STATE_IDLE, "idle");
-	else
-	{
-		snprintf(text, sizeof(text), "sending %d flows", shown);
-		pgstat_report_activity(STATE_RUNNING, text);
-	}
-}
-
 /* As many connections to a host as may be wanted: each flight may have a token
  * request. */
 static void
@@ -697,7 +674,7 @@ feishu_dispatcher_main(Datum main_arg)
 				finish_and_exit(DRAIN_MS, wait_event);
 			take_news(&work, wait_event);
 			transaction_flush_claims();
-			report_activity();
+			flight_report_activity(&dispatch);
 		}
 
 		/*

@@ -11,14 +11,10 @@
  *	 three quarters of what other lanes leave, and each always one, if there is
  *	 room at all: so one that hangs leaves room for others;
  * - the last eighth is a reserve for lanes that have no flight, and whose last one
- *	 got an answer: so many that hang do so, too, once they are known.
- *
- * What flights hold in memory is counted before it is there (budget.c): the row's
- * params, operator and masks as they are in the row and as they are written, and
- * then the answer.  What is large is read when there is room for it.  One flight at
- * a time may be beyond, of the lane that waits for longest, so that each gets its
- * turn, whatever its size.  A request that is larger than may be sent fails before
- * it is read, if its row tells, or written.
+ *	 got an answer: so many that hang do so, too, once they are known;
+ * - a role may have three quarters of what other roles leave, with its lanes of the
+ *	 reserve all but an eighth, and always one: so lanes that it makes without end,
+ *	 each on a server of its own, leave room for other roles.
  *
  * A flight's memory context has all of it.  It goes when its end is recorded, or
  * the transaction that claimed it is rolled back.
@@ -31,10 +27,10 @@
  */
 #include "postgres.h"
 
-#include "access/detoast.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -49,18 +45,8 @@
 #include "sqlrun.h"
 #include "stats.h"
 
-/* A row with more (not compressed, or as written) is read by itself, when there is
- * room. */
-#define LARGE_ROW			65536
-
-/* What is written of a row has at least a quarter of the row's bytes as jsonb. */
-#define ROW_TO_WRITTEN		4
-
-/* A request may be so much larger than when it was queued: it has a key. */
-#define SPARE_SIZE			1024
-
-/* A lane that found no room in memory is tried again so often. */
-#define MEMORY_RETRY_MS		100
+/* The longest pause that an answer can ask for. */
+#define PAUSE_MOST_S		300
 
 /* Ends that could not be written are tried again so often. */
 #define STUCK_RETRY_MS		5000
@@ -100,234 +86,33 @@ flight_site_room(const Site *site, int room)
 	return Min(room, Max(share - taken, taken == 0 ? 1 : 0));
 }
 
+/* How many more flights a role may have, of a lane that may use the reserve or not. */
+static int
+role_room(const RoleShare *role, bool reserve, int room)
+{
+	int			taken = role->in_flight + role->granted;
+	int			left = room + taken;	/* by other roles */
+	int			one = taken == 0 || (reserve && taken < left - eighth(left)) ? 1 : 0;
+
+	return Max(left * 3 / 4 - taken, one);
+}
+
 int
 flight_lane_room(const Dispatch *dispatch, const Lane *lane, int room)
 {
 	int			taken = lane->in_flight + lane->granted;
 	int			all = dispatch->num_flights + dispatch->granted + room;
 	int			share = (room + taken) * 3 / 4; /* of what other lanes leave */
+	bool		reserve = taken == 0 && !lane->suspect;
 	int			left = Min(flight_site_room(lane->site, room),
 						   Max(share - taken, taken == 0 ? 1 : 0));
 
-	if (taken > 0 || lane->suspect)
+	left = Min(left, role_room(lane->role, reserve, room));
+	if (!reserve)
 		left = Min(left, room - eighth(all));
 	else if (left > 1)
 		left = Max(Min(left, room - eighth(all)), 1);
 	return Max(left, 0);
-}
-
-
-/* ---------- Memory ---------- */
-
-void
-flight_leave_memory(Dispatch *dispatch, Lane *lane)
-{
-	if (lane->wants_memory)
-		dlist_delete(&lane->memory_node);
-	lane->wants_memory = false;
-}
-
-/* A lane has to wait for room in memory. */
-static void
-lane_wait_for_memory(Dispatch *dispatch, Lane *lane)
-{
-	if (!lane->wants_memory)
-		dlist_push_tail(&dispatch->want_memory, &lane->memory_node);
-	lane->wants_memory = lane->memory_refused = true;
-	lane_hold(dispatch, lane,
-			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MEMORY_RETRY_MS), NULL);
-}
-
-/* Take bytes for a flight, if there is room for them. */
-static bool
-take_memory(Dispatch *dispatch, Flight *flight, int64 bytes)
-{
-	bool		is_first = dlist_is_empty(&dispatch->want_memory) ||
-		dlist_head_node(&dispatch->want_memory) == &flight->lane->memory_node;
-
-	return budget_take(&flight->account, bytes) ||
-		(is_first && budget_go_beyond(&flight->account) && budget_take(&flight->account, bytes));
-}
-
-/* Give all back, when it is freed. */
-static void
-give_memory_back(Dispatch *dispatch, Flight *flight)
-{
-	bool		had_any = flight->account.bytes > 0;
-
-	budget_give_back(&flight->account, flight->account.bytes);
-	if (had_any && !dlist_is_empty(&dispatch->want_memory))
-		lane_look_again(dispatch,
-						dlist_container(Lane, memory_node, dlist_head_node(&dispatch->want_memory)),
-						GetCurrentTimestamp());
-}
-
-/* A jsonb column, copied to the current context, or NULL. */
-static Jsonb *
-row_jsonb(uint64 row, int column)
-{
-	bool		is_null;
-	Datum		value = sql_value(row, column, &is_null);
-
-	return is_null ? NULL : DatumGetJsonbPCopy(value);
-}
-
-/* The size of a column's value, without fetching it. */
-static int64
-row_size(uint64 row, int column)
-{
-	bool		is_null;
-	Datum		value = sql_value(row, column, &is_null);
-
-	return is_null ? 0 : (int64) toast_raw_datum_size(value);
-}
-
-/* The row's jsonb is not needed any more. */
-static void
-forget_jsonb(Flight *flight)
-{
-	FlowRequest *request = &flight->request;
-
-	if (request->operator_id != NULL)
-		pfree(request->operator_id);
-	if (request->params != NULL)
-		pfree(request->params);
-	if (request->loop_masks != NULL)
-		pfree(request->loop_masks);
-	request->operator_id = request->params = request->loop_masks = NULL;
-}
-
-/* What a flight's request may have as it is written. */
-static int64
-request_limit(const Flight *flight)
-{
-	return (int64) role_max_request_size(flight->lane->key.roleid) * 1024 + SPARE_SIZE;
-}
-
-/* Look how large the request is, whose jsonb was read. */
-static void
-measure(Flight *flight)
-{
-	int64		limit = request_limit(flight);
-
-	flight->request.size = codec_request_size(&flight->request, limit);
-	flight->too_large = flight->request.size > limit;
-}
-
-/* Read the row's jsonb into the flight's context: the columns from one on. */
-static void
-read_jsonb(Flight *flight, uint64 row, int operator, int params, int masks)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
-
-	flight->request.operator_id = row_jsonb(row, operator);
-	flight->request.params = row_jsonb(row, params);
-	flight->request.loop_masks = row_jsonb(row, masks);
-	MemoryContextSwitchTo(old_context);
-}
-
-/* Read what is small of a claimed row, and see what is large. */
-static void
-read_small(Flight *flight, uint64 row)
-{
-	flight->account.share = flight->lane->share;
-	flight->account.kind = BUDGET_REQUEST;
-	flight->raw = row_size(row, CLAIM_OPERATOR) + row_size(row, CLAIM_PARAMS) +
-		row_size(row, CLAIM_LOOP_MASKS);
-	flight->too_large = flight->raw / ROW_TO_WRITTEN > request_limit(flight);
-	flight->is_large = flight->raw >= LARGE_ROW;
-	if (flight->too_large || flight->is_large)
-		return;
-
-	read_jsonb(flight, row, CLAIM_OPERATOR, CLAIM_PARAMS, CLAIM_LOOP_MASKS);
-	measure(flight);
-	flight->is_large = flight->request.size >= LARGE_ROW;
-	if (flight->too_large || flight->is_large)
-		forget_jsonb(flight);
-	else
-		budget_take_anyway(&flight->account, flight->raw + flight->request.size);
-}
-
-/*
- * What a large row takes in memory: itself, and what is written of it, until that is
- * there.  How much that is shows when it is read, unless it was before.
- */
-static int64
-large_bytes(const Flight *flight)
-{
-	const Lane *lane = flight->lane;
-
-	if (flight->request.size > 0)
-		return flight->raw + flight->request.size;
-	return lane->large_id == flight->id ? lane->large_bytes : 2 * flight->raw;
-}
-
-/* Read a large row, if there is room; false: not now. */
-static bool
-read_large(Dispatch *dispatch, Flight *flight)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT operator, params, loop_masks FROM feishu_internal.outbox WHERE id = $1",
-		1, INT8OID);
-	Datum		values[1] = {Int64GetDatum(flight->id)};
-	Lane	   *lane = flight->lane;
-
-	/* behind one that waits already it need not be looked at */
-	if (lane->memory_refused || !take_memory(dispatch, flight, large_bytes(flight)))
-		return false;
-	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) != 1)
-		elog(ERROR, "claimed row " INT64_FORMAT " is gone", flight->id);
-	read_jsonb(flight, 0, 1, 2, 3);
-	measure(flight);
-	if (!flight->too_large && flight->raw + flight->request.size <= flight->account.bytes)
-	{
-		budget_give_back(&flight->account,
-						 flight->account.bytes - flight->raw - flight->request.size);
-		return true;
-	}
-	if (!flight->too_large &&
-		take_memory(dispatch, flight,
-					flight->raw + flight->request.size - flight->account.bytes))
-		return true;
-	lane->large_id = flight->id;
-	lane->large_bytes = flight->raw + flight->request.size;
-	forget_jsonb(flight);
-	budget_give_back(&flight->account, flight->account.bytes);
-	return flight->too_large;
-}
-
-/* Has the bound been raised since we looked?  To fail is for good. */
-static bool
-limit_was_raised(const Flight *flight)
-{
-	int64		before = request_limit(flight);
-
-	role_settings_read_again();
-	return request_limit(flight) > before;
-}
-
-void
-flight_read_large(Dispatch *dispatch)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &dispatch->claimed)
-	{
-		Flight	   *flight = dlist_container(Flight, node, iter.cur);
-		bool		waits;
-
-		if (flight->silent)
-			continue;
-		waits = flight->is_large && !flight->too_large && flight->request.operator_id == NULL &&
-			!read_large(dispatch, flight);
-		if (waits)
-			lane_wait_for_memory(dispatch, flight->lane);
-		if (waits || (flight->too_large && limit_was_raised(flight)))
-		{
-			flight->state = 'q';
-			flight->silent = true;
-		}
-	}
 }
 
 
@@ -379,6 +164,7 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 	dispatch->num_flights++;
 	lane->in_flight++;
 	lane->site->in_flight++;
+	lane->role->in_flight++;
 
 	flight->ordering_key = row_text(row, CLAIM_ORDERING_KEY);
 	/* one with a higher id was sent while this one was not in the queue */
@@ -404,19 +190,12 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 	flight->is_ours = origin_is_ours(sql_value(row, CLAIM_SYSTEM_IDENTIFIER, NULL),
 									 sql_value(row, CLAIM_DATABASE, NULL));
 	flight->last_error = row_text(row, CLAIM_ERROR);
-	if (!flight->silent)
-		read_small(flight, row);
+	/* a copied row is not sent to anybody; else none of the lane is */
+	lane->owner_differs |= flight->is_ours &&
+		DatumGetObjectId(sql_value(row, CLAIM_SERVER_OWNER, NULL)) != lane->server_owner;
+	if (!flight->silent && !lane->owner_differs)
+		flight_read_small(flight, row);
 	MemoryContextSwitchTo(old_context);
-}
-
-/* The request is written, and the jsonb that it was made of goes, if it is large. */
-static void
-forget_large(Flight *flight)
-{
-	if (!flight->is_large)
-		return;
-	forget_jsonb(flight);
-	budget_give_back(&flight->account, flight->raw);
 }
 
 /*
@@ -442,8 +221,8 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 	if (flight->state != '\0')
 	{
 		limiter_abandon(place);
-		forget_jsonb(flight);
-		give_memory_back(dispatch, flight);
+		flight_forget_jsonb(flight);
+		flight_give_memory_back(dispatch, flight);
 		flight_end(dispatch, flight);
 		return;
 	}
@@ -458,11 +237,11 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		limits.connect_timeout_ms = server->connect_timeout_ms >= 0 ?
 			server->connect_timeout_ms : feishu_guc_connect_timeout;
 		limits.max_response = (size_t) role_max_response_size(flight->lane->key.roleid) * 1024;
-		limits.share = flight->lane->share;
+		limits.share = &flight->lane->share;
 		flight->call = flow_call_start(flight->context, server_copy(server),
 									   &flight->request, &limits, place, flight);
 		flight->lane->postponed = 0;
-		forget_large(flight);
+		flight_forget_large(flight);
 		MemoryContextSwitchTo(context);
 	}
 	PG_CATCH();
@@ -478,8 +257,8 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		/* what there is of the call, and what it was to be made of */
 		MemoryContextDeleteChildren(flight->context);
 		flight->call = NULL;
-		forget_jsonb(flight);
-		give_memory_back(dispatch, flight);
+		flight_forget_jsonb(flight);
+		flight_give_memory_back(dispatch, flight);
 		if (record_is_lasting(error->sqlerrcode))
 			record_decide_error(flight, error->sqlerrcode, error->message);
 		else
@@ -509,13 +288,14 @@ flight_uncount(Dispatch *dispatch, Flight *flight)
 	dispatch->num_flights--;
 	flight->lane->in_flight--;
 	flight->lane->site->in_flight--;
+	flight->lane->role->in_flight--;
 }
 
 static void
 flight_free(Dispatch *dispatch, Flight *flight)
 {
 	flight_leave_lane(flight);
-	give_memory_back(dispatch, flight);
+	flight_give_memory_back(dispatch, flight);
 	MemoryContextDelete(flight->context);
 }
 
@@ -547,6 +327,13 @@ flight_undo(Dispatch *dispatch, Flight *flight)
 	flight_free(dispatch, flight);
 }
 
+/* How long the lane waits whose app has to, if the limiter has no room to know that. */
+static int64
+pause_ms(const FlowOutcome *outcome)
+{
+	return (int64) (Min(Max(outcome->reset_seconds, 1), PAUSE_MOST_S) * 1000);
+}
+
 void
 flight_take_ended(Dispatch *dispatch)
 {
@@ -556,6 +343,7 @@ flight_take_ended(Dispatch *dispatch)
 	{
 		Flight	   *flight = flow_call_owner(call);
 		const FlowOutcome *outcome = flow_call_outcome(call);
+		LimiterStatus status;
 
 		record_decide(flight, outcome);
 		if (outcome->response != NULL && outcome->response->body != NULL)
@@ -570,6 +358,9 @@ flight_take_ended(Dispatch *dispatch)
 							 outcome, flight->attempts > 1,
 							 GetCurrentTimestamp() - flight->started);
 		}
+		if (flight->silent && !outcome->held_back && flight->hold_until == 0 &&
+			!limiter_status(&flight->lane->app, flight->lane->key.roleid, &status))
+			flight->hold_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms(outcome));
 		if (flight->hold_until != 0)
 			lane_hold(dispatch, flight->lane, flight->hold_until, flight->error);
 		flight_end(dispatch, flight);
@@ -693,4 +484,26 @@ flight_ids_array(Lane *lane, int64 min_id)
 	}
 	return PointerGetDatum(construct_array(values, num, INT8OID, 8, FLOAT8PASSBYVAL,
 										   TYPALIGN_DOUBLE));
+}
+
+void
+flight_report_activity(const Dispatch *dispatch)
+{
+	static int	shown = -1;
+	char		text[64];
+
+	if (dispatch->num_flights == shown)
+		return;
+	/* not at each flow */
+	if (shown > 0 && dispatch->num_flights > 0 &&
+		abs(dispatch->num_flights - shown) < feishu_guc_max_in_flight / 16)
+		return;
+	shown = dispatch->num_flights;
+	if (shown == 0)
+		pgstat_report_activity(STATE_IDLE, "idle");
+	else
+	{
+		snprintf(text, sizeof(text), "sending %d flows", shown);
+		pgstat_report_activity(STATE_RUNNING, text);
+	}
 }

@@ -15,15 +15,14 @@
  * Refused credentials hold back dispatch; every ten minutes one flow is tried.
  * (Other credentials are another app, so a corrected user mapping works at
  * once.)  A quota that is used up holds back everybody; one flow is tried
- * every hour, and one synchronous call a second.  The breaker opens after a
- * row of calls without an answer; then one dispatched flow at a time probes
- * the platform, at growing intervals, until somebody gets an answer.
+ * every hour, and one synchronous call a second.  A platform that does not answer
+ * gets single probes (breaker.c).
  * Answers to what was sent before a change of state come in for a while after
  * it, and say nothing about the new state: each change begins an epoch, and
  * most reports count only in the epoch in which their call went out.
  *
  * A restart forgets what one trial finds out again: refused credentials, a used-up
- * quota, the breaker.  What was sent, and a pause that the platform asked for,
+ * quota, the breakers.  What was sent, and a pause that the platform asked for,
  * are kept (limiter_keep.c).
  *
  * Functions of the state and the time, and of the delays of guc.c: limiter.c
@@ -37,7 +36,6 @@
  */
 #include "postgres.h"
 
-#include "miscadmin.h"
 #include "utils/timestamp.h"
 
 #include "gate.h"
@@ -58,9 +56,6 @@
 #define GATE_TRY_CREDENTIALS_MS	(10 * 60 * 1000)
 #define GATE_TRY_QUOTA_MS		(60 * 60 * 1000)
 #define GATE_TRY_QUOTA_NOW_MS	1000
-
-/* So many calls without an answer, and none with one, open the breaker. */
-#define GATE_BREAKER_TROUBLES	5
 
 /*
  * There is a free place, but others have a turn: they were woken when it
@@ -101,8 +96,7 @@ gate_check_clock(AppGate *gate, TimestampTz now)
 		gate->tried_at = now;
 	if (gate->history.last > now)
 		gate->history.last = now;
-	if (gate->probe_at > ms_after(now, gate->backoff_ms))
-		gate->probe_at = now;
+	breakers_check_clock(&gate->breakers, now);
 }
 
 bool
@@ -118,7 +112,7 @@ gate_is_live(AppGate *gate, TimestampTz now)
 	gate_check_clock(gate, now);
 	return gate_must_keep(gate, now) ||
 		(gate->stop != LIMITER_RUNNING && gate_try_at(gate, true) > now) ||
-		(gate->open && gate->probe_at > now);
+		breakers_are_live(&gate->breakers, now);
 }
 
 /* Take a place. */
@@ -133,7 +127,7 @@ gate_take(AppGate *gate, LimiterPlace *place)
 	gate->in_flight++;
 	place->taken = true;
 	place->stop_epoch = gate->stop_epoch;
-	place->open_epoch = gate->open_epoch;
+	place->open_epoch = gate->breakers.epoch;
 }
 
 /* Give back what a place holds.  True if somebody waits for that. */
@@ -156,7 +150,7 @@ gate_give_back(AppGate *gate, LimiterPlace *place)
 	}
 	gate->in_flight--;
 	place->taken = false;
-	return gate_turns(gate) > 0 || place->is_probe;
+	return gate_turns(gate) > 0 || place->probe != LIMITER_NO_PROBE;
 }
 
 /*
@@ -164,10 +158,11 @@ gate_give_back(AppGate *gate, LimiterPlace *place)
  * not and when to ask again.
  */
 static bool
-gate_check_pauses(AppGate *gate, bool dispatching, LimiterPlace *place,
+gate_check_pauses(AppGate *gate, Oid roleid, bool dispatching, LimiterPlace *place,
 				  TimestampTz now, TimestampTz *retry_at, LimiterPause *why)
 {
-	place->is_trial = place->is_probe = false;
+	place->is_trial = false;
+	place->probe = LIMITER_NO_PROBE;
 	if (gate->stop == LIMITER_QUOTA || (gate->stop == LIMITER_CREDENTIALS && dispatching))
 	{
 		*why = gate->stop;
@@ -176,14 +171,10 @@ gate_check_pauses(AppGate *gate, bool dispatching, LimiterPlace *place,
 			return false;
 		place->is_trial = true;
 	}
-	if (gate->open && dispatching)
+	if (dispatching && !breakers_admit(&gate->breakers, roleid, now, &place->probe, retry_at))
 	{
-		*why = LIMITER_BREAKER;
-		/* whatever becomes of a probe, its end wakes us */
-		*retry_at = gate->probe_pid != 0 ? DT_NOEND : gate->probe_at;
-		if (*retry_at > now)
-			return false;
-		place->is_probe = true;
+		*why = gate->breakers.all.open ? LIMITER_BREAKER : LIMITER_ROLE_BREAKER;
+		return false;
 	}
 	return true;
 }
@@ -223,10 +214,10 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps
 	bool		full;
 
 	gate_check_clock(gate, now);
-	if (!gate_check_pauses(gate, dispatching, place, now, retry_at, why))
+	if (!gate_check_pauses(gate, server->userid, dispatching, place, now, retry_at, why))
 	{
 		(void) gate_give_back(gate, place); /* others need not wait for us */
-		place->is_trial = place->is_probe = false;
+		place->is_trial = false;
 		return LIMITER_WAIT;
 	}
 
@@ -266,8 +257,7 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps
 			gate_count(gate, &server->max_rate, place, now);
 		if (place->is_trial)
 			gate->tried_at = now;
-		if (place->is_probe)
-			gate->probe_pid = MyProcPid;
+		breakers_begin_probe(&gate->breakers, server->userid, place->probe);
 		gate_take(gate, place);
 		return LIMITER_GO;
 	}
@@ -296,51 +286,15 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps
 		place->has_turn = true;
 		place->turn = gate->turns_drawn++;
 	}
-	place->is_trial = place->is_probe = false;
+	place->is_trial = false;
+	place->probe = LIMITER_NO_PROBE;
 	return LIMITER_WAIT;
 }
 
 
 /* ---------- Reports ---------- */
 
-/* The breaker hears of trouble.  Returns what changed. */
-static int
-gate_note_trouble(AppGate *gate, bool is_probe, TimestampTz now, bool may_break)
-{
-	if (gate->open)
-	{
-		if (is_probe)
-		{
-			gate->backoff_ms = (int) Min(2 * (int64) gate->backoff_ms,
-										 feishu_guc_retry_max_delay);
-			gate->probe_at = ms_after(now, gate->backoff_ms);
-		}
-		return 0;
-	}
-	if (!may_break || ++gate->troubles < GATE_BREAKER_TROUBLES)
-		return 0;
-	gate->open = true;
-	gate->open_epoch++;
-	gate->probe_pid = 0;
-	gate->backoff_ms = Min(feishu_guc_retry_base_delay, feishu_guc_retry_max_delay);
-	gate->probe_at = ms_after(now, gate->backoff_ms);
-	return GATE_OPENED;
-}
-
-/* The breaker hears of an answer.  Likewise. */
-static int
-gate_note_answer(AppGate *gate)
-{
-	gate->troubles = 0;
-	if (!gate->open)
-		return 0;
-	gate->open = false;
-	gate->open_epoch++;
-	gate->probe_pid = 0;
-	return GATE_CLOSED;
-}
-
-/* Pause the app, or let it go on.  Likewise. */
+/* Pause the app, or let it go on.  Returns what changed. */
 static int
 gate_set_stop(AppGate *gate, LimiterPause stop, TimestampTz now)
 {
@@ -370,17 +324,16 @@ gate_note_rate(AppGate *gate, double reset_seconds, TimestampTz now)
 
 /* Take a report in.  Returns what changed. */
 int
-gate_report(AppGate *gate, const LimiterPlace *place, LimiterReport report,
+gate_report(AppGate *gate, Oid roleid, const LimiterPlace *place, LimiterReport report,
 			double reset_seconds, TimestampTz now, bool may_break)
 {
 	/* what was not sent in a place is about now */
 	bool		same_stop = !place->taken || place->stop_epoch == gate->stop_epoch;
-	bool		same_open = !place->taken || place->open_epoch == gate->open_epoch;
-	bool		is_probe = place->taken && place->is_probe && same_open;
+	uint64		epoch = place->taken ? place->open_epoch : PG_UINT64_MAX;
+	LimiterProbe probe = place->taken ? place->probe : LIMITER_NO_PROBE;
 	int			changes = 0;
 
-	if (is_probe)
-		gate->probe_pid = 0;
+	breakers_end_probe(&gate->breakers, roleid, probe, epoch);
 	if ((report == LIMITER_REPORT_NOTHING || report == LIMITER_REPORT_REFUSED) &&
 		place->taken && place->is_trial && same_stop)
 		gate->tried_at = 0;		/* it was none */
@@ -390,31 +343,31 @@ gate_report(AppGate *gate, const LimiterPlace *place, LimiterReport report,
 		case LIMITER_REPORT_NOTHING:
 			break;
 		case LIMITER_REPORT_ANSWERED:
-			changes = gate_note_answer(gate);
+			changes = breakers_note_answer(&gate->breakers, roleid, false);
 			if (same_stop)
 				changes |= gate_set_stop(gate, LIMITER_RUNNING, now);
 			break;
 		case LIMITER_REPORT_TOKEN:
 		case LIMITER_REPORT_REACHED:
 			if (report == LIMITER_REPORT_REACHED)
-				changes = gate_note_answer(gate);
+				changes = breakers_note_answer(&gate->breakers, roleid, true);
 			if (gate->stop == LIMITER_CREDENTIALS)
 				changes |= gate_set_stop(gate, LIMITER_RUNNING, now);
 			break;
 		case LIMITER_REPORT_REFUSED:
-			changes = gate_note_answer(gate);
+			changes = breakers_note_answer(&gate->breakers, roleid, false);
 			break;
 		case LIMITER_REPORT_TROUBLE:
-			if (same_open)
-				changes = gate_note_trouble(gate, is_probe, now, may_break);
+			if (may_break)
+				changes = breakers_note_trouble(&gate->breakers, roleid, probe, epoch, now);
 			break;
 		case LIMITER_REPORT_RATE:
-			changes = gate_note_answer(gate);
+			changes = breakers_note_answer(&gate->breakers, roleid, false);
 			changes |= gate_note_rate(gate, reset_seconds, now);
 			break;
 		case LIMITER_REPORT_CREDENTIALS:
 		case LIMITER_REPORT_QUOTA:
-			changes = gate_note_answer(gate);
+			changes = breakers_note_answer(&gate->breakers, roleid, false);
 			if (same_stop)
 				changes |= gate_set_stop(gate, report == LIMITER_REPORT_QUOTA ?
 										 LIMITER_QUOTA : LIMITER_CREDENTIALS, now);
@@ -431,8 +384,7 @@ gate_forget_process(AppGate *gate, int pid, int places, int turns)
 {
 	gate->in_flight -= places;
 	gate->turns_over += turns;
-	if (gate->probe_pid == pid)
-		gate->probe_pid = 0;
+	breakers_forget_process(&gate->breakers, pid);
 }
 
 bool
@@ -448,7 +400,7 @@ gate_pause_is_unkept(AppGate *gate, TimestampTz now)
 }
 
 void
-gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status)
+gate_status(AppGate *gate, Oid roleid, TimestampTz now, LimiterStatus *status)
 {
 	gate_check_clock(gate, now);
 	status->in_flight = gate->in_flight;
@@ -463,11 +415,8 @@ gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status)
 		status->pause = LIMITER_RATE;
 		status->resume_at = gate->rate_until;
 	}
-	else if (gate->open)
-	{
-		status->pause = LIMITER_BREAKER;
-		status->resume_at = gate->probe_at;
-	}
+	else if (breakers_hold(&gate->breakers, roleid, &status->resume_at))
+		status->pause = gate->breakers.all.open ? LIMITER_BREAKER : LIMITER_ROLE_BREAKER;
 	if (status->pause != LIMITER_RUNNING)
 		status->resume_at = Max(status->resume_at, now);
 }
@@ -475,14 +424,10 @@ gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status)
 bool
 gate_resume(AppGate *gate)
 {
-	bool		was_paused = gate->open || gate->stop != LIMITER_RUNNING;
+	bool		was_paused = breakers_resume(&gate->breakers) || gate->stop != LIMITER_RUNNING;
 
 	gate->rate_until = 0;
 	gate->stop = LIMITER_RUNNING;
 	gate->stop_epoch++;
-	gate->open = false;
-	gate->open_epoch++;
-	gate->probe_pid = 0;
-	gate->troubles = 0;
 	return was_paused;
 }

@@ -14,6 +14,7 @@
 #ifndef FEISHU_GATE_H
 #define FEISHU_GATE_H
 
+#include "breaker.h"
 #include "limiter.h"
 #include "rate.h"
 
@@ -38,20 +39,13 @@ typedef struct AppGate
 	uint32		stop_epoch;		/* changes with it, see gate.c */
 	TimestampTz tried_at;		/* the last time */
 
-	bool		open;			/* the breaker */
-	uint32		open_epoch;		/* changes with it */
-	int			troubles;		/* in a row */
-	int			probe_pid;		/* who probes, 0: nobody */
-	int			backoff_ms;
-	TimestampTz probe_at;		/* not before */
+	Breakers	breakers;
 } AppGate;
 
-/* What a report changes: flags. */
-#define GATE_OPENED		0x01
-#define GATE_CLOSED		0x02
-#define GATE_PAUSED		0x04
-#define GATE_RESUMED	0x08
-#define GATE_RATE		0x10
+/* What a report changes: flags, besides those of breaker.h. */
+#define GATE_PAUSED		0x0100
+#define GATE_RESUMED	0x0200
+#define GATE_RATE		0x0400
 
 /* Calls that wait for max_rate or max_concurrency. */
 static inline uint32
@@ -60,11 +54,18 @@ gate_turns(const AppGate *gate)
 	return gate->turns_drawn - gate->turns_over;
 }
 
+/* Does nobody have a place or a turn? */
+static inline bool
+gate_is_idle(const AppGate *gate)
+{
+	return gate->in_flight == 0 && gate_turns(gate) == 0;
+}
+
 /* Is nobody held back, but by the limits of a server? */
 static inline bool
 gate_is_open(const AppGate *gate)
 {
-	return gate->stop == LIMITER_RUNNING && gate->rate_until == 0 && !gate->open;
+	return gate->stop == LIMITER_RUNNING && gate->rate_until == 0 && !gate->breakers.any_open;
 }
 
 /*
@@ -90,11 +91,12 @@ extern LimiterVerdict gate_admit(AppGate *gate, const FlowServer *server,
 								 LimiterPause *why, bool *unkept);
 
 /*
- * Take a report in, before gate_give_back.  may_break: the breaker may open.
- * Returns flags of what changed.
+ * Take a report of a role's call in, before gate_give_back.  may_break: a breaker
+ * may open.  Returns flags of what changed.
  */
-extern int	gate_report(AppGate *gate, const LimiterPlace *place, LimiterReport report,
-						double reset_seconds, TimestampTz now, bool may_break);
+extern int	gate_report(AppGate *gate, Oid roleid, const LimiterPlace *place,
+						LimiterReport report, double reset_seconds, TimestampTz now,
+						bool may_break);
 
 /* Give back what a place holds.  True if somebody waits for that. */
 extern bool gate_give_back(AppGate *gate, LimiterPlace *place);
@@ -108,7 +110,8 @@ extern void gate_forget_process(AppGate *gate, int pid, int places, int turns);
  */
 extern bool gate_pause_is_unkept(AppGate *gate, TimestampTz now);
 
-extern void gate_status(AppGate *gate, TimestampTz now, LimiterStatus *status);
+/* As it is for a role. */
+extern void gate_status(AppGate *gate, Oid roleid, TimestampTz now, LimiterStatus *status);
 
 /* Forget all pauses; true if there was one but for the rate. */
 extern bool gate_resume(AppGate *gate);

@@ -19,8 +19,8 @@
 #include "guc.h"
 
 char	   *feishu_guc_server = NULL;
-int			feishu_guc_timeout = 30 * 1000;
-int			feishu_guc_connect_timeout = 8 * 1000;
+int			feishu_guc_timeout = DEFAULT_TIMEOUT_MS;
+int			feishu_guc_connect_timeout = DEFAULT_CONNECT_TIMEOUT_MS;
 int			feishu_guc_max_connection_age = 5 * 60 * 1000;
 int			feishu_guc_max_response_size = 16 * 1024;
 int			feishu_guc_max_request_size = 16 * 1024;
@@ -57,7 +57,7 @@ guc_define_settings(void)
 							"Sets the maximum time of a flow call, access token included.",
 							"A timeout argument or the server's timeout option overrides it.",
 							&feishu_guc_timeout,
-							30 * 1000, 1, INT_MAX,
+							DEFAULT_TIMEOUT_MS, 1, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 
@@ -65,7 +65,7 @@ guc_define_settings(void)
 							"Sets the maximum time to establish a connection to the platform.",
 							"It covers name lookup, TCP and TLS. The server's connect_timeout option overrides it.",
 							&feishu_guc_connect_timeout,
-							8 * 1000, 1, INT_MAX,
+							DEFAULT_CONNECT_TIMEOUT_MS, 1, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 

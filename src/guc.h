@@ -12,6 +12,10 @@
 #ifndef FEISHU_GUC_H
 #define FEISHU_GUC_H
 
+/* What a call has if nobody says otherwise. */
+#define DEFAULT_TIMEOUT_MS			(30 * 1000)
+#define DEFAULT_CONNECT_TIMEOUT_MS	(8 * 1000)
+
 /* The most that feishu_flow.max_apps can be. */
 #define MAX_APPS_LIMIT	10000
 

@@ -13,7 +13,8 @@
  * reads it, and uses no connection and no TLS session of the former authorities.
  *
  * A folder may lack what an administrator has put into the file alone, as is often
- * done in containers.  So it is used only if it has as many authorities.
+ * done in containers.  So it is used only if it has all of the file.  It may have
+ * more, as the certificate that Debian makes for a host itself.
  *
  * Nothing here throws; signals are blocked by the caller, see http.c.
  *
@@ -29,6 +30,9 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/hashfn.h"
 
 #include "http_internal.h"
 
@@ -163,44 +167,130 @@ is_hashed_name(const char *name)
 	return number[0] != '\0' && number[strspn(number, "0123456789")] == '\0';
 }
 
-/* How many authorities can be found in a folder; -1: it cannot be read. */
+/* Authorities, each by a hash of its text; malloc'ed. */
+typedef struct Authorities
+{
+	uint64	   *hashes;
+	int			count;
+	int			room;
+} Authorities;
+
+static bool
+authorities_add(Authorities *all, uint64 hash)
+{
+	if (all->count == all->room)
+	{
+		int			room = Max(2 * all->room, 256);
+		uint64	   *hashes = realloc(all->hashes, room * sizeof(uint64));
+
+		if (hashes == NULL)
+			return false;
+		all->hashes = hashes;
+		all->room = room;
+	}
+	all->hashes[all->count++] = hash;
+	return true;
+}
+
 static int
-count_in_folder(const char *path)
+compare_hashes(const void *one, const void *other)
+{
+	uint64		left = *(const uint64 *) one;
+	uint64		right = *(const uint64 *) other;
+
+	return left < right ? -1 : left > right;
+}
+
+/* Add the authorities of a file, but the first alone if it is one of a folder, and
+ * close it.  False: that cannot be done. */
+static bool
+add_of_file(Authorities *all, FILE *file, bool first_alone)
+{
+	char		line[256];
+	bool		inside = false;
+	bool		ok = file != NULL;
+	uint64		hash = 0;
+
+	while (ok && fgets(line, sizeof(line), file) != NULL)
+	{
+		if (strncmp(line, "-----BEGIN ", 11) == 0)
+		{
+			inside = strstr(line, "CERTIFICATE-----") != NULL;
+			hash = 0;
+		}
+		else if (inside && strncmp(line, "-----END ", 9) == 0)
+		{
+			ok = authorities_add(all, hash);
+			inside = false;
+			if (first_alone)
+				break;
+		}
+		else if (inside)
+		{
+			/* files differ in how they break lines */
+			for (const char *p = line; *p != '\0'; p++)
+			{
+				if (!isspace((unsigned char) *p))
+					hash = hash_combine64(hash, (unsigned char) *p);
+			}
+		}
+	}
+	if (file != NULL)
+		fclose(file);
+	return ok;
+}
+
+/* Add what OpenSSL finds in a folder. */
+static bool
+add_of_folder(Authorities *all, const char *path)
 {
 	DIR		   *folder = opendir(path);
 	struct dirent *entry;
-	int			count = 0;
+	bool		ok = folder != NULL;
 
-	if (folder == NULL)
-		return -1;
-	while ((entry = readdir(folder)) != NULL)
+	while (ok && (entry = readdir(folder)) != NULL)
 	{
-		/* not a link to what is not there */
-		if (is_hashed_name(entry->d_name) &&
-			faccessat(dirfd(folder), entry->d_name, R_OK, 0) == 0)
-			count++;
+		FILE	   *file;
+		int			fd;
+
+		if (!is_hashed_name(entry->d_name))
+			continue;
+		/* it may be a link to what is not there */
+		fd = openat(dirfd(folder), entry->d_name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+		if (fd < 0)
+		{
+			ok = errno != EMFILE && errno != ENFILE && errno != ENOMEM;
+			continue;
+		}
+		file = fdopen(fd, "r");
+		if (file == NULL)
+			close(fd);
+		ok = add_of_file(all, file, true);
 	}
-	closedir(folder);
-	return count;
+	if (folder != NULL)
+		closedir(folder);
+	return ok;
 }
 
-/* How many are in a file; -1: it cannot be read. */
-static int
-count_in_file(const char *path)
+/* Has a folder all that a file has?  It may have more.  False: that cannot be said. */
+static bool
+compare_with_file(const char *folder, const char *file, bool *has_all)
 {
-	FILE	   *file = fopen(path, "r");
-	char		line[256];
-	int			count = 0;
+	Authorities of_folder = {0};
+	Authorities of_file = {0};
+	bool		ok = add_of_folder(&of_folder, folder) &&
+		add_of_file(&of_file, fopen(file, "re"), false);
 
-	if (file == NULL)
-		return -1;
-	while (fgets(line, sizeof(line), file) != NULL)
-	{
-		if (strncmp(line, "-----BEGIN ", 11) == 0 && strstr(line, "CERTIFICATE-----") != NULL)
-			count++;
-	}
-	fclose(file);
-	return count;
+	*has_all = ok && of_file.count > 0;
+	if (*has_all)
+		qsort(of_folder.hashes, of_folder.count, sizeof(uint64), compare_hashes);
+	for (int i = 0; i < of_file.count && *has_all; i++)
+		*has_all = of_folder.count > 0 &&
+			bsearch(&of_file.hashes[i], of_folder.hashes, of_folder.count, sizeof(uint64),
+					compare_hashes) != NULL;
+	free(of_folder.hashes);
+	free(of_file.hashes);
+	return ok;
 }
 
 /* Has the folder all that the file has?  If either cannot be read: no. */
@@ -213,15 +303,12 @@ folder_is_whole(const curl_version_info_data *info)
 	static FileState file;
 	FileState	folder_now = state_of(info->capath);
 	FileState	file_now = state_of(info->cainfo);
-	int			in_folder;
 
 	if (is_known && same_state(&folder, &folder_now) && same_state(&file, &file_now))
 		return is_whole;
 
-	in_folder = count_in_folder(info->capath);
-	is_whole = in_folder > 0 && in_folder == count_in_file(info->cainfo);
-	/* maybe there was no descriptor to look with */
-	is_known = in_folder >= 0;
+	/* maybe there was no descriptor or memory to look with */
+	is_known = compare_with_file(info->capath, info->cainfo, &is_whole);
 	folder = folder_now;
 	file = file_now;
 	return is_whole;

@@ -105,16 +105,8 @@ body_resume(HttpTransfer *transfer)
 static HttpTransfer *
 earlier_turn(HttpTransfer *one, HttpTransfer *other)
 {
-	return one == NULL || other->account.share->turn < one->account.share->turn ? other : one;
-}
-
-/* A transfer has its role's turn. */
-static void
-take_turn(HttpTransfer *transfer)
-{
-	static uint64 turn = 0;
-
-	transfer->account.share->turn = ++turn;
+	return budget_is_before(other->account.share, one != NULL ? one->account.share : NULL,
+							BUDGET_ANSWER) ? other : one;
 }
 
 void
@@ -135,7 +127,7 @@ http_bodies_go_on(HttpLoop *loop)
 	if (next == NULL || !budget_go_beyond(&next->account))
 		return;
 	next->beyond_since = GetCurrentTimestamp();
-	take_turn(next);
+	budget_take_turn(next->account.share, BUDGET_ANSWER);
 	body_resume(next);
 }
 
@@ -424,6 +416,6 @@ http_body_next_heavy(HttpLoop *loop)
 	dlist_foreach(iter, &loop->heavy)
 		next = earlier_turn(next, dlist_container(HttpTransfer, node, iter.cur));
 	if (next != NULL)
-		take_turn(next);
+		budget_take_turn(next->account.share, BUDGET_ANSWER);
 	return next;
 }

@@ -139,13 +139,30 @@ info(HttpTransfer *transfer, CURLINFO what)
 	return (int) number;
 }
 
-/* The number behind a mark in libcurl's words; 0: there is none. */
+/* The number behind the last such mark in libcurl's words; 0: there is none. */
 static int
 number_behind(HttpTransfer *transfer, const char *mark, int base)
 {
-	const char *found = strstr(transfer->handle->error_buffer, mark);
+	const char *rest = transfer->handle->error_buffer;
+	const char *found = NULL;
 
-	return found ? (int) strtoul(found + strlen(mark), NULL, base) : 0;
+	while ((rest = strstr(rest, mark)) != NULL)
+		found = rest += strlen(mark);
+	return found ? (int) strtoul(found, NULL, base) : 0;
+}
+
+/*
+ * The stream, or the connection, ended with an error of HTTP/2: "(err 1)", or from 8.19
+ * "(error 0x1 PROTOCOL_ERROR)".  Others have no number.
+ */
+static HttpCause
+http2_cause(HttpTransfer *transfer)
+{
+	int			error = number_behind(transfer, "(err ", 10);
+
+	if (error == 0)
+		error = number_behind(transfer, "(error 0x", 16);
+	return error != 0 ? cause(HTTP_CAUSE_HTTP2, error) : cause(HTTP_CAUSE_BROKE_OFF, 0);
 }
 
 /* There is no connection, by what the system says. */
@@ -295,7 +312,7 @@ http_cause_find(HttpTransfer *transfer, CURLcode code)
 			return cause(HTTP_CAUSE_BROKE_OFF, 0);
 		case CURLE_HTTP2:
 		case CURLE_HTTP2_STREAM:
-			return cause(HTTP_CAUSE_HTTP2, number_behind(transfer, "(err ", 10));
+			return http2_cause(transfer);
 		case CURLE_UNSUPPORTED_PROTOCOL:
 		case CURLE_WEIRD_SERVER_REPLY:
 			return cause(HTTP_CAUSE_NOT_HTTP, 0);

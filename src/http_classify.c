@@ -32,8 +32,7 @@ transfer_phase(HttpTransfer *transfer)
 	}			phases[] =
 	{
 		{CURLINFO_NAMELOOKUP_TIME, gettext_noop("resolving the host name")},
-		{CURLINFO_CONNECT_TIME, gettext_noop("connecting")},
-		{CURLINFO_PRETRANSFER_TIME, gettext_noop("establishing the connection")}
+		{CURLINFO_CONNECT_TIME, gettext_noop("connecting")}
 	};
 
 	/* the times of a reused connection are 0: look at what came first */
@@ -55,7 +54,9 @@ transfer_phase(HttpTransfer *transfer)
 		if (curl_easy_getinfo(easy, phases[i].info, &seconds) == CURLE_OK && seconds <= 0)
 			return phases[i].phase;
 	}
-	return gettext_noop("handing over the request");
+	/* for this, some libcurls set the time of any transfer that ends */
+	return transfer->begun ? gettext_noop("handing over the request") :
+		gettext_noop("establishing the connection");
 }
 
 /*
@@ -272,7 +273,7 @@ http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 	 * libcurl was about to send the request a second time: we refused that, or
 	 * it found no way to.
 	 */
-	if (transfer->resent || is_lost_at_resend(transfer, answer_began))
+	if (transfer->resent || transfer->stale || is_lost_at_resend(transfer, answer_began))
 		result->trouble = HTTP_TROUBLE_KEPT;
 	switch (result->trouble)
 	{

@@ -5,8 +5,8 @@
  *
  * Of HTTP/1 what is sent unsolicited would be taken for the answer to the next
  * request: libcurl 7.88 uses such a connection again (curl issue 10646).  It
- * does not when it is shut down; or, as recent ones look at a connection once a
- * second only, it fails to send a request there and takes another connection.
+ * does not when it is shut down.  Recent ones look at a connection once a second
+ * only; they are kept from sending a request there, see http_transfer_on_request.
  *
  * In the same way ends what is to take no more requests: a connection that its
  * peer will soon close, as it says, for want of a request; that is as old as
@@ -37,19 +37,65 @@
 /* Buffers of bytes that are thrown away when a connection is shut down. */
 #define MAX_DISCARDED			64
 
+/* Port of a socket's address, and the address as text; -1: neither is known. */
+static int
+address_text(const struct sockaddr_storage *address, char *text, size_t size)
+{
+	const struct sockaddr_in *in = (const struct sockaddr_in *) address;
+	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *) address;
+
+	if (address->ss_family == AF_INET && inet_ntop(AF_INET, &in->sin_addr, text, size) != NULL)
+		return ntohs(in->sin_port);
+	if (address->ss_family == AF_INET6 && inet_ntop(AF_INET6, &in6->sin6_addr, text, size) != NULL)
+		return ntohs(in6->sin6_port);
+	return -1;
+}
+
+/* The local port of a socket; 0: it is not known. */
+static int
+port_of(int fd)
+{
+	struct sockaddr_storage address;
+	socklen_t	size = sizeof(address);
+	char		text[INET6_ADDRSTRLEN];
+
+	if (getsockname(fd, (struct sockaddr *) &address, &size) != 0)
+		return 0;
+	return Max(address_text(&address, text, sizeof(text)), 0);
+}
+
 /*
  * Shut down a connection, so that libcurl does not use it again.  What it brought is
  * thrown away: with bytes to read, be it TLS's word that this is the end, libcurl 7.88
  * takes a connection for alive, and gives up after five that are not.
  */
 void
-http_conn_shut(int fd)
+http_conn_shut(HttpSockets *set, int fd)
 {
+	HttpSocket *slot = &set->slots[fd];
 	char		buffer[4096];
 
+	if (slot->shut_port == 0)
+	{
+		slot->shut_port = port_of(fd);
+		set->num_shut += slot->shut_port != 0;
+	}
 	(void) shutdown(fd, SHUT_RDWR);
 	for (int i = 0; i < MAX_DISCARDED && recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT) > 0; i++)
 		;
+}
+
+/* Is it one that we shut down?  That libcurl says which by the local port alone does no
+ * harm: another one of that port is not used again, either. */
+bool
+http_conn_is_shut(const HttpSockets *set, int local_port)
+{
+	for (int fd = 0; fd < set->num_known && set->num_shut > 0; fd++)
+	{
+		if (set->slots[fd].shut_port == local_port && local_port != 0)
+			return true;
+	}
+	return false;
 }
 
 /* When a connection is to be retired. */
@@ -125,20 +171,6 @@ http_conn_is_open(const HttpSockets *set, int fd)
 	return fd < set->num_slots && set->slots[fd].opened;
 }
 
-/* Port of a socket's address, and the address as text; -1: neither is known. */
-static int
-address_text(const struct sockaddr_storage *address, char *text, size_t size)
-{
-	const struct sockaddr_in *in = (const struct sockaddr_in *) address;
-	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *) address;
-
-	if (address->ss_family == AF_INET && inet_ntop(AF_INET, &in->sin_addr, text, size) != NULL)
-		return ntohs(in->sin_port);
-	if (address->ss_family == AF_INET6 && inet_ntop(AF_INET6, &in6->sin6_addr, text, size) != NULL)
-		return ntohs(in6->sin6_port);
-	return -1;
-}
-
 /*
  * The socket that we opened with this local port and peer (a numeric address), or
  * -1.
@@ -152,11 +184,8 @@ http_conn_find(const HttpSockets *set, int local_port, const char *peer_address,
 		socklen_t	size = sizeof(address);
 		char		text[INET6_ADDRSTRLEN];
 
-		if (!set->slots[fd].opened ||
-			getsockname(fd, (struct sockaddr *) &address, &size) != 0 ||
-			address_text(&address, text, sizeof(text)) != local_port)
+		if (!set->slots[fd].opened || port_of(fd) != local_port)
 			continue;
-		size = sizeof(address);
 		if (getpeername(fd, (struct sockaddr *) &address, &size) == 0 &&
 			address_text(&address, text, sizeof(text)) == peer_port &&
 			strcmp(text, peer_address) == 0)
@@ -196,7 +225,7 @@ shut_idle(HttpSockets *set, int fd, uint64 number)
 			continue;
 		peer_get(other, &other_peer, &other_size);
 		if (other_size == size && memcmp(&other_peer, &peer, size) == 0)
-			http_conn_shut(other);
+			http_conn_shut(set, other);
 	}
 }
 
@@ -276,7 +305,7 @@ http_conns_retire(HttpSockets *set, const void *owner)
 		else if (slot->owned && slot->wanted == 0)
 		{
 			slot->retired = true;
-			http_conn_shut(fd);
+			http_conn_shut(set, fd);
 		}
 		else if (!slot->quiet && slot->owner == owner)
 			in_use = true;

@@ -253,9 +253,10 @@ handle_set_version(HttpHandle *handle, const char *url, HttpVersion version)
 
 /* The version that a request is to be sent in. */
 static HttpVersion
-version_of_request(HttpLoop *loop, const HttpRequest *request)
+version_of_request(HttpLoop *loop, const HttpRequest *request, const char *authorities)
 {
-	return request->version == HTTP_VERSION_ANY && http_peer_needs_http1(loop, request->url) ?
+	return request->version == HTTP_VERSION_ANY &&
+		http_peer_needs_http1(loop, request->url, request->proxy, authorities) ?
 		HTTP_VERSION_1_1 : request->version;
 }
 
@@ -394,7 +395,7 @@ handle_set_up(HttpLoop *loop, const HttpRequest *request, HttpVersion version,
 HttpHandle *
 http_handle_acquire_trusting(HttpLoop *loop, const HttpRequest *request, const char *authorities)
 {
-	HttpVersion version = version_of_request(loop, request);
+	HttpVersion version = version_of_request(loop, request, authorities);
 	HttpHandle *handle = handle_take_last(loop, request, version, authorities);
 
 	if (handle == NULL)

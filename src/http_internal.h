@@ -37,7 +37,7 @@ typedef struct HttpPool HttpPool;
 
 typedef struct HttpPeer
 {
-	uint64		origin;			/* hash of scheme, host and port */
+	uint64		origin;			/* hash of scheme, host, port and the way there */
 	int			failures;		/* since it answered over HTTP/2 */
 	TimestampTz http1_until;	/* it is not offered HTTP/2 before; 0: it is */
 } HttpPeer;
@@ -99,6 +99,8 @@ struct HttpPool
 	long		timer_in_ms;	/* the same from now on, whenever that clock is
 								 * read next; -1: see timer */
 	int			num_transfers;
+	bool		connected;		/* there is a new connection, see wake_waiting */
+	CURL	   *nobody;			/* NULL as long as it was not needed */
 	dlist_node	node;			/* in loop->old_pools */
 };
 
@@ -124,6 +126,8 @@ struct HttpTransfer
 	bool		resent;			/* we refused to have it sent a second time */
 	bool		refused;		/* the peer says that it did not process it */
 	bool		needs_http1;	/* ... because it was HTTP/2 */
+	bool		downgraded;		/* ... and libcurl goes on with HTTP/1.1 by itself */
+	bool		stale;			/* its connection had been shut down by us */
 	unsigned long stream;		/* its number, with HTTP/2, if libcurl said it */
 	bool		going;			/* the peer of its connection goes away, and did ... */
 	unsigned long last_stream;	/* ... not process streams beyond this one */
@@ -274,10 +278,11 @@ extern bool http_transfer_resend(HttpTransfer *transfer);
 extern void http_transfer_note_version(HttpTransfer *transfer, CURLcode code);
 
 /* http_peers.c */
-extern bool http_peer_needs_http1(HttpLoop *loop, const char *url);
-extern void http_peer_needs_http1_note(HttpLoop *loop, const char *url);
-extern void http_peer_failed(HttpLoop *loop, const char *url);
-extern void http_peer_answered(HttpLoop *loop, const char *url);
+extern bool http_peer_needs_http1(HttpLoop *loop, const char *url, const char *proxy,
+								  const char *authorities);
+extern void http_peer_needs_http1_note(HttpLoop *loop, const HttpHandle *handle);
+extern void http_peer_failed(HttpLoop *loop, const HttpHandle *handle);
+extern void http_peer_answered(HttpLoop *loop, const HttpHandle *handle);
 
 /* http_transfer.c: note the end of a transfer; signals are blocked */
 extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);

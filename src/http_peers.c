@@ -7,9 +7,10 @@
  * connections of HTTP/2 fail without an answer.  It is spoken to by HTTP/1.1 for a
  * while, or every request would have to be refused first, or would be lost.
  *
- * A process knows a few peers at a time, by a hash of scheme, host and port: two
- * that have the same are both spoken to by HTTP/1.1, which does no harm.  Nothing
- * here allocates or throws.
+ * A process knows a few peers at a time, by a hash of scheme, host, port, and of the
+ * way there: who has a proxy and authorities of his own says nothing of the peer that
+ * others speak with.  Two that have the same hash are both spoken to by HTTP/1.1,
+ * which does no harm.  Nothing here allocates or throws.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -30,14 +31,30 @@
 /* One failure may be a peer that was restarted, or its network. */
 #define PEER_MOST_FAILURES		2
 
-/* Scheme, host and port of a URL. */
+/* The hash of a text that may be NULL. */
 static uint64
-peer_of_url(const char *url)
+hash_text(const char *text, size_t len, uint64 seed)
+{
+	return text == NULL ? seed :
+		hash_bytes_extended((const unsigned char *) text, (int) len, seed + 1);
+}
+
+/* Scheme, host and port of a URL, the proxy, and whom it is to be vouched for by. */
+static uint64
+peer_hash(const char *url, const char *proxy, const char *authorities)
 {
 	const char *host = strstr(url, "://");
 	size_t		len = host == NULL ? strlen(url) : host + 3 - url + strcspn(host + 3, "/?#");
+	uint64		hash = hash_text(url, len, 0);
 
-	return hash_bytes_extended((const unsigned char *) url, (int) len, 0);
+	hash = hash_text(proxy, proxy != NULL ? strlen(proxy) : 0, hash);
+	return hash_text(authorities, authorities != NULL ? strlen(authorities) : 0, hash);
+}
+
+static uint64
+peer_of_handle(const HttpHandle *handle)
+{
+	return peer_hash(handle->url_text, handle->proxy, handle->authorities);
 }
 
 static HttpPeer *
@@ -53,9 +70,9 @@ peer_find(HttpLoop *loop, uint64 origin)
 
 /* The peer, in the place of the one that was noted first if there is no other. */
 static HttpPeer *
-peer_note(HttpLoop *loop, const char *url)
+peer_note(HttpLoop *loop, const HttpHandle *handle)
 {
-	uint64		origin = peer_of_url(url);
+	uint64		origin = peer_of_handle(handle);
 	HttpPeer   *peer = peer_find(loop, origin);
 
 	if (peer == NULL)
@@ -71,38 +88,40 @@ peer_note(HttpLoop *loop, const char *url)
 }
 
 bool
-http_peer_needs_http1(HttpLoop *loop, const char *url)
+http_peer_needs_http1(HttpLoop *loop, const char *url, const char *proxy,
+					  const char *authorities)
 {
-	HttpPeer   *peer = loop->num_peers > 0 ? peer_find(loop, peer_of_url(url)) : NULL;
+	HttpPeer   *peer = loop->num_peers > 0 ?
+		peer_find(loop, peer_hash(url, proxy, authorities)) : NULL;
 
 	return peer != NULL && peer->http1_until != 0 && GetCurrentTimestamp() < peer->http1_until;
 }
 
 /* It has said so. */
 void
-http_peer_needs_http1_note(HttpLoop *loop, const char *url)
+http_peer_needs_http1_note(HttpLoop *loop, const HttpHandle *handle)
 {
-	peer_note(loop, url)->http1_until =
+	peer_note(loop, handle)->http1_until =
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PEER_HTTP1_MS);
 }
 
 /* A stream, or a new connection of HTTP/2, has failed without an answer. */
 void
-http_peer_failed(HttpLoop *loop, const char *url)
+http_peer_failed(HttpLoop *loop, const HttpHandle *handle)
 {
-	HttpPeer   *peer = peer_note(loop, url);
+	HttpPeer   *peer = peer_note(loop, handle);
 
 	if (++peer->failures < PEER_MOST_FAILURES)
 		return;
 	peer->failures = 0;
-	http_peer_needs_http1_note(loop, url);
+	http_peer_needs_http1_note(loop, handle);
 }
 
 /* It has answered over HTTP/2. */
 void
-http_peer_answered(HttpLoop *loop, const char *url)
+http_peer_answered(HttpLoop *loop, const HttpHandle *handle)
 {
-	HttpPeer   *peer = loop->num_peers > 0 ? peer_find(loop, peer_of_url(url)) : NULL;
+	HttpPeer   *peer = loop->num_peers > 0 ? peer_find(loop, peer_of_handle(handle)) : NULL;
 
 	if (peer != NULL)
 		peer->failures = 0;

@@ -83,7 +83,8 @@ on_timer(CURLM *multi, long timeout_ms, void *userp)
 static void
 pool_free(HttpPool *pool)
 {
-	curl_multi_cleanup(pool->multi);	/* NULL will do */
+	curl_easy_cleanup(pool->nobody);	/* NULL will do */
+	curl_multi_cleanup(pool->multi);	/* likewise */
 	free(pool);
 }
 
@@ -185,6 +186,24 @@ http_pool_remove(HttpTransfer *transfer)
 	transfer->pool->num_transfers--;
 }
 
+/*
+ * Transfers may have waited to see whether a new connection can be shared
+ * (CURLOPT_PIPEWAIT).  From libcurl 8.10 on they are not woken when it cannot, but
+ * by its answer only, which may take long.  They are woken, too, when any handle
+ * leaves.
+ */
+static void
+wake_waiting(HttpPool *pool)
+{
+	pool->connected = false;
+	if (pool->loop->num_unbegun == 0)
+		return;
+	if (pool->nobody == NULL)
+		pool->nobody = curl_easy_init();
+	if (pool->nobody != NULL && curl_multi_add_handle(pool->multi, pool->nobody) == CURLM_OK)
+		(void) curl_multi_remove_handle(pool->multi, pool->nobody);
+}
+
 /* Let libcurl act on a socket, or on its timer with CURL_SOCKET_TIMEOUT. */
 void
 http_pool_act(HttpPool *pool, curl_socket_t fd, int events)
@@ -198,6 +217,8 @@ http_pool_act(HttpPool *pool, curl_socket_t fd, int events)
 		pool->timer_in_ms = -1;
 	}
 	(void) curl_multi_socket_action(pool->multi, fd, events, &running);
+	if (pool->connected)
+		wake_waiting(pool);
 	/* a dispatcher may be long in a transaction before the next turn */
 	if (pool->loop->deferred)
 		(void) pool_timer_ms(pool);

@@ -17,7 +17,8 @@
  *	  stream number		"Using Stream ID: N" (7), "[HTTP/2] [N] OPENED" (8)
  *	  GOAWAY			"recveived GOAWAY, error=E, last_stream=N" (from 7.88; 8:
  *						"received"); before, nothing
- *	  HTTP_1_1_REQUIRED "HTTP/2 stream N ... HTTP_1_1_REQUIRED"
+ *	  HTTP_1_1_REQUIRED "HTTP/2 stream N ... HTTP_1_1_REQUIRED", and then "Downgrades
+ *						to HTTP/1.1" when it is sent again so
  *	  REFUSED_STREAM	"REFUSED_STREAM, retrying" on a new connection, "HTTP/2
  *						stream N refused by server" (from 8.19) on any; before, on a
  *						connection that was used already, nothing
@@ -143,6 +144,10 @@ http_transfer_on_words(CURL *easy, curl_infotype type, char *data, size_t size, 
 				(rest = after(text, "recveived GOAWAY, error=")) != NULL)
 				note_goaway(transfer, rest);
 			break;
+		case 'D':
+			if (after(text, "Downgrades to HTTP/1.1") != NULL)
+				transfer->downgraded = true;
+			break;
 		case 'R':
 			if (after(text, "REFUSED_STREAM, retrying") != NULL)
 				transfer->refused = true;
@@ -166,6 +171,7 @@ static void
 begin_again(HttpTransfer *transfer)
 {
 	transfer->refused = false;
+	transfer->stale = false;
 	transfer->going = false;
 	transfer->stream = 0;
 }
@@ -187,7 +193,9 @@ http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent)
 {
 	if (transfer->refused)
 	{
-		if (!is_worth_resending(transfer))
+		/* after a GOAWAY, libcurl does not ask for another version */
+		if (!is_worth_resending(transfer) ||
+			(transfer->needs_http1 && !transfer->downgraded))
 			return false;
 		transfer->num_resends++;
 	}
@@ -202,8 +210,8 @@ http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent)
 }
 
 /*
- * Send the request again if its peer said that it did not process it, and libcurl
- * does not do so by itself.  Its connection is as good as gone; and the handle of a
+ * Send the request again if its peer said that it did not process it, or it was not
+ * sent for its connection was stale, and libcurl does not do so by itself.  Its connection is as good as gone; and the handle of a
  * transfer that failed is not used again, see http_handle_release.  Does not throw;
  * when it returns false, the transfer is as it was.
  */
@@ -217,7 +225,7 @@ http_transfer_resend(HttpTransfer *transfer)
 	HttpPool   *old_pool = transfer->pool;
 	HttpPool   *pool;
 
-	if (!transfer->refused || transfer->status != 0 || old->url_text == NULL ||
+	if (!(transfer->refused || transfer->stale) || transfer->status != 0 || old->url_text == NULL ||
 		!is_worth_resending(transfer) || GetCurrentTimestamp() >= transfer->deadline)
 		return false;
 	request.url = old->url_text;
@@ -244,6 +252,7 @@ http_transfer_resend(HttpTransfer *transfer)
 
 	transfer->num_resends++;
 	begin_again(transfer);
+	transfer->downgraded = false;
 	transfer->sent_before = 0;
 	if (transfer->begun)
 		loop->num_unbegun++;
@@ -272,16 +281,16 @@ is_failure_of_http2(const HttpTransfer *transfer, CURLcode code)
 void
 http_transfer_note_version(HttpTransfer *transfer, CURLcode code)
 {
-	const char *url = transfer->handle->url_text;
+	const HttpHandle *handle = transfer->handle;
 
-	if (url == NULL || transfer->request.version != HTTP_VERSION_ANY)
+	if (handle->url_text == NULL || transfer->request.version != HTTP_VERSION_ANY)
 		return;
 	if (transfer->needs_http1)
-		http_peer_needs_http1_note(transfer->loop, url);
+		http_peer_needs_http1_note(transfer->loop, handle);
 	else if (transfer->stream == 0 || transfer->refused)
 		return;
 	else if (code == CURLE_OK)
-		http_peer_answered(transfer->loop, url);
+		http_peer_answered(transfer->loop, handle);
 	else if (transfer->status == 0 && is_failure_of_http2(transfer, code))
-		http_peer_failed(transfer->loop, url);
+		http_peer_failed(transfer->loop, handle);
 }

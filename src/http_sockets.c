@@ -163,6 +163,9 @@ slot_forget(HttpSockets *set, HttpSocket *slot)
 	if (slot->quiet)
 		set->num_quiet--;
 	slot->quiet = false;
+	if (slot->shut_port != 0)
+		set->num_shut--;
+	slot->shut_port = 0;
 	slot->muted = false;
 	slot->spent = false;
 	slot->retired = false;
@@ -267,7 +270,7 @@ http_socket_want(HttpSockets *set, int fd, int events, void *owner)
 	if (events == 0)
 	{
 		if (slot->suspect)
-			http_conn_shut(fd);
+			http_conn_shut(set, fd);
 		http_conn_trust(set, fd);
 		opened = owned = slot->owned;
 	}
@@ -296,7 +299,7 @@ http_socket_mute(HttpSockets *set, int fd)
 	slot->muted = true;
 	slot_register(set, slot, 0);
 	if (slot->quiet)
-		http_conn_shut(fd);
+		http_conn_shut(set, fd);
 }
 
 /* Whose event is it?  NULL: of another socket that had this number. */

@@ -46,6 +46,7 @@ typedef struct HttpSocket
 	bool		suspect;		/* its peer may be gone */
 	bool		spent;			/* takes no more requests */
 	bool		retired;		/* the same, and shut down */
+	int			shut_port;		/* its local port, if we shut it down; else 0 */
 	uint64		active;			/* num_active when something came last */
 	SteadyTime	opened_at;
 	SteadyTime	idle_until;		/* then its peer may close it if it is idle */
@@ -64,6 +65,7 @@ typedef struct HttpSockets
 	int			num_reserved;	/* descriptors that fd.c knows of */
 	int			num_quiet;
 	int			num_suspect;
+	int			num_shut;
 	uint64		num_active;		/* how often something came, on any */
 	bool		unregistered;	/* one that is wanted is not in the poller */
 	SteadyTime	next_due;		/* before, none is to be retired */
@@ -89,7 +91,8 @@ extern int	http_sockets_wait(HttpSockets *set, long timeout_ms, uint32 wait_even
 							  HttpPolled *events, int max_events, bool *latch_set);
 
 /* http_conn.c */
-extern void http_conn_shut(int fd);
+extern void http_conn_shut(HttpSockets *set, int fd);
+extern bool http_conn_is_shut(const HttpSockets *set, int local_port);
 extern void http_conn_note_activity(HttpSockets *set, int fd);
 extern bool http_conn_active_since(const HttpSockets *set, int fd, uint64 number);
 extern void http_conn_keep(HttpSockets *set, int fd, bool quiet, int idle_ms);

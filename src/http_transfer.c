@@ -49,23 +49,48 @@ bytes_sent(const HttpTransfer *transfer)
 	return sent;
 }
 
+/* libcurl 8.7 does not count them: what it is about to send may have been sent. */
+static bool
+counts_bytes_sent(void)
+{
+	static unsigned int version = 0;
+
+	if (version == 0)
+		version = curl_version_info(CURLVERSION_NOW)->version_num;
+	return version >> 8 != 0x0807;
+}
+
 /* May the peer have received the request? */
 static bool
 transfer_is_sent(const HttpTransfer *transfer)
 {
 #ifdef FEISHU_HAVE_CURL_PREREQ
 	return transfer->begun && !transfer->refused &&
-		bytes_sent(transfer) > transfer->sent_before;
+		(bytes_sent(transfer) > transfer->sent_before || !counts_bytes_sent());
 #else
 	long		tunnel_status = 0;
+	curl_off_t	begun_us = 0;
 
+	if (transfer->refused)
+		return false;
+	if (!counts_bytes_sent())
+		return curl_easy_getinfo(transfer->handle->easy, CURLINFO_PRETRANSFER_TIME_T,
+								 &begun_us) == CURLE_OK && begun_us > 0;
 	/* ours follows the 2xx of a proxy */
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
-	return bytes_sent(transfer) > 0 && !transfer->refused && (tunnel_status == 0 || tunnel_status / 100 == 2);
+	return bytes_sent(transfer) > 0 && (tunnel_status == 0 || tunnel_status / 100 == 2);
 #endif
 }
 
 #ifdef FEISHU_HAVE_CURL_PREREQ
+
+/* The connection was not used, but libcurl would take it for one that was. */
+static int
+abort_request(HttpTransfer *transfer)
+{
+	http_transfer_close_after(transfer);
+	return CURL_PREREQFUNC_ABORT;
+}
 
 /*
  * CURLOPT_PREREQFUNCTION: the request is about to be sent on a connection.
@@ -74,29 +99,36 @@ transfer_is_sent(const HttpTransfer *transfer)
  * sends the request again on another by itself, though the peer may have
  * acted on the first one.  Whether that is all right is the caller's to say,
  * unless the peer has said that it did not.
+ *
+ * Nothing can be sent on a connection that we have shut down.  libcurl may not have
+ * noticed; it would try one after the other, and give up after five.
  */
 int
 http_transfer_on_request(void *userp, char *remote_ip, char *local_ip, int remote_port, int local_port)
 {
 	HttpTransfer *transfer = ((HttpHandle *) userp)->transfer;
+	long		new_connections = 0;
 
-	if (!transfer->begun)
-	{
-		transfer->sent_before = bytes_sent(transfer);
-		transfer->begun = true;
-		transfer->loop->num_unbegun--;
-	}
-	else
+	if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_NUM_CONNECTS, &new_connections) == CURLE_OK &&
+		new_connections > 0)
+		transfer->pool->connected = true;
+	if (transfer->begun)
 	{
 		if (transfer->needs_http1)
 			http_transfer_note_version(transfer, CURLE_OK);
 		if (!http_transfer_allow_resend(transfer, transfer_is_sent(transfer)))
-		{
-			/* else libcurl would take its connection for one that was used */
-			http_transfer_close_after(transfer);
-			return CURL_PREREQFUNC_ABORT;
-		}
-		transfer->sent_before = bytes_sent(transfer);
+			return abort_request(transfer);
+	}
+	else
+	{
+		transfer->begun = true;
+		transfer->loop->num_unbegun--;
+	}
+	transfer->sent_before = bytes_sent(transfer);
+	if (http_conn_is_shut(transfer->loop->sockets, local_port))
+	{
+		transfer->stale = true;
+		return abort_request(transfer);
 	}
 	return CURL_PREREQFUNC_OK;
 }
@@ -229,7 +261,7 @@ http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	TimestampTz now = GetCurrentTimestamp();
 	long		timeout_ms;
 	long		connect_timeout_ms;
-	bool		fresh = transfer->loop->sockets->num_suspect > 0;
+	bool		fresh = transfer->loop->sockets->num_suspect > 0 || transfer->stale;
 	bool		ok = true;
 
 	/* 0 would mean no limit */
@@ -404,7 +436,7 @@ hang_up(HttpTransfer *transfer, int fd, bool is_alone)
 		!http_conn_active_since(sockets, fd, transfer->active_before))
 		http_conn_suspect(sockets, fd, transfer->active_before);
 	if (is_alone)
-		http_conn_shut(fd);
+		http_conn_shut(sockets, fd);
 }
 
 /* Is it the only one that is under way? */

@@ -10,6 +10,9 @@
  *
  * A lane is held while the limiter has no place for its app, or while its
  * server cannot be looked up: that may be mended, so nothing is failed for it.
+ * A row's server is one that its owner had when the row was queued: a role may have
+ * it dropped or renamed, and another make one of the same name, to be sent what
+ * waits.  So a lane is held, too, when its server's owner is another than a row's.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -21,6 +24,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
@@ -28,7 +32,8 @@
 #include "dispatch.h"
 #include "nls.h"
 
-/* A lane whose server cannot be looked up is tried again so often. */
+/* A lane whose server cannot be looked up, or has another owner, is tried again so
+ * often. */
 #define LOOKUP_RETRY_MS		(60 * 1000)
 
 /* A lane whose role is gone has its flows failed so often, some at a time. */
@@ -52,17 +57,17 @@ site_get(Dispatch *dispatch, const char *server)
 	return site;
 }
 
-/* The share of memory of a role, whatever servers its lanes have. */
-static BudgetShare *
-share_get(Dispatch *dispatch, Oid roleid)
+/* The share of a role, whatever servers its lanes have. */
+static RoleShare *
+role_get(Dispatch *dispatch, Oid roleid)
 {
 	RoleShare  *entry;
 	bool		found;
 
 	entry = hash_search(dispatch->share_table, &roleid, HASH_ENTER, &found);
 	if (!found)
-		memset(&entry->share, 0, sizeof(entry->share));
-	return &entry->share;
+		memset((char *) entry + sizeof(roleid), 0, sizeof(RoleShare) - sizeof(roleid));
+	return entry;
 }
 
 Lane *
@@ -70,7 +75,7 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 {
 	LaneKey		key;
 	Site	   *site;
-	BudgetShare *share;
+	RoleShare  *role;
 	Lane	   *lane;
 	bool		found;
 
@@ -92,11 +97,12 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 		dispatch->max_lanes = max;
 	}
 	site = site_get(dispatch, server);
-	share = share_get(dispatch, roleid);
+	role = role_get(dispatch, roleid);
 	lane = hash_search(dispatch->lane_table, &key, HASH_ENTER, &found);
 	memset((char *) lane + sizeof(key), 0, sizeof(Lane) - sizeof(key));
 	lane->site = site;
-	lane->share = share;
+	lane->role = role;
+	lane->share.whole = &role->memory;
 	dlist_init(&lane->flights);
 	lane->more = true;
 	lane->due_floor = DT_NOBEGIN;
@@ -354,6 +360,18 @@ lane_lookup_servers(Lane **lanes, FlowServer **servers, int num)
 	(void) lookup_try(lanes, servers, num, may_go, &error);
 }
 
+/* The log tells why a lane is held, once. */
+static void
+lane_log_hold(Lane *lane)
+{
+	if (lane->told != NULL && strcmp(lane->told, lane->reason) == 0)
+		return;
+	ereport(LOG,
+			(errmsg("feishu_flow holds back flows for server \"%s\": %s",
+					lane->key.server, lane->reason)));
+	lane->logged = true;
+}
+
 FlowServer *
 lane_lookup_server(Dispatch *dispatch, Lane *lane)
 {
@@ -380,14 +398,19 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 		lane_close(dispatch, lane);
 		lane_hold(dispatch, lane, 0, NULL);
 	}
-	else if (lane->told == NULL || strcmp(lane->told, lane->reason) != 0)
-	{
-		ereport(LOG,
-				(errmsg("feishu_flow holds back flows for server \"%s\": %s",
-						lane->key.server, lane->reason)));
-		lane->logged = true;
-	}
+	else
+		lane_log_hold(lane);
 	return NULL;
+}
+
+void
+lane_hold_for_owner(Dispatch *dispatch, Lane *lane)
+{
+	lane_hold(dispatch, lane,
+			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
+			  psprintf(_("server \"%s\" belonged to another role when flows that wait were queued; a superuser can have them sent: SELECT feishu.resume_server(%s)"),
+					   lane->key.server, quote_literal_cstr(lane->key.server)));
+	lane_log_hold(lane);
 }
 
 /*
@@ -402,9 +425,9 @@ lane_note_app(Lane *lane, const AppKey *app)
 	lane->app_is_known = true;
 	if (memcmp(&lane->app, app, sizeof(AppKey)) == 0)
 		return;
-	if (limiter_status(&lane->app, &status) &&
-		(status.pause == LIMITER_BREAKER || status.pause == LIMITER_CREDENTIALS ||
-		 status.pause == LIMITER_QUOTA))
+	if (limiter_status(&lane->app, lane->key.roleid, &status) &&
+		(status.pause == LIMITER_BREAKER || status.pause == LIMITER_ROLE_BREAKER ||
+		 status.pause == LIMITER_CREDENTIALS || status.pause == LIMITER_QUOTA))
 		lane->logged = true;
 	lane->app = *app;
 }

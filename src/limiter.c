@@ -40,6 +40,13 @@
  */
 #define LIMITER_KEEP_MS			50
 
+/*
+ * Who finds no slot asks again so often: a dispatcher for each lane, and a
+ * synchronous call.
+ */
+#define LIMITER_ROOM_MS			1000
+#define LIMITER_ROOM_NOW_MS		100
+
 static int	num_waiting = 0;	/* places of this process that wait */
 static uint32 ends_seen = 0;	/* by limiter_pause_ended */
 static uint32 frees_seen = 0;	/* by limiter_place_freed */
@@ -72,9 +79,17 @@ place_ask(const FlowServer *server, bool dispatching, LimiterPlace *place,
 		limiter_abandon(place);
 		n = limiter_slot_find_or_add(server);
 	}
-	if (n < 0)
+	place->roleid = server->userid;
+	if (n < 0 && has_limits)
 	{
-		/* max_apps are busy: this one is not limited */
+		/* it cannot be known what its limits allow */
+		*why = LIMITER_NO_ROOM;
+		*retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												dispatching ? LIMITER_ROOM_MS : LIMITER_ROOM_NOW_MS);
+		verdict = LIMITER_WAIT;
+	}
+	else if (n < 0)
+	{
 		place->taken = true;
 		place->slot = -1;
 	}
@@ -165,7 +180,7 @@ bool
 limiter_is_stale(const LimiterPlace *place)
 {
 	return place->taken && !place->used && place->counted_at != 0 &&
-		!place->is_probe && !place->is_trial &&
+		place->probe == LIMITER_NO_PROBE && !place->is_trial &&
 		rate_is_stale(place->counted_at, GetCurrentTimestamp());
 }
 
@@ -217,17 +232,25 @@ tell_pause_ended(void)
 
 /* One line of the log for each change. */
 static void
-log_changes(const char *server_name, int changes, LimiterPause stop,
+log_changes(const FlowServer *server, int changes, LimiterPause stop,
 			const char *reason, double wait_s)
 {
+	const char *server_name = server->name;
+
 #define LOG_LINE(...) \
 	ereport(LOG, (errmsg(__VA_ARGS__), errhidestmt(true), errhidecontext(true)))
 
-	if (changes & GATE_OPENED)
+	if (changes & BREAKER_OPENED)
 		LOG_LINE("feishu_flow server \"%s\" does not answer, queued flows wait but for single probes: %s",
 				 server_name, reason ? _(reason) : _("no reason given"));
-	if (changes & GATE_CLOSED)
+	if (changes & BREAKER_ROLE_OPENED)
+		LOG_LINE("feishu_flow server \"%s\" does not answer, queued flows of the role with OID %u wait but for single probes: %s",
+				 server_name, server->userid, reason ? _(reason) : _("no reason given"));
+	if (changes & BREAKER_CLOSED)
 		LOG_LINE("feishu_flow server \"%s\" answers again", server_name);
+	else if (changes & BREAKER_ROLE_CLOSED)
+		LOG_LINE("feishu_flow server \"%s\" answers again, queued flows of the role with OID %u are sent",
+				 server_name, server->userid);
 	if (changes & GATE_PAUSED)
 		LOG_LINE("feishu_flow server \"%s\": app is paused, %s: %s",
 				 server_name, _(limiter_pause_text(stop)),
@@ -286,7 +309,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 		if (report != LIMITER_REPORT_ANSWERED)
 			now = GetCurrentTimestamp();
 		SpinLockAcquire(&slot->mutex);
-		changes = gate_report(&slot->gate, place, report, reset_seconds, now,
+		changes = gate_report(&slot->gate, server->userid, place, report, reset_seconds, now,
 							  limiter->lock != NULL);
 		stop = slot->gate.stop;
 		wait_s = (slot->gate.rate_until - now) / 1e6;
@@ -308,12 +331,12 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 	if (unkept)
 		(void) limiter_keep(true);
 
-	if (changes & (GATE_CLOSED | GATE_RESUMED))
+	if (changes & (BREAKER_CLOSED | BREAKER_ROLE_CLOSED | BREAKER_PROBE_DUE | GATE_RESUMED))
 		tell_pause_ended();
 	else if (wake)
 		limiter_tell_free();
 	if (changes != 0)
-		log_changes(server->name, changes, stop, reason, wait_s);
+		log_changes(server, changes, stop, reason, wait_s);
 }
 
 void
@@ -327,7 +350,7 @@ limiter_abandon(LimiterPlace *place)
 		LimiterPlace before = *place;
 
 		SpinLockAcquire(&slot->mutex);
-		(void) gate_report(&slot->gate, place, LIMITER_REPORT_NOTHING, -1, 0, false);
+		(void) gate_report(&slot->gate, place->roleid, place, LIMITER_REPORT_NOTHING, -1, 0, false);
 		wake = gate_give_back(&slot->gate, place);
 		SpinLockRelease(&slot->mutex);
 		place_note(&before, place);
@@ -366,7 +389,7 @@ slot_unlock(LimiterSlot *slot)
 }
 
 bool
-limiter_status(const AppKey *key, LimiterStatus *status)
+limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	LimiterSlot *slot = slot_lock(key);
@@ -374,7 +397,7 @@ limiter_status(const AppKey *key, LimiterStatus *status)
 	memset(status, 0, sizeof(LimiterStatus));
 	if (slot == NULL)
 		return false;
-	gate_status(&slot->gate, now, status);
+	gate_status(&slot->gate, roleid, now, status);
 	slot_unlock(slot);
 	return true;
 }
@@ -393,11 +416,14 @@ limiter_pause_text(LimiterPause pause)
 		case LIMITER_RATE:
 			return gettext_noop("the platform limits the rate");
 		case LIMITER_BREAKER:
+		case LIMITER_ROLE_BREAKER:
 			return gettext_noop("the platform does not answer");
 		case LIMITER_CREDENTIALS:
 			return gettext_noop("the credentials were refused");
 		case LIMITER_QUOTA:
 			return gettext_noop("the quota is used up");
+		case LIMITER_NO_ROOM:
+			return gettext_noop("more apps are busy than feishu_flow.max_apps has room for");
 	}
 	return NULL;
 }

@@ -39,8 +39,10 @@ typedef enum LimiterPause
 	LIMITER_MAX_CONCURRENCY,	/* by max_concurrency */
 	LIMITER_RATE,				/* the platform said 429: wait its reset */
 	LIMITER_BREAKER,			/* the platform does not answer: single probes */
+	LIMITER_ROLE_BREAKER,		/* ... flows of this role */
 	LIMITER_CREDENTIALS,		/* app_id, app_secret or token refused */
-	LIMITER_QUOTA				/* monthly quota used up */
+	LIMITER_QUOTA,				/* monthly quota used up */
+	LIMITER_NO_ROOM				/* all slots are taken: its limits cannot be kept */
 } LimiterPause;
 
 /* What limiter_acquire says. */
@@ -67,6 +69,14 @@ typedef enum LimiterReport
 	LIMITER_REPORT_QUOTA
 } LimiterReport;
 
+/* Is a call a probe of a breaker, and of which? */
+typedef enum LimiterProbe
+{
+	LIMITER_NO_PROBE,
+	LIMITER_PROBE_FOR_ALL,
+	LIMITER_PROBE_FOR_ROLE
+} LimiterProbe;
+
 /*
  * One caller's place, or its turn to get one.  Zeroed: neither.  May be copied
  * if the original is zeroed.  Memory with a place in it must not go before
@@ -80,12 +90,13 @@ typedef struct LimiterPlace
 								 * else it does not count for max_rate */
 	/* the rest is the limiter's */
 	bool		has_turn;		/* "turn" is one */
-	bool		is_probe;		/* of the breaker */
 	bool		is_trial;		/* of an app that is paused */
 	int			slot;			/* with a turn, or when taken; -1: none */
+	Oid			roleid;			/* whose it is */
+	LimiterProbe probe;
 	uint32		turn;
 	uint32		stop_epoch;		/* of the slot, when it was taken */
-	uint32		open_epoch;
+	uint64		open_epoch;
 	TimestampTz counted_at;		/* by rate.c, 0: not */
 	TimestampTz counted_after;	/* the last one before */
 	uint32		keep_epoch;		/* of the slot, at that time */
@@ -94,7 +105,7 @@ typedef struct LimiterPlace
 /* A copy of an app's state, for views. */
 typedef struct LimiterStatus
 {
-	LimiterPause pause;			/* never MAX_RATE, MAX_CONCURRENCY */
+	LimiterPause pause;			/* never MAX_RATE, MAX_CONCURRENCY, NO_ROOM */
 	TimestampTz resume_at;		/* end of the pause, or the next probe */
 	int			in_flight;		/* calls that have a place */
 	int			waiting;		/* for max_rate or max_concurrency */
@@ -117,7 +128,7 @@ extern void limiter_startup_shmem(void);
  * flow_calls_turn.
  *
  * A dispatching caller is held back by everything.  A synchronous one is
- * not by the breaker nor by refused credentials, and by a used-up quota for a
+ * not by a breaker nor by refused credentials, and by a used-up quota for a
  * second only: a person may try a repair.
  */
 extern LimiterVerdict limiter_acquire(const FlowServer *server, bool dispatching,
@@ -161,8 +172,8 @@ extern bool limiter_pause_ended(void);
  */
 extern bool limiter_place_freed(void);
 
-/* Copy the state of an app; false when nothing is known of it. */
-extern bool limiter_status(const AppKey *key, LimiterStatus *status);
+/* Copy the state of an app, for a role; false when nothing is known of it. */
+extern bool limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status);
 
 /* A few words on a pause, for views; untranslated.  NULL when running. */
 extern const char *limiter_pause_text(LimiterPause pause);

@@ -22,7 +22,7 @@
 typedef struct LimiterSlot
 {
 	slock_t		mutex;
-	bool		recently_used;	/* spared once by slot_evict */
+	bool		recently_used;	/* spared once by slot_take */
 	Oid			payer;			/* InvalidOid: several; see app_share.c */
 	AppGate		gate;
 } LimiterSlot;
@@ -33,7 +33,7 @@ typedef struct Limiter
 	pg_atomic_uint32 ends;		/* of pauses that ended early */
 	pg_atomic_uint32 frees;		/* places given back for which somebody waits */
 	pg_atomic_uint64 loss_logged_at;
-	pg_atomic_uint64 unlimited_logged_at;
+	pg_atomic_uint64 no_room_logged_at;
 	/* limiter_keep.c */
 	LWLock	   *file_lock;		/* who writes the file; nobody waits for it */
 	bool		file_failed;	/* and that was told; under file_lock */
@@ -41,7 +41,7 @@ typedef struct Limiter
 	pg_atomic_uint32 keep_done;
 	int			num_slots;
 	int			num_used;		/* the first so many are in use */
-	int			hand;			/* of slot_evict */
+	int			hand;			/* of slot_take */
 	AppKey		keys[FLEXIBLE_ARRAY_MEMBER];	/* then the slots */
 } Limiter;
 

@@ -6,7 +6,10 @@
  * A slot with nothing under way makes room for another app when need be.  One
  * whose state matters no more is taken first, whoever had it.  One whose limits
  * are live is taken only for another app of the same payer, or from the payer
- * who has most of the slots, if these are more than a share (app_share.c).
+ * who has most of the slots, if these are more than a share (app_share.c).  The
+ * last slots are a reserve for payers who have less than a share: so one whose calls
+ * hang leaves room for others.  Where there is no room, the app's calls wait, as long
+ * as its server has limits (limiter.c).
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -48,7 +51,7 @@ LimiterSlot *limiter_slots = NULL;
 static LimiterHeld *held = NULL;
 static int	last_slot = 0;		/* found last: the first to look at */
 static bool evicted = false;	/* an app was forgotten, and that not yet told */
-static bool unlimited = false;	/* likewise, there was no room for one */
+static bool no_room = false;	/* likewise, there was no room for one */
 
 
 /* ---------- Memory ---------- */
@@ -84,7 +87,7 @@ limiter_init(Limiter *memory, LWLockPadded *locks, int num_slots)
 	pg_atomic_init_u32(&memory->ends, 0);
 	pg_atomic_init_u32(&memory->frees, 0);
 	pg_atomic_init_u64(&memory->loss_logged_at, 0);
-	pg_atomic_init_u64(&memory->unlimited_logged_at, 0);
+	pg_atomic_init_u64(&memory->no_room_logged_at, 0);
 	pg_atomic_init_u32(&memory->keep_asked, 0);
 	pg_atomic_init_u32(&memory->keep_done, 0);
 	memory->num_slots = num_slots;
@@ -237,25 +240,51 @@ payer_of_victim(Oid payer)
 	return payer_count_slots(most) > share ? most : payer;
 }
 
+/* Slots that may be had without a loss. */
+static int
+count_free_slots(TimestampTz now)
+{
+	int			count = limiter->num_slots - limiter->num_used;
+
+	for (int i = 0; i < limiter->num_used; i++)
+	{
+		LimiterSlot *slot = &limiter_slots[i];
+
+		SpinLockAcquire(&slot->mutex);
+		count += gate_is_idle(&slot->gate) && !gate_is_live(&slot->gate, now);
+		SpinLockRelease(&slot->mutex);
+	}
+	return count;
+}
+
+/* May a payer have one of these?  Else they are left to others. */
+static bool
+payer_may_have_another(Oid payer, TimestampTz now)
+{
+	return payer_count_slots(payer) < app_share_slots(limiter->num_slots) ||
+		count_free_slots(now) > app_share_reserve(limiter->num_slots);
+}
+
 /*
  * Take a slot from an app that has nothing under way, and has not been used
- * since the hand came by last if there is such a one: one whose state matters no
- * more, or one of this payer.  Returns -1 when there is none.
+ * since the hand came by last if there is such a one: one of this payer, or (unless
+ * only_his) one whose state matters no more.  Returns -1 when there is none.
  */
 static int
-slot_take(Oid payer, TimestampTz now)
+slot_take(Oid payer, bool only_his, TimestampTz now)
 {
 	/* once around to find one not used, once more to take any */
 	for (int i = 0; i < 2 * limiter->num_used; i++)
 	{
 		int			candidate = limiter->hand;
 		LimiterSlot *slot = &limiter_slots[candidate];
+		bool		is_his = OidIsValid(payer) && slot->payer == payer;
 		bool		found = false;
 
 		limiter->hand = (limiter->hand + 1) % limiter->num_used;
 		SpinLockAcquire(&slot->mutex);
-		if (slot->gate.in_flight == 0 && gate_turns(&slot->gate) == 0 &&
-			((OidIsValid(payer) && slot->payer == payer) || !gate_is_live(&slot->gate, now)))
+		if (gate_is_idle(&slot->gate) &&
+			(is_his || (!only_his && !gate_is_live(&slot->gate, now))))
 		{
 			found = !slot->recently_used;
 			slot->recently_used = false;
@@ -271,15 +300,20 @@ slot_take(Oid payer, TimestampTz now)
 
 /* Take a slot for an app of this payer, or -1.  The lock is held exclusively. */
 static int
-slot_evict(Oid payer)
+slot_get(Oid payer)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int			n = slot_take(InvalidOid, now);
+	bool		may_have = payer_may_have_another(payer, now);
+	int			n = -1;
 
+	if (may_have && limiter->num_used < limiter->num_slots)
+		return limiter->num_used++;
+	if (may_have)
+		n = slot_take(InvalidOid, false, now);
 	if (n < 0)
-		n = slot_take(payer_of_victim(payer), now);
+		n = slot_take(may_have ? payer_of_victim(payer) : payer, !may_have, now);
 	evicted |= n >= 0;
-	unlimited |= n < 0;
+	no_room |= n < 0;
 	return n;
 }
 
@@ -303,8 +337,7 @@ limiter_slot_find_or_add(const FlowServer *server)
 	n = limiter_slot_find(&server->app_key);
 	if (n < 0)
 	{
-		n = limiter->num_used < limiter->num_slots ?
-			limiter->num_used++ : slot_evict(server->payer);
+		n = slot_get(server->payer);
 		if (n >= 0)
 		{
 			limiter->keys[n] = server->app_key;
@@ -321,7 +354,7 @@ limiter_log_losses(void)
 	/* max_apps says nothing of the memory of one process */
 	if (evicted && limiter->lock != NULL)
 		app_share_log(&limiter->loss_logged_at, APP_LOSS_LIMITS);
-	if (unlimited && limiter->lock != NULL)
-		app_share_log(&limiter->unlimited_logged_at, APP_LOSS_UNLIMITED);
-	evicted = unlimited = false;
+	if (no_room && limiter->lock != NULL)
+		app_share_log(&limiter->no_room_logged_at, APP_LOSS_NO_ROOM);
+	evicted = no_room = false;
 }

@@ -56,6 +56,7 @@ typedef struct AppKey
 typedef struct FlowServer
 {
 	Oid			serverid;
+	Oid			owner;
 	Oid			userid;			/* who calls */
 	Oid			payer;			/* whose mapping it is; the server's owner, if
 								 * it is that of PUBLIC */

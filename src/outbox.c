@@ -130,8 +130,8 @@ outbox_expires_by_age(TimestampTz run_at)
 /* Columns of feishu_internal.outbox, in their order there. */
 enum
 {
-	COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_ATTEMPTS, COLUMN_MAX_ATTEMPTS, COLUMN_STATE,
-	COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_UNANSWERED, COLUMN_CREATED_AT,
+	COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_ATTEMPTS, COLUMN_MAX_ATTEMPTS,
+	COLUMN_SERVER_OWNER, COLUMN_STATE, COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_UNANSWERED, COLUMN_CREATED_AT,
 	COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT, COLUMN_FINISHED_AT,
 	COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
 	COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY,
@@ -141,8 +141,8 @@ enum
 };
 
 static const Oid column_types[NUM_COLUMNS] = {
-	INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, INT4OID, CHAROID,
-	BOOLOID, BOOLOID, BOOLOID, TIMESTAMPTZOID,
+	INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, INT4OID,
+	OIDOID, CHAROID, BOOLOID, BOOLOID, BOOLOID, TIMESTAMPTZOID,
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 	TEXTOID, TEXTOID, TEXTOID, JSONBOID,
 	JSONBOID, TEXTOID, JSONBOID, TEXTOID,
@@ -150,7 +150,7 @@ static const Oid column_types[NUM_COLUMNS] = {
 	TEXTOID, TEXTOID, TEXTOID, JSONBOID
 };
 
-#define NUM_INSERTED	19
+#define NUM_INSERTED	20
 
 /* By SQL, where insert_row will not do: a superuser has put a trigger, say, on
  * the table. */
@@ -159,15 +159,15 @@ insert_by_sql(Datum *values, bool *nulls)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts,"
-		" is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id,"
+		" server_owner, is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id,"
 		" operator, params, idempotent_key, loop_masks, ordering_key)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
-		19, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, BOOLOID, BOOLOID,
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+		20, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID,
 		TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 		TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID);
 	static const int columns[NUM_INSERTED] = {
 		COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_MAX_ATTEMPTS,
-		COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_CREATED_AT, COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT,
+		COLUMN_SERVER_OWNER, COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_CREATED_AT, COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT,
 		COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
 		COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY
 	};
@@ -224,6 +224,7 @@ insert_flow(const QueuedFlow *flow)
 	SET(COLUMN_ATTEMPTS, Int32GetDatum(0));
 	if (flow->max_attempts > 0)
 		SET(COLUMN_MAX_ATTEMPTS, Int32GetDatum(flow->max_attempts));
+	SET(COLUMN_SERVER_OWNER, ObjectIdGetDatum(flow->server_owner));
 	SET(COLUMN_STATE, CharGetDatum('q'));
 	SET(COLUMN_IS_ASYNC, BoolGetDatum(request->is_async));
 	SET(COLUMN_OWN_KEY, BoolGetDatum(own_key));
@@ -261,6 +262,7 @@ outbox_enqueue(const QueuedFlow *flow)
 	FlowServer *server = server_lookup(flow->server, flow->roleid);
 
 	complete.server = server->name;
+	complete.server_owner = server->owner;
 	if (complete.request.operator_id == NULL)
 		complete.request.operator_id = request_default_operator(server->operator_json);
 	server_forget_secrets(server);
@@ -283,6 +285,7 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 						   GetUserId());
 	flow.roleid = GetUserId();
 	flow.server = server->name;
+	flow.server_owner = server->owner;
 	flow.request = *request_from_arguments(fcinfo, server->operator_json);
 	server_forget_secrets(server);
 	if (PG_ARGISNULL(4))

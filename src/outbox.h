@@ -21,6 +21,7 @@ typedef struct QueuedFlow
 {
 	Oid			roleid;			/* in whose name */
 	const char *server;			/* name, or NULL: feishu_flow.server */
+	Oid			server_owner;	/* set by the lookup of the server */
 	FlowRequest request;		/* checked by request_check */
 	TimestampTz run_at;			/* DT_NOBEGIN: at once */
 	char	   *ordering_key;	/* or NULL */

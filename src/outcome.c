@@ -72,7 +72,7 @@ outcome_hold_back(FlowOutcome *outcome, LimiterPause why, TimestampTz retry_at)
 	outcome->action = FLOW_WAIT;
 	outcome->sqlstate = ERRCODE_FEISHU_RATE_LIMIT;
 	outcome->held_back = true;
-	outcome->reset_seconds = TIMESTAMP_IS_NOEND(retry_at) ? -1 :
+	outcome->reset_seconds = TIMESTAMP_IS_NOEND(retry_at) || why == LIMITER_NO_ROOM ? -1 :
 		Max(retry_at - GetCurrentTimestamp(), 0) / 1e6;
 	switch (why)
 	{
@@ -87,6 +87,10 @@ outcome_hold_back(FlowOutcome *outcome, LimiterPause why, TimestampTz retry_at)
 		case LIMITER_MAX_CONCURRENCY:
 			outcome->reason = gettext_noop("the server's max_concurrency left no room within the timeout");
 			outcome->hint = gettext_noop("Raise the timeout or the server's max_concurrency option, or queue the flow with feishu.enqueue_flow.");
+			break;
+		case LIMITER_NO_ROOM:
+			outcome->reason = gettext_noop("more apps are busy than feishu_flow.max_apps has room for, and the server's max_rate or max_concurrency has to be kept");
+			outcome->hint = gettext_noop("Try again later, or queue the flow with feishu.enqueue_flow; have an administrator raise feishu_flow.max_apps, which takes a restart.");
 			break;
 		default:
 			outcome->reason = gettext_noop("the platform's rate limit holds calls back for longer than the timeout");

@@ -7,6 +7,10 @@
  * server also forgets what the limiter holds against its apps: whoever says
  * "go on" has mended something that we cannot see.
  *
+ * Flows that were queued when the server, or another one of its name, belonged to
+ * another role are held (lane.c).  That they may be sent to the server as it is now
+ * is not for its owner to say, who would get what others queued for somebody else.
+ *
  * Copyright (c) 2026, feishu_flow contributors
  *
  * src/pause.c
@@ -102,6 +106,45 @@ resume_apps(ForeignServer *server)
 	table_close(mappings, AccessShareLock);
 }
 
+#define OF_ANOTHER_OWNER \
+	" WHERE server OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'q'" \
+	" AND server_owner OPERATOR(pg_catalog.<>) $2"
+
+/* Flows that wait for the server of another owner are to be sent to this one.  Those
+ * under way are left alone: the dispatcher would wait for this transaction. */
+static void
+adopt_flows(Datum server, Datum owner)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH adopted AS (UPDATE feishu_internal.outbox SET server_owner = $2" OF_ANOTHER_OWNER
+		" AND NOT EXISTS (SELECT FROM feishu_internal.claim c"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (c.ids)) RETURNING id)"
+		" SELECT pg_catalog.min(id) FROM adopted",
+		2, TEXTOID, OIDOID);
+	Datum		values[2] = {server, owner};
+	bool		is_null;
+	Datum		first;
+
+	sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	first = sql_value(0, 1, &is_null);
+	if (!is_null)
+		news_tell_locked_row(DatumGetInt64(first));
+}
+
+/* Do any flows wait for the server of another owner? */
+static bool
+others_wait(Datum server, Datum owner)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"(SELECT FROM feishu_internal.outbox" OF_ANOTHER_OWNER " AND next_at IS NULL LIMIT 1)"
+		" UNION ALL"
+		" (SELECT FROM feishu_internal.outbox" OF_ANOTHER_OWNER " AND next_at IS NOT NULL LIMIT 1)",
+		2, TEXTOID, OIDOID);
+	Datum		values[2] = {server, owner};
+
+	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
+}
+
 /* resume_server(name) */
 Datum
 feishu_resume_server(PG_FUNCTION_ARGS)
@@ -111,12 +154,25 @@ feishu_resume_server(PG_FUNCTION_ARGS)
 		1, TEXTOID);
 	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
 	Datum		values[1] = {CStringGetTextDatum(server->servername)};
+	Datum		owner = ObjectIdGetDatum(server->owner);
+	bool		may_adopt = superuser();
+	bool		held;
 	SqlCaller	caller;
 
 	sql_check_writable("resume_server()");
 	sql_begin_as_owner(&caller);
 	sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
+	if (may_adopt)
+		adopt_flows(values[0], owner);
+	held = !may_adopt && others_wait(values[0], owner);
 	sql_end_as_owner(&caller);
+	if (held)
+		ereport(WARNING,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("flows for server \"%s\" that were queued when it belonged to another role are still held",
+						server->servername),
+				 errhint("Let a superuser run: SELECT feishu.resume_server(%s).",
+						 quote_literal_cstr(server->servername))));
 	resume_apps(server);
 	news_tell_control();
 	PG_RETURN_VOID();

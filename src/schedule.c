@@ -240,6 +240,7 @@ lane_grant(Dispatch *dispatch, Lane *lane, int change)
 {
 	lane->granted += change;
 	lane->site->granted += change;
+	lane->role->granted += change;
 	dispatch->granted += change;
 }
 
@@ -421,6 +422,8 @@ lane_prepare(Dispatch *dispatch, Lane *lane, FlowServer *server, TimestampTz now
 		return NULL;
 	}
 	lane_note_app(lane, &server->app_key);
+	lane->server_owner = server->owner;
+	lane->owner_differs = false;
 
 	/* not more than can be claimed: millions may be due */
 	if (lane->next_due <= now && lane->ready.num < lane->granted)
@@ -456,7 +459,13 @@ begin_claimed(Dispatch *dispatch, Lane **lanes, FlowServer **servers, int num)
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 		int			i = flight->lane->position;
 
-		dispatch->claim_durably |= !flight->own_key;
+		/* none overtakes one that is held */
+		if (flight->lane->owner_differs)
+		{
+			flight->silent = true;
+			flight->state = 'q';
+		}
+		dispatch->claim_durably |= !flight->own_key && !flight->silent;
 		if (flight->silent)
 			flight_end(dispatch, flight);
 		else
@@ -468,15 +477,17 @@ begin_claimed(Dispatch *dispatch, Lane **lanes, FlowServer **servers, int num)
 		Lane	   *lane = lanes[i];
 		bool		waits = claimed[i] == lane->num_places && lane->num_places < lane->granted;
 
-		if (claimed[i] > 0)
+		if (claimed[i] > 0 && !lane->owner_differs)
 			lane_log_open(lane);
-		if (!lane->memory_refused)
+		if (!lane->memory_refused || lane->owner_differs)
 			flight_leave_memory(dispatch, lane);
+		if (lane->owner_differs)
+			lane_hold_for_owner(dispatch, lane);
 		/* the limiter's word holds while there may be more to send */
-		if (!waits && !lane->wants_memory && lane->hold_until != 0)
+		else if (!waits && !lane->wants_memory && lane->hold_until != 0)
 			lane_hold(dispatch, lane, 0, NULL);
 		/* with nothing more to send, there is nothing to wait for */
-		if (claimed[i] < lane->num_places)
+		if (claimed[i] < lane->num_places || lane->owner_differs)
 			limiter_abandon(&lane->place);
 		lane_finish(dispatch, lane);
 		server_forget_secrets(servers[i]);

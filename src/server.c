@@ -227,6 +227,7 @@ read_server(const char *name, Oid userid, bool by_setting)
 				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow.",
 						 quote_identifier(name))));
 	server->serverid = rows.serverid;
+	server->owner = rows.owner;
 	server_check_wrapper(rows.wrapperid, name);
 	check_usage(server->serverid, name, userid);
 	if (rows.mapping == MAPPING_NONE)

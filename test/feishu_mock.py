@@ -52,7 +52,7 @@ CONTROL API (same port, no authorization, never logged, never faulty)
 
 FAULT RULES
   {"match": {"kind": "execute|token|oauth|scopes|other|any|accept", "namespace", "flow_id", "key", "app_id",
-             "path_regex", "params_regex"},
+             "address": the one that it came to, "path_regex", "params_regex"},
    "skip": N, "times": N, "every": N, "probability": P, "fault": {"type": ..., ...}}
 
   All of match must hold (nothing given: any request).  Of the requests that match, the first "skip" are let
@@ -100,7 +100,7 @@ def help_page():
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(prog="feishu_mock.py", description=help_page(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", action="append", help="address to listen on (127.0.0.1), may be repeated")
     parser.add_argument("--port", type=int, default=0, help="0 (default): any free port; it is printed")
     parser.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="and this key")
@@ -114,11 +114,12 @@ def parse_arguments(argv=None):
     parser.add_argument("--no-log", action="store_true", help="keep no request log in memory (for benchmarks)")
     parser.add_argument("--log-limit", type=int, default=200000, metavar="N", help="requests kept in the log (200000)")
     parser.add_argument("--state-file", metavar="FILE", help="started flows, appended and read again at start")
-    parser.add_argument("--cut", type=int, metavar="N", help="strings in both files are cut after so many characters (whole)")
+    parser.add_argument("--cut", type=int, metavar="N", help="strings in both files are cut after so many characters, arrays after so many elements (whole)")
     parser.add_argument("--accept-hang", action="store_true",
                         help="a second port (second line of output) that accepts, reads, and never says a word: no TLS handshake either")
     parser.add_argument("--exit-on-eof", action="store_true", help="stop when stdin is closed, so that it never outlives a test")
     args = parser.parse_args(argv)
+    args.hosts = args.host or ["127.0.0.1"]
     args.apps = dict(app.split(":", 1) if ":" in app else parser.error("--app is ID:SECRET")
                      for app in args.app or ["cli_mock:mock-secret"])
     if bool(args.tls_cert) != bool(args.tls_key):
@@ -145,10 +146,13 @@ async def run(parser, args):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(args.tls_cert, args.tls_key)
         context.set_alpn_protocols(["http/1.1"])
-    server = await loop.create_server(lambda: Connection(mock), args.host, args.port, ssl=context, backlog=4096)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    servers, port = [], args.port
+    for host in args.hosts:
+        servers.append(await loop.create_server(lambda: Connection(mock), host, port, ssl=context, backlog=4096))
+        port = servers[0].sockets[0].getsockname()[1]
+    print(port, flush=True)
     if args.accept_hang:
-        silent = await loop.create_server(asyncio.Protocol, args.host, 0, backlog=4096)
+        silent = await loop.create_server(asyncio.Protocol, args.hosts[0], 0, backlog=4096)
         print(silent.sockets[0].getsockname()[1], flush=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -156,7 +160,8 @@ async def run(parser, args):
         loop.add_reader(sys.stdin, lambda: os.read(sys.stdin.fileno(), 4096) or (loop.remove_reader(sys.stdin), stop.set()))
     gc.set_threshold(100000, 50, 100)  # the log is large and has no cycles
     await stop.wait()
-    server.close()
+    for server in servers:
+        server.close()
     for conn in list(mock.connections):
         conn.transport.abort()
     await asyncio.sleep(0)  # connection_lost runs: the log file gets the last lines

@@ -5,7 +5,7 @@ A front of the mock platform that speaks HTTP/2 over TLS, with the faults that o
     http2_front.py --upstream http://127.0.0.1:PORT --certificate FILE --key FILE [--log FILE] FAULT...
 
 listens on a port of 127.0.0.1 for each fault, prints a line "FAULT PORT" for each, and serves until its standard input
-ends. As a library: Front(upstream, certificate, key).start(fault); the attribute "fault" can be changed at any time.
+ends; a line of that, "PORT FAULT", changes a port's fault. As a library: Front(upstream, certificate, key).start(fault); the attribute "fault" can be changed at any time.
 
 A request that is not refused is sent on to the mock over HTTP/1.1, with the header X-Front: "2 CONNECTION STREAM" or
 "1.1 CONNECTION", so that the mock's log tells how it came. The faults hit all requests of HTTP/2 unless it says
@@ -23,7 +23,7 @@ otherwise; HTTP/1.1, chosen by ALPN, is well.
     interim               103 with headers of an answer (log id, rate limit, location, Retry-After) before the answer
     early_413:HOW         answers 413 when the headers have come, and reads nothing more; HOW: none (goes on), no_error,
                           cancel (RST_STREAM with that), goaway (GOAWAY, then closes), close, reset (of the connection).
-                          HTTP/1.1 likewise
+                          HTTP/1.1 likewise. early_413:HOW:BYTES: only of requests that are so long
     early_413_bare:HOW    the same without a body or a length of it
     idle_close:SECONDS    a connection is closed when it was idle for so long
 
@@ -44,6 +44,7 @@ NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, CANCEL, HTTP_1_1_REQUIRED = 0x0, 0x1, 
 FRAME_SIZE = 16384  # the largest that everybody takes
 WINDOW = 1 << 30  # what may be sent to us at once, unless we do not read
 LINGER = 1  # seconds
+LOOK = 0.05  # seconds after which it is seen that a client of HTTP/1.1 has gone
 
 INTERIM = [("x-tt-logid", "interim"), ("x-ogw-ratelimit-reset", "60"), ("location", "https://elsewhere.invalid/"),
            ("retry-after", "60"), ("content-type", "text/html"), ("link", "</style.css>; rel=preload")]
@@ -243,7 +244,7 @@ class Connection:
     def __init__(self, front, number, reader, writer):
         self.front, self.number, self.reader, self.writer = front, number, reader, writer
         self.hpack, self.streams, self.block = Hpack(), {}, bytearray()
-        self.served, self.last, self.tasks, self.going = 0, 0, set(), False
+        self.served, self.last, self.tasks, self.going = 0, 0, {}, False
 
     def frame(self, kind, flags, stream, data=b""):
         if not self.writer.transport.is_closing():
@@ -251,6 +252,12 @@ class Connection:
 
     def headers(self, stream, headers, end=False):
         self.frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, encode(headers))
+
+    def give_up(self, stream):
+        """Its client does not want it any more: nor is it asked for."""
+        self.streams.pop(stream, None)
+        if stream in self.tasks:
+            self.tasks[stream].cancel()
 
     def reset_stream(self, stream, code):
         self.streams.pop(stream, None)
@@ -301,7 +308,7 @@ class Connection:
         elif kind == PING and not flags & ACK:
             self.frame(PING, ACK, 0, data)
         elif kind == RST_STREAM:
-            self.streams.pop(stream, None)
+            self.give_up(stream)
         elif kind in (HEADERS, CONTINUATION):
             self.block += data
             if kind == HEADERS:
@@ -317,8 +324,8 @@ class Connection:
             self.streams[stream].done = bool(flags & END_STREAM)
         if stream in self.streams and self.streams[stream].done and kind in (DATA, HEADERS, CONTINUATION):
             task = asyncio.ensure_future(self.serve(stream, self.streams[stream]))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.tasks[stream] = task
+            task.add_done_callback(lambda _: self.tasks.pop(stream))
 
     def note(self, stream, what):
         self.front.note("2", self.number, stream, what)
@@ -344,8 +351,8 @@ class Connection:
             del self.streams[stream]
             if not self.going:
                 self.goaway(self.last, NO_ERROR)
-        elif fault in ("early_413", "early_413_bare"):
-            await self.answer_early(stream, argument, fault == "early_413_bare")
+        elif self.front.too_large(self.streams[stream].headers):
+            await self.answer_early(stream, argument.partition(":")[0], fault == "early_413_bare")
         if stream in self.streams:
             self.served, self.last = self.served + 1, stream
 
@@ -399,6 +406,15 @@ class Front:
         self.fault, self.port, self.log = "none", None, log
         self.connections = self.refused = 0
 
+    def set_fault(self, fault):
+        self.fault, self.refused = fault, 0
+
+    def too_large(self, headers):
+        """Does a request of these headers meet early_413?"""
+        kind, _, least = (self.fault + "::").split(":")[:3]
+        size = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
+        return kind in ("early_413", "early_413_bare") and size >= int(least or 0)
+
     def note(self, version, connection, stream, what):
         if self.log:
             self.log.write(f"{self.fault} {version} {connection} {stream} {what}\n")
@@ -421,7 +437,12 @@ class Front:
         number = self.connections
         try:
             if writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
-                await Connection(self, number, reader, writer).run()
+                connection = Connection(self, number, reader, writer)
+                try:
+                    await connection.run()
+                finally:
+                    for stream in list(connection.tasks):
+                        connection.give_up(stream)
             else:
                 await self.accept_http1(number, reader, writer)
         except (Broken, OSError, EOFError, asyncio.TimeoutError, ssl.SSLError):
@@ -430,24 +451,30 @@ class Front:
             writer.close()
 
     async def accept_http1(self, number, reader, writer):
-        fault, _, argument = self.fault.partition(":")
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
-            if fault.startswith("early_413"):
+            lines = head.decode("latin-1").split("\r\n")[:-2]
+            method, path, _ = lines[0].split(" ")
+            headers = [tuple(line.split(": ", 1)) for line in lines[1:]]
+            if self.too_large(headers):
                 self.note("1.1", number, 0, "413")
                 writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Type: text/plain\r\nContent-Length: "
                              + str(len(EARLY)).encode() + b"\r\n\r\n" + EARLY)
                 await writer.drain()
-                if argument == "reset":
+                if self.fault.split(":")[1] == "reset":
                     writer.transport.abort()
                 return
             self.note("1.1", number, 0, "served")
-            lines = head.decode("latin-1").split("\r\n")[:-2]
-            method, path, _ = lines[0].split(" ")
-            headers = [tuple(line.split(": ", 1)) for line in lines[1:]]
             size = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
             headers += [(":method", method), (":path", path)]
-            status, headers, body = await self.ask(headers, await reader.readexactly(size), f"1.1 {number}")
+            task = asyncio.ensure_future(self.ask(headers, await reader.readexactly(size), f"1.1 {number}"))
+            while not task.done():
+                await asyncio.wait({task}, timeout=LOOK)
+                if reader.at_eof():
+                    task.cancel()
+            if task.cancelled():
+                return
+            status, headers, body = task.result()
             answer = [f"HTTP/1.1 {status} OK"] + [f"{name}: {value}" for name, value in headers]
             if not any(name == "content-length" for name, _ in headers):
                 answer.append(f"content-length: {len(body)}")
@@ -487,11 +514,18 @@ async def main():
     parser.add_argument("--log", type=argparse.FileType("a"))
     parser.add_argument("faults", nargs="+", metavar="FAULT")
     options = parser.parse_args()
+    fronts = {}
     for fault in options.faults:
         front = Front(options.upstream, options.certificate, options.key, options.log)
         await front.listen(fault)
+        fronts[front.port] = front
         print(fault, front.port, flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+    def obey():
+        for line in sys.stdin:
+            port, fault = line.split()
+            fronts[int(port)].set_fault(fault)
+    await asyncio.get_running_loop().run_in_executor(None, obey)
 
 
 if __name__ == "__main__":

@@ -419,6 +419,13 @@ class FaultTest(Base):
         self.assertGreater(time.monotonic() - begun, 0.14)
         conn.close()
 
+    def test_interim_answers(self):
+        self.mock.rules({"fault": {"type": "interim"}})
+        with socket.create_connection(("127.0.0.1", self.mock.port), 5) as conn:
+            conn.sendall(b"GET /x HTTP/1.1\r\nConnection: close\r\n\r\n")
+            data = b"".join(iter(lambda: conn.recv(65536), b""))
+        self.assertEqual([int(line.split()[1]) for line in data.split(b"\r\n") if line.startswith(b"HTTP/")], [103, 100, 404])
+
     def test_answers_in_pieces(self):
         for fault in ({"type": "chunked"}, {"type": "no_length"}, {"type": "slow_drip", "interval_ms": 1, "bytes": 9},
                       {"type": "slow_drip", "interval_ms": 1, "bytes": 9, "headers": True}):
@@ -490,6 +497,18 @@ class HttpTest(Base):
 
 
 class ProcessTest(unittest.TestCase):
+    def test_several_addresses(self):
+        mock = Mock("--host", "127.0.0.1", "--host", "127.0.0.2")
+        mock.rules({"match": {"address": "127.0.0.2"}, "fault": {"type": "status", "status": 503}})
+        found = []
+        for host in ("127.0.0.1", "127.0.0.2"):
+            conn = http.client.HTTPConnection(host, mock.port, timeout=5)
+            conn.request("GET", "/x")
+            found.append(conn.getresponse().status)
+            conn.close()
+        mock.stop()
+        self.assertEqual(found, [404, 503])
+
     def test_state_survives_a_kill(self):
         with tempfile.TemporaryDirectory() as folder:
             args = ("--state-file", os.path.join(folder, "state"), "--log-file", os.path.join(folder, "log"),

@@ -17,7 +17,7 @@ CREATE TRIGGER order_approval AFTER UPDATE OF status ON orders
         'package_7344545d87__c', 'approveOrder_99c656599f',
         '{"email": "$.new.owner_email"}',
         '{"order": {"_id": "$.new.id"}, "item": "$.new.item", "amount": "$.new.amount"}',
-        '{"ordering_key": "$.new.id"}');
+        '{"server": "feishu", "ordering_key": "$.new.id"}');
 
 CREATE TRIGGER new_order_approval AFTER INSERT ON orders
     FOR EACH ROW WHEN (NEW.status = 'submitted')
@@ -25,7 +25,7 @@ CREATE TRIGGER new_order_approval AFTER INSERT ON orders
         'package_7344545d87__c', 'approveOrder_99c656599f',
         '{"email": "$.new.owner_email"}',
         '{"order": {"_id": "$.new.id"}, "item": "$.new.item", "amount": "$.new.amount"}',
-        '{"ordering_key": "$.new.id"}');
+        '{"server": "feishu", "ordering_key": "$.new.id"}');
 
 INSERT INTO orders (item, owner_email, amount, status)
     VALUES ('chair', 'li@example.com', 129.90, 'submitted');

@@ -1,6 +1,7 @@
 """What the faults do."""
 import asyncio
 import base64
+import functools
 import http
 import os
 import zlib
@@ -21,6 +22,15 @@ def set_path(obj, path, value, remove=False):
         obj.pop(last, None)
     else:
         obj[last] = value
+
+
+@functools.lru_cache(8)
+def pack_spaces(size):
+    """A JSON object of that size, packed by gzip."""
+    packer, block = zlib.compressobj(1, wbits=31), b" " * (1 << 20)
+    parts = [packer.compress(b'{"code":0,"msg":"')]
+    parts += [packer.compress(block) for _ in range(size >> 20)]
+    return b"".join(parts) + packer.compress(b'"}') + packer.flush()
 
 
 class Faults:
@@ -115,6 +125,15 @@ class Faults:
         conn.end_when_idle(fault.get("after", 1), fault.get("lag_ms", 0) / 1000)
         conn.answer(request, answer)
 
+    INTERIM = [("X-Tt-Logid", "interim"), ("X-Ogw-Ratelimit-Reset", "60"), ("Retry-After", "60"),
+               ("Location", "https://elsewhere.invalid/"), ("Content-Type", "text/html"), ("Content-Encoding", "gzip")]
+
+    def do_interim(self, conn, request, fault, answer):
+        heads = [f"HTTP/1.1 {status}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in self.INTERIM)
+                 for status in ("103 Early Hints", "100 Continue")]
+        conn.write("\r\n".join([*heads, ""]).encode())
+        conn.answer(request, self.valid(answer))
+
     def do_garbage(self, conn, request, fault, answer):
         conn.write(b"\x16\x03\x01 SSH-2.0-this is not HTTP\r\n\0\xff\xfe" + bytes(range(256)) + b"\r\n\r\n")
         conn.drop(request)
@@ -192,14 +211,9 @@ class Faults:
         conn.answer(request, answer.replaced(packer.compress(answer.body) + packer.flush()))
 
     async def do_gzip_bomb(self, conn, request, fault, answer):
-        def pack(size):
-            packer, block = zlib.compressobj(1, wbits=31), b" " * (1 << 20)
-            parts = [packer.compress(b'{"code":0,"msg":"')]
-            parts += [packer.compress(block) for _ in range(size >> 20)]
-            return b"".join(parts) + packer.compress(b'"}') + packer.flush()
         answer = self.valid(answer)
         answer.headers.append(("Content-Encoding", "gzip"))
-        body = await asyncio.get_running_loop().run_in_executor(None, pack, fault.get("bytes", 1 << 30))
+        body = await asyncio.get_running_loop().run_in_executor(None, pack_spaces, fault.get("bytes", 1 << 30))
         conn.answer(request, answer.replaced(body))
 
     # -- answers in pieces

@@ -40,7 +40,7 @@ def load_or_none(text):
 
 
 def cut(value, most):
-    """A JSON value whose strings have at most so many characters; None: as they are."""
+    """A JSON value whose strings have at most so many characters, and arrays elements; None: as they are."""
     if most is None:
         return value
     if isinstance(value, str):
@@ -48,7 +48,9 @@ def cut(value, most):
     if isinstance(value, dict):
         return {name: cut(member, most) for name, member in value.items()}
     if isinstance(value, list):
-        return [cut(element, most) for element in value]
+        return [cut(element, most) for element in value[:most]]
+    if isinstance(value, int) and value.bit_length() > 64:
+        return str(value)[:20]
     return value
 
 
@@ -59,12 +61,12 @@ def media_type(request):
 class Request:
     """One HTTP request, and what the mock makes of it."""
     __slots__ = ("method", "target", "path", "query", "headers", "body", "keep_alive",
-                 "kind", "namespace", "flow_id", "json", "key", "entry")
+                 "kind", "namespace", "flow_id", "json", "key", "entry", "address")
 
     def __init__(self, method, target, headers, body, keep_alive):
         self.method, self.target, self.headers, self.body, self.keep_alive = method, target, headers, body, keep_alive
         self.path, _, self.query = target.partition("?")
-        self.namespace = self.flow_id = self.json = self.key = self.entry = None
+        self.namespace = self.flow_id = self.json = self.key = self.entry = self.address = None
         self.kind = self._classify()
 
     def _classify(self):

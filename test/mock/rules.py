@@ -19,6 +19,7 @@ FAULTS = {
     "truncated_json": ("", True, "a complete HTTP message, its JSON cut in the middle"),
     "idle_end": ("after lag_ms announce", True, "answers as usual, and ends the connection when no request came after (1) seconds: "
                  "lag_ms (0) before the FIN, nothing is read any more; announce N: with Keep-Alive: timeout=N"),
+    "interim": ("", True, "103 and 100 with headers of another's answer, then answers as usual"),
     "garbage": ("", False, "bytes that are not HTTP, then FIN"),
     "raw": ("bytes_b64 text close rst", False, "these bytes; close (default true), rst: how it ends"),
     "status": ("status body content_type headers", False, "canned answer (default 500); body: text, or JSON to be encoded; "
@@ -47,7 +48,7 @@ FAULTS = {
 
 
 class Rule:
-    MATCH = {"kind", "namespace", "flow_id", "key", "app_id", "path_regex", "params_regex"}
+    MATCH = {"kind", "namespace", "flow_id", "key", "app_id", "address", "path_regex", "params_regex"}
     MEMBERS = {"match", "skip", "times", "every", "probability", "fault"}
 
     def __init__(self, spec):
@@ -74,7 +75,7 @@ class Rule:
         match = self.match
         if self.kind not in ("any", request.kind):
             return False
-        for name in ("namespace", "flow_id", "key"):
+        for name in ("namespace", "flow_id", "key", "address"):
             if name in match and match[name] != getattr(request, name):
                 return False
         if "app_id" in match and match["app_id"] != app_of(request):

@@ -111,6 +111,7 @@ class Connection(asyncio.Protocol):
         mock.connections_total += 1
         mock.connections.add(self)
         self.id = mock.last_connection  # asyncio itself sets TCP_NODELAY
+        self.address = transport.get_extra_info("sockname")[0]
 
     def connection_lost(self, problem):
         self.closed = True
@@ -162,7 +163,7 @@ class Connection(asyncio.Protocol):
             request = self.parse()
             if request is None:
                 break
-            self.request = request
+            self.request, request.address = request, self.address
             self.mock.handle(self, request)
         self.parsing = False
 

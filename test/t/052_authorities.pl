@@ -26,8 +26,8 @@ my $library = "$dir/other_libcurl.so";
 system('cc', '-shared', '-fPIC', '-o', $library, "$FindBin::RealBin/../lib/other_libcurl.c", '-ldl') == 0
   or plan skip_all => 'no C compiler for another libcurl';
 
-# Two certificates that vouch for themselves; and three servers that end each connection after one request.
-foreach my $name ('one', 'two')
+# Three certificates that vouch for themselves; and servers that end each connection after one request.
+foreach my $name ('one', 'two', 'host')
 {
 	my $log = '';
 	IPC::Run::run([ 'openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '30', '-subj', "/CN=feishu_flow test $name",
@@ -35,7 +35,7 @@ foreach my $name ('one', 'two')
 		'>&', \$log) or die "openssl: $log";
 }
 my $mock = FeishuFlow::Mock->start;
-my %port = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } 'one', 'two';
+my %port = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } 'one', 'two', 'host';
 my $sites = join '', map { <<"CONF" } sort keys %port;
 	server {
 		listen 127.0.0.1:$port{$_} ssl;
@@ -111,6 +111,11 @@ is(call_reads($session, 'two', 'a second call by the file'), 0, '... which is no
 folder('one', 'two');
 is(call_reads($session, 'two', 'a call when the folder has all again'), 1, '... which is looked at once more');
 is(call_reads($session, 'two', 'a second call then'), 0, '... and then no more');
+folder('one', 'two', 'host');
+succeeds($session, flow(server => 'host'), 'the folder is used when it has more, as Debian\'s has');
+folder('one', 'host');
+succeeds($session, flow(server => 'two'), 'an authority that is in the file alone is trusted, when the folder has another one in its place');
+folder('one', 'two');
 unlink "$dir/certs/two.pem";
 succeeds($session, flow(server => 'two'), 'a link that leads nowhere is no authority of the folder');
 bundle('bundle', 'one');
@@ -133,8 +138,11 @@ is(call_reads($session, 'private', 'a call over a new connection'), 0, '... and 
 
 my $pid = until_dispatcher($session);
 $mock->fault(type => 'hold');
-is(reads_file($pid, sub { enqueue_many($session, 1, 60, server => 'private'); $mock->wait_for(60, kind => 'execute') }), 1,
+$mock->mark;
+my $arrived;
+is(reads_file($pid, sub { enqueue_many($session, 1, 60, server => 'private'); $arrived = $mock->wait_for(60, kind => 'execute') }), 1,
 	'a dispatcher reads a ca_file');
+is($arrived, 60, '... and, over HTTP/1.1, no flow waits for the answer to another');
 $mock->well;
 until_ended($session);
 is(reads_file($pid, sub { enqueue_many($session, 61, 120, server => 'private'); until_ended($session) }), 0,

@@ -11,6 +11,8 @@ use lib "$FindBin::RealBin/../lib";
 use FeishuFlow;
 use FeishuFront;
 use FeishuQueue;
+use IO::Select;
+use IO::Socket::INET;
 use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
@@ -95,10 +97,41 @@ $fresh->quit;
 create_server($node, 'broken', $front->options('rst_protocol'), { tenant_access_token => $mock->token });
 $mock->mark;
 $fresh = FeishuFlow::Session->new($node);
-fails_with($fresh, flow(server => 'broken'), 'LK503', 'a stream that the peer ends without a word is LK503', hint => qr/may have started/)
+fails_with($fresh, flow(server => 'broken'), 'LK503', 'a stream that the peer ends without a word is LK503', detail => qr{HTTP/2 error 1\b}, hint => qr/may have started/)
   for 1 .. 2;
 succeeds($fresh, flow(server => 'broken'), '... after two of them HTTP/1.1 is spoken');
 is($front->versions($mock), '1.1', '... and what may have been processed was not sent again');
+$fresh->quit;
+
+# ---- somebody's proxy ----
+
+# It leads to another peer of that name, which speaks for none but itself.
+my $proxy = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 4) or die "socket: $!";
+forked('proxy', sub {
+	while (my $client = $proxy->accept)
+	{
+		my $peer = IO::Socket::INET->new("127.0.0.1:$front->{port}{rst_protocol}") or die "connect: $!";
+		sysread($client, my $request, 8192);
+		syswrite($client, "HTTP/1.1 200 OK\r\n\r\n");
+		my $both = IO::Select->new($client, $peer);
+		my ($bytes, $open) = (undef, 1);
+		while ($open)
+		{
+			foreach my $from ($both->can_read)
+			{
+				$open &&= sysread($from, $bytes, 65536) && syswrite($from == $client ? $peer : $client, $bytes);
+			}
+		}
+	}
+});
+create_server($node, 'unproxied', $front->options('none'), { tenant_access_token => $mock->token });
+create_server($node, 'proxied', $front->options('none', proxy => 'http://127.0.0.1:' . $proxy->sockport), { tenant_access_token => $mock->token });
+$fresh = FeishuFlow::Session->new($node);
+fails_with($fresh, flow(server => 'proxied'), 'LK503', 'a stream that the peer behind a proxy ends') for 1 .. 2;
+$mock->mark;
+succeeds($fresh, flow(server => 'proxied'), '... after two of them HTTP/1.1 is spoken there');
+succeeds($fresh, flow(server => 'unproxied'), '... but not with the peer of that name that is reached without it');
+is($front->versions($mock), '1.1 2', '... each as it needs');
 $fresh->quit;
 
 # ---- GOAWAY with a lower last stream ----

@@ -243,6 +243,8 @@ like($activity, qr/execute_flow/, 'pg_stat_activity was seen during a call');
 # The same echoes, to the dispatcher; each flow is looked at when it has been
 # tried, and then cancelled.
 my $queue = '';
+my @relations = split /\n/, $watch->value("SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'v') "
+	  . "AND relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)");
 
 sub tried
 {
@@ -251,7 +253,7 @@ sub tried
 	wait_until('a flow is tried, or held back',
 		sub { $watch->value("SELECT EXISTS (SELECT FROM feishu.flows WHERE id = $id AND (attempts > 0 OR finished_at IS NOT NULL)) "
 				  . "OR EXISTS (SELECT FROM feishu.dispatch_status WHERE server = '$name' AND paused)") eq 't' });
-	$queue .= $watch->value("SELECT to_jsonb(o) FROM feishu.$_ o") . "\n" foreach qw(outbox flows held_lane claim dispatch_status stat_flows);
+	$queue .= $watch->value("SELECT to_jsonb(o) FROM $_ o") . "\n" foreach @relations;
 	$activity .= $watch->value("SELECT a FROM pg_stat_activity a WHERE backend_type LIKE 'feishu_flow%'") . "\n";
 	show("SELECT feishu.cancel_flow($id)");
 	show("SELECT feishu.wait_flow($id, '0')");

@@ -1,6 +1,7 @@
 
 # A libcurl that is older than what the extension was built with, or was set up by another library of the session with
-# memory of its own: a call says so, no flow is charged, and nothing crashes.
+# memory of its own: a call says so, no flow is charged, and nothing crashes. One that does not say what it has sent: no
+# flow starts twice.
 
 use strict;
 use warnings;
@@ -51,6 +52,32 @@ $session = FeishuFlow::Session->new($node);
 until_ended($session);
 is(ends($session), 'succeeded 5', 'flows are sent with a libcurl that will do');
 is($session->value('SELECT feishu.dispatch_problem() IS NULL'), 't', '... and there is no problem any more');
+
+# ---- without a count of what was sent ----
+
+my $uncounted;
+{
+	local $ENV{LD_PRELOAD} = $old;
+	local $ENV{OTHER_VERSION} = '8.7.1';
+	$uncounted = queue_cluster('uncounted');
+}
+create_server($uncounted, 'feishu', { base_url => $mock->url });
+my $calls = FeishuFlow::Session->new($uncounted);
+succeeds($calls, flow(), 'a call by a libcurl that does not count what it sends');
+$mock->mark;
+$mock->fault(type => 'close_after');
+fails_with($calls, flow(), 'LK503', '... and one on the same connection that ends before the answer', hint => qr/may have started/);
+is($mock->executes, 1, '... is not sent twice');
+$mock->well;
+$mock->mark;
+$mock->fault(type => 'close_after');
+my $id = enqueue($calls, idempotent_key => 'uncounted');
+wait_until('the flow was tried', sub { look($calls, $id, 'attempts > 0 AND error IS NOT NULL') eq 't' });
+$mock->well;
+until_ended($calls);
+like(look($calls, $id, 'state, attempts'), qr{^unconfirmed\|}, '... and of a queued flow it is known that it was sent');
+$calls->quit;
+$uncounted->stop;
 
 # ---- set up by another ----
 

@@ -111,13 +111,15 @@ is(enqueue_many($session, 1, 60, server => 'slow', params => $megabyte), 60, 'a 
 $slow->wait_for(20, kind => 'execute');
 gets_through('... which does not hold up large ones of another', 10, params => $megabyte);
 
-# Numbers that are short as stored, and longer than any text can be when written
-# out: at most that row fails.
-my $id = enqueue($session, server => 'quick', flow_id => 'endless',
-	params => \q{(SELECT jsonb_build_object('a', jsonb_agg((floor(random() * 1e9)::text || 'e131000')::numeric)) FROM generate_series(1, 20000))});
+# Numbers that are short as stored, and very long when written out: at most that row fails, if it is queued at all.
+my $endless = q{(SELECT jsonb_build_object('a', jsonb_agg((floor(random() * 1e9)::text || 'e131000')::numeric)) FROM generate_series(1, %d))};
+fails_with($session, 'SELECT ' . enqueue_call(server => 'quick', flow_id => 'endless', params => \sprintf($endless, 20000)), '22023', 'params that cannot be written are not queued');
+$session->value("SET feishu_flow.max_request_size = '512MB'");
+my $id = enqueue($session, server => 'quick', flow_id => 'endless', params => \sprintf($endless, 1000));
+$session->value('RESET feishu_flow.max_request_size');
 my $pid = until_dispatcher($session);
 until_state($session, $id, 'failed');
-like(look($session, $id, 'sqlstate'), qr/^54000$/, 'params that cannot be written fail by themselves');
+like(look($session, $id, 'sqlstate'), qr/^22023$/, '... and fail by themselves where they are');
 gets_through('... and do not hold up others', 100);
 is(until_dispatcher($session), $pid, '... nor end the dispatcher');
 give_up('slow');
@@ -344,8 +346,8 @@ $second->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE ser
 my $old = enqueue($second, server => 'quick', flow_id => 'refusedFlow');
 until_ended($second);
 my $above = $second->value('UPDATE feishu_internal.last_id SET id = id + 50000 RETURNING id - 50000');
-$second->value('INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
-	  . "server, namespace, flow_id, operator, idempotent_key) SELECT $above + g, roleid, system_identifier, database, 's', is_async, own_key, "
+$second->value('INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
+	  . "server, namespace, flow_id, operator, idempotent_key) SELECT $above + g, roleid, server_owner, system_identifier, database, 's', is_async, own_key, "
 	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g FROM feishu_internal.outbox, generate_series(1, 50000) g }
 	  . "WHERE id = $old");
 my $read = entries_read();

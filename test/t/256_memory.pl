@@ -41,7 +41,7 @@ is(look($session, $id, 'state'), 'succeeded', '... with the next flow');
 
 # It waits for a lock now.
 my $locker = FeishuFlow::Session->new($node);
-$locker->value('BEGIN; LOCK TABLE feishu_internal.claim IN ACCESS EXCLUSIVE MODE');
+$locker->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
 enqueue($session);
 until_true($session, 'it waits for a lock', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid");
 my $started = time();

@@ -64,7 +64,7 @@ my $locker = FeishuFlow::Session->new($node);
 $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 enqueue_many($session, 1, 20);
 $mock->wait_for(20, kind => 'execute');
-$locker->value('BEGIN; LOCK TABLE feishu_internal.claim IN ACCESS EXCLUSIVE MODE');
+$locker->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
 $mock->release;
 until_true($session, 'it waits to record', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid");
 $session->value("SELECT pg_cancel_backend($pid)");

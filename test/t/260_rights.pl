@@ -130,9 +130,19 @@ foreach my $table (@tables)
 	is($clerk->value("SELECT count(*) FROM $table"), '0', "who may read all data sees nothing in $table");
 	is($clerk->value("WITH gone AS (DELETE FROM $table RETURNING 1) SELECT count(*) FROM gone"), '0', '... deletes nothing');
 }
+# ... nor what is in the queue by its statistics, which they may read; EXPLAIN estimates by them, for everybody
+enqueue_many($as{stranger}, 1000, 1200, idempotent_key => \"'often' || g % 3", run_at => \$later, loop_masks => '["often"]');
+$session->value('ANALYZE feishu_internal.outbox');
+is($clerk->value("SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_statistic s JOIN pg_attribute a ON starelid = attrelid AND staattnum = attnum WHERE attrelid = 'feishu_internal.outbox'::regclass"),
+	'attempts created_at database expires_at finished_at id is_async max_attempts next_at ordering_key own_key roleid run_at server server_owner state system_identifier unanswered',
+	'there are no statistics of columns with content');
+is($as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = 'often1'") =~ s/often1/never/gr,
+	$as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = 'never'"), '... nor does EXPLAIN tell whether a guess is a good one');
+$as{stranger}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE state = 'queued'");
+$as{stranger}->value("SELECT feishu.purge_flows('infinity')");
 fails_with($clerk, <<'SQL', '42501', '... and forges no flow of a superuser');
-INSERT INTO feishu_internal.outbox (id, roleid, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
-SELECT 1000000, 10, 1, oid, true, true, now(), now(), 'infinity', 'private', 'app', 'forged', '{"_id": 1}', 'key'
+INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
+SELECT 1000000, 10, 10, 1, oid, true, true, now(), now(), 'infinity', 'private', 'app', 'forged', '{"_id": 1}', 'key'
 FROM pg_database WHERE datname = current_database()
 SQL
 

@@ -105,6 +105,14 @@ $session->value("COPY (SELECT 40) TO '" . $node->data_dir . "/copied'; GRANT pg_
 queues("BEGIN; SET ROLE other; UPDATE plain SET v = 2 WHERE id = 1; SET ROLE writer; COPY plain (id) FROM '" . $node->data_dir . "/copied'; SET ROLE other; COMMIT",
 	join(' ', map { ("$_:INSERT:writer", "$_:UPDATE:other") } qw(atonce deferred delayable statement)), 'COPY');
 
+# ---- many statements in a transaction ----
+
+$session->value('CREATE TABLE known (id int PRIMARY KEY); INSERT INTO known VALUES (1); CREATE TABLE many (known int REFERENCES known)');
+is($session->value("BEGIN; DO 'BEGIN FOR i IN 1..20000 LOOP INSERT INTO many VALUES (1); END LOOP; END';"
+		  . "SELECT sum(total_bytes) < 65536 FROM pg_backend_memory_contexts WHERE name = 'TopTransactionContext'"),
+	't', 'statements of one role take no memory each');
+$session->value('COMMIT');
+
 # ---- a session that loads the library late ----
 
 my $late = FeishuFlow->can('new_cluster')->('late', preload => 0);

@@ -96,7 +96,7 @@ until_all_ended('12 MB', 16, $most);
 
 # All but the last byte of 15 MB each, for ten minutes.
 $most = attack('what stalls', 30, { type => 'raw', close => JSON::PP::false, bytes_b64 => encode_base64(substr(response($json), 0, -1)) });
-$mock->rules([ { kind => 'execute', flow_id => 'mine' }, { type => 'big', bytes => 4 << 20 } ]);
+$mock->rules([ { kind => 'execute', flow_id => 'mine' }, { type => 'big', bytes => 3 << 20 } ]);
 my $begun = time();
 my $mine = enqueue($app, flow_id => 'mine');
 $most = max($most, until_ended_watching($session, $pid, "id = $mine"));

@@ -72,4 +72,101 @@ foreach (@callers)
 	is($refused, 0, '... none of which showed a secret to the other platform');
 }
 
+# ---- a server of the same name ----
+
+# What waits was queued for a server of its owner.  Whoever may make servers makes one of that name, and is sent nothing.
+my $theirs = FeishuFlow::Mock->start;
+$session->value('CREATE ROLE keeper LOGIN; CREATE ROLE maker LOGIN; CREATE ROLE victim LOGIN; CREATE ROLE bystander LOGIN;'
+	  . 'GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO keeper, maker');
+my %as = map { $_ => FeishuFlow::Session->new($node, user => $_) } qw(keeper maker victim bystander);
+
+# A role makes a server that all may use.
+sub make_server
+{
+	my ($who, $name, $platform) = @_;
+	my $url = $platform->url;
+	$as{$who}->value("CREATE SERVER $name FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '$url');"
+		  . "CREATE USER MAPPING FOR PUBLIC SERVER $name OPTIONS (app_id 'cli_mock', app_secret 'mock-secret');"
+		  . "GRANT USAGE ON FOREIGN SERVER $name TO PUBLIC");
+	return;
+}
+
+sub status
+{
+	my ($name) = @_;
+	return $session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$name'");
+}
+
+my $held = qr/belonged to another role when flows that wait were queued; a superuser can have them sent: SELECT feishu.resume_server\('shop'\)/;
+
+sub until_held
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_until("$name: the flows are looked at", sub { status('shop') =~ $held || $theirs->executes > 0 });
+	is($theirs->executes, 0, "$name: the other server is sent nothing");
+	like(status('shop'), $held, '... dispatch_status says why');
+	return;
+}
+
+foreach my $how ('DROP SERVER shop CASCADE', 'ALTER SERVER shop RENAME TO former')
+{
+	$_->reset foreach $mock, $theirs;
+	make_server('keeper', 'shop', $mock);
+	$as{keeper}->value("SELECT feishu.pause_server('shop')");
+	my %waiting = (server => 'shop', params => '{"secret": 1}');
+	my ($first, $ordered, $cancelled) = (enqueue($as{victim}, %waiting), enqueue($as{victim}, %waiting, ordering_key => 'k'), enqueue($as{victim}, %waiting));
+	my $late = enqueue($as{victim}, %waiting, run_at => \"clock_timestamp() + '1 s'");
+	$as{keeper}->value($how);
+	make_server('maker', 'shop', $theirs);
+	my $result = $as{maker}->ask("SELECT feishu.resume_server('shop')");
+	like($result->{err}, qr/WARNING.*flows for server "shop" that were queued when it belonged to another role are still held.*Let a superuser run: SELECT feishu.resume_server\('shop'\)/s,
+		"$how: its maker is told that he cannot resume them");
+	until_held($how);
+
+	# what the same role queues now waits behind them, what others queue does not
+	my $behind = enqueue($as{victim}, server => 'shop', params => '{"n": 1}');
+	my $beside = enqueue($as{bystander}, server => 'shop', params => '{"n": 2}');
+	succeeds($session, "SELECT feishu.wait_flow($beside)", "$how: flows of other roles are sent");
+	is(summary($theirs)->{started}, 1, '... and no other');
+	is($as{victim}->value("SELECT feishu.cancel_flow($cancelled)"), 't', '... one that is held can be cancelled');
+
+	like($session->ask("SELECT feishu.resume_server('shop')")->{err}, qr/^(?!.*WARNING)/s, "$how: a superuser resumes them");
+	succeeds($session, "SELECT feishu.wait_flow($_)", '... then they are sent') foreach $first, $ordered, $late, $behind;
+	is(summary($theirs)->{started}, 5, '... to the server that there is now, each once');
+	wait_until('... and nothing is held', sub { status('shop') eq '' });
+	$session->value('DROP SERVER shop CASCADE; DROP SERVER IF EXISTS former CASCADE');
+}
+
+# ---- an owner who comes back, or gives it away ----
+
+make_server('keeper', 'shop', $mock);
+my $id = enqueue($as{victim}, server => 'shop', run_at => \"clock_timestamp() + '1 s'");
+$as{keeper}->value('DROP SERVER shop CASCADE');
+make_server('keeper', 'shop', $mock);
+succeeds($session, "SELECT feishu.wait_flow($id)", 'the same owner makes it again: what waited is sent, without anybody');
+
+$theirs->reset;
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '1s'");
+$node->reload;
+$as{keeper}->value("SELECT feishu.pause_server('shop')");
+my ($kept, $expiring) = (enqueue($as{victim}, server => 'shop'), enqueue($as{victim}, server => 'shop', expires_at => \"clock_timestamp() + '2 s'"));
+$session->value("ALTER SERVER shop OWNER TO maker; ALTER SERVER shop OPTIONS (SET base_url '" . $theirs->url . "')");
+$as{maker}->value("SELECT feishu.resume_server('shop')");
+until_held('ALTER SERVER OWNER');
+until_state($session, $expiring, 'failed');
+is(look($session, $expiring, 'error'), 'expired before it could be sent', '... what is held expires');
+until_held('... and the rest is held, look for look');
+$session->value('ALTER SERVER shop OWNER TO keeper');
+succeeds($session, "SELECT feishu.wait_flow($kept)", '... until the owner is the one that it was');
+is(summary($theirs)->{started}, 1, '... who knows where he sends it');
+
+# a flow that is put back is for the former owner's server still
+$id = enqueue($as{victim}, server => 'shop', flow_id => 'refusedFlow');
+until_state($session, $id, 'failed');
+$session->value('ALTER SERVER shop OWNER TO maker');
+$theirs->reset;
+is($as{victim}->value("SELECT feishu.retry_flow($id)"), 't', 'a flow is put back');
+until_held('... when the server is another\'s');
+
 done_testing();

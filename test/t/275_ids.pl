@@ -158,7 +158,7 @@ $session->value('DELETE FROM feishu_internal.last_id');
 $session->value('VACUUM feishu_internal.last_id');
 my $result = fails_with($session, 'SELECT ' . enqueue_call(), '55000', 'without its row no flow is queued');
 is($result->{message}, 'no id can be given to a flow', '... which is said');
-like($result->{hint}, qr/TRUNCATE feishu\.last_id; INSERT INTO feishu\.last_id/, '... with how to mend it');
+like($result->{hint}, qr/TRUNCATE feishu_internal\.last_id; INSERT INTO feishu_internal\.last_id/, '... with how to mend it');
 my $dispatcher = until_dispatcher($session);
 $session->value("SELECT pg_terminate_backend($dispatcher)");
 until_dispatcher($session, $dispatcher);

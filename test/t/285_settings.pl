@@ -136,7 +136,7 @@ $admin->value('SELECT pg_reload_conf()');
 sends('statements are logged');
 my $log = slurp_file($node->logfile, $from);
 like($log, qr/LOG:  .*statement: SELECT .*enqueue_flow/, '... those of sessions');
-unlike($log, qr/(?:INSERT INTO|UPDATE|DELETE FROM|FROM|JOIN) feishu\.outbox/, '... and none of a dispatcher');
+unlike($log, qr/(?:INSERT INTO|UPDATE|DELETE FROM|FROM|JOIN) feishu_internal\.outbox/, '... and none of a dispatcher');
 $admin->value("ALTER SYSTEM RESET $_") foreach qw(log_statement log_min_duration_statement log_duration log_parameter_max_length);
 $admin->value('SELECT pg_reload_conf()');
 

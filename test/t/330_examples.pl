@@ -71,6 +71,14 @@ is($session->value("SELECT string_agg(DISTINCT flow_id || ' ' || state || ' ' ||
 	'refusedFlow failed LK400', 'what they queue is sent, and succeeds but for what is to be refused');
 cmp_ok($mock->started, '>', 20, '... on the platform');
 
+# The writer's setting does not choose the server of a trigger that people may copy.
+foreach my $page (map { "$FindBin::RealBin/../../$_" } qw(README.md README.zh-CN.md script/demo.d/2_queue.sql))
+{
+	my @triggers = slurp_file($page) =~ /EXECUTE FUNCTION feishu\.flow_trigger\((.*?)\);/sg;
+	cmp_ok(scalar @triggers, '>', 1, "there are triggers in $page");
+	is(join("\n", grep { !/"server": "feishu"/ } @triggers), '', '... each names its server');
+}
+
 # Each trigger that people may copy starts one flow an order, also for a program that
 # saves all columns each time, with what it knows of the row.
 my ($table) = map { $_->{sql} } grep { $_->{sql} =~ /CREATE TABLE orders/ } @examples;

@@ -2,7 +2,7 @@
 """
 A fault campaign: see script/torture, which builds the extension and calls this.
 
-  campaign.py --bin DIR --mock FILE --work DIR [--seed N] [--seconds S | --short]
+  campaign.py --bin DIR --test DIR --work DIR [--seed N] [--seconds S | --short]
 
 The exit status is 1 when something was lost, started twice, recorded wrongly, or is stuck.
 """
@@ -15,21 +15,27 @@ import sys
 import time
 
 import calls
+import hostile
 import servers
 import wire
 from journal import Journal
 from killer import Killer
 from load import Load, Worker, create_schema
+from peers import FRONT_FAULTS, Front, Name, Peers
 from platform_faults import APPS, BadLuck, Platform
 from reconcile import ENDS, FATAL, NOTES, Truth, reconcile
+from siege import Siege
 
 SHORT_SECONDS = 16
-SHORT_LUCK = ["lost answers", "all at once", "never arrived", "tokens refused"]
+SHORT_LUCK = ["lost answers", "all at once", "never arrived", "tokens refused", "interim answers"]
+SHORT_FRONT = ["rst_http11", "goaway_http11", "refuse:20", "goaway_lower:3"]
 SHORT_PLAN = ["dispatcher", "backend", "postmaster", "mock", "failover", "immediate restart", "starve",
               "fill disk"]
 DRAIN_TIME = 120  # seconds for the queue to empty, once all is well
-WORKERS, CALLERS, PACE = 16, 4, 0.02  # clients, and the mean seconds each rests between two things it does
+WORKERS, CALLERS, HOSTILE, PACE = 16, 4, 4, 0.02  # clients, and the mean seconds each rests between two things it does
 KILL_PAUSE, SHORT_PAUSE = 3, 0.6
+SIEGE, SHORT_SIEGE = 0.1, 4  # how long only hostile clients trouble the others: a part of the time; seconds
+MOST_MEMORY = 128 << 10  # kB that a dispatcher may have for itself
 SHOWN = 10  # findings of a kind that are printed
 
 # What no server should log: a process that fails by itself (not by kill -9), data that is not as it should be.
@@ -49,20 +55,30 @@ class Campaign:
         self.options = options
         self.random = random.Random(options.seed)
         self.journal = Journal()
-        self.platform = Platform(options.mock, options.work, options.seed)
-        servers.Server.preload = servers.preload_make(options.full_disk, options.work)
+        self.platform = Platform(f"{options.test}/feishu_mock.py", options.work, options.seed)
+        servers.Server.preload = servers.preload_make(
+            [f"{options.test}/lib/{name}.c" for name in ("full_disk", "hanging_resolver")], options.work)
+        name = Name(servers.Server.preload, options.work)
+        front = Front(f"{options.test}/http2_front.py", options.work, f"http://127.0.0.1:{self.platform.port}")
+        fronts = list(SHORT_FRONT if options.short else FRONT_FAULTS)
+        self.random.shuffle(fronts)
+        self.peers = Peers(front, name, random.Random(self.random.random()), fronts)
         self.pair = servers.Pair(options.bin, options.work)
-        self.memory = 0  # the most that a dispatcher was seen to have for itself, in kB
+        self.memory = self.others_memory = 0  # the most that a dispatcher, and another, was seen to have for itself, in kB
         session = self.pair.session()
-        create_schema(session, self.platform, APPS)
+        create_schema(session, self.platform, APPS, self.peers)
         session.ask(calls.SCHEMA)
+        hostile.create_schema(session, self.platform)
+        Siege.create_schema(session)
         session.close()
         self.pair.make_standby()
-        self.load = Load([Worker] * WORKERS + [calls.Caller] * CALLERS, self.pair, self.journal, self.random, PACE)
+        self.load = Load([Worker] * WORKERS + [calls.Caller] * CALLERS + [hostile.Hostile] * HOSTILE + [hostile.Nobody],
+                         self.pair, self.journal, self.random, PACE)
+        self.siege = Siege(self.pair, self.journal)
         luck, plan = (list(SHORT_LUCK), list(SHORT_PLAN)) if options.short else ([], [])
         self.random.shuffle(luck)
         self.random.shuffle(plan)
-        self.luck = BadLuck(self.platform, self.pair, self.random.random(), luck)
+        self.luck = BadLuck(self.platform, self.peers, self.pair, self.random.random(), luck)
         pause = SHORT_PAUSE if options.short else KILL_PAUSE
         self.killer = Killer(self.pair, self.platform, self.random.random(), pause, plan)
 
@@ -72,13 +88,15 @@ class Campaign:
             part.start()
         while time.monotonic() < begun + self.options.seconds or self.killer.plan and self.killer.is_alive():
             time.sleep(0.2)
-            self.load.check()
             self.killer.check()
-            self.look_at_dispatcher()
+            self.look()
             self.progress(time.monotonic() - begun)
         self.killer.stop()
-        self.load.stop()
         self.luck.stop()
+        self.load.stop(but=hostile.Hostile)
+        self.siege.run(SHORT_SIEGE if self.options.short else SIEGE * self.options.seconds, self.look)
+        self.load.stop()
+        self.platform.end_hostility()
         self.seconds = time.monotonic() - begun
         session = self.pair.session()
         self.finish_prepared(session)
@@ -88,19 +106,29 @@ class Campaign:
         for line in self.bad_log_lines():
             findings["went wrong by itself"].append(line)
         findings["dispatcher deaths"] += self.deaths()
+        self.siege.check(lambda what, text: findings[what].append(text))
+        if self.memory > MOST_MEMORY:
+            findings["unbounded"].append(f"a dispatcher had {self.memory >> 10} MB for itself")
         for problem, number in self.journal.errors.items():
             findings["went wrong by itself"].append(f"a client saw {problem} ({number} times)")
         self.report(truth, findings)
         return any(findings.get(what) for what in FATAL)
 
-    def look_at_dispatcher(self):
-        pid = self.pair.primary.dispatcher()
-        if pid:
-            self.memory = max(self.memory, servers.private_kilobytes(pid))
+    def look(self):
+        """Are all well, and how much memory have processes? Of the others than the dispatcher, one at a time."""
+        self.load.check()
+        found = self.pair.primary.processes()
+        for pid, title in found.items():
+            if "feishu_flow dispatcher" in title:
+                self.memory = max(self.memory, servers.private_kilobytes(pid))
+        other = random.choice(list(found) or [0])
+        if "feishu_flow dispatcher" not in found.get(other, ""):
+            self.others_memory = max(self.others_memory, servers.private_kilobytes(other))
 
     def stop(self):
         """Leaves no process behind, however the campaign ended."""
         self.pair.stop()
+        self.peers.front.stop()
         self.platform.stop()
 
     def progress(self, seconds, every=60):
@@ -155,11 +183,14 @@ class Campaign:
             + (f"the queue was empty after {self.drained:.1f} s" if self.drained is not None else "the queue did not empty"))
         say(f"platform: {truth.count_requests} requests, {truth.count_started} started; phases: {listed(self.luck.phases)}; "
             f"faults: {listed(self.platform.fired)}; {self.luck.rotations} secrets rotated")
+        say(f"before it: {listed(self.peers.phases)}")
         say(f"bounds: at most {truth.most_at_once} requests of queued flows at once, of {servers.IN_FLIGHT}; "
-            f"the dispatcher had {self.memory / 1024:.0f} MB at most; {len(truth.calls_ended)} calls cancelled; "
+            f"the dispatcher had {self.memory / 1024:.0f} MB at most, of others one {self.others_memory / 1024:.0f}; {len(truth.calls_ended)} calls cancelled; "
             f"{counts['refused by a full disk']} statements refused by a full disk")
         say(f"kills: {sum(self.killer.done.values())}: {listed(self.killer.done)}; "
             f"at most {self.killer.slowest[0]:.1f} s ({self.killer.slowest[1]}) until all was in place again")
+        say(f"hostile clients: {counts['hostile flows']} flows, {counts['hostile calls']} calls, "
+            f"{counts['hostile statements']} statements; meanwhile {self.siege.told()}")
         for what in NOTES:
             say(f"{what}: {len(findings.get(what, ()))}")
         for what in FATAL:
@@ -179,8 +210,7 @@ def say(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True, help="PostgreSQL's programs")
-    parser.add_argument("--mock", required=True, help="feishu_mock.py")
-    parser.add_argument("--full-disk", help="full_disk.c; without it no disk is full")
+    parser.add_argument("--test", required=True, help="the folder of feishu_mock.py, http2_front.py and lib/")
     parser.add_argument("--work", required=True, help="a folder for all that is made; short, as sockets live in it")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--seconds", type=float, default=600)

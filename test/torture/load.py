@@ -14,7 +14,7 @@ import wire
 from journal import PER_WORKER, Transaction
 
 LANES = 200  # roles that queue a few flows each
-SERVERS = ("feishu", "feishu", "oauth", "limited")
+SERVERS = ("feishu", "feishu", "oauth", "limited", "http2", "moves")
 ROLES = ("app1", "app2")
 OPERATOR = "'{\"_id\": 1111}'"
 
@@ -47,15 +47,18 @@ CREATE USER MAPPING FOR PUBLIC SERVER {name} OPTIONS (app_id '{app}', app_secret
 GRANT USAGE ON FOREIGN SERVER {name} TO PUBLIC;
 """
 SERVER_OPTIONS = {"feishu": "", "oauth": ", token_url '{url}/oauth/v3/token', max_concurrency '5'",
-                  "limited": ", max_rate '60'", "narrow": ", max_concurrency '1'"}
+                  "limited": ", max_rate '60'", "narrow": ", max_concurrency '1'", "http2": ", ca_file '{certificate}'",
+                  "moves": ""}
 
 
-def create_schema(session, platform, apps):
-    url = f"http://127.0.0.1:{platform.port}"
+def create_schema(session, platform, apps, peers):
+    usual = f"http://127.0.0.1:{platform.port}"
+    urls = {"http2": peers.front.url, "moves": f"http://{peers.name.host()}:{platform.port}"}
     session.ask(SCHEMA.replace("{lanes}", str(LANES)))
     for app, name in apps.items():
-        session.ask(SERVER.format(name=name, url=url, app=app, secret=platform.secrets[app],
-                                  options=SERVER_OPTIONS[name].format(url=url)))
+        options = SERVER_OPTIONS[name].format(url=usual, certificate=peers.front.certificate)
+        session.ask(SERVER.format(name=name, url=urls.get(name, usual), app=app, secret=platform.secrets[app],
+                                  options=options))
 
 
 class Worker(threading.Thread):
@@ -434,9 +437,11 @@ class Load:
             if worker.problem:
                 raise worker.problem
 
-    def stop(self):
-        for worker in self.workers:
+    def stop(self, but=()):
+        """All but those of these classes."""
+        stopped = [worker for worker in self.workers if not isinstance(worker, but)]
+        for worker in stopped:
             worker.stop()
-        for worker in self.workers:
+        for worker in stopped:
             worker.join()
         self.check()

@@ -13,10 +13,13 @@ import sys
 import threading
 import time
 
+import hostile
+import peers
 import servers
 import wire
 
-APPS = {"cli_a": "feishu", "cli_b": "oauth", "cli_c": "limited", "cli_d": "narrow"}  # app -> SQL name of its server
+# app -> SQL name of its server
+APPS = {"cli_a": "feishu", "cli_b": "oauth", "cli_c": "limited", "cli_d": "narrow", "cli_e": "http2", "cli_f": "moves"}
 
 EXECUTE = {"kind": "execute"}
 TOKENS = [{"kind": "token"}, {"kind": "oauth"}]
@@ -60,6 +63,7 @@ PHASES = {
     "idle ends": [
         chance(0.5, {"kind": "any"}, type="idle_end", after=1, lag_ms=30, announce=1),
         chance(0.5, {"kind": "any"}, type="idle_end", after=0.05)],
+    "interim answers": [chance(0.7, {"kind": "any"}, type="interim")],
     "rate limit": [chance(0.7, EXECUTE, type="code", code=99991400, reset=1)],
     "tokens refused": [chance(0.3, EXECUTE, type="code", code=99991663)],
     "no tokens": [chance(0.7, match, type="status", status=500) for match in TOKENS]
@@ -71,13 +75,15 @@ PHASES = {
         chance(0.05, EXECUTE, type="code", code=99991400, reset=1),
         chance(0.05, EXECUTE, type="code", code=99991663),
         chance(0.05, EXECUTE, type="status", status=500, started=True),
+        chance(0.1, {"kind": "any"}, type="interim"),
+        chance(0.1, {"kind": "any"}, type="idle_end", after=0.05),
         chance(0.05, EXECUTE, type="no_length"),
         chance(0.05, EXECUTE, type="chunked"),
         chance(0.02, EXECUTE, type="headers_hang"),
         chance(0.02, EXECUTE, type="hang")],
 }
 WEIGHTS = {"calm": 6, "slow": 2, "lost answers": 5, "never arrived": 3, "hangs": 1, "down": 1, "gateway down": 1,
-           "idle ends": 2, "rate limit": 1, "tokens refused": 2, "no tokens": 1, "all at once": 4}
+           "idle ends": 2, "interim answers": 2, "rate limit": 1, "tokens refused": 2, "no tokens": 1, "all at once": 4}
 
 
 class Platform:
@@ -86,18 +92,20 @@ class Platform:
     def __init__(self, program, work, seed):
         self.program, self.work, self.seed = program, work, seed
         self.state, self.log, self.port = f"{work}/started", f"{work}/requests", 0
-        self.secrets = {app: f"secret-{app}-0" for app in APPS}
+        self.secrets = {**{app: f"secret-{app}-0" for app in APPS}, **hostile.APPS}
         self.lock = threading.Lock()
-        self.kills, self.fired, self.rules = 0, {}, ALWAYS
+        self.always = hostile.RULES + ALWAYS
+        self.kills, self.fired, self.rules = 0, {}, self.always
         self.start()
 
     def start(self):
         apps = [word for app, secret in self.secrets.items() for word in ("--app", f"{app}:{secret}")]
+        hosts = [word for host in ("127.0.0.1", *peers.ADDRESSES) for word in ("--host", host)]
         with open(f"{self.work}/mock.log", "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-B", self.program, "--port", str(self.port), "--state-file", self.state,
                  "--log-file", self.log, "--no-log", "--cut", str(FILES_CUT), "--seed", str(self.seed),
-                 "--token-expire", "20", *apps],
+                 "--token-expire", "20", *hosts, *apps],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, encoding="ascii")
         line = self.process.stdout.readline()
         if not line:
@@ -130,10 +138,15 @@ class Platform:
 
     def set_rules(self, rules):
         with self.lock:
-            self.rules = ALWAYS + rules
+            self.rules = self.always + rules
             if self.process.poll() is None:
                 self._count_fired()
                 self.control("POST", "rules", self.rules)
+
+    def end_hostility(self):
+        """From now on the platform is well for all."""
+        self.always = ALWAYS
+        self.set_rules([])
 
     def _count_fired(self):
         for rule in self.control("GET", "rules"):
@@ -157,10 +170,11 @@ class Platform:
 
 
 class BadLuck(threading.Thread):
-    """Has the platform go from phase to phase until stopped. plan: the first ones."""
+    """Has the platform, and what is before it, go from phase to phase until stopped. plan: the first ones."""
 
-    def __init__(self, platform, pair, seed, plan=()):
+    def __init__(self, platform, between, pair, seed, plan=()):
         super().__init__(daemon=True)
+        self.peers = between
         self.plan = collections.deque(plan)
         self.platform, self.pair, self.random = platform, pair, random.Random(seed)
         self.stopping, self.phases, self.rotations, self.problem = threading.Event(), {}, 0, None
@@ -169,6 +183,7 @@ class BadLuck(threading.Thread):
         try:
             while not self.stopping.is_set():
                 self.one_phase()
+            self.peers.well()
             self.platform.set_rules([])
         except Exception as problem:  # pylint: disable=broad-except # (for the campaign to raise)
             self.problem = problem
@@ -181,7 +196,8 @@ class BadLuck(threading.Thread):
             self.platform.revoke_tokens()
         name = self.plan.popleft() if self.plan else self.random.choices(list(WEIGHTS), WEIGHTS.values())[0]
         self.phases[name] = self.phases.get(name, 0) + 1
-        self.platform.set_rules(PHASES[name])
+        self.peers.change()
+        self.platform.set_rules(self.peers.rules + PHASES[name])
         self.stopping.wait(self.random.uniform(0.5, 3))
 
     def rotate_secret(self, app):

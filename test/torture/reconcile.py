@@ -10,8 +10,10 @@ A finding is a list of numbers that nobody wants to see; most of them end the ca
   uncommitted     rolled back, and yet on the wire
   wrong record    recorded otherwise than it was: see the methods
   fifo            sent before one of its ordering key that was to go first had ended
-  unbounded       more requests of queued flows at once than max_in_flight
+  unbounded       more requests of queued flows at once than max_in_flight, more of a server than its max_rate, or more
+                  memory of a dispatcher than there should be
   ghosts          sent after the statement that called had ended
+  held up         by hostile clients: see siege.py
   stuck           not ended at the deadline
 
 Others are what nobody can know better over a network, and are counted to see that they stay few: see NOTES.
@@ -21,7 +23,7 @@ import re
 
 import servers
 from calls import check_ghosts
-from platform_faults import lines_of
+from platform_faults import APPS, lines_of
 
 QUEUED = """
 SELECT o.params->>'n', o.id, o.state, o.unanswered, o.attempts, o.server, o.ordering_key, o.idempotent_key,
@@ -31,19 +33,26 @@ FROM feishu_internal.outbox o ORDER BY o.id
 Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lane key execution_id sqlstate error role")
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
-FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts",
+FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts", "held up",
          "dispatcher deaths", "went wrong by itself")
 NOTES = ("given up after an attempt that was not answered, and had run",
          "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read")
 GAVE_UP, NOT_RUN, GARBLED = NOTES
+LIMITED = next(app for app, name in APPS.items() if name == "limited")
 CALLS = ("callFlow", "slowCall")
 NUMBER = re.compile(r'"n": ?(\d+)')  # params may have been cut
 # Kinds of flows that may fail, and how.
-MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": ("LK500", "LK502", "LK503", "LK504"),
-            "brief": ("LK500", "LK502", "LK503", "LK504"), "pair": ("LK409",)}
+NO_ANSWER = ("LK500", "LK502", "LK503", "LK504")
+MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": NO_ANSWER, "brief": NO_ANSWER, "pair": ("LK409",),
+            "number": ("LK400", *NO_ANSWER), "bomb": NO_ANSWER, "hang": NO_ANSWER}
+REFUSED = ("refused", "rejected", "number")
+LARGE, TOO_LARGE = ("large", "huge", "number"), "HTTP status 413"  # what the front may refuse
+RATE, WINDOW, BURST = 60, 10, 180  # of the server with a max_rate; requests of so many seconds, above the rate
 TOO_LATE = "cancelled after it was sent"
 EXHAUSTED = "; given up after"  # all attempts ended with their dispatchers, unanswered
-GONE = 0.5  # seconds that the platform may take to see that a client has gone
+# Seconds that the platform may take to see that a client has gone. Of a stream of HTTP/2 that may wait behind what is
+# large, of other streams.
+GONE, STREAM_GONE = 0.5, 5
 GARBLED_REFUSAL = "not the platform's; HTTP status 400"
 
 
@@ -69,10 +78,10 @@ class Truth:
 
     def read_platform(self, platform):
         """started: n -> execution ids; requests: n -> [(arrival, key)]; the same of synchronous calls, by key; spans:
-        when a request of a queued flow arrived and ended, and whether its client had gone."""
+        when a request of a queued flow arrived and ended."""
         self.started, self.requests = collections.defaultdict(list), collections.defaultdict(list)
         self.calls_started, self.calls_arrived = collections.Counter(), collections.defaultdict(list)
-        self.spans, self.most_at_once = [], 0
+        self.spans, self.most_at_once, self.limited = [], 0, []
         self.count_started = self.count_requests = 0
         for line in lines_of(platform.state):
             self.count_started += 1
@@ -82,12 +91,15 @@ class Truth:
                 self.started[line["params"]["n"]].append(line["execution_id"])
         for line in lines_of(platform.log):
             self.count_requests += 1
+            if line["kind"] == "execute" and line["app_id"] == LIMITED:
+                self.limited.append(line["time"])
             if line["kind"] == "execute" and line["flow_id"] in CALLS:
                 self.calls_arrived[line["key"]].append(line["time"])
             elif line["kind"] == "execute":
                 n = int(NUMBER.search(line["json"]["params"])[1])
                 self.requests[n].append((line["time"], line["key"]))
-                self.spans.append((line["time"], line["done"], line["aborted"]))
+                gone = STREAM_GONE if "x-front" in line["headers"] else GONE
+                self.spans.append((line["time"], max(line["time"], line["done"] - gone) if line["aborted"] else line["done"]))
 
     def every(self):
         """All flows that are where one expects them: (n, kind, flow)."""
@@ -139,19 +151,24 @@ def check_ends(truth, report):
             report("stuck", what)
         elif flow.state == "s" and not started:
             report("lost", what)
-        elif flow.state == "s" and flow.execution_id not in started:
+        elif flow.state == "s" and flow.execution_id not in started and kind != "bomb":
             report("wrong record", what + f": execution {flow.execution_id}")
         elif flow.state == "u" and not started and not any(truth.started.get(m) for m in twins(truth, n, kind)):
             # a refusal that may have been for the key, or nobody asked again
-            report(NOT_RUN if flow.unanswered and (kind in ("refused", "rejected") or TOO_LATE in flow.error or
+            report(NOT_RUN if flow.unanswered and (kind in REFUSED or refused_large(kind, flow) or TOO_LATE in flow.error or
                              EXHAUSTED in flow.error) else "lost", what)
-        elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()):
+        elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()) and \
+                not refused_large(kind, flow):
             # a refusal of which only the HTTP status could be read
             report(GARBLED if GARBLED_REFUSAL in flow.error else "lost", what)
         elif flow.state in "fc" and started and not retries:
             report(GAVE_UP if flow.state == "f" and flow.unanswered else "wrong record", what)
         if flow.state != "s" and not retries and n in truth.journal.succeeded:
             report("wrong record", what + ": wait_flow had said that it succeeded")
+
+
+def refused_large(kind, flow):
+    return kind in LARGE and flow.server == "http2" and TOO_LARGE in (flow.error or "")
 
 
 def twins(truth, n, kind):
@@ -215,8 +232,7 @@ def check_bound(truth, report):
     """No more requests of queued flows at once than max_in_flight. That a client has gone, the platform sees a moment
     later."""
     changes = []
-    for arrived, done, aborted in truth.spans:
-        ended = max(arrived, done - GONE) if aborted else done
+    for arrived, ended in truth.spans:
         changes += [(arrived, 1), (ended, -1)]
     now, over = 0, False
     for at, change in sorted(changes):
@@ -225,3 +241,13 @@ def check_bound(truth, report):
         if now > servers.IN_FLIGHT and not over:
             report("unbounded", f"{now} at once at {at:.3f}")
         over = now > servers.IN_FLIGHT
+    check_rate(truth.limited, report)
+
+
+def check_rate(times, report):
+    """What a server that starts anew has forgotten, and what the platform, busy, sees late, comes on top."""
+    times = sorted(times)
+    for first, last in zip(times, times[RATE * WINDOW + BURST:]):
+        if last - first < WINDOW:
+            report("unbounded", f"{RATE * WINDOW + BURST} requests of the limited server in {last - first:.1f} s")
+            break

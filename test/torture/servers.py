@@ -6,7 +6,8 @@ Acknowledged commits survive a failover: synchronous_standby_names is set as lon
 no failover unless the standby has all that was visible on the primary. While a new standby is being made, the primary
 works alone, as a cluster manager would have it.
 
-A disk of theirs can be full: a library that is put before the C library's sees to it (test/lib/full_disk.c).
+A disk of theirs can be full, and a name can lead elsewhere: a library that is put before the C library's sees to it
+(test/lib/full_disk.c, test/lib/hanging_resolver.c).
 """
 import os
 import shutil
@@ -90,11 +91,11 @@ def until(what, condition, seconds=START_TIME):
         time.sleep(0.02)
 
 
-def preload_make(source, work):
-    """The library that fills disks; None where it cannot be made."""
-    library = f"{work}/full_disk.so"
-    if source and shutil.which("cc") and \
-            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=False).returncode == 0:
+def preload_make(sources, work):
+    """The library that fills disks and moves names; None where it cannot be made."""
+    library = f"{work}/preload.so"
+    if sources and shutil.which("cc") and \
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, *sources, "-ldl"], check=False).returncode == 0:
         return library
     return None
 
