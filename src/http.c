@@ -194,12 +194,18 @@ http_loop_hold_heavy(HttpLoop *loop, bool hold)
 	loop->hold_heavy = hold;
 }
 
-/* Is there one for http_loop_next_done? */
+/* Is there a heavy one for http_loop_next_done? */
+static bool
+loop_has_heavy(const HttpLoop *loop)
+{
+	return !dlist_is_empty(&loop->heavy) && !loop->hold_heavy;
+}
+
+/* Is there any? */
 static bool
 loop_has_done(HttpLoop *loop)
 {
-	return !dlist_is_empty(&loop->done) ||
-		(!dlist_is_empty(&loop->heavy) && !loop->hold_heavy);
+	return !dlist_is_empty(&loop->done) || loop_has_heavy(loop);
 }
 
 /*
@@ -369,11 +375,13 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 			curl_leave(&saved);
 			timer_ms = http_pools_timer_ms(loop);
 		}
-		if (loop_has_done(loop))
+		if (!dlist_is_empty(&loop->done))
 			return;
 
 		http_sockets_reserve(loop->sockets, loop->num_unbegun);
-		num_events = http_sockets_wait(loop->sockets, loop_timeout_ms(timer_ms, turn_until), wait_event,
+		/* while there are heavy ones, look between each two what has come of others */
+		num_events = http_sockets_wait(loop->sockets, loop_has_heavy(loop) ? 0 :
+									   loop_timeout_ms(timer_ms, turn_until), wait_event,
 									   events, lengthof(events), &latch_set);
 		curl_enter(&saved);
 		/*
