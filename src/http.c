@@ -196,7 +196,7 @@ http_loop_hold_heavy(HttpLoop *loop, bool hold)
 
 /* Is there a heavy one for http_loop_next_done? */
 static bool
-loop_has_heavy(const HttpLoop *loop)
+loop_has_heavy(HttpLoop *loop)
 {
 	return !dlist_is_empty(&loop->heavy) && !loop->hold_heavy;
 }
