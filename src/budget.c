@@ -44,10 +44,11 @@ budget_take_anyway(BudgetAccount *account, int64 bytes)
 		count(account, bytes);
 }
 
-bool
-budget_take(BudgetAccount *account, int64 bytes)
+/* Take bytes if there is room for them among so many. */
+static bool
+take_of(int64 all, BudgetAccount *account, int64 bytes)
 {
-	const int64 left = BUDGET_BYTES - total;
+	const int64 left = all - total;
 	int64		most = left;
 
 	for (BudgetShare *share = account->share; share != NULL; share = share->whole)
@@ -62,6 +63,18 @@ budget_take(BudgetAccount *account, int64 bytes)
 		return false;
 	budget_take_anyway(account, bytes);
 	return true;
+}
+
+bool
+budget_take(BudgetAccount *account, int64 bytes)
+{
+	return take_of(BUDGET_BYTES, account, bytes);
+}
+
+bool
+budget_take_at_once(BudgetAccount *account, int64 bytes)
+{
+	return take_of(2 * BUDGET_BYTES, account, bytes);
 }
 
 void
@@ -100,10 +113,4 @@ budget_take_turn(BudgetShare *share, BudgetKind kind)
 	static uint64 turn = 0;
 
 	share->whole->turns[kind] = ++turn;
-}
-
-int64
-budget_total(void)
-{
-	return total;
 }

@@ -44,6 +44,9 @@ typedef struct BudgetAccount
 /* Take so many bytes more, if there is room for them (always when beyond). */
 extern bool budget_take(BudgetAccount *account, int64 bytes);
 
+/* The same for what cannot wait: of twice as many. */
+extern bool budget_take_at_once(BudgetAccount *account, int64 bytes);
+
 /* Take them in any case: they are there already, or few. */
 extern void budget_take_anyway(BudgetAccount *account, int64 bytes);
 
@@ -57,8 +60,5 @@ extern bool budget_go_beyond(BudgetAccount *account);
 /* Whose turn is it rather: one's (or nobody's), or the other's?  And it has its turn. */
 extern bool budget_is_before(const BudgetShare *other, const BudgetShare *one, BudgetKind kind);
 extern void budget_take_turn(BudgetShare *share, BudgetKind kind);
-
-/* The bytes that count. */
-extern int64 budget_total(void);
 
 #endif							/* FEISHU_BUDGET_H */

@@ -15,8 +15,8 @@
  * whose turn was longest ago.  While others wait it has a few seconds.
  *
  * The streams of a connection of HTTP/2 cannot be paused one by one, as long as their
- * peer may send without being asked.  They are given twice as much, and then end as
- * what there is no memory for.
+ * peer may send without being asked.  They are given twice as much, of which a role
+ * leaves a part to others as well, and then end as what there is no memory for.
  *
  * What comes packed is kept packed, and is unpacked when it is handed out to be read,
  * one at a time: a few kilobytes may have many megabytes in them.  (Libcurl would
@@ -199,11 +199,8 @@ body_may_have(HttpTransfer *transfer, size_t wanted, size_t needed)
 	if (curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_VERSION, &version) == CURLE_OK &&
 		version != CURL_HTTP_VERSION_1_0 && version != CURL_HTTP_VERSION_1_1)
 	{
-		transfer->out_of_memory = budget_total() + missing > 2 * BUDGET_BYTES;
-		if (transfer->out_of_memory)
-			return 0;
-		budget_take_anyway(account, missing);
-		return needed;
+		transfer->out_of_memory = !budget_take_at_once(account, missing);
+		return transfer->out_of_memory ? 0 : needed;
 	}
 	body_pause(transfer, needed);
 	return 0;

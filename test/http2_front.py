@@ -25,6 +25,7 @@ otherwise; HTTP/1.1, chosen by ALPN, is well.
                           cancel (RST_STREAM with that), goaway (GOAWAY, then closes), close, reset (of the connection).
                           HTTP/1.1 likewise. early_413:HOW:BYTES: only of requests that are so long
     early_413_bare:HOW    the same without a body or a length of it
+    stall                 all but the last byte of an answer, which never ends
     idle_close:SECONDS    a connection is closed when it was idle for so long
 
 The log has a line for each request and each fault that hits it: "FAULT VERSION CONNECTION STREAM WHAT".
@@ -387,6 +388,10 @@ class Connection:
         if self.front.fault == "interim":
             self.headers(number, [(":status", "103")] + INTERIM)
         self.headers(number, [(":status", str(status))] + headers, not body)
+        if self.front.fault == "stall":
+            for at in range(0, len(body) - 1, FRAME_SIZE):
+                self.frame(DATA, 0, number, body[at:min(at + FRAME_SIZE, len(body) - 1)])
+            return
         for at in range(0, len(body), FRAME_SIZE):
             self.frame(DATA, END_STREAM if at + FRAME_SIZE >= len(body) else 0, number, body[at:at + FRAME_SIZE])
         del self.streams[number]
