@@ -65,6 +65,7 @@ class Campaign:
         self.peers = Peers(front, name, random.Random(self.random.random()), fronts)
         self.pair = servers.Pair(options.bin, options.work)
         self.memory = self.others_memory = 0  # the most that a dispatcher, and another, was seen to have for itself, in kB
+        self.memory_at = 0
         session = self.pair.session()
         create_schema(session, self.platform, APPS, self.peers)
         session.ask(calls.SCHEMA)
@@ -108,7 +109,8 @@ class Campaign:
         findings["dispatcher deaths"] += self.deaths()
         self.siege.check(lambda what, text: findings[what].append(text))
         if self.memory > MOST_MEMORY:
-            findings["unbounded"].append(f"a dispatcher had {self.memory >> 10} MB for itself")
+            at = time.strftime("%H:%M:%S", time.gmtime(self.memory_at))
+            findings["unbounded"].append(f"a dispatcher had {self.memory >> 10} MB for itself at {at}; see the servers' logs")
         for problem, number in self.journal.errors.items():
             findings["went wrong by itself"].append(f"a client saw {problem} ({number} times)")
         self.report(truth, findings)
@@ -120,10 +122,22 @@ class Campaign:
         found = self.pair.primary.processes()
         for pid, title in found.items():
             if "feishu_flow dispatcher" in title:
-                self.memory = max(self.memory, servers.private_kilobytes(pid))
+                self.look_at_memory(pid, servers.private_kilobytes(pid))
         other = random.choice(list(found) or [0])
         if "feishu_flow dispatcher" not in found.get(other, ""):
             self.others_memory = max(self.others_memory, servers.private_kilobytes(other))
+
+    def look_at_memory(self, pid, size):
+        """The first time that it is too much, the server's log gets what the process has it for."""
+        if size > MOST_MEMORY >= self.memory:
+            try:
+                session = self.pair.session()
+                session.ask(f"SELECT pg_log_backend_memory_contexts({pid})")
+                session.close()
+            except (wire.Lost, wire.SqlError):
+                pass
+        if size > self.memory:
+            self.memory, self.memory_at = size, time.time()
 
     def stop(self):
         """Leaves no process behind, however the campaign ended."""
