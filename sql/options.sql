@@ -264,6 +264,10 @@ ALTER FOREIGN DATA WRAPPER regress_wrapper VALIDATOR feishu.feishu_flow_validato
 RESET client_min_messages;
 SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_unchecked');
 
+-- No value is without bounds: each call under way has a copy.
+SELECT jsonb_build_object('_id', 1, 'x', repeat('x', 9000)) AS long \gset
+ALTER SERVER regress_options OPTIONS (ADD operator :'long');
+
 SET client_min_messages = warning;
 DROP FOREIGN DATA WRAPPER regress_wrapper CASCADE;
 DROP SERVER regress_options CASCADE;

@@ -38,6 +38,9 @@
 #include "options.h"
 #include "request.h"
 
+/* A fixed token may have 4 kB; nothing else comes near. */
+#define OPTION_MAX_LENGTH	8192
+
 PG_FUNCTION_INFO_V1(feishu_flow_validator);
 
 /*
@@ -447,6 +450,19 @@ static const FlowOption flow_options[] =
 };
 
 
+/*
+ * Read an option's value into a server, or (NULL) only check it.  NULL, or what is
+ * wrong with it.  Each call under way has a copy of its server.
+ */
+static const char *
+option_read(const FlowOption *option, const char *value, FlowServer *server)
+{
+	if (strlen(value) > OPTION_MAX_LENGTH)
+		return gettext_noop("is longer than 8 kB");
+	return option->parse(value, server);
+}
+
+
 /* ---------- Validator ---------- */
 
 /* Throw that there is no such option, with the nearest one or all of them. */
@@ -571,7 +587,7 @@ feishu_flow_validator(PG_FUNCTION_ARGS)
 
 		if (option == NULL)
 			report_unknown_option(def->defname, catalog);
-		problem = option->parse(defGetString(def), NULL);
+		problem = option_read(option, defGetString(def), NULL);
 		if (problem != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
@@ -603,7 +619,7 @@ options_store(List *options, Oid catalog, FlowServer *server)
 		/* unchecked options can come from a wrapper without its validator */
 		if (option == NULL)
 			report_unknown_option(def->defname, catalog);
-		problem = option->parse(defGetString(def), server);
+		problem = option_read(option, defGetString(def), server);
 		if (problem != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
