@@ -96,7 +96,7 @@ my $locker = FeishuFlow::Session->new($node);
 $locker->value('BEGIN; LOCK TABLE feishu_internal.claim IN ACCESS EXCLUSIVE MODE');
 $session->value("SELECT pg_terminate_backend($pid)");
 $pid = until_dispatcher($session, $pid);
-until_true($session, 'the next one begins', "EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock')");
+until_true($session, 'the next one begins', "feishu.dispatch_problem() LIKE 'process %'");
 %limit = ($pid => starve($pid));
 $locker->value('COMMIT');
 wait_until('it has no descriptor', sub { slurp_file($node->logfile) =~ /could not work on the queue, and tries again: could not prepare to wait/ });
