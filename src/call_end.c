@@ -157,9 +157,13 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 	if (report == LIMITER_REPORT_TROUBLE && was_hurried(call, result))
 		report = LIMITER_REPORT_NOTHING;
 
-	/* whose trouble it was has reported it, but a probe has to tell its own */
-	if (is_shared && report == LIMITER_REPORT_TROUBLE &&
-		call->place.probe == LIMITER_NO_PROBE)
+	/*
+	 * Whose trouble it was has reported it, and a peer that gives a request back is
+	 * there: some do so whenever they end a connection.  But a probe has to tell its
+	 * own.
+	 */
+	if ((is_shared || outcome->trouble == HTTP_TROUBLE_REFUSED) &&
+		report == LIMITER_REPORT_TROUBLE && call->place.probe == LIMITER_NO_PROBE)
 		report = LIMITER_REPORT_NOTHING;
 	call_finish(call, report);
 }
