@@ -44,7 +44,12 @@ bool
 lock_wait_is_long(int pid)
 {
 	PGPROC	   *proc = pid != 0 ? BackendPidGetProc(pid) : NULL;
-	TimestampTz since = proc != NULL ? (TimestampTz) pg_atomic_read_u64(&proc->waitStart) : 0;
+	TimestampTz since;
+
+	/* the time stays there when the wait is over */
+	if (proc == NULL || proc->waitStatus != PROC_WAIT_STATUS_WAITING)
+		return false;
+	since = (TimestampTz) pg_atomic_read_u64(&proc->waitStart);
 
 	return since != 0 && TimestampDifferenceExceeds(since, GetCurrentTimestamp(), LONG_WAIT_MS);
 }

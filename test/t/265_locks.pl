@@ -99,6 +99,7 @@ $id = enqueue($session);
 until_told('process ' . $reader->pid . ' of role ' . $session->value('SELECT current_user') . ' has a lock that the dispatcher waits for');
 $reader->value('COMMIT');
 succeeds($session, "SELECT feishu.wait_flow($id, '10 s')", '... until it is given up');
+is($session->value('SELECT feishu.dispatch_problem()'), '', '... and there is no problem');
 
 # ---- a dispatcher that begins ----
 

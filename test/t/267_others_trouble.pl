@@ -148,7 +148,7 @@ until_true($session, 'it waits for a probe', "SELECT pause_reason = 'the platfor
 $mock->well;
 succeeds($as{app}, flow(), 'the first answer to another role');
 succeeds($as{eve}, "SELECT feishu.wait_flow($id, '10 s')", '... lets a role that had none try at once');
-is($session->value('SELECT NOT EXISTS (SELECT FROM feishu.dispatch_status WHERE paused)'), 't', '... and go on');
+until_true($session, '... and go on', 'NOT EXISTS (SELECT FROM feishu.dispatch_status WHERE paused)');
 $session->value('ALTER SYSTEM RESET feishu_flow.retry_base_delay');
 $session->value('SELECT pg_reload_conf()');
 $_->quit foreach @callers;
