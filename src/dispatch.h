@@ -431,6 +431,10 @@ extern void tokens_refresh_asked(void);
  * when the extension is gone. */
 extern bool transaction_begin(void);
 
+/* dispatch_transaction.c: do something in a subtransaction, with the memory context
+ * as it is.  False and the error if that throws; a cancel or the like is thrown on. */
+extern bool transaction_try(void (*action) (void *arg), void *arg, ErrorData **error);
+
 /* dispatch_transaction.c: commit; durable: wait for the disk */
 extern void transaction_end(Dispatch *dispatch, bool durable);
 extern bool transaction_committed(void);

@@ -16,10 +16,8 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "foreign/foreign.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
 #include "compat.h"
 #include "dispatch.h"
@@ -30,19 +28,27 @@
 /* Copied at once from the cache. */
 #define MAX_ASKED	16
 
-/* Fetch a token for who asked.  False: its credentials are others by now. */
-static bool
-refresh_token(const TokenAsked *asked)
+/* Who asked, and what became of it. */
+typedef struct Refresh
 {
+	const TokenAsked *asked;
+	bool		is_same;		/* its credentials are those that it asked for */
+} Refresh;
+
+/* Fetch a token for who asked. */
+static void
+refresh_token(void *arg)
+{
+	Refresh    *refresh = arg;
+	const TokenAsked *asked = refresh->asked;
 	ForeignServer *foreign_server = GetForeignServerExtended(asked->serverid, FSV_MISSING_OK);
 	FlowServer *server;
-	bool		is_same;
 
 	if (foreign_server == NULL || GetUserNameFromId(asked->userid, true) == NULL)
-		return false;
+		return;
 	server = server_lookup(foreign_server->servername, asked->userid);
-	is_same = memcmp(&server->app_key, &asked->key, sizeof(AppKey)) == 0;
-	if (is_same)
+	refresh->is_same = memcmp(&server->app_key, &asked->key, sizeof(AppKey)) == 0;
+	if (refresh->is_same)
 	{
 		TokenLease	lease;
 
@@ -54,43 +60,6 @@ refresh_token(const TokenAsked *asked)
 									   NULL, NULL);
 	}
 	server_forget_secrets(server);
-	return is_same;
-}
-
-/* The same in a subtransaction: an error is a no. */
-static bool
-refresh_try(const TokenAsked *asked)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool done = false;
-
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
-	{
-		MemoryContextSwitchTo(context);
-		done = refresh_token(asked);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
-			ReThrowError(error);
-		FreeErrorData(error);
-		done = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return done;
 }
 
 void
@@ -105,7 +74,10 @@ tokens_refresh_asked(void)
 		num = token_asks_of_database(asked, MAX_ASKED);
 		for (int i = 0; i < num; i++)
 		{
-			if (!refresh_try(&asked[i]))
+			Refresh		refresh = {&asked[i], false};
+			ErrorData  *error;
+
+			if (!transaction_try(refresh_token, &refresh, &error) || !refresh.is_same)
 				token_ask_refuse(&asked[i].key);
 		}
 	} while (num == MAX_ASKED);

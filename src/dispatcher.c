@@ -191,17 +191,17 @@ finish_and_exit(int drain_ms, uint32 wait_event)
 	proc_exit(0);
 }
 
-/* Take news from shared memory into our own. */
-static void
-take_news(Work *work, uint32 wait_event)
+/* Take news from shared memory into our own; false: we are to end. */
+static bool
+take_news(Work *work)
 {
 	DispatchNews news;
+	bool		go_on = launcher_take_news(&news);
 
-	if (!launcher_take_news(&news))
-		finish_and_exit(0, wait_event);
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
 	work->tokens |= news.tokens;
+	return go_on;
 }
 
 /* Is a transaction worth while now? */
@@ -280,6 +280,18 @@ static TimestampTz
 next_step(bool more, TimestampTz now, int delay_ms)
 {
 	return more ? TimestampTzPlusMilliseconds(now, delay_ms) : DT_NOEND;
+}
+
+/* Tell of the first failure in a row. */
+static void
+log_failure(const ErrorData *error)
+{
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("feishu_flow dispatcher could not work on the queue, and tries again: %s",
+					error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
+			 error->hint ? errhint("%s", error->hint) : 0));
 }
 
 /* A transaction has failed: the next one after a while. */
@@ -441,12 +453,7 @@ try_work(Work *work, TimestampTz now)
 		work->discover_all = true;
 		work_failed(work, now);
 		if (work->failures == 1)
-			ereport(LOG,
-					(errcode(error->sqlerrcode),
-					 errmsg("feishu_flow dispatcher could not work on the queue, and tries again: %s",
-							error->message),
-					 error->detail ? errdetail_internal("%s", error->detail) : 0,
-					 error->hint ? errhint("%s", error->hint) : 0));
+			log_failure(error);
 		pgstat_report_stat(true);
 		MemoryContextReset(dispatch.scratch);
 	}
@@ -532,8 +539,6 @@ prepare_http(Work *work, uint32 wait_event)
 
 	while (!ready)
 	{
-		DispatchNews news;
-
 		PG_TRY();
 		{
 			/* calls are made inside the transaction that claims their rows */
@@ -551,12 +556,7 @@ prepare_http(Work *work, uint32 wait_event)
 				PG_RE_THROW();
 			FlushErrorState();
 			if (delay_ms == FAILURE_DELAY_MS)
-				ereport(LOG,
-						(errcode(error->sqlerrcode),
-						 errmsg("feishu_flow dispatcher could not work on the queue, and tries again: %s",
-								error->message),
-						 error->detail ? errdetail_internal("%s", error->detail) : 0,
-						 error->hint ? errhint("%s", error->hint) : 0));
+				log_failure(error);
 			launcher_set_failing(true);
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay_ms,
 							 wait_event);
@@ -565,25 +565,19 @@ prepare_http(Work *work, uint32 wait_event)
 			MemoryContextReset(dispatch.scratch);
 		}
 		PG_END_TRY();
-		if (stop_is_told() || !launcher_take_news(&news))
+		if (stop_is_told() || !take_news(work))
 			proc_exit(0);
-		work->min_id = Min(work->min_id, news.min_id);
-		work->control |= news.control;
-		work->tokens |= news.tokens;
 	}
 	launcher_set_failing(false);
 }
 
 /* See what the last dispatcher has left. */
 static void
-recover(uint32 wait_event)
+recover(Work *work, uint32 wait_event)
 {
 	while (!begin_within(LOCKED_TOLD_MS, wait_event))
 	{
-		DispatchNews news;
-
-		/* what it tells is found without it: all lanes are looked for next */
-		if (!launcher_take_news(&news))
+		if (!take_news(work))
 			proc_exit(0);
 		launcher_set_locked_out(true);
 		CHECK_FOR_INTERRUPTS();
@@ -625,7 +619,7 @@ feishu_dispatcher_main(Datum main_arg)
 				 errmsg("another feishu_flow dispatcher works in this database")));
 
 	wait_event = feishu_wait_event_new("FeishuFlowDispatch");
-	recover(wait_event);
+	recover(&work, wait_event);
 	stop_init();
 	work.discover_all = true;
 	work.control = true;
@@ -655,7 +649,8 @@ feishu_dispatcher_main(Datum main_arg)
 														   feishu_guc_poll_interval));
 		}
 		allow_connections();
-		take_news(&work, wait_event);
+		if (!take_news(&work))
+			finish_and_exit(0, wait_event);
 		flight_take_ended(&dispatch);
 		work.now = now = read_clock(&work);
 		if (has_work(&work, now))
@@ -672,7 +667,8 @@ feishu_dispatcher_main(Datum main_arg)
 			 */
 			if (stop_is_told())
 				finish_and_exit(DRAIN_MS, wait_event);
-			take_news(&work, wait_event);
+			if (!take_news(&work))
+				finish_and_exit(0, wait_event);
 			transaction_flush_claims();
 			flight_report_activity(&dispatch);
 		}

@@ -22,11 +22,9 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
@@ -303,51 +301,42 @@ may_go(const Lane *lane)
 	return !lane->place.waiting && GetUserNameFromId(lane->key.roleid, true) != NULL;
 }
 
-/*
- * Look up the servers of lanes, those that are wanted if it is said which, in one
- * subtransaction.  False and the error when one cannot be: then none is set.
- */
-static bool
-lookup_try(Lane **lanes, FlowServer **servers, int num, bool (*is_wanted) (const Lane *),
-		   ErrorData **error)
+/* Servers to look up: of those lanes that are wanted, if it is said which. */
+typedef struct Lookup
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool done = false;
+	Lane	  **lanes;
+	FlowServer **servers;
+	int			num;
+	bool		(*is_wanted) (const Lane *lane);
+} Lookup;
 
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
+static void
+lookup_all(void *arg)
+{
+	Lookup	   *lookup = arg;
+
+	for (int i = 0; i < lookup->num; i++)
 	{
-		MemoryContextSwitchTo(context);
-		for (int i = 0; i < num; i++)
-		{
-			if (is_wanted == NULL || is_wanted(lanes[i]))
-				servers[i] = server_lookup(lanes[i]->key.server, lanes[i]->key.roleid);
-		}
-		ReleaseCurrentSubTransaction();
-		done = true;
+		LaneKey    *key = &lookup->lanes[i]->key;
+
+		if (lookup->is_wanted == NULL || lookup->is_wanted(lookup->lanes[i]))
+			lookup->servers[i] = server_lookup(key->server, key->roleid);
 	}
-	PG_CATCH();
+}
+
+/* False and the error when one cannot be looked up: then none is set. */
+static bool
+lookup_try(Lookup lookup, ErrorData **error)
+{
+	if (transaction_try(lookup_all, &lookup, error))
+		return true;
+	for (int i = 0; i < lookup.num; i++)
 	{
-		MemoryContextSwitchTo(context);
-		*error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		if (ERRCODE_TO_CATEGORY((*error)->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
-			ReThrowError(*error);
-		for (int i = 0; i < num; i++)
-		{
-			if (servers[i] != NULL)
-				server_forget_secrets(servers[i]);
-			servers[i] = NULL;
-		}
+		if (lookup.servers[i] != NULL)
+			server_forget_secrets(lookup.servers[i]);
+		lookup.servers[i] = NULL;
 	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return done;
+	return false;
 }
 
 void
@@ -357,7 +346,7 @@ lane_lookup_servers(Lane **lanes, FlowServer **servers, int num)
 
 	memset(servers, 0, num * sizeof(FlowServer *));
 	/* each will find its own */
-	(void) lookup_try(lanes, servers, num, may_go, &error);
+	(void) lookup_try((Lookup) {lanes, servers, num, may_go}, &error);
 }
 
 /* The log tells why a lane is held, once. */
@@ -386,7 +375,7 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 				  NULL);
 		return NULL;
 	}
-	if (!lookup_try(&lane, &server, 1, NULL, &error))
+	if (!lookup_try((Lookup) {&lane, &server, 1, NULL}, &error))
 		lane_hold(dispatch, lane,
 				  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
 				  error->message);
