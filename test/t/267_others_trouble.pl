@@ -25,8 +25,7 @@ my $session = FeishuFlow::Session->new($node);
 my %as;
 foreach my $role (qw(eve mallory app third))
 {
-	$session->value("CREATE ROLE $role LOGIN; GRANT USAGE ON SCHEMA feishu TO $role; "
-		  . "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA feishu TO $role; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO $role");
+	$session->value("CREATE ROLE $role LOGIN; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO $role");
 	$as{$role} = FeishuFlow::Session->new($node, user => $role);
 }
 my $eve_oid = $session->value("SELECT 'eve'::regrole::oid");
