@@ -252,11 +252,10 @@ typedef enum HttpLibraryFault
 	HTTP_LIBRARY_TAKEN			/* its memory may be another extension's */
 } HttpLibraryFault;
 
-/* http_library.c: to be called once, when we are loaded; then the fault, and a
- * message about it, if there is one, at this level. */
+/* http_library.c: to be called once, when we are loaded, which warns of a fault; and
+ * what that is. */
 extern void http_library_load(void);
 extern HttpLibraryFault http_library_fault(void);
-extern void http_library_complain(int elevel);
 
 /* Versions of libcurl: the one in use, and the one that we were built with. */
 extern const char *http_library_version(void);

@@ -147,6 +147,25 @@ find_owner(void)
 
 /* ---------- Is it fit? ---------- */
 
+/* Say what is the matter, if anything is, at this level. */
+static void
+library_complain(int elevel)
+{
+	if (fault == HTTP_LIBRARY_OLD)
+		ereport(elevel,
+				(errcode(ERRCODE_SYSTEM_ERROR),
+				 errmsg("libcurl %s is too old for this build of feishu_flow",
+						http_library_version()),
+				 errdetail("It was built with libcurl %s.", http_library_built_with()),
+				 errhint("Upgrade libcurl to at least the version that feishu_flow was built with and restart the server, or build feishu_flow again on this host.")));
+	if (fault == HTTP_LIBRARY_TAKEN)
+		ereport(elevel,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("libcurl was set up by another library"),
+				 errdetail("\"%s\" may have given it memory that does not last.", owner),
+				 errhint("Name feishu_flow in shared_preload_libraries, and before that library if it is named there, and restart the server.")));
+}
+
 /*
  * Set libcurl up, before anybody else if that can be.  Once, when we are loaded.
  */
@@ -169,7 +188,7 @@ http_library_load(void)
 		curl_leave(&saved);
 	}
 	if (fault == HTTP_LIBRARY_OLD || process_shared_preload_libraries_in_progress)
-		http_library_complain(WARNING);
+		library_complain(WARNING);
 	if (fault == HTTP_LIBRARY_FIT && process_shared_preload_libraries_in_progress)
 		http_authorities_look();
 }
@@ -181,25 +200,6 @@ http_library_fault(void)
 	return fault;
 }
 
-/* Say so, at this level. */
-void
-http_library_complain(int elevel)
-{
-	if (fault == HTTP_LIBRARY_OLD)
-		ereport(elevel,
-				(errcode(ERRCODE_SYSTEM_ERROR),
-				 errmsg("libcurl %s is too old for this build of feishu_flow",
-						http_library_version()),
-				 errdetail("It was built with libcurl %s.", http_library_built_with()),
-				 errhint("Upgrade libcurl to at least the version that feishu_flow was built with and restart the server, or build feishu_flow again on this host.")));
-	if (fault == HTTP_LIBRARY_TAKEN)
-		ereport(elevel,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("libcurl was set up by another library"),
-				 errdetail("\"%s\" may have given it memory that does not last.", owner),
-				 errhint("Name feishu_flow in shared_preload_libraries, and before that library if it is named there, and restart the server.")));
-}
-
 /* Throws when libcurl cannot be used; not being set up for want of memory, it can be
  * tried again. */
 void
@@ -207,7 +207,7 @@ http_library_require(void)
 {
 	sigset_t	saved;
 
-	http_library_complain(ERROR);
+	library_complain(ERROR);
 	if (initialized)
 		return;
 	curl_enter(&saved);
