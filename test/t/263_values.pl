@@ -72,7 +72,7 @@ is(sent(), '{"operator":"{\"_id\": 9007199254740993, \"email\": \"wang@example.c
 foreach my $id ('7.00', '7', '7.00')
 {
 	enqueue($session, operator => qq{{"_id": $id}});
-	is(last_flow('operator'), '{"_id": 7}', "... and when it is that of the last one, or nearly: $id");
+	is(last_flow('operator'), '{"_id": 7}', "an operator like the last one goes out by its value, too: $id");
 }
 fails_with($session, 'SELECT ' . enqueue_call(operator => '{"_id": 7.5}'), '22023', '... one that is wrong is refused', message => qr/integer in the range of bigint/) for 1 .. 2;
 enqueue($session, operator => '{"_id": 12.0, "note": {"a": [1.50, "x "]}}');
