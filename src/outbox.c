@@ -26,7 +26,6 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -54,6 +53,9 @@ PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 #define ARG_ORDERING_KEY	9
 #define ARG_MAX_ATTEMPTS	10
 #define ARG_EXPIRES_AT		11
+
+/* To ask for random bytes costs more than the bytes: ask for those of some keys. */
+#define KEYS_AT_ONCE		16
 
 
 void
@@ -83,9 +85,32 @@ outbox_report_no_flow(int64 id)
 char *
 outbox_random_key(void)
 {
-	Datum		uuid = DirectFunctionCall1(gen_random_uuid, (Datum) 0);
+	static uint8 bytes[KEYS_AT_ONCE * UUID_LEN];
+	static int	num_left = 0;	/* keys */
+	static const char digits[] = "0123456789abcdef";
+	char	   *key;
+	char	   *place;
+	uint8	   *uuid;
 
-	return DatumGetCString(DirectFunctionCall1(uuid_out, uuid));
+	if (num_left == 0)
+	{
+		if (!pg_strong_random(bytes, sizeof(bytes)))
+			elog(ERROR, "could not generate random values");
+		num_left = KEYS_AT_ONCE;
+	}
+	key = place = palloc(2 * UUID_LEN + sizeof("----"));
+	uuid = &bytes[--num_left * UUID_LEN];
+	uuid[6] = (uuid[6] & 0x0f) | 0x40;	/* version 4 of RFC 9562 */
+	uuid[8] = (uuid[8] & 0x3f) | 0x80;	/* its variant */
+	for (int i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*place++ = '-';
+		*place++ = digits[uuid[i] >> 4];
+		*place++ = digits[uuid[i] & 0x0f];
+	}
+	*place = '\0';
+	return key;
 }
 
 static void
@@ -209,10 +234,7 @@ insert_flow(const QueuedFlow *flow)
 	sql_check_writable("enqueue_flow()");
 	PreventCommandIfParallelMode("enqueue_flow()");
 
-	/* wait for a DROP EXTENSION here, and then look if it has happened */
-	sql_find_outbox(&outbox, &last_id);
-	LockRelationOid(last_id, RowExclusiveLock);
-	sql_find_outbox(&outbox, &last_id);
+	sql_lock_outbox(&outbox, &last_id);
 	id = flow_id_draw(last_id);
 
 	memset(nulls, true, sizeof(nulls));

@@ -41,6 +41,16 @@ is("@$row{qw(id state server role namespace flow_id attempts code)}", "$id succe
 	'the view shows what became of it');
 is($row->{is_async}, JSON::PP::true, 'a queued flow is asynchronous unless asked otherwise');
 like($row->{idempotent_key}, $UUID, 'a key is made');
+my $key_of = 'SELECT idempotent_key FROM feishu.flows WHERE id = ';
+my @keys;
+foreach my $one ($session, FeishuFlow::Session->new($node))
+{
+	$one->value('BEGIN');
+	push @keys, map { $one->value($key_of . enqueue($one)) } 1 .. 40;
+	$one->value('ROLLBACK');
+}
+is_deeply([ grep { $_ !~ $UUID } @keys ], [], '... for each flow');
+is(scalar(keys %{ { map { $_ => 1 } @keys } }), 80, '... its own, also in another session');
 is($session->value("SELECT expires_at - run_at = '1 day' FROM feishu.flows WHERE id = $id"), 't', 'it expires max_age after its run_at');
 is_deeply($row->{operator}, { _id => 1111 }, '... the operator is there');
 is_deeply($row->{params}, { n => 1, text => "\x{6d41}\x{7a0b}" }, '... the params');
