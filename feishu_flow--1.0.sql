@@ -219,6 +219,10 @@ CREATE INDEX outbox_ordering_idx ON feishu_internal.outbox (server, roleid, orde
 -- planner takes it for nothing else
 CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
     WHERE state = 'q' AND expires_at < 'infinity';
+-- a key of the user's is queued once, until its flow has failed or is cancelled; no
+-- other query means this index, which has no row of a key that was made here
+CREATE UNIQUE INDEX outbox_key_idx ON feishu_internal.outbox (server, roleid, idempotent_key)
+    WHERE NOT own_key AND state IN ('q', 's', 'u');
 -- what to purge
 CREATE INDEX outbox_finished_idx ON feishu_internal.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
