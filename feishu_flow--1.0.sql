@@ -297,7 +297,7 @@ AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz) IS
-'Queues a flow in the current transaction, to be started after it commits; returns its id.';
+'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
 RETURNS boolean
