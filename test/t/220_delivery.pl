@@ -193,11 +193,10 @@ succeeds($session, "SELECT feishu.wait_flow($id)", '... which it is');
 is(summary($mock)->{started}, 2, '... so a second time');
 
 new_server();
-$second = enqueue($session, server => "s$apps", params => '{"n": 1}', idempotent_key => 'theirs');
-$session->value("SELECT feishu.wait_flow($second)");
+$session->value(flow(server => "s$apps", params => '{"n": 1}', idempotent_key => 'theirs'));
 $id = enqueue($session, server => "s$apps", params => '{"n": 2}', idempotent_key => 'theirs');
 until_ended($session);
-is(look($session, $id, 'state, attempts, sqlstate'), 'failed|1|LK409', 'a key that another flow has used: failed');
+is(look($session, $id, 'state, attempts, sqlstate'), 'failed|1|LK409', 'a key that a call has used: failed');
 started_once($mock, 1, '... and not started');
 
 new_server(timeout => '1s');
