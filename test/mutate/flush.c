@@ -31,7 +31,7 @@ flush_and_exit(int status)
 
 /* The first object is the program. */
 static int
-replace_exit(struct dl_phdr_info *program, size_t size, void *arg)
+replace_exit(struct dl_phdr_info *program, size_t size __attribute__((unused)), void *arg __attribute__((unused)))
 {
 	const ElfW(Sym) *symbols = NULL;
 	const char *names = NULL;

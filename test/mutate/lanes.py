@@ -16,7 +16,7 @@ import time
 FAILED = re.compile(rb"^\s*not ok (?!.*# TODO)|^test .*\.\.\. FAILED")
 GRACE = 8  # seconds that a server has to stop at once; PostgreSQL kills what does not after 5
 KEPT = {"src", "pg", "home", "gcda"}
-OUTPUT_LIMIT = 200_000  # bytes shown of what a test said
+OUTPUT_LIMIT = 200_000  # bytes kept of what a test says
 
 
 class Stopped(Exception):
@@ -122,7 +122,7 @@ class Lane(Sandbox):
             if (executable(pid).startswith(f"{self.folder}/") or inside in read(pid, "cmdline")
                     or mark in read(pid, "environ").split(b"\0")):
                 found.append(int(pid))
-        return [pid for pid in found if not read(pid, "stat").rpartition(b")")[2].startswith(b" Z")]
+        return [pid for pid in found if alive(pid)]
 
 
 class Output:
@@ -138,13 +138,14 @@ class Output:
 
     def _read(self):
         size = 0
-        for line in self.pipe:
-            size += len(line)
-            if size < OUTPUT_LIMIT:
-                self.lines.append(line.decode(errors="replace").rstrip())
-            if FAILED.search(line) and not self.failure:
-                self.failure = line.decode(errors="replace").strip()
-                self.event.set()
+        with self.pipe:
+            for line in self.pipe:
+                size += len(line)
+                if size < OUTPUT_LIMIT:
+                    self.lines.append(line.decode(errors="replace").rstrip())
+                if FAILED.search(line) and not self.failure:
+                    self.failure = line.decode(errors="replace").strip()
+                    self.event.set()
 
     def last(self):
         return next((line for line in reversed(self.lines) if line.strip()), "ended badly")
@@ -162,6 +163,11 @@ def read(pid, name):
         return pathlib.Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
+
+
+def alive(pid):
+    """Is the process there, and not only its remains?"""
+    return read(pid, "stat").rpartition(b")")[2].lstrip()[:1] not in (b"", b"Z")
 
 
 def kill(pid, number):

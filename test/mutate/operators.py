@@ -55,6 +55,7 @@ class Finder:
         self.sources = {}
         self.found = {}
         self.functions = {}  # path => [(start, end)]
+        self.variables = {}  # path => [(start, end, name)] outside of functions
         self.statements = {}
 
     def find(self, paths):
@@ -125,6 +126,7 @@ class Finder:
                 self.name = constant.spelling
                 self._visit(constant)
         elif cursor.kind == Kind.VAR_DECL:
+            self.variables.setdefault(source.path, []).append((start, end, cursor.spelling))
             self._visit(cursor)
 
     def _collect(self, cursor):
@@ -337,8 +339,9 @@ class Finder:
                 else:
                     self._constant(source, token)
         for before, after, left, right in sql.insertions(source):
-            self.name = next((name for name, body in source.definitions
-                              if body[0].start <= before and after <= body[-1].end), '')
+            named = [(body[0].start, body[-1].end, name) for name, body in source.definitions]
+            named += self.variables.get(source.path, [])
+            self.name = next((name for start, end, name in named if start <= before and after <= end), '')
             self._add(source, "where", (before, before, left), (after, after, right))
 
 
