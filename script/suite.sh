@@ -17,7 +17,7 @@ server_nopreload() { server_once nopreload 5433; }
 # No dispatcher: what is tested is how sessions get along with each other.
 server_quiet() { server_once quiet 5434 "shared_preload_libraries = 'feishu_flow'" "feishu_flow.dispatch = off"; }
 
-# Runs pg_regress in the server that was last asked for; arguments are a command to run it with.
+# Runs pg_regress in the server that was last asked for; arguments are what runs the command.
 suite_regress() {
 	"$@" make -s -C "$WORK/src" PG_CONFIG="$PG_CONFIG" NO_TEMP_INSTALL=1 installcheck
 }

@@ -27,9 +27,9 @@ trap 'servers_stop' EXIT
 cd "$WORK/src"
 case "$2" in
 	t/*) suite_tap perl "$WORK/src/test/$2" ;;
-	regress) server_preload && suite_regress ;;
-	nopreload) server_nopreload && suite_regress ;;
-	isolation) server_quiet && suite_isolation ;;
+	regress) server_preload && suite_regress as_owner ;;
+	nopreload) server_nopreload && suite_regress as_owner ;;
+	isolation) server_quiet && suite_isolation as_owner ;;
 	fuzz) server_quiet && suite_fuzz ;;
 	torture) torture_run --short ;;
 	*) die "no such test: $2" ;;
