@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import threading
 
-from lanes import Lane, Stopped
+from lanes import STOP, Lane, Stopped
 
 PARTS = {"regress": ("sql", "expected"), "nopreload": ("sql", "expected"), "isolation": ("test/specs", "test/expected"),
          "fuzz": ("test/fuzz",), "torture": ("test/torture",)}
@@ -111,15 +111,10 @@ class Coverage:
         threads = [threading.Thread(target=self._work, args=(lane, todo, done, say)) for lane in lanes]
         for thread in threads:
             thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except KeyboardInterrupt:
-            for lane in lanes:
-                lane.stopped.set()
-            for thread in threads:
-                thread.join()
-            raise
+        for thread in threads:
+            thread.join()
+        if STOP.is_set():
+            raise Stopped
         for lane in lanes:
             shutil.rmtree(lane.folder)
         return done

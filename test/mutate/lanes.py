@@ -19,8 +19,11 @@ KEPT = {"src", "pg", "home", "gcda"}
 OUTPUT_LIMIT = 200_000  # bytes kept of what a test says
 
 
+STOP = threading.Event()  # nothing more is to be run
+
+
 class Stopped(Exception):
-    """Nothing more is to be run."""
+    """It was."""
 
 
 class Sandbox:
@@ -35,7 +38,8 @@ class Sandbox:
     def make(self, *arguments, jobs=1):
         """Runs make; what it said, when it failed."""
         command = ["make", "-s", "-j", str(jobs), "-C", str(self.source), f"PG_CONFIG={self.pg_config}", *arguments]
-        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                             start_new_session=True)  # Ctrl-C is not for it
         return run.stdout.decode(errors="replace") if run.returncode else None
 
     def build(self, *arguments):
@@ -50,7 +54,6 @@ class Lane(Sandbox):
 
     def __init__(self, origin, folder, environment=()):
         super().__init__(folder, origin.bindir)
-        self.stopped = threading.Event()
         self.environment = {
             **os.environ, "FEISHU_LANE": str(self.folder), "TMPDIR": f"{self.folder}/tmp", "HOME": f"{self.folder}/home",
             "PG_CONFIG": self.pg_config, **dict(environment),
@@ -74,7 +77,7 @@ class Lane(Sandbox):
             while True:
                 ended = process.poll() is not None
                 seconds = time.monotonic() - began
-                if self.stopped.is_set():
+                if STOP.is_set():
                     raise Stopped
                 if said.failure:
                     return seconds, said.failure

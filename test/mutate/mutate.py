@@ -9,7 +9,6 @@ import os
 import pathlib
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import time
 
 import operators
 from coverage import Coverage, percent, write
-from lanes import Lane, Sandbox, Stopped
+from lanes import STOP, Lane, Sandbox, Stopped
 
 # What decides about flows; its score is told by itself.
 DECIDING = ("decide", "claim", "record", "outcome", "codes", "gate", "rate", "token", "sqlrun", "news")
@@ -125,7 +124,7 @@ class Bench:
         """A digest of the library's code and data."""
         bare = self.lane.folder / "home" / "bare.so"
         subprocess.run(["objcopy", "--strip-all", "--remove-section=.note.gnu.build-id", str(self.library), str(bare)],
-                       check=True)
+                       check=True, start_new_session=True)
         return hashlib.sha256(bare.read_bytes()).hexdigest()
 
     def judge(self, mutant, tests, seen):
@@ -173,12 +172,11 @@ class Run:
         self.codes = set()
         self.counted = self.caught = self.deciding = self.deciding_caught = self.skipped = 0
         self.begun = 0
-        self.stopped = threading.Event()
         self.broken = None
 
     def next(self):
         with self.lock:
-            if self.stopped.is_set() or self.begun >= self.count:
+            if STOP.is_set() or self.begun >= self.count:
                 return None
             mutant = next(self.mutants, None)
             self.begun += mutant is not None
@@ -201,7 +199,7 @@ class Run:
             pass
         except Exception as error:
             self.broken = error
-            self.stopped.set()
+            STOP.set()
 
     def note(self, mutant, result, seconds):
         with self.lock:
@@ -249,6 +247,8 @@ def mutate(options, origin, coverage):
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
     say(f"seed {seed}")
     every = find_mutants(origin, coverage)
+    if STOP.is_set():
+        raise Stopped
     only = [os.path.normpath(path) for path in options.only]
     wanted = [m for m in every if not only or any(m.path == path or m.path.startswith(path + "/") for path in only)]
     if not wanted:
@@ -262,24 +262,17 @@ def mutate(options, origin, coverage):
     threads = [threading.Thread(target=run.work, args=(bench,)) for bench in benches]
     for thread in threads:
         thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except KeyboardInterrupt:
-        run.stopped.set()
-        for bench in benches:
-            bench.lane.stopped.set()
-        for thread in threads:
-            thread.join()
+    for thread in threads:
+        thread.join()
     run.score(seed)
     if run.broken:
         raise run.broken
-    for bench in benches:
-        shutil.rmtree(bench.lane.folder)
 
 
-def interrupted(*_):
-    raise KeyboardInterrupt
+def interrupted(number, _):
+    """What runs is ended in order; asked once more, at once."""
+    STOP.set()
+    signal.signal(number, signal.SIG_DFL)
 
 
 def main():
@@ -294,7 +287,7 @@ def main():
             coverage.report(say)
         else:
             mutate(options, origin, coverage)
-    except KeyboardInterrupt:
+    except Stopped:
         sys.exit(130)
     except RuntimeError as error:
         sys.exit(f"mutate: {error}")
