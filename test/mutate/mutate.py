@@ -259,6 +259,7 @@ def mutate(options, origin, coverage):
     origin.build()
     run = Run(origin, drawn(wanted, random.Random(seed)), lambda mutant: judges.of(mutant, names), options.count)
     benches = [Bench(origin, i + 1) for i in range(options.jobs)]
+    coverage.try_failed(benches[0].lane, say)
     threads = [threading.Thread(target=run.work, args=(bench,)) for bench in benches]
     for thread in threads:
         thread.start()
