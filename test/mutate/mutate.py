@@ -230,7 +230,7 @@ class Run:
 
 
 def arguments_read():
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(prog="script/mutate", usage="see script/mutate --help", add_help=False)
     parser.add_argument("--work", required=True)
     parser.add_argument("--bindir", required=True)
     parser.add_argument("--cache", required=True)
