@@ -3,8 +3,9 @@
  * flush.c
  *	  Counts of a library that gcov watches are written by _exit(), too.
  *
- * A server that is stopped at once, as those of tests are in the end, leaves by _exit(), where gcov's own handler is not
- * called. So this, linked into the library, puts a function of ours before the _exit() of the program that loads it.
+ * A server that is stopped at once, as those of tests are in the end, leaves by _exit(), where gcov's own handler is
+ * not called. So this, linked into the library, puts a function of ours before the _exit() of the program that loads
+ * it.
  *
  *-------------------------------------------------------------------------
  */

@@ -55,8 +55,8 @@ class Lane(Sandbox):
     def __init__(self, origin, folder, environment=()):
         super().__init__(folder, origin.bindir)
         self.environment = {
-            **os.environ, "FEISHU_LANE": str(self.folder), "TMPDIR": f"{self.folder}/tmp", "HOME": f"{self.folder}/home",
-            "PG_CONFIG": self.pg_config, **dict(environment),
+            **os.environ, "FEISHU_LANE": str(self.folder), "PG_CONFIG": self.pg_config,
+            "TMPDIR": f"{self.folder}/tmp", "HOME": f"{self.folder}/home", **dict(environment),
         }
         if self.folder.exists():
             shutil.rmtree(self.folder)

@@ -42,8 +42,8 @@ def find_mutants(origin, coverage):
         return [operators.Mutant(path, operator, tuple((a, b, new.encode("latin-1")) for a, b, new in edits), line,
                                  tuple(map(tuple, lines)), name)
                 for path, operator, edits, line, lines, name in json.loads(kept.read_text())]
-    arguments = ["-I" + output(origin.pg_config, "--includedir-server"), *output(origin.pg_config, "--cppflags").split(),
-                 *output("curl-config", "--cflags").split()]
+    arguments = ["-I" + output(origin.pg_config, "--includedir-server"),
+                 *output(origin.pg_config, "--cppflags").split(), *output("curl-config", "--cflags").split()]
     found = operators.Finder(root, arguments).find(sorted(f"src/{path.name}" for path in (root / "src").glob("*.c")))
     write(kept, [(m.path, m.operator, [(a, b, new.decode("latin-1")) for a, b, new in m.edits], m.line, m.lines, m.name)
                  for m in found])
@@ -224,8 +224,8 @@ class Run:
 
     def score(self, seed):
         say("")
-        say(f"caught {self.caught} of {self.counted}, {percent(self.caught, self.counted)}; in what decides about flows "
-            f"{self.deciding_caught} of {self.deciding}, {percent(self.deciding_caught, self.deciding)}; "
+        say(f"caught {self.caught} of {self.counted}, {percent(self.caught, self.counted)}; "
+            f"in what decides about flows {self.deciding_caught} of {self.deciding}, {percent(self.deciding_caught, self.deciding)}; "
             f"{self.skipped} did not count; seed {seed}")
 
 

@@ -196,9 +196,8 @@ class Finder:
     def _parenthesised(self, source, start, keyword):
         """The range between the parentheses after the keyword that stands here."""
         index = source.index(start)
-        if index + 1 >= len(source.tokens) or source.tokens[index].text != keyword or source.tokens[index].start != start:
-            return None
-        if source.tokens[index + 1].text != b"(":
+        pair = source.tokens[index:index + 2]
+        if [token.text for token in pair] != [keyword, b"("] or pair[0].start != start:
             return None
         close = source.closing(index + 1)
         return (source.tokens[index + 1].end, source.tokens[close].start) if close else None
