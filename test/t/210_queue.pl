@@ -12,6 +12,7 @@ use FeishuFlow;
 use FeishuQueue;
 use JSON::PP;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $UUID = qr/^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
@@ -145,13 +146,14 @@ $mock->well;
 succeeds($session, $session->result, 'wait_flow returns when the flow ends');
 wait_until('the dispatcher is idle', sub { $session->value($activity) eq 'idle: idle' });
 
+# It looks by itself every 2 s, which 20 waits would show.
 my $started = time();
 for my $n (1 .. 20)
 {
 	my $waited = enqueue($session, params => "{\"n\": 1$n}");
 	$session->value("SELECT feishu.wait_flow($waited)");
 }
-cmp_ok(time() - $started, '<', 20, '... and at once, not when it next looks');
+cmp_ok(time() - $started, '<', 5 * $FeishuFlow::SLOW, '... and at once, not when it next looks');
 
 $id = enqueue($session, flow_id => 'refusedFlow');
 fails_with($session, "SELECT feishu.wait_flow($id)", 'LK400', 'wait_flow raises what the flow failed with', detail => qr/\w/, message => qr/\b$id\b/);
@@ -216,7 +218,7 @@ for (1 .. 5)
 	$session->value("SELECT feishu.cancel_flow($id)");
 	fails_with($other, $other->result, '55000', '... who waits already');
 }
-cmp_ok(time() - $started, '<', 5, '... and is told at once');
+cmp_ok(time() - $started, '<', 5 * $FeishuFlow::SLOW, '... and is told at once');
 fails_with($session, 'SELECT feishu.cancel_flow(123456789)', '42704', 'there is no such flow to cancel');
 
 $session->value("SELECT feishu.pause_server('feishu')");
@@ -412,12 +414,16 @@ my $finished = $session->value('SELECT count(*) FROM feishu.flows WHERE finished
 is($session->value("SELECT feishu.purge_flows(now() - interval '1 day')"), '0', 'nothing is old enough to be purged');
 is($session->value('SELECT feishu.purge_flows(now())'), $finished, 'purge_flows drops finished flows');
 is(ends($session), 'queued 1', '... and no others');
+$node->append_conf('postgresql.conf', "feishu_flow.retention = '2s'\nfeishu_flow.poll_interval = '100ms'");
+$node->reload;
 $second = enqueue($session, params => '{"n": 60}');
 $session->value("SELECT feishu.wait_flow($second)");
-$node->append_conf('postgresql.conf', "feishu_flow.retention = '1s'\nfeishu_flow.poll_interval = '100ms'");
-$node->reload;
+$finished = look($session, $second, 'finished_at');
 until_true($session, 'a flow is dropped after the retention', "NOT EXISTS (SELECT FROM feishu.flows WHERE id = $second)");
-is(ends($session), 'queued 1', 'after the retention finished flows are dropped, and no others');
+my $kept = $session->value("SELECT extract(epoch FROM clock_timestamp() - '$finished')");
+cmp_ok($kept, '>=', 2, "a finished flow is kept for the retention: $kept s");
+cmp_ok($kept, '<', 2 + 5 * $FeishuFlow::SLOW, '... and not for much longer');
+is(ends($session), 'queued 1', '... and no others are dropped');
 $node->append_conf('postgresql.conf', "feishu_flow.retention = '7d'");
 $node->reload;
 

@@ -1,0 +1,120 @@
+
+# What a transaction has queued is found when it commits, though flows with higher ids were sent long before: however
+# much there is of it, whoever it is for, and whether it is to be sent at once, later, or not any more.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use Test::More;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main');
+create_server($node, $_, { base_url => $mock->url }) foreach qw(feishu known paused);
+my $session = FeishuFlow::Session->new($node);
+my $late = FeishuFlow::Session->new($node);
+my $quiet = '{"n": 0}';
+my $FAR = 30000;    # ids, of which the dispatcher does not look at the rows one by one
+my $MANY = 300;     # more rows than it reads at a time
+
+$session->value('CREATE ROLE role1; CREATE ROLE role2; CREATE ROLE role3; CREATE ROLE role4; CREATE ROLE role5');
+$session->value("SELECT feishu.pause_server('paused')");
+until_dispatcher($session);
+
+sub as_role { my ($who, $role, $work) = @_; $who->value("SET ROLE $role"); $work->(); $who->value('RESET ROLE'); return; }
+
+# Flows with higher ids are sent, so many ids after the last one.
+sub pass_by
+{
+	my ($ids) = @_;
+	$session->value("UPDATE feishu_internal.last_id SET id = id + $ids") if $ids > 0;
+	$session->value('SELECT feishu.wait_flow(' . enqueue($session, server => $_, params => $quiet) . ')') foreach qw(feishu known);
+	return;
+}
+
+my $number = 0;
+
+sub late_one { return enqueue($late, flow_id => 'late', params => '{"n": ' . ++$number . '}', @_); }
+
+# The function queues in a transaction that commits late; all of it is sent, without another flow to have it looked at.
+sub is_sent
+{
+	my ($name, $ids, $queue) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	pass_by(0);
+	$late->value('BEGIN');
+	$queue->();
+	pass_by($ids);
+	$late->value('COMMIT');
+	until_ended($session, "server <> 'paused'");
+	is(ends($session, "flow_id = 'late'"), "succeeded $number", $name);
+	is($mock->count(kind => 'execute', flow_id => 'late'), $number, '... each once');
+	return;
+}
+
+sub many { enqueue_many($late, $number + 1, $number + $MANY, flow_id => 'late'); $number += $MANY; return; }
+sub soon { return run_at => \"clock_timestamp() + interval '500 ms'"; }
+
+# ---- a few ids later ----
+
+is_sent('more flows than are read at a time', 0, sub { many() });
+is_sent('... and one that is to be sent later, for a server of which nothing was known', 0, sub {
+	create_server($node, 'b_new', { base_url => $mock->url });
+	many();
+	late_one(server => 'b_new', soon());
+});
+is_sent('... or for one that had flows', 0, sub { many(); late_one(server => 'known', soon()); });
+is_sent('... and one that is to be sent at once', 0, sub {
+	create_server($node, 'c_new', { base_url => $mock->url });
+	many();
+	late_one(server => $_) foreach qw(c_new known);
+});
+
+# ---- many ids later ----
+
+is_sent('one after which many flows were sent', $FAR, sub { late_one() });
+is_sent('one that is to be sent later', $FAR, sub { late_one(server => 'known', soon()) });
+is_sent('one that is to be sent later, for a server of which nothing was known', $FAR, sub {
+	create_server($node, 'd_new', { base_url => $mock->url });
+	late_one(server => 'd_new', soon());
+});
+
+# Lanes of which nothing was known, before, between and behind those that were.
+as_role($session, $_, sub { $session->value('SELECT feishu.wait_flow(' . enqueue($session, server => 'known', params => $quiet) . ')') })
+  foreach qw(role2 role4);
+is_sent('flows of servers and roles of which nothing was known', $FAR, sub {
+	create_server($node, $_, { base_url => $mock->url }) foreach qw(a_first g_between zz_last);
+	late_one(server => $_) foreach qw(a_first g_between zz_last);
+	as_role($late, $_, sub { late_one(server => $_) foreach qw(known a_first g_between zz_last) }) foreach map { "role$_" } 1 .. 5;
+});
+is_sent('flows of the same, of which all is known by now', $FAR, sub {
+	as_role($late, $_, sub { late_one(server => $_) foreach qw(known a_first g_between zz_last) }) foreach map { "role$_" } 1 .. 5;
+});
+
+# ---- not to be sent any more ----
+
+# The slow poll ends what has expired, and has passed the time when this did before it could be seen.
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
+$node->reload;
+foreach my $case ([ 0, 0, 'one' ], [ 0, $MANY, 'one after many others' ], [ $FAR, 0, 'one after which many were sent' ])
+{
+	my ($ids, $before, $name) = @$case;
+	$late->value('BEGIN');
+	many() if $before;
+	my $id = enqueue($late, server => 'paused', expires_at => \"clock_timestamp() + interval '50 ms'");
+	pass_by($ids);
+	foreach (1, 2)
+	{
+		my $polled = enqueue($session, server => 'paused', expires_at => \"clock_timestamp() + interval '1 ms'");
+		until_ended($session, "id = $polled");
+	}
+	$late->value('COMMIT');
+	until_ended($session, "id = $id");
+	is(look($session, $id, 'state, sqlstate'), 'failed|LK504', "$name expired before its transaction committed");
+}
+
+done_testing();
