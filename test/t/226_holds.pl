@@ -1,0 +1,119 @@
+
+# What holds flows back ends at once when it is mended, or somebody resumes the server, and not by itself: nothing here
+# would end within the hour, nor does the slow poll look. And what is held expires.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use Test::More;
+
+my $AT_ONCE = 10 * $FeishuFlow::SLOW;
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main', conf => "feishu_flow.retry_base_delay = '2h'\nfeishu_flow.retry_max_delay = '2h'\n");
+$node->safe_psql('postgres', 'CREATE EXTENSION feishu_flow');
+my $session = FeishuFlow::Session->new($node);
+$session->value('CREATE ROLE weak LOGIN; CREATE ROLE former; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO former');
+my $weak = FeishuFlow::Session->new($node, user => 'weak');
+my $nobody = 'http://127.0.0.1:' . closed_port();
+my $apps = 0;
+my (%id, $server);
+until_dispatcher($session);
+
+sub sql { my ($sql) = @_; $session->value(sprintf($sql =~ s/SERVER/SERVER $server/gr)); return; }
+sub resume { $session->value("SELECT feishu.resume_server('$server')"); return; }
+sub set_url { alter_server($session, $server, 'SET', base_url => $_[0]); return; }
+sub answer { my ($fault) = @_; $mock->rules([ { kind => 'execute', app_id => "cli_$apps" }, $fault ]); return; }
+
+# Each has a server that is held for a reason: what makes it so, how it is mended, who queues for it.
+my @holds = (
+	[ 'paused by its owner', { hold => sub { sql("SELECT feishu.pause_server('$server')") }, mend => \&resume, reason => qr/^paused by/, until => qr/^$/ } ],
+	[ 'nothing answers: another base_url', { tried => 8, fixed => 1, options => { base_url => $nobody }, mend => sub { set_url($mock->url) }, reason => qr/does not answer/ } ],
+	[ 'nothing answers: resumed', { tried => 8, options => { base_url => $mock->url }, fault => { type => 'status', status => 502 }, mend => \&resume, reason => qr/does not answer/ } ],
+	[ 'a wrong secret: another one', { secret => 'wrong', mend => sub { sql("ALTER USER MAPPING FOR PUBLIC SERVER OPTIONS (SET app_secret 'secret-$apps')") }, reason => qr/credentials/ } ],
+	[ 'a wrong secret: it becomes the right one, and the server is resumed', { secret => 'wrong', reason => qr/credentials/,
+		mend => sub { $mock->config(apps => { "cli_$apps" => 'wrong' }); resume() } } ],
+	[ 'the quota is used up: resumed', { fault => { type => 'code', code => 99991403 }, mend => \&resume, reason => qr/quota/ } ],
+	[ 'the rate is limited: resumed', { fault => { type => 'code', code => 99991400, reset => 250 }, mend => \&resume, reason => qr/rate/, until => qr/^00:0[34]/ } ],
+	[ 'without a user mapping: there is one', { hold => sub { sql('DROP USER MAPPING FOR PUBLIC SERVER') }, reason => qr/user mapping/, until => qr/^00:00/,
+		mend => sub { sql("CREATE USER MAPPING FOR PUBLIC SERVER OPTIONS (app_id 'cli_$apps', app_secret 'secret-$apps')") } } ],
+	[ 'without a server: there is one', { hold => sub { sql('DROP SERVER CASCADE') }, reason => qr/does not exist/, until => qr/^00:00/,
+		mend => sub { create_server($node, $server, { base_url => $mock->url }, { app_id => "cli_$apps", app_secret => "secret-$apps" }) } } ],
+	[ 'without USAGE: resumed with it', { as => $weak, hold => sub { sql('REVOKE USAGE ON FOREIGN SERVER FROM PUBLIC') }, reason => qr/permission denied/, until => qr/^00:00/,
+		mend => sub { sql('GRANT USAGE ON FOREIGN SERVER TO PUBLIC'); resume() } } ],
+	[ 'of another owner: resumed', { hold => sub { sql('ALTER SERVER OWNER TO former') }, mend => \&resume, reason => qr/belonged to another role/, until => qr/^00:00/ } ]);
+
+# Makes it so, with a flow that waits; and one that is to expire, if it is said when.
+sub hold
+{
+	my ($case, %expiring) = @_;
+	my ($name, $how) = @$case;
+	$apps++;
+	$server = "s$apps";
+	$mock->config(apps => { "cli_$apps" => "secret-$apps" });
+	create_server($node, $server, { base_url => $mock->url, %{ $how->{options} // {} } },
+		$how->{fixed} ? { tenant_access_token => $mock->token("cli_$apps", "secret-$apps") } :
+		  { app_id => "cli_$apps", app_secret => $how->{secret} // "secret-$apps" });
+	answer($how->{fault}) if defined $how->{fault};
+	my $as = $how->{as} // $session;
+	# what must wait until then
+	$session->value("SELECT feishu.pause_server('$server')") if defined $how->{hold};
+	if (defined $how->{tried})
+	{
+		enqueue_many($as, 1, $how->{tried}, server => $server, flow_id => 'tried');
+		# those that were not tried, if any, are held already
+		until_true($session, 'they were tried', "SELECT sending = 0 AND (paused OR attempts = 1) "
+			  . "FROM feishu.dispatch_status, (SELECT min(attempts) AS attempts FROM feishu.flows WHERE server = '$server') AS f WHERE server = '$server'");
+	}
+	my $id = enqueue($as, server => $server);
+	my $expires = %expiring ? enqueue($as, server => $server, %expiring) : undef;
+	if (defined $how->{hold} && $name !~ /paused/)
+	{
+		# a server that is not there cannot be resumed
+		$session->value("BEGIN; SELECT feishu.resume_server('$server')");
+		$how->{hold}->();
+		$session->value('COMMIT');
+	}
+	until_true($session, "it is held: $name", "SELECT paused AND sending = 0 FROM feishu.dispatch_status WHERE server = '$server'");
+	return ($id, $expires);
+}
+
+# ---- it ends at once ----
+
+foreach my $case (@holds)
+{
+	my ($name, $how) = @$case;
+	my ($id) = hold($case);
+	my ($reason, $until) = split /\n/, $session->value("SELECT pause_reason || E'\\n' || coalesce((resume_at - clock_timestamp())::text, '') FROM feishu.dispatch_status WHERE server = '$server'");
+	like($reason, $how->{reason}, "$name: dispatch_status says so");
+	note("until $until") if defined $until;
+	is(look($session, $id, 'state, attempts'), 'queued|0', '... and the flow waits');
+	$mock->well;
+	$how->{mend}->();
+	succeeds($session, "SELECT feishu.wait_flow($id, '$AT_ONCE s')", '... which is sent at once then');
+}
+
+# ---- what is held expires ----
+
+$node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
+$node->reload;
+my @waiting;
+foreach my $case (@holds)
+{
+	push @waiting, [ $case->[0], hold($case, expires_at => \"clock_timestamp() + interval '3 s'") ];
+}
+foreach my $waiting (@waiting)
+{
+	my ($name, $id, $expires) = @$waiting;
+	until_ended($session, "id = $expires");
+	like(look($session, $expires, 'state, sqlstate, error'), qr/^failed\|LK504\|expired before it could be sent$/, "$name: what waits expires");
+	is(look($session, $expires, "finished_at BETWEEN expires_at AND expires_at + interval '$AT_ONCE s'"), 't', '... at its time');
+	is(look($session, $id, 'state'), 'queued', '... and no other');
+}
+
+done_testing();
