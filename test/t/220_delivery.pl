@@ -510,15 +510,20 @@ isnt($pid, '', '... and the dispatcher lives');
 
 # ---- answers that cannot be kept ----
 
-foreach my $type (qw(not_utf8 nul raw_nul lone_surrogate big deep wrong_types))
+# The flow has started, and its key is used: what cannot be read at all is no answer, so that the next attempt finds the
+# key used; of what cannot be stored as jsonb the end is known.
+my %end = (
+	(map { $_ => 'unconfirmed LK409 2' } qw(not_utf8 raw_nul deep wrong_types)),
+	(map { $_ => 'succeeded LK502 1' } qw(nul lone_surrogate)),
+	big => 'succeeded  1');
+foreach my $type (sort keys %end)
 {
 	foreach my $where ([ $session, "s$apps" ], [ $ascii, 'feishu' ])
 	{
 		$mock->rules([ { kind => 'execute' }, { type => $type, $type eq 'wrong_types' ? (set => { code => 'x' }) : () }, times => 1 ]);
 		$id = enqueue($where->[0], server => $where->[1], params => "{\"server\": \"$where->[1]\", \"type\": \"$type\"}");
 		until_ended($where->[0]);
-		my $end = look($where->[0], $id, "state || ' ' || coalesce(sqlstate, '')");
-		like($end, qr/^(?:unconfirmed LK409|succeeded )/, "an answer of type $type: $end");
+		is(look($where->[0], $id, "state || ' ' || coalesce(sqlstate, '') || ' ' || attempts"), $end{$type}, "an answer of type $type, server $where->[1]");
 	}
 }
 is(dispatcher($ascii), $pid, 'no answer ends a dispatcher');

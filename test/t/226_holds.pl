@@ -15,7 +15,7 @@ use Test::More;
 my $AT_ONCE = 10 * $FeishuFlow::SLOW;
 
 my $mock = FeishuFlow::Mock->start;
-my $node = queue_cluster('main', conf => "feishu_flow.retry_base_delay = '2h'\nfeishu_flow.retry_max_delay = '2h'\n");
+my $node = queue_cluster('main', conf => "feishu_flow.retry_base_delay = '1d'\nfeishu_flow.retry_max_delay = '1d'\n");
 $node->safe_psql('postgres', 'CREATE EXTENSION feishu_flow');
 my $session = FeishuFlow::Session->new($node);
 $session->value('CREATE ROLE weak LOGIN; CREATE ROLE former; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO former');
@@ -97,6 +97,15 @@ foreach my $case (@holds)
 	$how->{mend}->();
 	succeeds($session, "SELECT feishu.wait_flow($id, '$AT_ONCE s')", '... which is sent at once then');
 }
+
+# ---- what would be tried again too late ----
+
+$mock->fault(type => 'status', status => 502);
+my $short = enqueue($session, server => $server, expires_at => \"clock_timestamp() + interval '30 s'");
+until_ended($session, "id = $short");
+is(look($session, $short, 'state, sqlstate, attempts, finished_at < expires_at'), 'failed|LK500|1|t', 'a flow that cannot be tried again before it expires has its end at once');
+like(look($session, $short, 'error'), qr/502.*; given up because it expires$/, '... and says so');
+$mock->well;
 
 # ---- what is held expires ----
 
