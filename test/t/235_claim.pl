@@ -228,4 +228,46 @@ my $mended = time();
 $session->value('ALTER TABLE feishu_internal.claim DROP CONSTRAINT none');
 sent_after($mended, 1, 'when it does not');
 
+# ---- a commit that waits for the disk ----
+
+# Whose is put before the C library.  Without a standby nothing else has the claim wait.
+SKIP:
+{
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	my ($library, $slow) = ("$dir/slow_flush.so", "$dir/slow");
+	skip 'no C compiler for a slow disk', 1
+	  if system('cc', '-shared', '-fPIC', '-o', $library, "$FindBin::RealBin/../lib/slow_flush.c", '-ldl') != 0;
+	skip 'the C library is not replaced when memory is watched', 1 if $FeishuFlow::SLOW > 1;
+	chmod 0755, $dir;
+	$_->quit foreach $session, $gate;
+	$node->stop;
+	{
+		local $ENV{LD_PRELOAD} = $library;
+		local $ENV{SLOW_FLUSH} = $slow;
+		$node = queue_cluster('slow', conf => "fsync = on\nwal_sync_method = fdatasync\nautovacuum = off\n");
+	}
+	create_server($node, 'feishu', { base_url => $mock->url });
+	connect_again();
+	my $flushes = "SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND wait_event IN ('WALSync', 'WalSync', 'WALWrite', 'WalWrite')";
+	foreach my $own (0, 1)
+	{
+		warm_up();
+		# what was written until then is on disk
+		$session->value('CHECKPOINT; SET synchronous_commit = off');
+		append_to_file($slow, '');
+		enqueue_many($session, 1, $count, $own ? @key : ());
+		if (!$own)
+		{
+			$mock->wait_for($count, kind => 'execute');
+			pass('a flow whose key is ours is sent before its claim is on disk');
+		}
+		until_true($session, 'the dispatcher waits for the disk', $flushes);
+		is($mock->executes, $own ? 0 : $count, $own ? "a flow with the user's key is not sent before its claim is on disk" : '... where it is written at once');
+		my $written = time();
+		unlink $slow;
+		$session->value('RESET synchronous_commit');
+		if ($own) { sent_after($written, 1, 'when it is'); } else { until_ended($session); }
+	}
+}
+
 done_testing();
