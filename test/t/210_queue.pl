@@ -107,6 +107,9 @@ $id = enqueue($session, run_at => '-infinity', params => '{"n": 3}');
 $second = enqueue($session, run_at => undef, params => '{"n": 4}');
 $session->value("SELECT feishu.wait_flow($_)") foreach $id, $second;
 started_once($mock, 504, 'run_at of the past, and none, is now');
+$id = enqueue($session, run_at => '2000-01-01', params => '{"n": 3000}');
+succeeds($session, "SELECT feishu.wait_flow($id)", '... and has not expired by its age');
+is(look($session, $id, "expires_at - created_at = '1 day'"), 't', '... which begins now');
 
 # ---- wait_flow ----
 

@@ -83,6 +83,33 @@ is_sent('one that is to be sent later, for a server of which nothing was known',
 	late_one(server => 'd_new', soon());
 });
 
+# Its time came and went before it was committed, and other flows of the lane were sent at theirs.
+foreach my $ids (0, $FAR)
+{
+	is_sent("one that was to be sent in the meantime, $ids ids later", $ids, sub {
+		late_one(server => 'known', run_at => \"clock_timestamp() + interval '50 ms'");
+		my $other = enqueue($session, server => 'known', params => $quiet, run_at => \"clock_timestamp() + interval '200 ms'");
+		$session->value("SELECT feishu.wait_flow($other)");
+	});
+}
+
+# All lanes are looked at from there on: what is under way then is not sent again.
+$mock->rules([ { kind => 'execute', flow_id => 'held' }, { type => 'hold' } ]);
+enqueue($session, server => 'known', flow_id => 'held', params => $quiet, @$_)
+  foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ], [ ordering_key => 'key' ], [ ordering_key => 'key' ];
+$mock->wait_for(3, kind => 'execute', flow_id => 'held');
+$late->value('BEGIN');
+late_one(server => 'known');
+late_one(server => 'known', soon());
+pass_by($FAR);
+$late->value('COMMIT');
+until_ended($session, "flow_id = 'late'");
+pass_by(0);
+is($mock->count(kind => 'execute', flow_id => 'held'), 3, 'what is under way when a late one appears is not sent again');
+$mock->well;
+until_ended($session);
+is($mock->count(kind => 'execute', flow_id => 'held'), 4, '... nor what waits for it, before it ends');
+
 # Lanes of which nothing was known, before, between and behind those that were.
 as_role($session, $_, sub { $session->value('SELECT feishu.wait_flow(' . enqueue($session, server => 'known', params => $quiet) . ')') })
   foreach qw(role2 role4);
