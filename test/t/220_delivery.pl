@@ -447,6 +447,11 @@ new_server();
 $session->value("CREATE ROLE leaver LOGIN; SELECT feishu.pause_server('s$apps')");
 my $leaver = FeishuFlow::Session->new($node, user => 'leaver');
 $id = enqueue($leaver, server => "s$apps", params => '{"n": 1}', expires_at => \"clock_timestamp() + interval '10 min'");
+# more of them than fail at once, at once and later
+enqueue_many($leaver, 1, 5100, server => "s$apps", flow_id => 'many');
+enqueue($leaver, server => "s$apps", flow_id => 'many', run_at => \"now() + interval '1 hour'");
+my $tried = enqueue($leaver, server => "s$apps", flow_id => 'many');
+$session->value("UPDATE feishu_internal.outbox SET error = 'no answer' WHERE id = $tried");
 $leaver->quit;
 $session->value("DROP ROLE leaver; SELECT feishu.resume_server('s$apps')");
 $second = enqueue($session, server => "s$apps", params => '{"n": 2}');
@@ -454,9 +459,12 @@ succeeds($session, "SELECT feishu.wait_flow($second)", 'flows of a dropped role 
 until_ended($session);
 is(look($session, $id, 'state, sqlstate, attempts, error'), 'failed|42704|0|the role that queued it was dropped',
 	'... they fail, with the reason');
+is($session->value("SELECT state, sqlstate, count(*) FROM feishu.flows WHERE flow_id = 'many' GROUP BY 1, 2"), 'failed|42704|5102', '... all of them, those that were to be sent later, too');
+is(look($session, $tried, 'error'), 'no answer; the role that queued it was dropped', '... with what went wrong before');
 is(look($session, $id, 'role'), 'unknown (OID=' . $session->value("SELECT roleid FROM feishu_internal.outbox WHERE id = $id") . ')',
 	'... and a superuser sees them');
 started_once($mock, 1, '... none was sent');
+$session->value("SELECT feishu.purge_flows('infinity')");
 
 new_server();
 $session->value("CREATE ROLE weak LOGIN; SELECT feishu.pause_server('s$apps')");
