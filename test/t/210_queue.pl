@@ -273,6 +273,7 @@ foreach my $case (
 	});
 	is($cancelled, $true, "a flow is cancelled after an attempt that $what");
 	is(look($session, $id, 'state'), $state, "... and is $state");
+	like(look($session, $id, 'error'), $state eq 'unconfirmed' ? qr/\w; cancelled after it was sent$/ : qr/\w(?<!after it was sent)$/, '... and says why');
 	alter_server($session, 'feishu', 'SET', base_url => $mock->url);
 	$mock->well;
 	$session->value("SELECT feishu.resume_server('feishu')");

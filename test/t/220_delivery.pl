@@ -229,6 +229,7 @@ foreach my $case (
 {
 	$id = with_fault($case->[1]);
 	is(look($session, $id, 'state, attempts, sqlstate'), "failed|1|$case->[0]", "$case->[1]{code} is final");
+	is(look($session, $id, 'code, flow_code, log_id IS NOT NULL, response IS NOT NULL'), "0|$case->[1]{code}|t|t", '... and what the platform said is kept');
 }
 
 # ---- the rate ----

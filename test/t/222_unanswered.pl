@@ -95,7 +95,9 @@ foreach my $case (
 
 # ---- retry_flow ----
 
-# With the same key it is still the same start.
+# With the same key it is still the same start, of which nothing else is left.
+my $ANEW = "state, attempts, date_trunc('hour', expires_at - run_at), run_at > created_at, "
+  . join(', ', map { "$_ IS NULL" } qw(finished_at code flow_code execution_id flow_status log_id sqlstate error));
 foreach my $case (
 	[ 'used', 'false', 1, 'unconfirmed|LK409' ],
 	[ 'refused', 'false', 1, 'unconfirmed|LK400' ],
@@ -109,6 +111,7 @@ foreach my $case (
 	ends('missing', 'failed|LK404', 'an attempt got no answer, a later one is refused for something else');
 	pause();
 	is($session->value("SELECT feishu.retry_flow($id, $new_key)"), 't', '... it is retried, new key: ' . $new_key);
+	is(look($session, $id, $ANEW), 'queued|0|1 day|' . join('|', ('t') x 9), '... as if it had never been tried');
 	ends($how, $expected, "... and is then $how: $expected");
 }
 

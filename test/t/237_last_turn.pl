@@ -24,7 +24,8 @@ my $flows = 60;
 # machine that is busy with something else that may be too little, once.
 sub told_in_time
 {
-	my ($name, $deed) = @_;
+	my ($name, $deed, $more) = @_;
+	my $all = $flows + ($more // 0);
 	my $recorded;
 	foreach my $round (1 .. 5)
 	{
@@ -46,7 +47,7 @@ sub told_in_time
 		last if $recorded eq 'succeeded 1';
 	}
 	is($recorded, 'succeeded 1', $name);
-	is($mock->executes, $flows, '... and none is sent again');
+	is($mock->executes, $all, '... and none is sent again');
 	return;
 }
 told_in_time('told to end, it waits for answers that come soon', sub {
@@ -65,6 +66,29 @@ told_in_time('told to end while it records answers, it records them', sub {
 	$other->value('COMMIT');
 	$other->quit;
 });
+# However long it has waited for something before.
+told_in_time('told to end when it has been quiet for long, it waits for answers that come soon', sub {
+	my ($pid) = @_;
+	until_true($session, 'it has been quiet for long', "SELECT clock_timestamp() - state_change > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
+	kill 'TERM', $pid;
+	wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+	$mock->release;
+});
+told_in_time('told to end while it records answers, when it once had to wait for long, it records them', sub {
+	my ($pid) = @_;
+	my $other = FeishuFlow::Session->new($node);
+	$other->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
+	enqueue($session, params => '{"n": 1000}');
+	until_true($session, 'it waits for long', "SELECT wait_event_type = 'Lock' AND clock_timestamp() - xact_start > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
+	$other->value('COMMIT');
+	$mock->wait_for($flows + 1, kind => 'execute');
+	$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');
+	$mock->release;
+	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+	kill 'TERM', $pid;
+	$other->value('COMMIT');
+	$other->quit;
+}, 1);
 
 # What it does not need to send any more, it does not.
 sub nothing_new
