@@ -127,6 +127,12 @@ is_sent('flows of the same, of which all is known by now', $FAR, sub {
 # The slow poll ends what has expired, and has passed the time when this did before it could be seen.
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
 $node->reload;
+sub until_polled
+{
+	my $polled = enqueue($session, server => 'paused', expires_at => \"clock_timestamp() + interval '1 ms'");
+	until_ended($session, "id = $polled");
+	return;
+}
 foreach my $case ([ 0, 0, 'one' ], [ 0, $MANY, 'one after many others' ], [ $FAR, 0, 'one after which many were sent' ])
 {
 	my ($ids, $before, $name) = @$case;
@@ -134,14 +140,27 @@ foreach my $case ([ 0, 0, 'one' ], [ 0, $MANY, 'one after many others' ], [ $FAR
 	many() if $before;
 	my $id = enqueue($late, server => 'paused', expires_at => \"clock_timestamp() + interval '50 ms'");
 	pass_by($ids);
-	foreach (1, 2)
-	{
-		my $polled = enqueue($session, server => 'paused', expires_at => \"clock_timestamp() + interval '1 ms'");
-		until_ended($session, "id = $polled");
-	}
+	until_polled() foreach 1, 2;
 	$late->value('COMMIT');
 	until_ended($session, "id = $id");
 	is(look($session, $id, 'state, sqlstate'), 'failed|LK504', "$name expired before its transaction committed");
+}
+
+# ---- of which nobody tells ----
+
+# The slow poll knows who had drawn ids. A key whose flows were sent has a floor, below which the dispatcher does not look.
+foreach my $key (undef, 'key')
+{
+	my $like = enqueue($session, server => 'known', params => $quiet);
+	my $drawn = $session->value('UPDATE feishu_internal.last_id SET id = id + 1 RETURNING id');
+	$late->value('BEGIN; LOCK TABLE feishu_internal.last_id IN ROW EXCLUSIVE MODE');
+	enqueue_unheard($late, $like, server => 'known', id => $drawn);
+	$late->value("UPDATE feishu_internal.outbox SET ordering_key = 'key' WHERE id = $drawn") if defined $key;
+	$session->value('SELECT feishu.wait_flow(' . enqueue($session, server => 'known', params => $quiet, ordering_key => $key) . ')') foreach 1 .. 6;
+	until_polled() foreach 1 .. 3;
+	$late->value('COMMIT');
+	until_ended($session, "id = $drawn");
+	is(look($session, $drawn, 'state'), 'succeeded', 'one of which nobody tells is sent when its transaction commits' . (defined $key ? ', before others of its key' : ''));
 }
 
 done_testing();
