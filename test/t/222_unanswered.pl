@@ -14,7 +14,9 @@ use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main');
+my $other_mock = FeishuFlow::Mock->start;
 create_server($node, 'feishu', { base_url => $mock->url });
+create_server($node, 'other', { base_url => $other_mock->url });
 my $session = FeishuFlow::Session->new($node);
 my $nobody = 'http://127.0.0.1:' . closed_port();
 my ($id, $n) = (undef, 0);
@@ -26,7 +28,14 @@ my %fault = (
 	used => { type => 'inner', code => 'k_wf_ec_2001008' },
 	busy => { type => 'status', status => 503 });
 
-sub pause { $session->value("SELECT feishu.pause_server('feishu')"); return; }
+# Pauses the server; a flow that is sent to another one proves that the dispatcher has heard of it.
+sub pause
+{
+	$session->value("SELECT feishu.pause_server('feishu')");
+	$session->value('SELECT feishu.wait_flow(' . enqueue($session, server => 'other') . ')');
+	until_true($session, 'none is under way', 'SELECT coalesce(sum(sending), 0) = 0 FROM feishu.dispatch_status');
+	return;
+}
 sub resume { $session->value("SELECT feishu.resume_server('feishu')"); return; }
 
 # Lets the flow have an attempt at least that ends in this way, and stops it then.
@@ -40,7 +49,6 @@ sub attempt
 	resume();
 	until_true($session, "an attempt is $how", "SELECT attempts > $attempts FROM feishu.flows WHERE id = $id");
 	pause();
-	until_true($session, 'none is under way', 'SELECT sending = 0 FROM feishu.dispatch_status');
 	return;
 }
 
