@@ -40,7 +40,8 @@ my $number = 0;
 
 sub late_one { return enqueue($late, flow_id => 'late', params => '{"n": ' . ++$number . '}', @_); }
 
-# The function queues in a transaction that commits late; all of it is sent, without another flow to have it looked at.
+# The function queues in a transaction that commits late, so many ids after it, or at once; all of it is sent, without
+# another flow to have it looked at.
 sub is_sent
 {
 	my ($name, $ids, $queue) = @_;
@@ -48,7 +49,7 @@ sub is_sent
 	pass_by(0);
 	$late->value('BEGIN');
 	$queue->();
-	pass_by($ids);
+	pass_by($ids) if defined $ids;
 	$late->value('COMMIT');
 	until_ended($session, "server <> 'paused'");
 	is(ends($session, "flow_id = 'late'"), "succeeded $number", $name);
@@ -59,28 +60,33 @@ sub is_sent
 sub many { enqueue_many($late, $number + 1, $number + $MANY, flow_id => 'late'); $number += $MANY; return; }
 sub soon { return run_at => \"clock_timestamp() + interval '500 ms'"; }
 
-# ---- a few ids later ----
+# ---- at once, and a few ids later ----
 
-is_sent('more flows than are read at a time', 0, sub { many() });
-is_sent('... and one that is to be sent later, for a server of which nothing was known', 0, sub {
-	create_server($node, 'b_new', { base_url => $mock->url });
-	many();
-	late_one(server => 'b_new', soon());
-});
-is_sent('... or for one that had flows', 0, sub { many(); late_one(server => 'known', soon()); });
-is_sent('... and one that is to be sent at once', 0, sub {
-	create_server($node, 'c_new', { base_url => $mock->url });
-	many();
-	late_one(server => $_) foreach qw(c_new known);
-});
+my $new = 'd';
+foreach my $ids (undef, 0)
+{
+	my $when = defined $ids ? 'late' : 'at once';
+	is_sent("$when: more flows than are read at a time", $ids, sub { many() });
+	is_sent('... and one that is to be sent later, for a server of which nothing was known', $ids, sub {
+		create_server($node, ++$new, { base_url => $mock->url });
+		many();
+		late_one(server => $new, soon());
+	});
+	is_sent('... or for one that had flows', $ids, sub { many(); late_one(server => 'known', soon()); });
+	is_sent('... and one that is to be sent at once', $ids, sub {
+		create_server($node, ++$new, { base_url => $mock->url });
+		many();
+		late_one(server => $_) foreach $new, 'known';
+	});
+}
 
 # ---- many ids later ----
 
 is_sent('one after which many flows were sent', $FAR, sub { late_one() });
 is_sent('one that is to be sent later', $FAR, sub { late_one(server => 'known', soon()) });
 is_sent('one that is to be sent later, for a server of which nothing was known', $FAR, sub {
-	create_server($node, 'd_new', { base_url => $mock->url });
-	late_one(server => 'd_new', soon());
+	create_server($node, ++$new, { base_url => $mock->url });
+	late_one(server => $new, soon());
 });
 
 # Its time came and went before it was committed, and other flows of the lane were sent at theirs.
