@@ -156,12 +156,15 @@ sub standby_there
 
 my @key = (idempotent_key => \"'own-' || clock_timestamp()::text || g");
 
-warm_up();
-standby_missing();
-enqueue_many($session, 1, $count, @key);
-until_waiting('SyncRep');
-is($mock->executes, 0, "a flow with the user's key is not sent before a standby has its claim");
-sent_after(standby_there(), 1, 'when it has');
+foreach my $own (0, 1)
+{
+	warm_up();
+	standby_missing();
+	enqueue_many($session, 1, $count, $own ? @key : ());
+	until_waiting('SyncRep');
+	is($mock->executes, 0, 'a flow is not sent before a standby has its claim, whose key is ' . ($own ? "the user's" : 'ours'));
+	sent_after(standby_there(), 1, 'when it has');
+}
 
 warm_up();
 standby_missing();
@@ -175,7 +178,7 @@ $node->start;
 connect_again();
 sent_after($crashed, 2, 'a crash while it waits: the claim was written, and counts as an attempt');
 
-# With our own key a claim does not wait by itself, but it does with an end that is recorded in the same transaction.
+# A claim in the transaction that records an end.
 warm_up();
 alter_server($session, 'feishu', 'ADD', max_concurrency => 1);
 $mock->fault(type => 'hold');
@@ -255,7 +258,9 @@ SKIP:
 		# what was written until then is on disk
 		$session->value('CHECKPOINT; SET synchronous_commit = off');
 		append_to_file($slow, '');
-		enqueue_many($session, 1, $count, $own ? @key : ());
+		# one key of the user's among ours is enough; and no end is written meanwhile
+		$mock->fault(type => 'hold') if !$own;
+		enqueue_many($session, 1, $count, $own ? (idempotent_key => \"CASE WHEN g = 3 THEN 'own-' || clock_timestamp()::text END") : ());
 		if (!$own)
 		{
 			$mock->wait_for($count, kind => 'execute');
@@ -266,6 +271,7 @@ SKIP:
 		my $written = time();
 		unlink $slow;
 		$session->value('RESET synchronous_commit');
+		$mock->well;
 		if ($own) { sent_after($written, 1, 'when it is'); } else { until_ended($session); }
 	}
 }
