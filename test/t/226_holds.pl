@@ -35,6 +35,8 @@ my @holds = (
 	[ 'paused by its owner', { hold => sub { sql("SELECT feishu.pause_server('$server')") }, mend => \&resume, reason => qr/paused by \w/ } ],
 	[ 'nothing answers: another base_url', { tried => 8, fixed => 1, options => { base_url => $nobody }, mend => sub { set_url($mock->url) }, reason => qr/does not answer/ } ],
 	[ 'nothing answers: resumed', { tried => 8, options => { base_url => $mock->url }, fault => { type => 'status', status => 502 }, mend => \&resume, reason => qr/does not answer/ } ],
+	[ 'nothing answers: a call is answered', { tried => 8, options => { base_url => $mock->url }, fault => { type => 'status', status => 502 }, reason => qr/does not answer/,
+		mend => sub { $session->value(flow(server => $server)) } } ],
 	[ 'a wrong secret: another one', { secret => 'wrong', mend => sub { sql("ALTER USER MAPPING FOR PUBLIC SERVER OPTIONS (SET app_secret 'secret-$apps')") }, reason => qr/credentials/ } ],
 	[ 'a wrong secret: it becomes the right one, and the server is resumed', { secret => 'wrong', reason => qr/credentials/,
 		mend => sub { $mock->config(apps => { "cli_$apps" => 'wrong' }); resume() } } ],
@@ -83,6 +85,17 @@ sub hold
 	return ($id, $expires);
 }
 
+# A flow of the server that waits for its time has its status shown.
+sub not_held
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $later = enqueue($session, server => $server, run_at => \"now() + interval '1 hour'");
+	is($session->value("SELECT paused, pause_reason, resume_at FROM feishu.dispatch_status WHERE server = '$server'"), 'f||', $name);
+	$session->value("SELECT feishu.cancel_flow($later)");
+	return;
+}
+
 # ---- it ends at once ----
 
 foreach my $case (@holds)
@@ -95,7 +108,20 @@ foreach my $case (@holds)
 	$mock->well;
 	$how->{mend}->();
 	succeeds($session, "SELECT feishu.wait_flow($id, '$AT_ONCE s')", '... which is sent at once then');
+	not_held('... and nothing is held any more');
 }
+
+# Nor does a hold outlive the dispatcher that knew of it.
+my ($without) = grep { $_->[0] =~ /without a user mapping/ } @holds;
+my ($outlived) = hold($without);
+$node->safe_psql('postgres', 'ALTER SYSTEM SET feishu_flow.dispatch = off');
+$node->reload;
+wait_until('there is no dispatcher', sub { dispatcher($session) eq '' });
+$without->[1]{mend}->();
+$node->safe_psql('postgres', 'ALTER SYSTEM SET feishu_flow.dispatch = on');
+$node->reload;
+succeeds($session, "SELECT feishu.wait_flow($outlived)", 'what was held is mended while there is no dispatcher: the next one sends');
+not_held('... and nothing is held any more');
 
 # ---- what would be tried again too late ----
 
@@ -115,6 +141,10 @@ foreach my $case (@holds)
 {
 	push @waiting, [ $case->[0], hold($case, expires_at => \"clock_timestamp() + interval '3 s'") ];
 }
+my $tried = $session->value("SELECT max(id) FROM feishu.flows WHERE flow_id = 'tried' AND state = 'retrying'");
+$session->value("UPDATE feishu_internal.outbox SET expires_at = clock_timestamp() + interval '1 s' WHERE id = $tried");
+until_ended($session, "id = $tried");
+like(look($session, $tried, 'state, sqlstate, attempts, error'), qr/^failed\|LK504\|1\|.*502.*; expired before it could be sent$/, 'what waits to be tried again expires, and says what went wrong before');
 foreach my $waiting (@waiting)
 {
 	my ($name, $id, $expires) = @$waiting;

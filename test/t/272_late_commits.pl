@@ -14,7 +14,7 @@ use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main');
-create_server($node, $_, { base_url => $mock->url }) foreach qw(feishu known paused);
+create_server($node, $_, { base_url => $mock->url }) foreach qw(feishu known known2 paused);
 my $session = FeishuFlow::Session->new($node);
 my $late = FeishuFlow::Session->new($node);
 my $quiet = '{"n": 0}';
@@ -72,6 +72,12 @@ foreach my $ids (undef, 0)
 		many();
 		late_one(server => $new, soon());
 	});
+	is_sent('... many ids later', $ids, sub {
+		create_server($node, ++$new, { base_url => $mock->url });
+		many();
+		$session->value('UPDATE feishu_internal.last_id SET id = id + 12000');
+		late_one(server => $new, soon());
+	});
 	is_sent('... or for one that had flows', $ids, sub { many(); late_one(server => 'known', soon()); });
 	is_sent('... and one that is to be sent at once', $ids, sub {
 		create_server($node, ++$new, { base_url => $mock->url });
@@ -99,22 +105,22 @@ foreach my $ids (0, $FAR)
 	});
 }
 
-# All lanes are looked at from there on: what is under way then is not sent again.
+# All lanes are looked at from there on: what is under way then is not sent again, with ordering keys and without.
 $mock->rules([ { kind => 'execute', flow_id => 'held' }, { type => 'hold' } ]);
 enqueue($session, server => 'known', flow_id => 'held', params => $quiet, @$_)
   foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ], [ ordering_key => 'key' ], [ ordering_key => 'key' ];
-$mock->wait_for(3, kind => 'execute', flow_id => 'held');
+enqueue($session, server => 'known2', flow_id => 'held', params => $quiet, @$_) foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ];
+$mock->wait_for(5, kind => 'execute', flow_id => 'held');
 $late->value('BEGIN');
-late_one(server => 'known');
-late_one(server => 'known', soon());
+late_one(server => $_), late_one(server => $_, soon()) foreach qw(known known2);
 pass_by($FAR);
 $late->value('COMMIT');
 until_ended($session, "flow_id = 'late'");
 pass_by(0);
-is($mock->count(kind => 'execute', flow_id => 'held'), 3, 'what is under way when a late one appears is not sent again');
+is($mock->count(kind => 'execute', flow_id => 'held'), 5, 'what is under way when a late one appears is not sent again');
 $mock->well;
 until_ended($session);
-is($mock->count(kind => 'execute', flow_id => 'held'), 4, '... nor what waits for it, before it ends');
+is($mock->count(kind => 'execute', flow_id => 'held'), 6, '... nor what waits for it, before it ends');
 
 # Lanes of which nothing was known, before, between and behind those that were.
 as_role($session, $_, sub { $session->value('SELECT feishu.wait_flow(' . enqueue($session, server => 'known', params => $quiet) . ')') })
