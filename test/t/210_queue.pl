@@ -88,6 +88,7 @@ foreach my $case (
 	[ '22023', { max_attempts => \-1 } ],
 	[ '22023', { expires_at => '2000-01-01' } ],
 	[ '22023', { run_at => '2100-01-02', expires_at => '2100-01-01' } ],
+	[ '22023', { run_at => '1999-01-01', expires_at => '2000-01-01' } ],
 	[ '22023', { expires_at => '-infinity' } ],
 	[ '22023', { run_at => 'infinity', expires_at => 'infinity' } ],
 	[ '22023', { ordering_key => '' } ],

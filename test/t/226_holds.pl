@@ -18,7 +18,7 @@ my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main', conf => "feishu_flow.retry_base_delay = '1d'\nfeishu_flow.retry_max_delay = '1d'\n");
 $node->safe_psql('postgres', 'CREATE EXTENSION feishu_flow');
 my $session = FeishuFlow::Session->new($node);
-$session->value('CREATE ROLE weak LOGIN; CREATE ROLE former; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO former');
+$session->value('CREATE ROLE weak LOGIN; CREATE ROLE former LOGIN; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO former');
 my $weak = FeishuFlow::Session->new($node, user => 'weak');
 my $nobody = 'http://127.0.0.1:' . closed_port();
 my $apps = 0;
@@ -122,6 +122,34 @@ $node->safe_psql('postgres', 'ALTER SYSTEM SET feishu_flow.dispatch = on');
 $node->reload;
 succeeds($session, "SELECT feishu.wait_flow($outlived)", 'what was held is mended while there is no dispatcher: the next one sends');
 not_held('... and nothing is held any more');
+
+# ---- another owner ----
+
+# The owner is told that what was queued before is held still, be it to be sent at once or later.
+my $former = FeishuFlow::Session->new($node, user => 'former');
+$server = 'owned0';
+foreach my $case ([ 'nothing', qr/^$/ ], [ 'a flow', qr/WARNING:.* still held/ ], [ 'a flow of later', qr/WARNING:.* still held/, run_at => \"now() + interval '1 hour'" ])
+{
+	my ($what, $told, @arguments) = @$case;
+	create_server($node, ++$server, { base_url => $mock->url });
+	$session->value("SELECT feishu.pause_server('$server')");
+	my $id = $what ne 'nothing' ? enqueue($session, server => $server, @arguments) : undef;
+	$session->value("ALTER SERVER $server OWNER TO former");
+	like($former->ask("SELECT feishu.resume_server('$server')")->{err}, $told, "$what waits when a server gets another owner, who resumes it");
+	$session->value("SELECT feishu.cancel_flow($id)") if defined $id;
+}
+
+# What is under way is not in the way of who resumes, nor the other way round.
+$mock->rules([ { kind => 'execute', flow_id => 'flying' }, { type => 'hold' } ]);
+create_server($node, ++$server, { base_url => $mock->url });
+$mock->mark;
+my $flying = enqueue($session, server => $server, flow_id => 'flying');
+$mock->wait_for(1, kind => 'execute');
+my $resumer = FeishuFlow::Session->new($node);
+$resumer->value("ALTER SERVER $server OWNER TO former; BEGIN; SELECT feishu.resume_server('$server')");
+$mock->well;
+succeeds($session, "SELECT feishu.wait_flow($flying, '$AT_ONCE s')", 'a flow that is under way ends while a server of another owner is resumed');
+$resumer->value('COMMIT');
 
 # ---- what would be tried again too late ----
 

@@ -243,6 +243,16 @@ foreach my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 	$session->value("BEGIN ISOLATION LEVEL $level;" . queue(80) . 'COMMIT');
 	arrived("$level", 80);
 }
+# it cannot say that a flow which its snapshot does not have is past being cancelled
+foreach my $function (qw(cancel_flow retry_flow))
+{
+	$session->value('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM feishu.flows');
+	my $unseen = enqueue($other, run_at => \"now() + interval '1 hour'", params => '{"n": 83}');
+	$other->value("SELECT feishu.cancel_flow($unseen)") if $function eq 'retry_flow';
+	fails_with($session, "SELECT feishu.$function($unseen)", '40001', "$function of a flow that is newer than the snapshot");
+	$session->value('ROLLBACK');
+	$other->value("SELECT feishu.cancel_flow($unseen)");
+}
 fails_with($session, 'BEGIN READ ONLY;' . queue(81), '25006', 'a read-only transaction cannot queue');
 $session->value('ROLLBACK');
 arrived('... and has not');
