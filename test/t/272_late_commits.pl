@@ -107,12 +107,12 @@ foreach my $ids (0, $FAR)
 
 # All lanes are looked at from there on: what is under way then is not sent again, with ordering keys and without.
 $mock->rules([ { kind => 'execute', flow_id => 'held' }, { type => 'hold' } ]);
+$late->value('BEGIN');
+late_one(server => $_), late_one(server => $_, soon()) foreach qw(known known2);
 enqueue($session, server => 'known', flow_id => 'held', params => $quiet, @$_)
   foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ], [ ordering_key => 'key' ], [ ordering_key => 'key' ];
 enqueue($session, server => 'known2', flow_id => 'held', params => $quiet, @$_) foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ];
 $mock->wait_for(5, kind => 'execute', flow_id => 'held');
-$late->value('BEGIN');
-late_one(server => $_), late_one(server => $_, soon()) foreach qw(known known2);
 pass_by($FAR);
 $late->value('COMMIT');
 until_ended($session, "flow_id = 'late'");
