@@ -242,6 +242,24 @@ foreach my $case ([ INSERT => 'SELECT ' . enqueue_call(run_at => \$later) ], [ U
 }
 $session->value("SELECT feishu.cancel_flow($id)");
 
+# What else a superuser has put there holds for each row, though a row is usually inserted without the executor.
+my %refused = (namespace => 'refused', params => '{"never": true}', run_at => \$later);
+foreach my $case (
+	[ 'a check', "ALTER TABLE feishu_internal.outbox ADD CONSTRAINT mine CHECK (namespace <> 'refused')", 'ALTER TABLE feishu_internal.outbox DROP CONSTRAINT mine', '23514', 0 ],
+	[ 'an index on an expression', "CREATE UNIQUE INDEX mine ON feishu_internal.outbox (lower(flow_id)) WHERE namespace = 'refused'", 'DROP INDEX feishu_internal.mine', '23505', 1 ],
+	[ 'an exclusion', "ALTER TABLE feishu_internal.outbox ADD CONSTRAINT mine EXCLUDE (flow_id WITH =) WHERE (namespace = 'refused')", 'ALTER TABLE feishu_internal.outbox DROP CONSTRAINT mine', '23P01', 1 ],
+	[ 'a constraint that is deferred', "ALTER TABLE feishu_internal.outbox ADD CONSTRAINT mine UNIQUE (id, flow_id) DEFERRABLE INITIALLY DEFERRED", 'ALTER TABLE feishu_internal.outbox DROP CONSTRAINT mine', '00000', 2 ],
+	[ 'a rule', "CREATE RULE mine AS ON INSERT TO feishu_internal.outbox WHERE NEW.namespace = 'refused' DO INSTEAD NOTHING", 'DROP RULE mine ON feishu_internal.outbox', '00000', 0 ])
+{
+	my ($what, $make, $drop, $sqlstate, $queued) = @$case;
+	$session->value($make);
+	my @ends = map { $as{stranger}->ask('SELECT ' . enqueue_call(%refused))->{sqlstate} } 1, 2;
+	is("@ends", join(' ', $queued == 1 ? '00000' : $sqlstate, $sqlstate), "$what of a superuser holds");
+	is($session->value("SELECT count(*) FROM feishu.flows WHERE namespace = 'refused'"), $queued, '... what it lets through is queued');
+	$session->value($drop);
+	$as{stranger}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE namespace = 'refused'; SELECT feishu.purge_flows('infinity')");
+}
+
 # ---- what others define is not called ----
 
 $session->value('GRANT CREATE ON DATABASE postgres TO stranger');
