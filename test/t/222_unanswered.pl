@@ -63,7 +63,7 @@ sub queue_flow
 }
 
 # Lets it end in this way.
-sub ends
+sub let_end
 {
 	my ($how, $expected, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
@@ -98,7 +98,7 @@ foreach my $case (
 	my ($how, $own, $expected, @before) = @$case;
 	queue_flow($own);
 	attempt($_) foreach @before;
-	ends($how, $expected, join(', ', @before, $how) . ($own ? "; the key is the user's" : '; the key was made') . ": $expected");
+	let_end($how, $expected, join(', ', @before, $how) . ($own ? "; the key is the user's" : '; the key was made') . ": $expected");
 }
 
 # ---- retry_flow ----
@@ -116,11 +116,11 @@ foreach my $case (
 	my ($how, $new_key, $own, $expected) = @$case;
 	queue_flow($own);
 	attempt('unanswered');
-	ends('missing', 'failed|LK404', 'an attempt got no answer, a later one is refused for something else');
+	let_end('missing', 'failed|LK404', 'an attempt got no answer, a later one is refused for something else');
 	pause();
 	is($session->value("SELECT feishu.retry_flow($id, $new_key)"), 't', '... it is retried, new key: ' . $new_key);
 	is(look($session, $id, $ANEW), 'queued|0|1 day|' . join('|', ('t') x 9), '... as if it had never been tried');
-	ends($how, $expected, "... and is then $how: $expected");
+	let_end($how, $expected, "... and is then $how: $expected");
 }
 
 # ---- a dispatcher that has ended ----
