@@ -21,6 +21,10 @@
  * which attempts got no answer.  SKIP LOCKED: a row that somebody is about to
  * cancel is left; should he not go through with it, change.c tells its id.
  *
+ * Pauses, servers, mappings and rows are read with one snapshot: a flow that was
+ * queued after its server was paused or altered, or together with that, is not sent as
+ * if that had not been.
+ *
  * Copyright (c) 2026, feishu_flow contributors
  *
  * src/claim.c
@@ -200,7 +204,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 	};
 	uint64		num;
 
-	num = sql_run(&due, values, NULL, SPI_OK_SELECT, NULL);
+	num = sql_run(&due, values, NULL, SPI_OK_SELECT, dispatch->snapshot);
 	for (uint64 i = 0; i < num; i++)
 	{
 		/* any number of rows may share a time */
@@ -218,7 +222,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 	lane->due_floor_id = PG_INT64_MAX;
 	values[2] = TimestampTzGetDatum(now);
 	lane->next_due = DT_NOEND;
-	if (sql_run(&later, values, NULL, SPI_OK_SELECT, NULL) > 0)
+	if (sql_run(&later, values, NULL, SPI_OK_SELECT, dispatch->snapshot) > 0)
 		lane->next_due = DatumGetTimestampTz(sql_value(0, 1, NULL));
 	schedule_lane(dispatch, lane);
 }
@@ -254,7 +258,7 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 		Int32GetDatum(take),
 		ordering_floors(dispatch)
 	};
-	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, dispatch->snapshot);
 
 	for (uint64 row = 0; row < num; row++)
 		flight_make(dispatch, lane, row);
@@ -266,8 +270,8 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 /*
  * Rows above the lane's cursor were looked at, the last one's id is last.  If
  * these were all, those that are behind others of their key included, nothing
- * is left below last_value, which was read before: a row with a lower id that
- * commits later is told by its id.
+ * is left below last_value, which was read before the snapshot was taken: a row with a
+ * lower id that commits later is told by its id.
  */
 static void
 move_cursor(Lane *lane, bool all, int64 last, int64 last_value)
@@ -309,7 +313,6 @@ claim_next(Dispatch *dispatch, Lane **lanes, const int *limits, int num_lanes)
 		" AND o.next_at IS NULL AND o.id > l.cursor AND o.id <> ALL ($5)"
 		" ORDER BY o.id LIMIT l.places" CLAIM_LOCK ") r",
 		5, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID);
-	int64		last_value = discover_last_id(dispatch);
 	Datum	   *columns[4];
 	Datum		values[5];
 	Datum	   *ids;
@@ -343,7 +346,7 @@ claim_next(Dispatch *dispatch, Lane **lanes, const int *limits, int num_lanes)
 	values[3] = value_array(columns[3], num_lanes, INT4OID);
 	values[4] = value_array(ids, num_ids, INT8OID);
 
-	num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	num = sql_run(&statement, values, NULL, SPI_OK_SELECT, dispatch->snapshot);
 	/* a nested loop: in the order of lanes, and of ids */
 	for (int i = 0; i < num_lanes; i++)
 	{
@@ -365,7 +368,7 @@ claim_next(Dispatch *dispatch, Lane **lanes, const int *limits, int num_lanes)
 				lane->keyed = true;
 			}
 		}
-		move_cursor(lane, seen < limits[i], last, last_value);
+		move_cursor(lane, seen < limits[i], last, dispatch->claim_last_id);
 		schedule_lane(dispatch, lane);
 	}
 	if (row < num)
@@ -388,7 +391,6 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 		DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$6")
 		" FROM page o ORDER BY o.id",
 		6, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID, JSONBOID);
-	int64		last_value = discover_last_id(dispatch);
 	int			page_rows = Max(lane->page_rows, limit);
 	Datum		values[6] = {
 		CStringGetTextDatum(lane->key.server),
@@ -398,7 +400,7 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 		Int32GetDatum(page_rows),
 		ordering_floors(dispatch)
 	};
-	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, dispatch->snapshot);
 	int64		last = 0;
 	int			listed = 0;
 	uint64		row;
@@ -414,7 +416,7 @@ list_next(Dispatch *dispatch, Lane *lane, int limit)
 		lane_expect_row(dispatch, lane, last);
 		listed++;
 	}
-	move_cursor(lane, row == num && num < (uint64) page_rows, last, last_value);
+	move_cursor(lane, row == num && num < (uint64) page_rows, last, dispatch->claim_last_id);
 	lane->page_rows = listed < limit ? Min(page_rows * 2, PAGE_ROWS) : 0;
 	schedule_lane(dispatch, lane);
 }

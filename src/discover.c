@@ -373,7 +373,7 @@ discover_read_pauses(Dispatch *dispatch)
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT server FROM feishu_internal.paused_server",
 		0, InvalidOid);
-	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, dispatch->snapshot);
 	char	  **servers = palloc(Max(num, 1) * sizeof(char *));
 
 	for (uint64 row = 0; row < num; row++)

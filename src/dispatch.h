@@ -193,6 +193,9 @@ typedef struct Dispatch
 	bool		stuck_alone;	/* no other end could be written since */
 	uint64		stuck_turn;		/* the transaction that tried again last */
 	int64		last_id;		/* given out last, when we looked */
+	/* a claim under way */
+	Snapshot	snapshot;		/* of its rows, and of all that is read for them */
+	int64		claim_last_id;	/* last_id from before the snapshot */
 } Dispatch;
 
 /*
@@ -248,7 +251,8 @@ extern void lane_look_again(Dispatch *dispatch, Lane *lane, TimestampTz now);
 
 /* lane.c: the servers and credentials of lanes that may go, if all can be looked
  * up; else NULL */
-extern void lane_lookup_servers(Lane **lanes, FlowServer **servers, int num);
+extern void lane_lookup_servers(Dispatch *dispatch, Lane **lanes,
+								FlowServer **servers, int num);
 
 /* lane.c: the server and credentials, or NULL, with the lane held; as claim.c */
 extern FlowServer *lane_lookup_server(Dispatch *dispatch, Lane *lane);

@@ -307,6 +307,7 @@ typedef struct Lookup
 	Lane	  **lanes;
 	FlowServer **servers;
 	int			num;
+	Snapshot	snapshot;
 	bool		(*is_wanted) (const Lane *lane);
 } Lookup;
 
@@ -320,7 +321,7 @@ lookup_all(void *arg)
 		LaneKey    *key = &lookup->lanes[i]->key;
 
 		if (lookup->is_wanted == NULL || lookup->is_wanted(lookup->lanes[i]))
-			lookup->servers[i] = server_lookup(key->server, key->roleid);
+			lookup->servers[i] = server_lookup_at(key->server, key->roleid, lookup->snapshot);
 	}
 }
 
@@ -340,13 +341,13 @@ lookup_try(Lookup lookup, ErrorData **error)
 }
 
 void
-lane_lookup_servers(Lane **lanes, FlowServer **servers, int num)
+lane_lookup_servers(Dispatch *dispatch, Lane **lanes, FlowServer **servers, int num)
 {
 	ErrorData  *error;
 
 	memset(servers, 0, num * sizeof(FlowServer *));
 	/* each will find its own */
-	(void) lookup_try((Lookup) {lanes, servers, num, may_go}, &error);
+	(void) lookup_try((Lookup) {lanes, servers, num, dispatch->snapshot, may_go}, &error);
 }
 
 /* The log tells why a lane is held, once. */
@@ -375,7 +376,7 @@ lane_lookup_server(Dispatch *dispatch, Lane *lane)
 				  NULL);
 		return NULL;
 	}
-	if (!lookup_try((Lookup) {&lane, &server, 1, NULL}, &error))
+	if (!lookup_try((Lookup) {&lane, &server, 1, dispatch->snapshot, NULL}, &error))
 		lane_hold(dispatch, lane,
 				  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
 				  error->message);

@@ -14,6 +14,7 @@
 #define FEISHU_OPTIONS_H
 
 #include "nodes/pg_list.h"
+#include "utils/snapshot.h"
 
 #include "http.h"
 
@@ -95,6 +96,9 @@ extern void options_store(List *options, Oid catalog, FlowServer *server);
  */
 extern FlowServer *server_lookup(const char *name, Oid userid);
 
+/* server.c: the same as a snapshot has it, which is to be registered. */
+extern FlowServer *server_lookup_at(const char *name, Oid userid, Snapshot snapshot);
+
 /* Whose user mapping a role's is. */
 typedef enum MappingKind
 {
@@ -115,10 +119,11 @@ typedef struct ServerRows
 } ServerRows;
 
 /*
- * server_catalog.c: read them for the server of this name and a role; false if
- * there is no such server.
+ * server_catalog.c: read them for the server of this name and a role, as a snapshot has
+ * them (NULL: as they are now); false if there is no such server.
  */
-extern bool server_read_catalogs(const char *name, Oid userid, ServerRows *rows);
+extern bool server_read_catalogs(const char *name, Oid userid, Snapshot snapshot,
+								 ServerRows *rows);
 
 /* Throw 42809 unless a server's wrapper is ours. */
 extern void server_check_wrapper(Oid wrapperid, const char *server_name);

@@ -23,6 +23,7 @@
 
 #include "miscadmin.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
@@ -500,11 +501,17 @@ claim_once(Dispatch *dispatch, TimestampTz now)
 {
 	Lane	   *lanes[CLAIM_ROWS];
 	FlowServer *servers[CLAIM_ROWS];
-	int			chosen = choose_lanes(dispatch, now, lanes);
 	FlowServer *found[CLAIM_ROWS];
+	int			chosen;
 	int			num = 0;
 
-	lane_lookup_servers(lanes, found, chosen);
+	if (dispatch->num_due == 0)
+		return false;
+	dispatch->claim_last_id = discover_last_id(dispatch);
+	dispatch->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	discover_read_pauses(dispatch);
+	chosen = choose_lanes(dispatch, now, lanes);
+	lane_lookup_servers(dispatch, lanes, found, chosen);
 	for (int i = 0; i < chosen; i++)
 	{
 		FlowServer *server = lane_prepare(dispatch, lanes[i], found[i], now);
@@ -525,6 +532,8 @@ claim_once(Dispatch *dispatch, TimestampTz now)
 		claim_rows(dispatch, lanes, num);
 		begin_claimed(dispatch, lanes, servers, num);
 	}
+	UnregisterSnapshot(dispatch->snapshot);
+	dispatch->snapshot = NULL;
 	return chosen > 0;
 }
 
@@ -541,6 +550,8 @@ schedule_claim_all(Dispatch *dispatch, TimestampTz now)
 void
 schedule_abort(Dispatch *dispatch)
 {
+	/* the transaction's end releases it */
+	dispatch->snapshot = NULL;
 	if (dispatch->granted == 0)
 		return;
 	for (int i = 0; i < dispatch->num_lanes; i++)

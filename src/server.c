@@ -206,7 +206,7 @@ report_no_credentials(const FlowServer *server, bool is_own)
 
 /* Read a server and a role's credentials from the catalogs. */
 static FlowServer *
-read_server(const char *name, Oid userid, bool by_setting)
+read_server(const char *name, Oid userid, bool by_setting, Snapshot snapshot)
 {
 	FlowServer *server = palloc0(sizeof(FlowServer));
 	ServerRows	rows;
@@ -217,7 +217,7 @@ read_server(const char *name, Oid userid, bool by_setting)
 	server->connect_timeout_ms = -1;
 	server->max_concurrency = -1;
 
-	if (!server_read_catalogs(name, userid, &rows))
+	if (!server_read_catalogs(name, userid, snapshot, &rows))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" does not exist", name),
@@ -352,11 +352,18 @@ server_lookup(const char *name, Oid userid)
 	}
 
 	changes = catalog_changes;
-	server = read_server(name, userid, by_setting);
+	server = read_server(name, userid, by_setting, NULL);
 	/* what changed while it was read may have been read before the change */
 	if (changes == catalog_changes)
 		remember_server(server);
 	return server;
+}
+
+FlowServer *
+server_lookup_at(const char *name, Oid userid, Snapshot snapshot)
+{
+	AcceptInvalidationMessages();
+	return read_server(name, userid, false, snapshot);
 }
 
 void

@@ -93,15 +93,18 @@ read_mapping_row(Snapshot snapshot, Oid userid, ServerRows *rows)
 }
 
 bool
-server_read_catalogs(const char *name, Oid userid, ServerRows *rows)
+server_read_catalogs(const char *name, Oid userid, Snapshot snapshot, ServerRows *rows)
 {
-	Snapshot	snapshot;
 	bool		found;
 
 	memset(rows, 0, sizeof(ServerRows));
-	/* not one from before what AcceptInvalidationMessages has told of */
-	InvalidateCatalogSnapshot();
-	snapshot = RegisterSnapshot(GetCatalogSnapshot(ForeignServerRelationId));
+	if (snapshot == NULL)
+	{
+		/* not one from before what AcceptInvalidationMessages has told of */
+		InvalidateCatalogSnapshot();
+		snapshot = GetCatalogSnapshot(ForeignServerRelationId);
+	}
+	snapshot = RegisterSnapshot(snapshot);
 	found = read_server_row(snapshot, name, rows);
 	if (found && !read_mapping_row(snapshot, userid, rows))
 		(void) read_mapping_row(snapshot, InvalidOid, rows);

@@ -126,7 +126,7 @@ sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 	SPI_tuptable = NULL;
 	if (snapshot != NULL)
 		result = SPI_execute_snapshot(statement->plan, values, nulls, snapshot,
-									  InvalidSnapshot, true, false, 0);
+									  InvalidSnapshot, false, false, 0);
 	else
 		result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 	if (result != expected)

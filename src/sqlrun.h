@@ -68,7 +68,8 @@ extern void sql_end_as_owner(const SqlCaller *caller);
 
 /*
  * Run a statement; returns the number of rows.  Throws unless its result is
- * the expected SPI_OK_*.  The result of the statement before is gone.  With a snapshot it is read-only and sees that one.
+ * the expected SPI_OK_*.  The result of the statement before is gone.  With a snapshot it sees that
+ * one, and what this transaction did.
  * nulls as for SPI_execute_plan.
  */
 extern uint64 sql_run(SqlStatement *statement, Datum *values, const char *nulls,
