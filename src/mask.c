@@ -22,8 +22,11 @@
 
 #include <ctype.h>
 
+#include "utils/memutils.h"
+
 #include "compat.h"
 #include "mask.h"
+#include "wirejson.h"
 
 /* A secret so long does not turn up in an answer by chance. */
 #define SECRET_SURE_LENGTH		16
@@ -205,7 +208,10 @@ mask_names(Jsonb *json, const char *secret)
 		/* where it is: what is there is not needed any more */
 		if (token == WJB_KEY)
 			mask_secret_bytes(value.val.string.val, value.val.string.len, secret);
-		feishu_jsonb_push(&state, token, has_value ? &value : NULL);
+		if (token == WJB_END_ARRAY || token == WJB_END_OBJECT)
+			wirejson_push_end(&state, token);
+		else
+			feishu_jsonb_push(&state, token, has_value ? &value : NULL);
 	}
 	MemoryContextSwitchTo(old_context);
 	masked = JsonbValueToJsonb(state.result);

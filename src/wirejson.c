@@ -29,7 +29,6 @@
  */
 #include "postgres.h"
 
-#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/fmgrprotos.h"
@@ -86,6 +85,9 @@ typedef struct JsonParser
  * the first one that is tells to try no more of them.
  */
 #define LONG_NUMBER		1000
+
+/* Bytes of values in a container, below which it is worth while to be exact. */
+#define SMALL_CONTAINER	1024
 
 
 /* The four hex digits of a \u escape, or -1. */
@@ -404,6 +406,34 @@ parser_scalar(JsonParser *parser, JsonbValue *value)
 	}
 }
 
+void
+wirejson_push_end(JsonbInState *state, JsonbIteratorToken token)
+{
+	JsonbParseState *ended = state->parseState;
+	JsonbValue *container = &ended->contVal;
+	bool		is_array = token == WJB_END_ARRAY;
+	void	   *room = is_array ? (void *) container->val.array.elems :
+		(void *) container->val.object.pairs;
+	size_t		size = is_array ? container->val.array.nElems * sizeof(JsonbValue) :
+		container->val.object.nPairs * sizeof(JsonbPair);
+
+	if (size < SMALL_CONTAINER)
+	{
+		void	   *copy = size > 0 ? palloc(size) : NULL;
+
+		if (size > 0)
+			memcpy(copy, room, size);
+		if (is_array)
+			container->val.array.elems = copy;
+		else
+			container->val.object.pairs = copy;
+		pfree(room);
+	}
+	feishu_jsonb_push(state, token, NULL);
+	if (ended->next != NULL)	/* else it has the result */
+		pfree(ended);
+}
+
 /*
  * Any value, but at the top a container.  It was seen before that they are not nested too
  * deep.
@@ -444,7 +474,7 @@ parser_value(JsonParser *parser, JsonbIteratorToken token)
 		if (!parser_take(parser, close))
 			return false;
 	}
-	feishu_jsonb_push(&parser->state, is_array ? WJB_END_ARRAY : WJB_END_OBJECT, NULL);
+	wirejson_push_end(&parser->state, is_array ? WJB_END_ARRAY : WJB_END_OBJECT);
 	return true;
 }
 
