@@ -140,13 +140,6 @@ def attack(options):
         siege.run(options.seconds, load.check)
         load.stop()
         watch.stop()
-        if os.environ.get("ATTACK_DEBUG"):
-            session = server.session()
-            for row in session.ask("SELECT id, server, attempts, state, created_at, finished_at, finished_at - created_at d, error FROM feishu_internal.outbox WHERE roleid::regrole::text LIKE 'witness%' ORDER BY finished_at - created_at DESC LIMIT 12"):
-                print("debug", *row)
-            for row in session.ask("SELECT roleid::regrole::text ~ 'eve', flow_id, state, count(*), max(attempts), percentile_cont(0.5) WITHIN GROUP (ORDER BY finished_at-created_at) FROM feishu_internal.outbox GROUP BY 1,2,3 ORDER BY 1,2"):
-                print("debug", *row)
-            print("debug", siege.told())
         report(watch, siege, journal)
     finally:
         peers.front.stop()

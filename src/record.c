@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * record.c
- *	  The dispatcher's writing: what became of flights, which rows cannot be read,
- *	  and which lanes are held.
+ *	  The dispatcher's writing: what became of flights, and which rows cannot be
+ *	  read.
  *
  * The ends of many flights are written by one UPDATE.  Those of flows that
  * others of their ordering key wait for also say who is next.
@@ -675,37 +675,4 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 	ereport(LOG,
 			(errcode(error->sqlerrcode),
 			 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, error->message)));
-}
-
-/* Write which lanes are held and why, where that has changed. */
-void
-record_holds(Dispatch *dispatch)
-{
-	static SqlStatement hold = SQL_STATEMENT(
-		"INSERT INTO feishu_internal.held_lane (server, roleid, reason, resume_at)"
-		" VALUES ($1, $2, $3, $4) ON CONFLICT (server, roleid)"
-		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at",
-		4, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID);
-	static SqlStatement release = SQL_STATEMENT(
-		"DELETE FROM feishu_internal.held_lane WHERE server = $1 AND roleid = $2",
-		2, TEXTOID, OIDOID);
-
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &dispatch->untold)
-	{
-		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
-		Datum		values[4] = {
-			CStringGetTextDatum(lane->key.server),
-			ObjectIdGetDatum(lane->key.roleid),
-			lane->reason ? CStringGetTextDatum(lane->reason) : (Datum) 0,
-			TimestampTzGetDatum(lane->hold_until)
-		};
-		char		nulls[4] = {' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' '};
-
-		if (lane->reason != NULL)
-			sql_run(&hold, values, nulls, SPI_OK_INSERT, NULL);
-		else
-			sql_run(&release, values, NULL, SPI_OK_DELETE, NULL);
-	}
 }
