@@ -6,7 +6,7 @@ server and calls this.
   attack.py --socket DIR --port N --data DIR --test DIR --work DIR [--seconds N]
 
 The hostile clients are those of a fault campaign (test/torture/hostile.py), and answers besides that are large when they
-have been read. The witnesses are clients of other roles, which send one flow and one call after the other. Prints a line
+have been read, from a platform of their own, over HTTP/1.1 and HTTP/2. The witnesses are clients of other roles, which send one flow and one call after the other. Prints a line
 for each kind of process, with the most private memory in kB that one of them was seen to have, one for the witnesses'
 flows and calls, and one for each problem of theirs:
 
@@ -30,13 +30,14 @@ import hostile  # noqa: E402
 import servers  # noqa: E402
 import wire  # noqa: E402
 from journal import Journal  # noqa: E402
-from load import Load, create_schema  # noqa: E402
+from load import Load, SERVER, SERVER_OPTIONS, create_schema  # noqa: E402
 from peers import Front, Name  # noqa: E402
 from platform_faults import APPS, Platform  # noqa: E402
 from siege import Siege  # noqa: E402
 
 CLIENTS, PACE = 8, 0.02
 PAUSE, SLOW_PAUSE = 0.01, 0.2  # seconds between two looks at the dispatcher and the launcher, and at all others
+OWN_HTTP2 = "evil_http2"  # the server of theirs that speaks it
 LARGE, VALUES = "largeFlow", "valuesFlow"
 RULES = [{"match": {"kind": "execute", "flow_id": LARGE}, "probability": 0.5, "fault": {"type": "big", "bytes": 15 << 20}},
          {"match": {"kind": "execute", "flow_id": LARGE}, "fault": {"type": "big", "bytes": 2 << 20}},
@@ -50,7 +51,7 @@ class Attacker(hostile.Hostile):
 
     def large_answers(self):
         if self.may_queue():
-            server = self.random.choice((self.own(), *hostile.SHARED))
+            server = self.random.choice((self.own(), OWN_HTTP2))
             self.many("large", self.random.choice((LARGE, VALUES)), self.random.randint(1, 10), server=f"'{server}'")
 
     def called_large(self):
@@ -121,16 +122,30 @@ class Watch(threading.Thread):
         self.join()
 
 
-def attack(options):
-    server, journal = Attacked(options), Journal()
-    platform = Platform(f"{options.test}/feishu_mock.py", options.work, 1)
+def platform_start(options, name):
+    """A platform in a folder of its own, and its front."""
+    work = f"{options.work}/{name}"
+    os.mkdir(work)
+    platform = Platform(f"{options.test}/feishu_mock.py", work, 1)
+    return platform, Peers(options.test, work, platform)
+
+
+def create_own(session, platform, peers):
+    """The servers of the hostile role."""
     platform.always = RULES + platform.always
     platform.set_rules([])
-    peers = Peers(options.test, options.work, platform)
+    hostile.create_schema(session, platform)
+    session.ask(SERVER.format(name=OWN_HTTP2, url=peers.front.url, app="evil_1", secret=hostile.APPS["evil_1"],
+                              options=SERVER_OPTIONS["http2"].format(certificate=peers.front.certificate)))
+
+
+def attack(options):
+    server, journal = Attacked(options), Journal()
+    platforms = [platform_start(options, name) for name in ("platform", "own")]
     try:
         session = server.session()
-        create_schema(session, platform, APPS, peers)
-        hostile.create_schema(session, platform)
+        create_schema(session, platforms[0][0], APPS, platforms[0][1])
+        create_own(session, *platforms[1])
         Siege.create_schema(session)
         session.close()
         load = Load([Attacker] * CLIENTS + [hostile.Nobody], server, journal, random.Random(1), PACE)
@@ -142,8 +157,9 @@ def attack(options):
         watch.stop()
         report(watch, siege, journal)
     finally:
-        peers.front.stop()
-        platform.stop()
+        for platform, peers in platforms:
+            peers.front.stop()
+            platform.stop()
 
 
 def report(watch, siege, journal):
