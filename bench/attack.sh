@@ -3,8 +3,8 @@
 # script/bench --attack: what the server's processes need of memory while roles want it filled, and what becomes of the
 # flows of others meanwhile. script/bench sources it.
 #
-# The server has the extension's own settings. The platform is the mock of the tests, over HTTP/1.1 and, behind a front,
-# over HTTP/2. What the hostile clients do is in bench/attack.py and test/torture/hostile.py.
+# The server has the extension's own settings, but for a shorter timeout: that is how long a flow that hangs keeps a place
+# of an app with a max_concurrency. The platform is the mock of the tests, over HTTP/1.1 and, behind a front, over HTTP/2. What the hostile clients do is in bench/attack.py and test/torture/hostile.py.
 
 ATTACK_SECONDS=60
 ATTACK_MOST_KB=131072	# private memory of any process
@@ -13,7 +13,7 @@ ATTACK_MOST_MS=15000	# that a flow, or a call, of others may take
 bench_attack() {
 	local kind kb flows calls slowest problems
 	server_start server "$PORT" "shared_preload_libraries = 'feishu_flow'" "max_connections = 60" \
-		"max_prepared_transactions = 300"
+		"max_prepared_transactions = 300" "feishu_flow.timeout = '5s'"
 	as_owner mkdir "$WORK/results" "$WORK/attack"
 	progress "$ATTACK_SECONDS s of hostile clients"
 	as_owner python3 -B "$WORK/src/bench/attack.py" --socket "$WORK/sock" --port "$PORT" --data "$WORK/server" \
