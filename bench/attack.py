@@ -147,6 +147,8 @@ def attack(options):
         create_schema(session, platforms[0][0], APPS, platforms[0][1])
         create_own(session, *platforms[1])
         Siege.create_schema(session)
+        # flows that hang may take all that an app's owner allows: that is between its users
+        session.ask("ALTER SERVER oauth OPTIONS (DROP max_concurrency)")
         session.close()
         load = Load([Attacker] * CLIENTS + [hostile.Nobody], server, journal, random.Random(1), PACE)
         watch, siege = Watch(server), Siege(server, journal)
