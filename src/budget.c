@@ -74,7 +74,7 @@ budget_take(BudgetAccount *account, int64 bytes)
 bool
 budget_take_at_once(BudgetAccount *account, int64 bytes)
 {
-	return take_of(2 * BUDGET_BYTES, account, bytes);
+	return take_of(BUDGET_BYTES_AT_ONCE, account, bytes);
 }
 
 void

@@ -12,8 +12,13 @@
 #ifndef FEISHU_BUDGET_H
 #define FEISHU_BUDGET_H
 
-/* Of a process: the bytes that all together may have, but for those beyond. */
-#define BUDGET_BYTES		(32 * 1024 * 1024)
+/*
+ * Of a process: the bytes that all together may have, but for those beyond, and with
+ * what cannot wait.  A dispatcher is to keep within 128 MB, with what it takes besides
+ * to read an answer of the largest size and a request that is beyond.
+ */
+#define BUDGET_BYTES		(24 * 1024 * 1024)
+#define BUDGET_BYTES_AT_ONCE (36 * 1024 * 1024)
 
 /* Of one of each kind at a time the bytes do not count. */
 typedef enum BudgetKind
@@ -44,7 +49,7 @@ typedef struct BudgetAccount
 /* Take so many bytes more, if there is room for them (always when beyond). */
 extern bool budget_take(BudgetAccount *account, int64 bytes);
 
-/* The same for what cannot wait: of twice as many. */
+/* The same for what cannot wait: of more. */
 extern bool budget_take_at_once(BudgetAccount *account, int64 bytes);
 
 /* Take them in any case: they are there already, or few. */

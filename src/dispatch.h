@@ -240,7 +240,9 @@ extern void lane_close(Dispatch *dispatch, Lane *lane);
 /* lane.c: hold a lane until then (0: no more), with a reason or NULL */
 extern void lane_hold(Dispatch *dispatch, Lane *lane, TimestampTz until, const char *reason);
 
-/* lane.c: after a commit, holds are as record_holds wrote them */
+/* lane.c: write which lanes are held and why, where that has changed: as claim.c; and
+ * after the commit, note that */
+extern void lane_write_holds(Dispatch *dispatch);
 extern void lane_holds_told(Dispatch *dispatch);
 
 /* lane.c: pause_server, or resume_server */
@@ -407,7 +409,6 @@ extern void claim_rows(Dispatch *dispatch, Lane **lanes, int num);
 
 /* record.c; likewise */
 extern void record_ended(Dispatch *dispatch);
-extern void record_holds(Dispatch *dispatch);
 extern bool record_is_lasting(int sqlstate);
 extern void record_unreadable(Dispatch *dispatch, Lane *lane, int64 id,
 							  const ErrorData *error);

@@ -394,7 +394,7 @@ do_work(Work *work, TimestampTz now)
 		role_settings_read(work->claimed_at);
 		if (!stop_is_told())
 			schedule_claim_all(&dispatch, work->claimed_at);
-		record_holds(&dispatch);
+		lane_write_holds(&dispatch);
 	}
 	if (num_ended > 0 || dispatch.num_flights != before || dispatch.num_ended > 0)
 		claim_write_ids(&dispatch);

@@ -15,8 +15,8 @@
  * whose turn was longest ago.  While others wait it has a few seconds.
  *
  * The streams of a connection of HTTP/2 cannot be paused one by one, as long as their
- * peer may send without being asked.  They are given twice as much, of which a role
- * leaves a part to others as well, and then end as what there is no memory for.
+ * peer may send without being asked.  They are given half as much again, of which a
+ * role leaves a part to others as well, and then end as what there is no memory for.
  *
  * What comes packed is kept packed, and is unpacked when it is handed out to be read,
  * one at a time: a few kilobytes may have many megabytes in them.  (Libcurl would

@@ -29,6 +29,7 @@
 
 #include "dispatch.h"
 #include "nls.h"
+#include "sqlrun.h"
 
 /* A lane whose server cannot be looked up, or has another owner, is tried again so
  * often. */
@@ -248,6 +249,37 @@ lane_hold(Dispatch *dispatch, Lane *lane, TimestampTz until, const char *reason)
 	lane->hold_until = until;
 	lane_tell_hold(dispatch, lane);
 	schedule_lane(dispatch, lane);
+}
+
+void
+lane_write_holds(Dispatch *dispatch)
+{
+	static SqlStatement hold = SQL_STATEMENT(
+		"INSERT INTO feishu_internal.held_lane (server, roleid, reason, resume_at)"
+		" VALUES ($1, $2, $3, $4) ON CONFLICT (server, roleid)"
+		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at",
+		4, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID);
+	static SqlStatement release = SQL_STATEMENT(
+		"DELETE FROM feishu_internal.held_lane WHERE server = $1 AND roleid = $2",
+		2, TEXTOID, OIDOID);
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &dispatch->untold)
+	{
+		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
+		Datum		values[4] = {
+			CStringGetTextDatum(lane->key.server),
+			ObjectIdGetDatum(lane->key.roleid),
+			lane->reason ? CStringGetTextDatum(lane->reason) : (Datum) 0,
+			TimestampTzGetDatum(lane->hold_until)
+		};
+		char		nulls[4] = {' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' '};
+
+		if (lane->reason != NULL)
+			sql_run(&hold, values, nulls, SPI_OK_INSERT, NULL);
+		else
+			sql_run(&release, values, NULL, SPI_OK_DELETE, NULL);
+	}
 }
 
 void

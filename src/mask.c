@@ -22,8 +22,11 @@
 
 #include <ctype.h>
 
+#include "utils/memutils.h"
+
 #include "compat.h"
 #include "mask.h"
+#include "wirejson.h"
 
 /* A secret so long does not turn up in an answer by chance. */
 #define SECRET_SURE_LENGTH		16
@@ -165,39 +168,66 @@ mask_secret_bytes(char *bytes, size_t len, const char *secret)
 	}
 }
 
-/* Mask a secret in a copy of a string. */
-static void
-mask_string(JsonbValue *value, const char *secret)
+/* Is the secret in a name of a member?  In values it is masked in place. */
+static bool
+mask_values(Jsonb *json, const char *secret)
 {
-	value->val.string.val = pnstrdup(value->val.string.val, value->val.string.len);
-	mask_secret_bytes(value->val.string.val, value->val.string.len, secret);
+	JsonbIterator *iterator = JsonbIteratorInit(&json->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	bool		in_name = false;
+
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		if ((token == WJB_VALUE || token == WJB_ELEM) && value.type == jbvString)
+			mask_secret_bytes(value.val.string.val, value.val.string.len, secret);
+		else if (token == WJB_KEY)
+			in_name |= memmem(value.val.string.val, value.val.string.len, secret,
+							  strlen(secret)) != NULL;
+	}
+	return in_name;
+}
+
+/* Make it anew with the secret masked in names, by which members are sorted. */
+static Jsonb *
+mask_names(Jsonb *json, const char *secret)
+{
+	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext, "feishu_flow mask",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(scratch);
+	JsonbInState state = {0};
+	JsonbIterator *iterator = JsonbIteratorInit(&json->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	Jsonb	   *masked;
+
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		bool		has_value = token == WJB_KEY || token == WJB_VALUE || token == WJB_ELEM;
+
+		/* where it is: what is there is not needed any more */
+		if (token == WJB_KEY)
+			mask_secret_bytes(value.val.string.val, value.val.string.len, secret);
+		if (token == WJB_END_ARRAY || token == WJB_END_OBJECT)
+			wirejson_push_end(&state, token);
+		else
+			feishu_jsonb_push(&state, token, has_value ? &value : NULL);
+	}
+	MemoryContextSwitchTo(old_context);
+	masked = JsonbValueToJsonb(state.result);
+	MemoryContextDelete(scratch);
+	pfree(json);
+	return masked;
 }
 
 Jsonb *
 mask_secret_jsonb(Jsonb *json, const char *secret)
 {
 	size_t		secret_len = secret != NULL ? strlen(secret) : 0;
-	JsonbInState state = {0};
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	Jsonb	   *masked;
 
 	if (json == NULL || secret_len < SECRET_SURE_LENGTH ||
-		memmem(VARDATA(json), VARSIZE(json) - VARHDRSZ, secret, secret_len) == NULL)
+		memmem(VARDATA(json), VARSIZE(json) - VARHDRSZ, secret, secret_len) == NULL ||
+		!mask_values(json, secret))
 		return json;
-
-	/* anew, for keys are sorted */
-	iterator = JsonbIteratorInit(&json->root);
-	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
-	{
-		bool		has_value = token == WJB_KEY || token == WJB_VALUE || token == WJB_ELEM;
-
-		if (has_value && value.type == jbvString)
-			mask_string(&value, secret);
-		feishu_jsonb_push(&state, token, has_value ? &value : NULL);
-	}
-	masked = JsonbValueToJsonb(state.result);
-	explicit_bzero(VARDATA(json), VARSIZE(json) - VARHDRSZ);
-	return masked;
+	return mask_names(json, secret);
 }

@@ -40,8 +40,8 @@ extern void mask_secret_bytes(char *bytes, size_t len, const char *secret);
 
 /*
  * The same in jsonb that was read of such bytes, where no escape hides a secret
- * any more: the jsonb itself, or another one in the current memory context,
- * and then the first one is wiped.  Throws only when memory runs out.
+ * any more: the jsonb itself, masked in place, or another one in the current memory
+ * context, where the first one was, which is freed.  Throws only when memory runs out.
  */
 extern Jsonb *mask_secret_jsonb(Jsonb *json, const char *secret);
 

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * record.c
- *	  The dispatcher's writing: what became of flights, which rows cannot be read,
- *	  and which lanes are held.
+ *	  The dispatcher's writing: what became of flights, and which rows cannot be
+ *	  read.
  *
  * The ends of many flights are written by one UPDATE.  Those of flows that
  * others of their ordering key wait for also say who is next.
@@ -43,8 +43,9 @@
 #include "origin.h"
 #include "sqlrun.h"
 
-/* Answers written by one statement, which takes their size a few times. */
-#define RECORD_BYTES		(4 * 1024 * 1024)
+/* Answers written by one statement, if they are several: it takes their size a few
+ * times. */
+#define RECORD_BYTES		(1024 * 1024)
 
 /*
  * Rows of a lane that could not be prepared make one line of the log in so long,
@@ -402,31 +403,44 @@ find_successors(Dispatch *dispatch)
 	ordering_find_successors(dispatch, keys, num);
 }
 
-/* Write the ends of flights by one statement; returns how many rows it changed. */
+#define WRITE_ENDS(ends) \
+	"UPDATE feishu_internal.outbox o SET state = e.state, attempts = e.attempts," \
+	" unanswered = e.unanswered," \
+	" next_at = CASE WHEN e.state = 'q' THEN e.at END," \
+	" finished_at = CASE WHEN e.state <> 'q' THEN e.at END," \
+	" code = e.code, execution_id = e.execution_id, flow_status = e.flow_status," \
+	" flow_code = e.flow_code, log_id = e.log_id, sqlstate = e.sqlstate," \
+	" error = e.error, response = e.response" \
+	" FROM " ends \
+	" AS e (id, state, attempts, unanswered, at, code, execution_id, flow_status," \
+	" flow_code, log_id, sqlstate, error, response)" \
+	" WHERE o.id = e.id AND o.state = 'q'"
+
+/*
+ * Write the ends of flights by one statement; returns how many rows it changed.  One
+ * alone may have a large answer, of which an array would have PostgreSQL make copies: in
+ * it, in each step of the plan, and for the row that is to be looked at again should
+ * another transaction have changed it.
+ */
 static uint64
 write_ends(Flight **flights, int num)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox o SET state = e.state, attempts = e.attempts,"
-		" unanswered = e.unanswered,"
-		" next_at = CASE WHEN e.state = 'q' THEN e.at END,"
-		" finished_at = CASE WHEN e.state <> 'q' THEN e.at END,"
-		" code = e.code, execution_id = e.execution_id, flow_status = e.flow_status,"
-		" flow_code = e.flow_code, log_id = e.log_id, sqlstate = e.sqlstate,"
-		" error = e.error, response = e.response"
-		" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
-		" AS e (id, state, attempts, unanswered, at, code, execution_id, flow_status,"
-		" flow_code, log_id, sqlstate, error, response)"
-		" WHERE o.id = e.id AND o.state = 'q'",
+	static SqlStatement many = SQL_STATEMENT(
+		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"),
 		END_COLUMNS, INT8ARRAYOID, CHARARRAYOID, INT4ARRAYOID, BOOLARRAYOID,
 		TIMESTAMPTZARRAYOID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
 		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID);
+	static SqlStatement one = SQL_STATEMENT_OF_LARGE(
+		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13))"),
+		END_COLUMNS, INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID);
 	static const Oid types[END_COLUMNS] = {
 		INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
 		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID
 	};
 	Column		columns[END_COLUMNS];
 	Datum		values[END_COLUMNS];
+	char		nulls[END_COLUMNS];
 	TimestampTz now = GetCurrentTimestamp();
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "feishu_flow ends",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -446,9 +460,12 @@ write_ends(Flight **flights, int num)
 			news_tell_ended(flights[row]->id);
 	}
 	for (int i = 0; i < END_COLUMNS; i++)
-		values[i] = column_array(&columns[i], num);
+	{
+		values[i] = num == 1 ? columns[i].values[0] : column_array(&columns[i], num);
+		nulls[i] = num == 1 && columns[i].nulls[0] ? 'n' : ' ';
+	}
 	MemoryContextSwitchTo(old_context);
-	written = sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
+	written = sql_run(num == 1 ? &one : &many, values, nulls, SPI_OK_UPDATE, NULL);
 	/* the next ones may have large answers, too */
 	MemoryContextDelete(context);
 	return written;
@@ -568,6 +585,25 @@ write_singly(Dispatch *dispatch, Flight **flights, int num)
 	return written;
 }
 
+/* Write the ends of flights, all at once or each by itself; returns how many. */
+static int
+write_some(Dispatch *dispatch, Flight **flights, int num)
+{
+	if (num == 0)
+		return 0;
+	if (dispatch->record_singly)
+		return write_singly(dispatch, flights, num);
+	if (write_ends(flights, num) != (uint64) num)
+	{
+		dispatch->record_singly = true;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("ends of flows could not be written"),
+				 errhint("Look for a trigger, a rule or row security on table feishu_internal.outbox.")));
+	}
+	return num;
+}
+
 /* Write the ends of all flights that have ended.  They stay until the commit. */
 void
 record_ended(Dispatch *dispatch)
@@ -581,31 +617,22 @@ record_ended(Dispatch *dispatch)
 	dlist_foreach_modify(iter, &dispatch->ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+		size_t		size = flight->response != NULL && flight->response->body != NULL ?
+			VARSIZE(flight->response->body) : 0;
 
 		flight->recorded = true;
-		if (!flight->silent)
-		{
-			flights[num++] = flight;
-			if (flight->response != NULL && flight->response->body != NULL)
-				bytes += VARSIZE(flight->response->body);
-		}
-		if (num == 0 || (bytes <= RECORD_BYTES && dlist_has_next(&dispatch->ended, iter.cur)))
+		if (flight->silent)
 			continue;
-		if (dispatch->record_singly)
-			written += write_singly(dispatch, flights, num);
-		else if (write_ends(flights, num) == (uint64) num)
-			written += num;
-		else
+		if (bytes + size > RECORD_BYTES)
 		{
-			dispatch->record_singly = true;
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("ends of flows could not be written"),
-					 errhint("Look for a trigger, a rule or row security on table feishu_internal.outbox.")));
+			written += write_some(dispatch, flights, num);
+			num = 0;
+			bytes = 0;
 		}
-		num = 0;
-		bytes = 0;
+		flights[num++] = flight;
+		bytes += size;
 	}
+	written += write_some(dispatch, flights, num);
 	if (written > 0 || dispatch->num_stuck > 0)
 		dispatch->stuck_alone = written == 0;
 	find_successors(dispatch);
@@ -648,37 +675,4 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 	ereport(LOG,
 			(errcode(error->sqlerrcode),
 			 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, error->message)));
-}
-
-/* Write which lanes are held and why, where that has changed. */
-void
-record_holds(Dispatch *dispatch)
-{
-	static SqlStatement hold = SQL_STATEMENT(
-		"INSERT INTO feishu_internal.held_lane (server, roleid, reason, resume_at)"
-		" VALUES ($1, $2, $3, $4) ON CONFLICT (server, roleid)"
-		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at",
-		4, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID);
-	static SqlStatement release = SQL_STATEMENT(
-		"DELETE FROM feishu_internal.held_lane WHERE server = $1 AND roleid = $2",
-		2, TEXTOID, OIDOID);
-
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &dispatch->untold)
-	{
-		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
-		Datum		values[4] = {
-			CStringGetTextDatum(lane->key.server),
-			ObjectIdGetDatum(lane->key.roleid),
-			lane->reason ? CStringGetTextDatum(lane->reason) : (Datum) 0,
-			TimestampTzGetDatum(lane->hold_until)
-		};
-		char		nulls[4] = {' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' '};
-
-		if (lane->reason != NULL)
-			sql_run(&hold, values, nulls, SPI_OK_INSERT, NULL);
-		else
-			sql_run(&release, values, NULL, SPI_OK_DELETE, NULL);
-	}
 }

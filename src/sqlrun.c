@@ -144,8 +144,8 @@ sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 
 	if (statement->plan == NULL)
 	{
-		SPIPlanPtr	plan = SPI_prepare(statement->text, statement->num_arguments,
-									   statement->types);
+		SPIPlanPtr	plan = SPI_prepare_cursor(statement->text, statement->num_arguments,
+											  statement->types, statement->options);
 
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare \"%s\": %s", statement->text,

@@ -26,12 +26,19 @@ typedef struct SqlStatement
 	const char *text;			/* everything in it is qualified */
 	int			num_arguments;
 	Oid			types[SQL_MAX_ARGUMENTS];
+	int			options;		/* of cursors, see SPI_prepare_cursor */
 	SPIPlanPtr	plan;
 } SqlStatement;
 
 /* Initializer: text, number of arguments, their types (InvalidOid for none). */
 #define SQL_STATEMENT(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
+
+/* The same for arguments that may be large: a plan for any, for in one for these there
+ * would be copies of them. */
+#define SQL_STATEMENT_OF_LARGE(text_, num, ...) \
+	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}, \
+	 .options = CURSOR_OPT_GENERIC_PLAN}
 
 /* The queue's tables; the last id is not written by SQL (flow_id.c). */
 #define QUEUE_TABLES		5

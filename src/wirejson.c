@@ -11,16 +11,15 @@
  * JSON can say what jsonb, or the database encoding, cannot: "\u0000", half a
  * surrogate pair, a number beyond numeric, a Chinese character in a LATIN1
  * database.  An answer that does so must be understood all the same, since it
- * may say that a flow was started.  Such text is read from a lossy copy, in
- * which these are replaced.
+ * may say that a flow was started.  So these are replaced.
  *
- * PostgreSQL's own parser fails on \u escapes that the encoding lacks, and in
- * a SQL_ASCII database on all beyond ASCII, so where the encoding is not UTF8
- * escapes are resolved here.  In SQL_ASCII the result is UTF-8 bytes, as it is
- * for the same characters when they are not escaped.
+ * PostgreSQL's own parser fails on them, and in a SQL_ASCII database on all \u
+ * escapes beyond ASCII; and it copies what is long three times.  So here is another,
+ * in which a string without escapes is where it was read.  In SQL_ASCII the result
+ * of an escape is UTF-8 bytes, as it is for the same character when not escaped.
  *
- * Reading happens in a scratch context that is gone afterwards: the parse
- * tree of JSON is many times as large as its text.
+ * Values are gathered in a scratch context that is gone afterwards: they take many
+ * times as much as a short text of them.  Only the jsonb is made where it stays.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -30,10 +29,11 @@
  */
 #include "postgres.h"
 
-#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
+#include "utils/numeric.h"
 
 #include "compat.h"
 #include "wirejson.h"
@@ -62,23 +62,32 @@
  */
 #define LONG_ANSWER		(1024 * 1024)
 
-/*
- * Numbers with more digits, or with an exponent of more digits, are suspected
- * when parsing fails.  numeric holds 131072 digits before and 16383 after the
- * point, so the culprit is always among them.
- */
-#define SUSPECT_DIGITS	1000
-#define SUSPECT_EXPONENT_DIGITS 3
-
 /* What a pass over JSON text found. */
 typedef struct JsonScan
 {
 	bool		too_deep;
 	int64		nvalues;		/* no fewer than there are */
-	bool		has_bad_escape; /* \u0000 or half a surrogate pair */
-	bool		has_wide_escape;	/* \u0080 and beyond */
-	bool		has_suspect_number;
 } JsonScan;
+
+/* JSON text in the database encoding that is being parsed. */
+typedef struct JsonParser
+{
+	const char *p;
+	const char *end;
+	JsonbInState state;
+	WireConversion conversion;
+	AnswerProblem problem;		/* what was lost */
+	bool		drop_long;		/* numbers that may be beyond numeric are null */
+} JsonParser;
+
+/*
+ * Numbers of more characters may be beyond numeric, and others that have an exponent:
+ * the first one that is tells to try no more of them.
+ */
+#define LONG_NUMBER		1000
+
+/* Bytes of values in a container, below which it is worth while to be exact. */
+#define SMALL_CONTAINER	1024
 
 
 /* The four hex digits of a \u escape, or -1. */
@@ -139,35 +148,6 @@ read_escape(const char *p, const char *end, pg_wchar *c)
 	return 6;
 }
 
-/* Read the number at p.  Returns its length. */
-static int
-read_number(const char *p, const char *end, bool *suspect)
-{
-	const char *start = p;
-	const char *exponent;
-
-	if (p < end && *p == '-')
-		p++;
-	while (p < end && ((*p >= '0' && *p <= '9') || *p == '.'))
-		p++;
-	*suspect = p - start > SUSPECT_DIGITS;
-
-	if (p < end && (*p == 'e' || *p == 'E'))
-	{
-		p++;
-		if (p < end && (*p == '+' || *p == '-'))
-			p++;
-		while (p < end && *p == '0')
-			p++;
-		exponent = p;
-		while (p < end && *p >= '0' && *p <= '9')
-			p++;
-		if (p - exponent > SUSPECT_EXPONENT_DIGITS)
-			*suspect = true;
-	}
-	return (int) (p - start);
-}
-
 /*
  * Look through JSON text in the database encoding.  It need not be valid: the
  * parser tells that.
@@ -193,24 +173,8 @@ json_scan(const char *text, size_t len, JsonScan *scan)
 				break;
 			if (*p == '"')
 				in_string = false;
-			else if (end - p >= 2)
-			{
+			else
 				step = 2;
-				if (p[1] == 'u')
-				{
-					pg_wchar	c;
-					int			escape_len = read_escape(p, end, &c);
-
-					if (escape_len > 0)
-					{
-						step = escape_len;
-						if (c == 0)
-							scan->has_bad_escape = true;
-						else if (c >= 0x80)
-							scan->has_wide_escape = true;
-					}
-				}
-			}
 		}
 		else if (*p == '"')
 			in_string = true;
@@ -227,106 +191,312 @@ json_scan(const char *text, size_t len, JsonScan *scan)
 			depth--;
 		else if (*p == ',')
 			scan->nvalues++;
-		else if (*p == '-' || (*p >= '0' && *p <= '9'))
-		{
-			bool		suspect;
-
-			step = read_number(p, end, &suspect);
-			if (suspect)
-				scan->has_suspect_number = true;
-		}
 		p += step;
 	}
 }
 
-/*
- * Copy of JSON text, with "?" for escapes that jsonb cannot hold and, where
- * the encoding is not UTF8, other escapes beyond ASCII resolved.  Suspect
- * numbers become null if drop_numbers.  *problem is set when something was
- * lost.
- */
-static char *
-json_resolve(const char *text, size_t len, bool drop_numbers, AnswerProblem *problem)
+/* Go to what is not white space; is there any? */
+static bool
+parser_skip_blanks(JsonParser *parser)
 {
-	const char *p = text;
-	const char *end = text + len;
-	const char *copied = text;
-	bool		in_string = false;
-	bool		is_utf8 = GetDatabaseEncoding() == PG_UTF8;
-	WireConversion conversion;
-	StringInfoData out;
+	while (parser->p < parser->end && (*parser->p == ' ' || *parser->p == '\t' ||
+									   *parser->p == '\r' || *parser->p == '\n'))
+		parser->p++;
+	return parser->p < parser->end;
+}
 
-	wiretext_conversion_init(&conversion);
-	initStringInfo(&out);
-	while (p < end)
+/* Go over this character, if it is the next one. */
+static bool
+parser_take(JsonParser *parser, char c)
+{
+	if (!parser_skip_blanks(parser) || *parser->p != c)
+		return false;
+	parser->p++;
+	return true;
+}
+
+/* Go over digits; are there any? */
+static bool
+parser_take_digits(JsonParser *parser)
+{
+	const char *start = parser->p;
+
+	while (parser->p < parser->end && *parser->p >= '0' && *parser->p <= '9')
+		parser->p++;
+	return parser->p > start;
+}
+
+static bool
+parser_take_word(JsonParser *parser, const char *word)
+{
+	size_t		len = strlen(word);
+
+	if ((size_t) (parser->end - parser->p) < len || memcmp(parser->p, word, len) != 0)
+		return false;
+	parser->p += len;
+	return true;
+}
+
+/* A character of an escape, as far as the encoding has it.  Returns its length. */
+static size_t
+parser_put_character(JsonParser *parser, pg_wchar c, char *out)
+{
+	unsigned char utf8[MAX_MULTIBYTE_CHAR_LEN];
+	char		piece[WIRETEXT_CHAR_SIZE];
+	size_t		len;
+
+	if (c == 0)
+		parser->problem = ANSWER_LOSSY_VALUE;
+	else if (c < 0x80)
 	{
-		int			step = 1;
-		char		piece[WIRETEXT_CHAR_SIZE];
-
-		piece[0] = '\0';
-		if (in_string)
-		{
-			if (*p == '"')
-				in_string = false;
-			else if (*p == '\\' && end - p >= 2)
-			{
-				pg_wchar	c = 0;
-				int			escape_len = 0;
-
-				step = 2;
-				if (p[1] == 'u')
-					escape_len = read_escape(p, end, &c);
-				if (escape_len > 0)
-				{
-					step = escape_len;
-					if (c == 0)
-					{
-						strcpy(piece, "?");
-						*problem = ANSWER_LOSSY_VALUE;
-					}
-					else if (c >= 0x80 && !is_utf8)
-					{
-						unsigned char utf8[MAX_MULTIBYTE_CHAR_LEN];
-						size_t		utf8_len;
-
-						unicode_to_utf8(c, utf8);
-						utf8_len = pg_encoding_mblen(PG_UTF8, (char *) utf8);
-						if (wiretext_convert(&conversion, (char *) utf8, utf8_len,
-											 piece) < utf8_len)
-						{
-							strcpy(piece, "?");
-							if (*problem == ANSWER_OK)
-								*problem = ANSWER_LOSSY_ENCODING;
-						}
-					}
-				}
-			}
-		}
-		else if (*p == '"')
-			in_string = true;
-		else if (*p == '-' || (*p >= '0' && *p <= '9'))
-		{
-			bool		suspect;
-
-			step = read_number(p, end, &suspect);
-			if (suspect && drop_numbers)
-			{
-				strcpy(piece, "null");
-				*problem = ANSWER_LOSSY_VALUE;
-			}
-		}
-
-		p += step;
-		if (piece[0] != '\0')
-		{
-			appendBinaryStringInfo(&out, copied, (int) (p - step - copied));
-			appendStringInfoString(&out, piece);
-			copied = p;
-		}
+		*out = (char) c;
+		return 1;
 	}
-	appendBinaryStringInfo(&out, copied, (int) (end - copied));
+	else
+	{
+		unicode_to_utf8(c, utf8);
+		len = pg_encoding_mblen(PG_UTF8, (char *) utf8);
+		if (wiretext_convert(&parser->conversion, (char *) utf8, len, piece) == len)
+		{
+			len = strlen(piece);
+			memcpy(out, piece, len);
+			return len;
+		}
+		if (parser->problem == ANSWER_OK)
+			parser->problem = ANSWER_LOSSY_ENCODING;
+	}
+	*out = '?';
+	return 1;
+}
 
-	return out.data;
+/* The text of a string with escapes, none of which is shorter than what it says. */
+static bool
+parser_unescape(JsonParser *parser, const char *text, const char *end, JsonbValue *value)
+{
+	static const char names[] = "\"\\/bfnrt";
+	static const char meanings[] = "\"\\/\b\f\n\r\t";
+	char	   *out = palloc(end - text);
+
+	value->val.string.val = out;
+	while (text < end)
+	{
+		const char *name;
+
+		if (*text != '\\')
+			*out++ = *text++;
+		else if (text[1] == 'u')
+		{
+			pg_wchar	c;
+			int			len = read_escape(text, end, &c);
+
+			if (len == 0)
+				return false;
+			out += parser_put_character(parser, c, out);
+			text += len;
+		}
+		else if ((name = strchr(names, text[1])) != NULL)
+		{
+			*out++ = meanings[name - names];
+			text += 2;
+		}
+		else
+			return false;
+	}
+	value->val.string.len = (int) (out - value->val.string.val);
+	return true;
+}
+
+static bool
+parser_string(JsonParser *parser, JsonbValue *value)
+{
+	const char *start;
+	bool		has_escapes = false;
+
+	if (!parser_take(parser, '"'))
+		return false;
+	start = parser->p;
+	while (parser->p < parser->end && *parser->p != '"')
+	{
+		if ((unsigned char) *parser->p < ' ')
+			return false;
+		if (*parser->p == '\\')
+		{
+			has_escapes = true;
+			parser->p++;
+		}
+		parser->p++;
+	}
+	if (parser->p >= parser->end)
+		return false;
+	value->type = jbvString;
+	value->val.string.val = unconstify(char *, start);
+	value->val.string.len = (int) (parser->p - start);
+	parser->p++;
+	return !has_escapes || parser_unescape(parser, start, parser->p - 1, value);
+}
+
+static bool
+parser_number(JsonParser *parser, JsonbValue *value)
+{
+	const char *start = parser->p;
+	bool		is_long = false;
+	char	   *text;
+	Datum		number;
+
+	if (parser->p < parser->end && *parser->p == '-')
+		parser->p++;
+	if (parser->p < parser->end && *parser->p == '0')
+		parser->p++;
+	else if (!parser_take_digits(parser))
+		return false;
+	if (parser->p < parser->end && *parser->p == '.')
+	{
+		parser->p++;
+		if (!parser_take_digits(parser))
+			return false;
+	}
+	if (parser->p < parser->end && (*parser->p == 'e' || *parser->p == 'E'))
+	{
+		is_long = true;
+		parser->p++;
+		if (parser->p < parser->end && (*parser->p == '+' || *parser->p == '-'))
+			parser->p++;
+		if (!parser_take_digits(parser))
+			return false;
+	}
+	is_long |= parser->p - start > LONG_NUMBER;
+
+	value->type = jbvNull;
+	if (!parser->drop_long || !is_long)
+	{
+		text = pnstrdup(start, parser->p - start);
+		if (feishu_input(numeric_in, text, &number, NULL))
+		{
+			value->type = jbvNumeric;
+			value->val.numeric = DatumGetNumeric(number);
+		}
+		pfree(text);
+	}
+	if (value->type == jbvNull)
+	{
+		parser->drop_long = true;
+		parser->problem = ANSWER_LOSSY_VALUE;
+	}
+	return true;
+}
+
+/* A value that is no container. */
+static bool
+parser_scalar(JsonParser *parser, JsonbValue *value)
+{
+	switch (*parser->p)
+	{
+		case '"':
+			return parser_string(parser, value);
+		case 't':
+		case 'f':
+			value->type = jbvBool;
+			value->val.boolean = *parser->p == 't';
+			return parser_take_word(parser, value->val.boolean ? "true" : "false");
+		case 'n':
+			value->type = jbvNull;
+			return parser_take_word(parser, "null");
+		default:
+			return parser_number(parser, value);
+	}
+}
+
+void
+wirejson_push_end(JsonbInState *state, JsonbIteratorToken token)
+{
+	JsonbParseState *ended = state->parseState;
+	JsonbValue *container = &ended->contVal;
+	bool		is_array = token == WJB_END_ARRAY;
+	void	   *room = is_array ? (void *) container->val.array.elems :
+		(void *) container->val.object.pairs;
+	size_t		size = is_array ? container->val.array.nElems * sizeof(JsonbValue) :
+		container->val.object.nPairs * sizeof(JsonbPair);
+
+	if (size < SMALL_CONTAINER)
+	{
+		void	   *copy = size > 0 ? palloc(size) : NULL;
+
+		if (size > 0)
+			memcpy(copy, room, size);
+		if (is_array)
+			container->val.array.elems = copy;
+		else
+			container->val.object.pairs = copy;
+		pfree(room);
+	}
+	feishu_jsonb_push(state, token, NULL);
+	if (ended->next != NULL)	/* else it has the result */
+		pfree(ended);
+}
+
+/*
+ * Any value, but at the top a container.  It was seen before that they are not nested too
+ * deep.
+ */
+static bool
+parser_value(JsonParser *parser, JsonbIteratorToken token)
+{
+	JsonbValue	value;
+	bool		is_array;
+	char		close;
+
+	if (!parser_skip_blanks(parser))
+		return false;
+	if (*parser->p != '{' && *parser->p != '[')
+	{
+		if (!parser_scalar(parser, &value))
+			return false;
+		feishu_jsonb_push(&parser->state, token, &value);
+		return true;
+	}
+
+	is_array = *parser->p++ == '[';
+	close = is_array ? ']' : '}';
+	feishu_jsonb_push(&parser->state, is_array ? WJB_BEGIN_ARRAY : WJB_BEGIN_OBJECT, NULL);
+	if (!parser_take(parser, close))
+	{
+		do
+		{
+			if (!is_array)
+			{
+				if (!parser_string(parser, &value) || !parser_take(parser, ':'))
+					return false;
+				feishu_jsonb_push(&parser->state, WJB_KEY, &value);
+			}
+			if (!parser_value(parser, is_array ? WJB_ELEM : WJB_VALUE))
+				return false;
+		} while (parser_take(parser, ','));
+		if (!parser_take(parser, close))
+			return false;
+	}
+	wirejson_push_end(&parser->state, is_array ? WJB_END_ARRAY : WJB_END_OBJECT);
+	return true;
+}
+
+/* All of the text; a scalar is what jsonb calls a raw one. */
+static bool
+parser_all(JsonParser *parser)
+{
+	JsonbValue	array = {.type = jbvArray};
+	bool		is_scalar;
+
+	if (!parser_skip_blanks(parser))
+		return false;
+	is_scalar = *parser->p != '{' && *parser->p != '[';
+	array.val.array.rawScalar = true;
+	array.val.array.nElems = 1;
+	if (is_scalar)
+		feishu_jsonb_push(&parser->state, WJB_BEGIN_ARRAY, &array);
+	if (!parser_value(parser, WJB_ELEM))
+		return false;
+	if (is_scalar)
+		feishu_jsonb_push(&parser->state, WJB_END_ARRAY, NULL);
+	return !parser_skip_blanks(parser);
 }
 
 /* Hear a cancel, if the answer is long. */
@@ -338,17 +508,19 @@ check_between_steps(size_t len)
 }
 
 /*
- * Parse JSON text in the database encoding, NUL-terminated, in the current
- * context.  json->problem tells what the text has lost already.
+ * Parse JSON text in the database encoding.  json->problem tells what the text has lost
+ * already.  The jsonb is made in the current context; if something throws, what is else
+ * goes with that.
  */
 static void
 parse_text(const char *text, size_t len, int64 max_values, WireJson *json)
 {
-	AnswerProblem problem = json->problem;
+	JsonParser	parser = {.p = text, .end = text + len, .problem = json->problem};
+	MemoryContext old_context;
+	MemoryContext scratch;
 	JsonScan	scan;
 
 	json->value = NULL;
-
 	json_scan(text, len, &scan);
 	check_between_steps(len);
 	if (scan.too_deep)
@@ -362,61 +534,23 @@ parse_text(const char *text, size_t len, int64 max_values, WireJson *json)
 		return;
 	}
 
-	if (scan.has_bad_escape ||
-		(scan.has_wide_escape && GetDatabaseEncoding() != PG_UTF8))
-	{
-		text = json_resolve(text, len, false, &problem);
-		len = strlen(text);
-	}
-
-	if (feishu_jsonb_from_cstring(unconstify(char *, text), &json->value))
-		json->problem = problem;
-	else if (scan.has_suspect_number &&
-			 feishu_jsonb_from_cstring(json_resolve(text, len, true, &problem),
-									   &json->value))
-		json->problem = problem;
-	else
-	{
-		json->value = NULL;
-		json->problem = ANSWER_NOT_JSON;
-	}
-}
-
-/*
- * Begin and end of reading in a scratch context.  If something throws in
- * between, the scratch context goes with its parent, the caller's.
- */
-static MemoryContext
-scratch_begin(void)
-{
-	return MemoryContextSwitchTo(AllocSetContextCreate(CurrentMemoryContext,
-													   "feishu_flow answer",
-													   ALLOCSET_DEFAULT_SIZES));
-}
-
-static void
-scratch_end(MemoryContext caller_context, WireJson *json)
-{
-	MemoryContext scratch = MemoryContextSwitchTo(caller_context);
-
-	if (json->value != NULL)
-	{
-		Jsonb	   *copy = palloc(VARSIZE(json->value));
-
-		memcpy(copy, json->value, VARSIZE(json->value));
-		json->value = copy;
-	}
+	scratch = AllocSetContextCreate(CurrentMemoryContext, "feishu_flow answer",
+									ALLOCSET_DEFAULT_SIZES);
+	old_context = MemoryContextSwitchTo(scratch);
+	wiretext_conversion_init(&parser.conversion);
+	json->problem = parser_all(&parser) ? parser.problem : ANSWER_NOT_JSON;
+	check_between_steps(len);
+	MemoryContextSwitchTo(old_context);
+	if (json->problem != ANSWER_NOT_JSON)
+		json->value = JsonbValueToJsonb(parser.state.result);
 	MemoryContextDelete(scratch);
 }
 
 void
 wirejson_read_text(const char *text, size_t len, WireJson *json)
 {
-	MemoryContext caller_context = scratch_begin();
-
 	json->problem = ANSWER_OK;
-	parse_text(pnstrdup(text, len), len, PG_INT64_MAX, json);
-	scratch_end(caller_context, json);
+	parse_text(text, len, PG_INT64_MAX, json);
 }
 
 /* First byte that is not JSON's white space, or NULL. */
@@ -434,9 +568,8 @@ skip_blanks(const char *p, const char *end)
 void
 wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 {
-	MemoryContext caller_context;
 	const char *start;
-	const char *text;
+	char	   *text;
 	size_t		text_len;
 	bool		lossy = false;
 
@@ -463,15 +596,16 @@ wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 	else
 	{
 		check_between_steps(len);
-		caller_context = scratch_begin();
-		/* as it is where it can be: a copy is as large */
-		text = bytes;
-		text_len = len;
-		if (GetDatabaseEncoding() != PG_UTF8)
+		json->problem = ANSWER_OK;
+		if (GetDatabaseEncoding() == PG_UTF8)
+			parse_text(bytes, len, MAX_ANSWER_VALUES, json);
+		else
+		{
 			text = wiretext_from_utf8(bytes, len, &text_len, &lossy);
-		json->problem = lossy ? ANSWER_LOSSY_ENCODING : ANSWER_OK;
-		parse_text(text, text_len, MAX_ANSWER_VALUES, json);
+			json->problem = lossy ? ANSWER_LOSSY_ENCODING : ANSWER_OK;
+			parse_text(text, text_len, MAX_ANSWER_VALUES, json);
+			pfree(text);
+		}
 		check_between_steps(len);
-		scratch_end(caller_context, json);
 	}
 }

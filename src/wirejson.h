@@ -16,6 +16,7 @@
 #define FEISHU_WIREJSON_H
 
 #include "codes.h"
+#include "compat.h"
 
 /*
  * JSON, read.  problem says what value is:
@@ -43,5 +44,12 @@ extern void wirejson_read_object(const char *bytes, size_t len, WireJson *json);
  * may because of its sheer size.
  */
 extern void wirejson_read_text(const char *text, size_t len, WireJson *json);
+
+/*
+ * Push the end of an array or an object, all of which was pushed: as feishu_jsonb_push,
+ * but what memory it has beyond its values is given back.  Most are small, and have room
+ * for 4 values.
+ */
+extern void wirejson_push_end(JsonbInState *state, JsonbIteratorToken token);
 
 #endif							/* FEISHU_WIREJSON_H */

@@ -194,7 +194,7 @@ class Faults:
     def do_big(self, conn, request, fault, answer):
         answer = self.valid(answer)
         obj = answer.json()
-        obj["padding"] = ""
+        obj.update(values=[""] * fault.get("values", 0), padding="")
         obj["padding"] = "x" * (fault.get("bytes", 16 << 20) - len(dump(obj)))
         conn.answer(request, answer.replaced(obj))
 

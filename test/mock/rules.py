@@ -28,7 +28,7 @@ FAULTS = {
              "reset: x-ogw-ratelimit-reset of 99991400"),
     "inner": ("code error_msg status", False, "HTTP 200, code 0, this data.code"),
     "wrong_types": ("set remove", True, 'members replaced, e.g. {"set": {"code": "0", "data.status": 7}, "remove": ["data.code"]}'),
-    "big": ("bytes", True, "a valid answer of that size (default 16 MiB)"),
+    "big": ("bytes values", True, "a valid answer of that size (default 16 MiB), of which some are so many (0) values"),
     "deep": ("depth", True, "a valid answer, data.deep holds that many nested arrays (default 100000)"),
     "chunked": ("", True, "a valid answer, Transfer-Encoding: chunked"),
     "chunked_endless": ("interval_ms bytes", True, "a chunk of bytes (16) every interval_ms (100), for ever"),

@@ -37,10 +37,11 @@ create_server($node, 'other', { base_url => $other->url });
 my $session = FeishuFlow::Session->new($node);
 my $pid = until_dispatcher($session);
 
-# Memory runs out once: for libcurl when it begins a request, or for an answer that is not small.
+# Memory runs out once: for libcurl when it begins a request, or for a text of an answer that is not small and has to be
+# unescaped.
 my %modes = (
 	'the request that follows a token' => [ 0755, { type => 'latency', ms => 1000 } ],
-	'the answer to a token request' => [ 0644, { type => 'big', bytes => 50_000 } ]);
+	'the answer to a token request' => [ 0644, { type => 'wrong_types', set => { padding => "\n" x 25_000 } } ]);
 
 my $n = 0;
 foreach my $what (sort keys %modes)
