@@ -34,6 +34,7 @@ our @EXPORT = qw(
   succeeds fails_with lost_connections wait_until
   open_files open_sockets private_kilobytes least_growth alive wakes
   full_port closed_port start_process stop_process start_nginx forked
+  run_unit
 );
 
 # By how much the server is slower than usual.
@@ -389,6 +390,31 @@ sub least_growth
 		last if $least <= $most;
 	}
 	return $least;
+}
+
+# ---- parts of src/ by themselves ----
+
+# Builds a program of files of test/unit/ and src/, and runs it: each of its lines "ok - NAME" is an assertion.
+sub run_unit
+{
+	my ($name, $tests, $sources) = @_;
+	my $top = "$library/../..";
+	my $program = PostgreSQL::Test::Utils::tempdir() . "/$name";
+	my $config = $ENV{PG_CONFIG} // 'pg_config';
+	chomp(my $headers = `$config --includedir-server`);
+	# what goes beyond an array ends the program
+	system('cc', '-w', '-fsanitize=bounds', '-fsanitize-undefined-trap-on-error', "-I$headers", "-I$top/src", '-o', $program,
+		(map { "$top/test/unit/$_.c" } @$tests), (map { "$top/src/$_.c" } @$sources), '-lm') == 0
+	  or die "could not build $name";
+	open(my $lines, '-|', $program) or die "$program: $!";
+	while (my $line = <$lines>)
+	{
+		chomp $line;
+		$line =~ /^((?:not )?ok) - (.*)/ ? ok($1 eq 'ok', $2) : diag($line);
+	}
+	close $lines;
+	is($?, 0, "$name: all were made");
+	return;
 }
 
 # ---- ports ----
