@@ -96,6 +96,20 @@ foreach my $case (@cases)
 	is(scalar(@late), 0, '... ahead of its expiry');
 }
 
+# ---- a token whose request took its time ----
+
+# The platform may have made it at once: it lives from the request on, and not from the answer.
+$lone_mock->rules([ \%token, { type => 'latency', ms => 1000 } ]);
+$lone_mock->config(token_expire => 2);
+$lone_mock->revoke;
+$lone_mock->mark;
+succeeds($other, flow(), 'a call whose token of 2 seconds comes after one');
+my ($answered) = map { $_->{done} } $lone_mock->log(%token);
+time_is($answered + 1.1);
+succeeds($other, flow(), '... and another when it is over, as it was asked for 2 seconds ago');
+is($lone_mock->token_requests, 2, '... needs a new one');
+$lone_mock->config(token_expire => $life);
+
 # ---- an idle session ----
 
 # Its refresh hangs. Nothing of it is left when its call has ended, and others do not wait.
