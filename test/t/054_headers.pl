@@ -107,6 +107,10 @@ foreach my $case (
 	answers('400 Bad', $headers, $plain);
 	fails_with($session, flow(), 'LK400', "the log id of @$headers", detail => qr/log id $id(?:,|$)/m);
 }
+answers('400 Bad', [], '{"code": 2320001, "msg": "no", "error": {"log_id": "BODY"}}');
+fails_with($session, flow(), 'LK400', '... or what the answer has', detail => qr/log id BODY(?:,|$)/m);
+answers('400 Bad', ['X-Request-Id: REQUEST'], '{"code": 2320001, "msg": "no", "error": {"log_id": "BODY"}}');
+fails_with($session, flow(), 'LK400', '... which the header goes before', detail => qr/log id REQUEST(?:,|$)/m);
 foreach my $length (255, 256)
 {
 	answers('400 Bad', [ 'X-Tt-Logid: ' . ('x' x $length) ], $plain);

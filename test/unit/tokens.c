@@ -436,7 +436,13 @@ test_refusals(void)
 	is(C->unproven, 0, "it is accepted");
 	(void) gets(A);
 	is(A->unproven, 0, "... which others know");
-	is(token_cache_evict(C), TOKEN_EVICTED, "... and replaced at once when it is refused");
+	now += SECONDS(6000);
+	is(gets(A), TOKEN_READY_REFRESH, "... it is refreshed");
+	token_cache_store(A, "fourth", 7200, now);
+	(void) gets(C);
+	is(C->unproven, 0, "... by one that needs no proof");
+	for (int i = 0; i < 20; i++)
+		is(token_cache_evict(C), TOKEN_EVICTED, "... and replaced at once when it is refused, however often");
 
 	/* tokens that are accepted now and then */
 	begin();
@@ -611,6 +617,7 @@ test_room(void)
 	now += SECONDS(3);
 	is(gets(&callers[6]), TOKEN_FETCH, "one that hangs");
 	is(token_slot_find(&callers[6].key) != NULL, 1, "... makes room");
+	is(losses, 1, "... which the log tells");
 }
 
 int
