@@ -75,13 +75,12 @@ foreach my $case (
 # ---- connections ----
 
 foreach my $case ([ 'nobody there', $closed, 1 ], [ 'nobody in the usual time', $full, 1, connect_timeout => '50ms' ],
-	[ 'nobody in less than that', $full, 0, connect_timeout => '1h' ])
+	[ 'nobody in less than that', $full, 0 ])
 {
 	my ($what, $port, $counts, %options) = @$case;
 	my $server = new_server({ tenant_access_token => 't-x' . ++$apps }, base_url => "http://127.0.0.1:$port", %options);
 	$session->value("SET feishu_flow.connect_timeout = '50ms'");
-	call($server, 5, timeout => '50ms') if !$counts;
-	call($server, 5) if $counts;
+	call($server, 5);
 	is(told($server), $counts ? 'does not answer' : '', "$what, five times");
 }
 $session->value('RESET feishu_flow.connect_timeout');

@@ -451,6 +451,10 @@ test_breakers(void)
 	for (int n = 0; n < 5; n++)
 		(void) report(LIMITER_REPORT_TROUBLE);
 	is(report(LIMITER_REPORT_ANSWERED), BREAKER_ROLE_CLOSED | GATE_RESUMED, "an answer may end both a pause and a breaker");
+	(void) report(LIMITER_REPORT_CREDENTIALS);
+	for (int n = 0; n < 5; n++)
+		(void) report(LIMITER_REPORT_TROUBLE);
+	is(report(LIMITER_REPORT_REACHED), BREAKER_ROLE_CLOSED | BREAKER_CLOSED | GATE_RESUMED, "... and so may one to who checks");
 	begin();
 	for (int n = 0; n < 5; n++)
 		(void) report(LIMITER_REPORT_TROUBLE);
