@@ -116,8 +116,6 @@ typedef struct TokenResponse
 typedef struct HttpAnswer
 {
 	int			http_status;
-	const char *content_type;	/* "" when absent */
-	const char *location;		/* "" when absent */
 	const char *body;			/* a NUL byte follows; NULL when it has no bytes */
 	size_t		body_len;
 } HttpAnswer;

@@ -291,8 +291,6 @@ token_failure_response(const FlowServer *server, const TokenFailure *failure)
 	const MaskSecrets secrets = {{server->app_secret, server->fixed_token}};
 
 	answer.http_status = failure->http_status;
-	answer.content_type = "";
-	answer.location = "";
 	answer.body = pnstrdup(failure->body, failure->body_len);
 	answer.body_len = failure->body_len;
 	return &codec_read_token_answer(server->protocol == TOKEN_OAUTH, &answer, &secrets)->refusal;

@@ -65,8 +65,6 @@ http_answer(const HttpResult *result)
 	HttpAnswer	answer;
 
 	answer.http_status = result->http_status;
-	answer.content_type = result->content_type;
-	answer.location = result->location;
 	answer.body = result->body ? result->body : "";
 	answer.body_len = result->body_len;
 	return answer;

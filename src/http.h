@@ -152,7 +152,6 @@ typedef struct HttpResult
 								 * -1 when absent */
 	char		log_id[HTTP_HEADER_SIZE];	/* X-Tt-Logid, else X-Request-Id */
 	char		location[HTTP_HEADER_SIZE]; /* of a redirect */
-	char		content_type[HTTP_HEADER_SIZE];
 	char		date[HTTP_DATE_SIZE];	/* when the peer says it answered */
 	HttpTrouble trouble;
 	const char *phase;			/* static: what it was doing when it ended,

@@ -109,7 +109,6 @@ begin_answer(HttpTransfer *transfer, const char *line, size_t len)
 	result->reset_seconds = -1;
 	result->log_id[0] = '\0';
 	result->location[0] = '\0';
-	result->content_type[0] = '\0';
 	result->date[0] = '\0';
 }
 
@@ -207,9 +206,7 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 			}
 			break;
 		case 'c':
-			if (header_value(data, len, "content-type", value, sizeof(value)))
-				strcpy(result->content_type, value);
-			else if (header_value(data, len, "content-encoding", value, sizeof(value)))
+			if (header_value(data, len, "content-encoding", value, sizeof(value)))
 				http_body_note_encoding(transfer, value);
 			break;
 		case 't':

@@ -485,7 +485,7 @@ check_out_params(Jsonb *body)
 static void
 check_answer(const FuzzInput *input)
 {
-	HttpAnswer	answer = {input->number, "", "", input->body, input->body_len};
+	HttpAnswer	answer = {input->number, input->body, input->body_len};
 	MemoryContext context = CurrentMemoryContext;
 	MemoryContext kept = AllocSetContextCreate(context, "fuzz answer", ALLOCSET_DEFAULT_SIZES);
 	bool		well_status = input->number >= 200 && input->number <= 299;
@@ -544,7 +544,7 @@ check_answer(const FuzzInput *input)
 static void
 check_token_answer(const FuzzInput *input, bool oauth)
 {
-	HttpAnswer	answer = {input->number, "", "", input->body, input->body_len};
+	HttpAnswer	answer = {input->number, input->body, input->body_len};
 	TokenResponse *token = codec_read_token_answer(oauth, &answer, NULL);
 	TokenResponse *again = codec_read_token_answer(oauth, &answer, NULL);
 	const FlowResponse *refusal = &token->refusal;

@@ -32,8 +32,9 @@ use Time::HiRes qw(time usleep);
 our @EXPORT = qw(
   new_cluster create_server alter_server quote flow function_call
   succeeds fails_with lost_connections wait_until
-  open_files open_sockets private_kilobytes least_growth alive wakes
+  open_files open_sockets private_kilobytes least_growth count_memory memory_in_use alive wakes
   full_port closed_port start_process stop_process start_nginx forked
+  run_unit
 );
 
 # By how much the server is slower than usual.
@@ -372,23 +373,81 @@ sub wakes
 	return $wakes;
 }
 
-# How many kB the process grows by while $work is done. A leak adds to each
+# Has servers that are started from now on count what they have from malloc: see memory_in_use. False without a C
+# compiler, or where memory is watched otherwise.
+my $counted;
+
+sub count_memory
+{
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	return 0 if $SLOW > 1 || system('cc', '-shared', '-fPIC', '-O2', '-o', "$dir/memory_in_use.so", "$library/memory_in_use.c") != 0;
+	chmod 0755, $dir;
+	$counted = "$dir/in_use";
+	mkdir $counted;
+	chmod 0777, $counted;
+	$ENV{LD_PRELOAD} = "$dir/memory_in_use.so";
+	$ENV{MEMORY_IN_USE} = $counted;
+	return 1;
+}
+
+# Bytes that such a process has from malloc, and of those what is in use in PostgreSQL's memory contexts.
+sub memory_in_use
+{
+	my ($node, $pid) = @_;
+	my $before = -s $node->logfile;
+	my $used;
+	$node->safe_psql('postgres', "SELECT pg_log_backend_memory_contexts($pid)");
+	wait_until('it tells its memory',
+		sub { ($used) = PostgreSQL::Test::Utils::slurp_file($node->logfile, $before) =~ /Grand total: .*; (\d+) used/; });
+	return (unpack('q', PostgreSQL::Test::Utils::slurp_file("$counted/$pid")), $used);
+}
+
+# By how much the process grows while $work is done: in kB, or what $measure tells. A leak adds to each
 # round, caches and the allocator to a round now and then: what matters is the
 # least of a few rounds, and no more are made once it is below $most.
 sub least_growth
 {
-	my ($pid, $most, $work) = @_;
+	my ($pid, $most, $work, $measure, $rounds) = @_;
 	my $least;
-	foreach my $round (1 .. 4)
+	$measure //= sub { return private_kilobytes($pid); };
+	foreach my $round (1 .. $rounds // 4)
 	{
-		my $before = private_kilobytes($pid);
+		my $before = $measure->();
 		$work->();
-		my $after = private_kilobytes($pid);
-		note("memory from $before to $after kB in round $round");
+		my $after = $measure->();
+		note("memory from $before to $after in round $round");
 		$least = $after - $before if !defined $least || $after - $before < $least;
 		last if $least <= $most;
 	}
 	return $least;
+}
+
+# ---- parts of src/ by themselves ----
+
+# Builds a program of files of test/unit/ and src/, and runs it: each of its lines "ok - NAME" is an assertion.
+sub run_unit
+{
+	my ($name, $tests, $sources) = @_;
+	my $top = "$library/../..";
+	my $program = PostgreSQL::Test::Utils::tempdir() . "/$name";
+	my $config = $ENV{PG_CONFIG} // 'pg_config';
+	chomp(my $headers = `$config --includedir-server`);
+	my @build = ('-w', "-I$headers", "-I$top/src", '-o', $program,
+		(map { "$top/test/unit/$_.c" } @$tests), (map { "$top/src/$_.c" } @$sources), '-lm');
+	local $ENV{ASAN_OPTIONS} = 'detect_leaks=0';
+
+	# what goes beyond an array ends the program, where the compiler has that
+	system('cc', '-g', '-fsanitize=address', @build) == 0 or system('cc', @build) == 0
+	  or die "could not build $name";
+	open(my $lines, '-|', $program) or die "$program: $!";
+	while (my $line = <$lines>)
+	{
+		chomp $line;
+		$line =~ /^((?:not )?ok) - (.*)/ ? ok($1 eq 'ok', $2) : diag($line);
+	}
+	close $lines;
+	is($?, 0, "$name: all were made");
+	return;
 }
 
 # ---- ports ----

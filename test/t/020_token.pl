@@ -443,6 +443,9 @@ succeeds($session, flow(), 'after all this a call works');
 create_server($node, 'down', { base_url => 'http://127.0.0.1:' . closed_port() });
 fails_with($session, flow(server => 'down'),
 	'LK503', 'a token endpoint that is down is LK503');
+create_server($node, 'token_down', { base_url => $mock->url, token_url => 'http://127.0.0.1:' . closed_port() . '/oauth/v3/token' });
+my ($where) = $session->value("SELECT unnest(srvoptions) FROM pg_foreign_server WHERE srvname = 'token_down'") =~ m{token_url=(http://[\d.:]+)};
+fails_with($session, flow(server => 'token_down'), 'LK503', '... and told by its own address', detail => qr/\Q$where\E/);
 
 # ---- a crash leaves no duty behind ----
 

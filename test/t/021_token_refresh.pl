@@ -114,6 +114,29 @@ foreach my $case (@cases)
 }
 $lone_mock->config(token_expire => $life);
 
+# ---- a token whose request took its time ----
+
+# The platform may have made it at once: it lives from the request on, and not from the answer.
+$lone_mock->rules;
+$lone_mock->config(token_expire => 7200);
+$lone_mock->revoke;
+succeeds($other, flow(), 'a call with a token that is not due');
+$lone_mock->rules([ \%token, { type => 'latency', ms => 1500 } ]);
+$lone_mock->config(token_expire => 3);
+$lone_mock->revoke;
+$lone_mock->mark;
+succeeds($other, flow(), '... whose next one, of 3 seconds, comes after half of them');
+is($lone_mock->token_requests, 1, '... by one request');
+my ($answered) = map { $_->{done} } $lone_mock->log(%token);
+$lone_mock->rules;
+$lone_mock->config(token_expire => 7200);
+$lone_mock->mark;
+time_is($answered + 1.6);
+succeeds($other, flow(), '... and another call when it was asked for 3 seconds ago');
+is($lone_mock->token_requests, 1, '... asks for a new one');
+is($lone_mock->executes, 1, '... before the platform refuses the old one');
+$lone_mock->config(token_expire => $life);
+
 # ---- an idle session ----
 
 # Its refresh hangs. Nothing of it is left when its call has ended, and others do not wait.

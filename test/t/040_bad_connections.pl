@@ -138,6 +138,13 @@ fails_with($session, flow(server => 'unread', timeout => '500ms', params => \"js
 	detail => qr/handing over the request/, hint => qr/may have started/);
 goes_on();
 
+# A second token does no harm.
+succeeds($session, flow(), 'a call on a connection that is kept');
+$mock->revoke;
+$mock->rules([ { kind => 'token' }, { type => 'reset_before' }, times => 1 ]);
+succeeds($session, flow(), 'a token request for which a kept connection had ended is made again');
+$mock->well;
+
 # ---- a host that runs out ----
 
 $fresh = FeishuFlow::Session->new($node);
@@ -253,7 +260,8 @@ fails_with($session, flow(timeout => 'infinity'), '22023', 'a timeout of infinit
   if $node->pg_version >= 17;
 succeeds($session, flow(timeout => '100 years'), 'a timeout of 100 years is accepted');
 
-foreach my $server (qw(full_queue silent_tls))
+create_server($node, 'full_fixed', { base_url => $server{full_queue} }, { tenant_access_token => 't-x' });
+foreach my $server (qw(full_queue full_fixed silent_tls))
 {
 	my $answer = fails_with(
 		$session, "SET feishu_flow.connect_timeout = '200ms';" . flow(server => $server, timeout => '1h'),

@@ -10,6 +10,7 @@ use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
+use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
@@ -68,6 +69,14 @@ sub hang
 	return;
 }
 
+# The signals that a thread of a process does not take, as /proc has them.
+sub blocked
+{
+	my ($pid, $thread) = @_;
+	my ($mask) = slurp_file("/proc/$pid/task/$thread/status") =~ /^SigBlk:\s+(\w+)$/m;
+	return grep { hex($mask) >> $_ - 1 & 1 } 1 .. 31;
+}
+
 sub ends_at_once
 {
 	my ($sqlstate, $name, $deed) = @_;
@@ -88,6 +97,24 @@ is($slow->{sqlstate}, '00000', 'a name that takes its time to be resolved is wai
 cmp_ok($slow->{seconds}, '>', 1.4, '... in a thread');
 $session->quit;
 connect_again();
+
+# ---- signals ----
+
+# A thread is given none that is meant for the process.
+hang('hang');
+my $hung = $session->pid;
+my @threads = map { m{(\d+)$} && $1 != $hung ? $1 : () } glob("/proc/$hung/task/*");
+cmp_ok(scalar(@threads), '>=', 1, 'a thread resolves a name');
+my @meant = (POSIX::SIGHUP, POSIX::SIGINT, POSIX::SIGUSR1, POSIX::SIGUSR2, POSIX::SIGPIPE, POSIX::SIGALRM, POSIX::SIGTERM, POSIX::SIGCHLD);
+foreach my $thread (@threads)
+{
+	my %blocked = map { $_ => 1 } blocked($hung, $thread);
+	is(join(' ', grep { !$blocked{$_} } @meant), '', '... which takes no signal of PostgreSQL\'s');
+	ok(!$blocked{ POSIX::SIGQUIT() }, '... but for SIGQUIT, by which all ends at once');
+}
+my %waits = map { $_ => 1 } blocked($hung, $hung);
+is(join(' ', grep { $waits{$_} } @meant), '', '... and the process takes them');
+ends_at_once('57014', 'it can be cancelled', sub { $watch->value("SELECT pg_cancel_backend($hung)") });
 
 # ---- calls ----
 

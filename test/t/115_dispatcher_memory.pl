@@ -2,7 +2,7 @@
 # Memory and descriptors of a dispatcher stay flat, however many flows it sends
 # and however they end.
 #
-# FEISHU_TEST_FLOWS: flows after the first ones (default 6,000; script/bench
+# FEISHU_TEST_FLOWS: flows of each round after the first ones (default 2,000; script/bench
 # sends a million).
 
 use strict;
@@ -16,15 +16,24 @@ use FeishuQueue;
 use Test::More;
 
 my $FIRST = 4000;
-my $flows = $ENV{FEISHU_TEST_FLOWS} // 6_000;
+my $flows = $ENV{FEISHU_TEST_FLOWS} // 2_000;
 
-# What the server may take in any case, and what caches and the allocator may
-# still grow by: less than 100 bytes for each flow.
+# What the server may take in any case, and what it may still grow by: bytes that are counted, less than two for each
+# flow; or in kB, where they cannot be counted.  With few flows under way it keeps the same handles all the time.
 my $MOST = 64 * 1024;
+my ($node, $measure, $pid);
 my $TOLERANCE = 512;
+{
+	local %ENV = %ENV;
+	if (count_memory())
+	{
+		$TOLERANCE = 3000;
+		$measure = sub { my ($malloced, $used) = memory_in_use($node, $pid); return $malloced + $used; };
+	}
+	$node = queue_cluster('main', conf => "jit = off\nfeishu_flow.max_in_flight = 8\n");
+}
 
 my $mock = FeishuFlow::Mock->start('--log-limit', '1000');
-my $node = queue_cluster('main', conf => "jit = off\n");
 create_server($node, 'feishu', { base_url => $mock->url });
 create_server($node, 'closed', { base_url => 'http://127.0.0.1:' . closed_port() });
 my $session = FeishuFlow::Session->new($node);
@@ -41,7 +50,7 @@ sub send_flows
 	my ($n) = @_;
 	while ($n > 0)
 	{
-		enqueue_many($session, 1, 1400);
+		enqueue_many($session, 1, 1400, flow_id => \"'flow' || g");
 		enqueue_many($session, 1, 200, flow_id => 'refusedFlow');
 		enqueue_many($session, 1, 200, flow_id => 'retried');
 		enqueue_many($session, 1, 20, flow_id => 'lost');
@@ -54,10 +63,10 @@ sub send_flows
 	return;
 }
 
-my $pid = until_dispatcher($session);
+$pid = until_dispatcher($session);
 send_flows($FIRST);
 my $files = open_files($pid);
-my $growth = least_growth($pid, $TOLERANCE, sub { send_flows($flows); });
+my $growth = least_growth($pid, $TOLERANCE, sub { send_flows($flows); }, $measure, 8);
 is(dispatcher($session), $pid, 'one dispatcher sends all');
 cmp_ok($growth, '<=', $TOLERANCE, "memory of the dispatcher stays flat over $flows flows");
 cmp_ok(private_kilobytes($pid), '<', $MOST, '... below 64 MB');
@@ -69,7 +78,7 @@ my $attempts = sub { return $session->value("SELECT coalesce(sum(no_connection),
 wait_until('it is tried', sub { $attempts->() >= 10 });
 $files = open_files($pid);
 my $tried = sub { my $before = $attempts->(); wait_until('it is tried', sub { $attempts->() >= $before + 20 }); };
-cmp_ok(least_growth($pid, $TOLERANCE, $tried), '<=', $TOLERANCE, 'memory stays flat while nobody answers');
+cmp_ok(least_growth($pid, $TOLERANCE, $tried, $measure), '<=', $TOLERANCE, 'memory stays flat while nobody answers');
 cmp_ok(open_files($pid), '<=', $files + 1, '... and so do descriptors');
 
 done_testing();

@@ -1,0 +1,16 @@
+
+# What a caller gets of the cache of tokens is a function of its state and the time.  So the files that decide on it are
+# built into a program, which tells them the time, to the microsecond.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use Test::More;
+
+run_unit('tokens', ['tokens'], [qw(token token_ask)]);
+
+done_testing();
