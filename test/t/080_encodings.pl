@@ -176,6 +176,7 @@ is($ascii->ask('SELECT ' . enqueue_call($_ => $bytes{$_}))->{sqlstate}, '22021',
 
 # ---- UTF8 with another client ----
 
+$utf8 = $session{utf8};
 $utf8->value("SET client_encoding = 'LATIN1'");
 $mock->fault(type => 'code', code => 2320001, msg => "\x{53c2}\x{6570}");
 fails_with($utf8, flow(), 'LK400', 'Chinese in a refusal keeps its SQLSTATE for a client with LATIN1');
