@@ -142,7 +142,7 @@ class Worker(threading.Thread):
             params = f"jsonb_build_object('n', {{}}, 'padding', {text % self.random.randint(1, 2000000)})"
             arguments["loop_masks"] = f"jsonb_build_array({text % self.random.randint(1, 1000000)})"
         rest = "".join(f", {name} => {value}" for name, value in arguments.items())
-        for number in [n] + ([self.number_one()] if kind == "pair" else []):
+        for number, kind in [(n, kind)] + ([(self.number_one(), "twin")] if kind == "pair" else []):
             transaction.numbers.append(number)
             value = params.format(number) if params else f"'{{\"n\": {number}{padding}}}'"
             self.session.ask(f"INSERT INTO marker SELECT {number}, feishu.enqueue_flow('app', '{flow_id}', {operator}, "

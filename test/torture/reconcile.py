@@ -43,7 +43,7 @@ CALLS = ("callFlow", "slowCall")
 NUMBER = re.compile(r'"n": ?(\d+)')  # params may have been cut
 # Kinds of flows that may fail, and how.
 NO_ANSWER = ("LK500", "LK502", "LK503", "LK504")
-MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": NO_ANSWER, "brief": NO_ANSWER, "pair": ("LK409",),
+MAY_FAIL = {"refused": ("LK400",), "rejected": ("LK400",), "few": NO_ANSWER, "brief": NO_ANSWER,
             "number": ("LK400", *NO_ANSWER), "bomb": NO_ANSWER, "hang": NO_ANSWER}
 REFUSED = ("refused", "rejected", "number")
 LARGE, TOO_LARGE = ("large", "huge", "number"), "HTTP status 413"  # what the front may refuse
@@ -125,7 +125,11 @@ def check_committed(truth, report):
         report("wrong record", f"{n}: was rolled back, and is there")
     for n, (number, kind) in truth.markers.items():
         flows = truth.flows.get(n, ())
-        if not flows:
+        if kind == "twin":
+            # its key was queued by the one before it
+            if flows or truth.started.get(n) or number not in (None, truth.markers[n - 1][0]):
+                report("wrong record", f"{n}: its key was queued again, as {number}")
+        elif not flows:
             report("lost", f"{n} ({kind}): committed, and not in the queue")
         elif len(flows) > 1 or number not in (None, flows[0].id):
             report("wrong record", f"{n} ({kind}): queued as {number}, and there are {[f.id for f in flows]}")
@@ -153,7 +157,7 @@ def check_ends(truth, report):
             report("lost", what)
         elif flow.state == "s" and flow.execution_id not in started and kind != "bomb":
             report("wrong record", what + f": execution {flow.execution_id}")
-        elif flow.state == "u" and not started and not any(truth.started.get(m) for m in twins(truth, n, kind)):
+        elif flow.state == "u" and not started:
             # a refusal that may have been for the key, or nobody asked again
             report(NOT_RUN if flow.unanswered and (kind in REFUSED or refused_large(kind, flow) or TOO_LATE in flow.error or
                              EXHAUSTED in flow.error) else "lost", what)
@@ -169,11 +173,6 @@ def check_ends(truth, report):
 
 def refused_large(kind, flow):
     return kind in LARGE and flow.server == "http2" and TOO_LARGE in (flow.error or "")
-
-
-def twins(truth, n, kind):
-    """The other of a pair with one key."""
-    return [m for m in (n - 1, n + 1) if kind == "pair" and truth.markers.get(m, (0, ""))[1] == "pair"]
 
 
 def check_cancelled(truth, report):
