@@ -109,6 +109,15 @@ lock_flow(int64 id)
 	return false;
 }
 
+/* Is it that a key is queued once?  What a superuser put on the table may throw others. */
+static bool
+is_of_key(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
+		error->schema_name != NULL && strcmp(error->schema_name, QUEUE_SCHEMA) == 0 &&
+		error->constraint_name != NULL && strcmp(error->constraint_name, OUTBOX_KEY_INDEX) == 0;
+}
+
 /* Throw that a flow cannot go back to the queue, for another has its key by now. */
 static void
 report_key_is_taken(int64 id)
@@ -167,7 +176,7 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
-		if (error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
+		if (is_of_key(error))
 			report_key_is_taken(id);
 		ReThrowError(error);
 	}

@@ -29,6 +29,7 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -56,6 +57,9 @@ PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 
 /* To ask for random bytes costs more than the bytes: ask for those of some keys. */
 #define KEYS_AT_ONCE		16
+
+/* So often may the flow that has a key end between two looks at it. */
+#define KEY_TRIES			5
 
 
 void
@@ -177,23 +181,27 @@ static const Oid column_types[NUM_COLUMNS] = {
 
 #define NUM_INSERTED	20
 
+#define INSERT_STATEMENT(conflict) \
+	SQL_STATEMENT("INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts," \
+				  " server_owner, is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id," \
+				  " operator, params, idempotent_key, loop_masks, ordering_key)" \
+				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)" \
+				  conflict, \
+				  20, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID, \
+				  TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
+				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID)
+
 /*
  * By SQL, where insert_row will not do: a superuser has put a trigger, say, on the
- * table, or the key is the user's.  False: the key is in the queue; a transaction that
- * was queueing it was waited for.
+ * table, or the key is the user's.  False: no row was inserted.  With look_at_key, that
+ * is so if the key is in the queue; a transaction that was queueing it was waited for.
  */
 static bool
-insert_by_sql(Datum *values, bool *nulls)
+insert_by_sql(Datum *values, bool *nulls, bool look_at_key)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts,"
-		" server_owner, is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id,"
-		" operator, params, idempotent_key, loop_masks, ordering_key)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)"
-		" ON CONFLICT (server, roleid, idempotent_key) WHERE " OUTBOX_KEY_COUNTS " DO NOTHING",
-		20, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID,
-		TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
-		TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID);
+	static SqlStatement always = INSERT_STATEMENT("");
+	static SqlStatement unless_queued = INSERT_STATEMENT(
+		" ON CONFLICT (server, roleid, idempotent_key) WHERE " OUTBOX_KEY_COUNTS " DO NOTHING");
 	static const int columns[NUM_INSERTED] = {
 		COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_MAX_ATTEMPTS,
 		COLUMN_SERVER_OWNER, COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_CREATED_AT, COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT,
@@ -211,12 +219,16 @@ insert_by_sql(Datum *values, bool *nulls)
 		flags[i] = nulls[columns[i]] ? 'n' : ' ';
 	}
 	sql_begin_as_owner(&caller);
-	inserted = sql_run(&statement, arguments, flags, SPI_OK_INSERT, NULL) > 0;
+	inserted = sql_run(look_at_key ? &unless_queued : &always, arguments, flags,
+					   SPI_OK_INSERT, NULL) > 0;
 	sql_end_as_owner(&caller);
 	return inserted;
 }
 
-/* The flow that has a key of the user's; 0: none has. */
+/*
+ * The flow that has a key of the user's; 0: none has.  Whatever the transaction's
+ * snapshot says: by now it may have failed, and then nothing would be started.
+ */
 static int64
 find_key(const QueuedFlow *flow)
 {
@@ -234,9 +246,31 @@ find_key(const QueuedFlow *flow)
 	int64		id = 0;
 
 	sql_begin_as_owner(&caller);
-	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0)
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0)
 		id = sql_int64(0, 1);
 	sql_end_as_owner(&caller);
+	return id;
+}
+
+/*
+ * Insert the row, whose key is the user's; returns its id, or that of the flow that has
+ * the key.  That one may have ended before it is seen; but what a superuser has put on
+ * the table may throw each row away, too, and may do so.
+ */
+static int64
+insert_key(const QueuedFlow *flow, int64 id, Datum *values, bool *nulls)
+{
+	for (int i = 0; i < KEY_TRIES; i++)
+	{
+		int64		other;
+
+		if (insert_by_sql(values, nulls, true))
+			return id;
+		other = find_key(flow);
+		if (other != 0)
+			return other;
+	}
+	(void) insert_by_sql(values, nulls, false);
 	return id;
 }
 
@@ -304,18 +338,15 @@ insert_flow(const QueuedFlow *flow)
 	if (flow->ordering_key != NULL)
 		SET(COLUMN_ORDERING_KEY, CStringGetTextDatum(flow->ordering_key));
 
-	if (!own_key || !insert_row(outbox, NUM_COLUMNS, column_types, values, nulls))
+	if (!own_key)
 	{
-		while (!insert_by_sql(values, nulls))
-		{
-			int64		other = find_key(flow);
+		int64		other = insert_key(flow, id, values, nulls);
 
-			/* it may have ended since */
-			if (other != 0)
-				return other;
-			CHECK_FOR_INTERRUPTS();
-		}
+		if (other != id)
+			return other;
 	}
+	else if (!insert_row(outbox, NUM_COLUMNS, column_types, values, nulls))
+		(void) insert_by_sql(values, nulls, false);
 
 	news_tell_row(id);
 	outbox_warn_without_dispatcher();

@@ -34,6 +34,8 @@ typedef struct QueuedFlow
 #define OUTBOX_KEY_COUNTS \
 	"NOT own_key AND state OPERATOR(pg_catalog.=) ANY ('{q,s,u}'::pg_catalog.\"char\"[])"
 
+#define OUTBOX_KEY_INDEX	"outbox_key_idx"
+
 /* An expires_at that was given, even if it is -infinity. */
 #define OUTBOX_EXPIRES_AT(given) Max((given), DT_NOBEGIN + 1)
 

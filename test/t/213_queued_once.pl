@@ -104,6 +104,23 @@ is($session->value('BEGIN; SAVEPOINT s; SELECT ' . enqueue_call(idempotent_key =
 	  . enqueue_call(idempotent_key => 'order-8') . ' > 0; COMMIT'), "t\nt", 'a key that was rolled back to a savepoint is queued');
 is(queued('order-8'), 1, '... once');
 
+# ---- a transaction with an old snapshot ----
+
+foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
+{
+	$session->value("SELECT feishu.pause_server('feishu')");
+	my $ended = enqueue($session, idempotent_key => "old $level");
+	$second->value("BEGIN ISOLATION LEVEL $level; SELECT count(*) FROM feishu.flows");
+	$session->value("SELECT feishu.cancel_flow($ended)");
+	my $anew = enqueue($second, idempotent_key => "old $level");
+	isnt($anew, $ended, "$level: the key of a flow that was cancelled since the snapshot is queued");
+	is(enqueue($second, idempotent_key => "old $level"), $anew, '... once');
+	$second->value('COMMIT');
+	$session->value("SELECT feishu.resume_server('feishu')");
+	until_ended($session);
+	is($session->value("SELECT state FROM feishu.flows WHERE id = $anew"), 'succeeded', '... and sent');
+}
+
 # ---- roles ----
 
 $session->value('CREATE ROLE clerk; GRANT USAGE ON FOREIGN SERVER feishu TO clerk');

@@ -260,6 +260,31 @@ foreach my $case (
 	$as{stranger}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE namespace = 'refused'; SELECT feishu.purge_flows('infinity')");
 }
 
+# The same with a key of the user's: what throws rows away does not have it looked for without end.
+foreach my $case (
+	[ 'rule', "CREATE RULE mine AS ON INSERT TO feishu_internal.outbox WHERE NEW.namespace = 'refused' DO INSTEAD NOTHING", 'DROP RULE mine ON feishu_internal.outbox' ],
+	[ 'trigger', q{CREATE FUNCTION public.none() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';}
+		  . q{ CREATE TRIGGER mine BEFORE INSERT ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION public.none()}, 'DROP TRIGGER mine ON feishu_internal.outbox' ])
+{
+	my ($what, $make, $drop) = @$case;
+	$session->value($make);
+	foreach my $key ([], [ idempotent_key => 'mine' ])
+	{
+		my $end = $as{stranger}->ask("SET statement_timeout = '10s'; SELECT " . enqueue_call(%refused, @$key));
+		is($end->{sqlstate}, '00000', "a $what of a superuser may throw a flow away" . (@$key ? ' that has a key' : ''));
+	}
+	is($session->value("SELECT count(*) FROM feishu.flows WHERE namespace = 'refused'"), 0, '... and does');
+	$session->value($drop);
+}
+
+# What it throws is not taken for a key that was queued again.
+$id = enqueue($as{stranger}, %refused, idempotent_key => 'twice');
+$session->value(q{CREATE FUNCTION public.throws() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE unique_violation USING MESSAGE = ''his''; END';}
+	  . q{ CREATE TRIGGER mine BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION public.throws()});
+fails_with($as{stranger}, "SELECT feishu.cancel_flow($id)", '23505', 'what a trigger of a superuser throws is told as it is', message => qr/^his$/);
+$session->value('DROP TRIGGER mine ON feishu_internal.outbox');
+$as{stranger}->value("RESET statement_timeout; SELECT feishu.cancel_flow($id)");
+
 # ---- what others define is not called ----
 
 $session->value('GRANT CREATE ON DATABASE postgres TO stranger');
