@@ -59,6 +59,7 @@ OBJS = \
 	src/lock_wait.o \
 	src/maintain.o \
 	src/mask.o \
+	src/names.o \
 	src/needs.o \
 	src/news.o \
 	src/nls.o \
