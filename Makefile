@@ -72,6 +72,7 @@ OBJS = \
 	src/phrases.o \
 	src/rate.o \
 	src/record.o \
+	src/record_text.o \
 	src/report.o \
 	src/request.o \
 	src/role.o \

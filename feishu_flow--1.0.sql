@@ -182,6 +182,8 @@ CREATE TABLE feishu_internal.outbox (
     log_id text,
     sqlstate text,
     error text,
+    report text,                        -- for wait_flow: its message, and on the next lines its DETAIL
+    hint text,
     response jsonb
 ) USING heap;
 
@@ -201,6 +203,8 @@ ALTER TABLE feishu_internal.outbox
     ALTER log_id SET STATISTICS 0,
     ALTER sqlstate SET STATISTICS 0,
     ALTER error SET STATISTICS 0,
+    ALTER report SET STATISTICS 0,
+    ALTER hint SET STATISTICS 0,
     ALTER response SET STATISTICS 0;
 
 COMMENT ON TABLE feishu_internal.outbox IS
@@ -367,7 +371,7 @@ SELECT o.id,
     o.loop_masks, o.ordering_key, o.created_at,
     COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
-    o.sqlstate, o.error, o.response
+    o.sqlstate, o.error, o.hint, o.response
 FROM feishu_internal.outbox o
 WHERE pg_has_role(o.roleid, 'USAGE');
 
@@ -456,6 +460,7 @@ CREATE FUNCTION feishu.stat_flows(
     OUT no_connection bigint,
     OUT timeout bigint,
     OUT retries bigint,
+    OUT unsent bigint,
     OUT total_time double precision,
     OUT min_time double precision,
     OUT max_time double precision,
@@ -471,7 +476,7 @@ COMMENT ON FUNCTION feishu.stat_flows() IS
 
 CREATE VIEW feishu.stat_flows AS
   SELECT server, namespace, flow_id, calls, successes, refused, credentials, permission, not_found, key_used,
-         rate_limited, platform, bad_answer, no_connection, timeout, retries,
+         rate_limited, platform, bad_answer, no_connection, timeout, retries, unsent,
          total_time, min_time, max_time, mean_time, stddev_time, stats_since
   FROM feishu.stat_flows();
 
@@ -490,6 +495,7 @@ COMMENT ON COLUMN feishu.stat_flows.bad_answer IS 'LK502: an answer that cannot 
 COMMENT ON COLUMN feishu.stat_flows.no_connection IS 'LK503: no connection, or lost.';
 COMMENT ON COLUMN feishu.stat_flows.timeout IS 'LK504: no answer in time.';
 COMMENT ON COLUMN feishu.stat_flows.retries IS 'Attempts of queued flows that were not their first.';
+COMMENT ON COLUMN feishu.stat_flows.unsent IS 'Queued flows that failed without an attempt.';
 COMMENT ON COLUMN feishu.stat_flows.stats_since IS 'Time of the first call counted here.';
 
 CREATE FUNCTION feishu.stat_evictions()
