@@ -177,6 +177,9 @@ static const Oid column_types[NUM_COLUMNS] = {
 
 #define NUM_INSERTED	20
 
+/* The flow that has a key does not end just now so often. */
+#define INSERT_TRIES	100
+
 /*
  * By SQL, where insert_row will not do: a superuser has put a trigger, say, on the
  * table, or the key is the user's.  False: the key is in the queue; a transaction that
@@ -306,13 +309,15 @@ insert_flow(const QueuedFlow *flow)
 
 	if (!own_key || !insert_row(outbox, NUM_COLUMNS, column_types, values, nulls))
 	{
-		while (!insert_by_sql(values, nulls))
+		for (int i = 0; !insert_by_sql(values, nulls); i++)
 		{
-			int64		other = find_key(flow);
+			int64		other = own_key ? 0 : find_key(flow);
 
 			/* it may have ended since */
 			if (other != 0)
 				return other;
+			if (own_key || i == INSERT_TRIES)
+				break;			/* something on the table suppresses the row */
 			CHECK_FOR_INTERRUPTS();
 		}
 	}
