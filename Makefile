@@ -59,6 +59,7 @@ OBJS = \
 	src/lock_wait.o \
 	src/maintain.o \
 	src/mask.o \
+	src/names.o \
 	src/needs.o \
 	src/news.o \
 	src/nls.o \
@@ -71,6 +72,7 @@ OBJS = \
 	src/phrases.o \
 	src/rate.o \
 	src/record.o \
+	src/record_text.o \
 	src/report.o \
 	src/request.o \
 	src/role.o \

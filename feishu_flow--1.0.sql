@@ -182,6 +182,8 @@ CREATE TABLE feishu_internal.outbox (
     log_id text,
     sqlstate text,
     error text,
+    report text,                        -- for wait_flow: its message, and on the next lines its DETAIL
+    hint text,
     response jsonb
 ) USING heap;
 
@@ -201,6 +203,8 @@ ALTER TABLE feishu_internal.outbox
     ALTER log_id SET STATISTICS 0,
     ALTER sqlstate SET STATISTICS 0,
     ALTER error SET STATISTICS 0,
+    ALTER report SET STATISTICS 0,
+    ALTER hint SET STATISTICS 0,
     ALTER response SET STATISTICS 0;
 
 COMMENT ON TABLE feishu_internal.outbox IS
@@ -367,12 +371,40 @@ SELECT o.id,
     o.loop_masks, o.ordering_key, o.created_at,
     COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
-    o.sqlstate, o.error, o.response
+    o.sqlstate, o.error, o.hint, o.response
 FROM feishu_internal.outbox o
 WHERE pg_has_role(o.roleid, 'USAGE');
 
 COMMENT ON VIEW feishu.flows IS
 'Queued and finished flows of the roles whose privileges the current user has.';
+-- Short, so that \d+ fits into 120 columns.
+COMMENT ON COLUMN feishu.flows.id IS 'From enqueue_flow';
+COMMENT ON COLUMN feishu.flows.state IS 'Waits, under way, or its end';
+COMMENT ON COLUMN feishu.flows.server IS 'Foreign server';
+COMMENT ON COLUMN feishu.flows.role IS 'Who queued it';
+COMMENT ON COLUMN feishu.flows.namespace IS 'Namespace of the application';
+COMMENT ON COLUMN feishu.flows.flow_id IS 'API name of the flow';
+COMMENT ON COLUMN feishu.flows.operator IS 'In whose name it runs';
+COMMENT ON COLUMN feishu.flows.params IS 'Input parameters by API name';
+COMMENT ON COLUMN feishu.flows.is_async IS 'Whether its end is left open';
+COMMENT ON COLUMN feishu.flows.idempotent_key IS 'Started at most once with it';
+COMMENT ON COLUMN feishu.flows.loop_masks IS 'Masks against endless loops';
+COMMENT ON COLUMN feishu.flows.ordering_key IS 'One after the other with it';
+COMMENT ON COLUMN feishu.flows.created_at IS 'When it was queued';
+COMMENT ON COLUMN feishu.flows.run_at IS 'Not to be sent before';
+COMMENT ON COLUMN feishu.flows.expires_at IS 'Fails if it waits until then';
+COMMENT ON COLUMN feishu.flows.attempts IS 'Requests so far that count';
+COMMENT ON COLUMN feishu.flows.max_attempts IS 'NULL: as the setting says';
+COMMENT ON COLUMN feishu.flows.finished_at IS 'NULL until it has ended';
+COMMENT ON COLUMN feishu.flows.execution_id IS 'Its run on the platform';
+COMMENT ON COLUMN feishu.flows.flow_status IS 'data.status of the last answer';
+COMMENT ON COLUMN feishu.flows.code IS 'code of the last answer';
+COMMENT ON COLUMN feishu.flows.flow_code IS 'data.code of the last answer';
+COMMENT ON COLUMN feishu.flows.log_id IS 'For the platform''s support';
+COMMENT ON COLUMN feishu.flows.sqlstate IS 'SQLSTATE of the last attempt';
+COMMENT ON COLUMN feishu.flows.error IS 'What went wrong';
+COMMENT ON COLUMN feishu.flows.hint IS 'What to do about it';
+COMMENT ON COLUMN feishu.flows.response IS 'The last answer, as it came';
 
 CREATE FUNCTION feishu.dispatch_problem()
 RETURNS text
@@ -421,6 +453,15 @@ WHERE (pg_has_role('pg_monitor', 'USAGE') AND q.server IS NOT NULL)
 
 COMMENT ON VIEW feishu.dispatch_status IS
 'Servers with queued flows or a pause, for roles with USAGE on them and for pg_monitor.';
+COMMENT ON COLUMN feishu.dispatch_status.server IS 'Foreign server';
+COMMENT ON COLUMN feishu.dispatch_status.queued IS 'Flows that wait';
+COMMENT ON COLUMN feishu.dispatch_status.sending IS 'Flows under way';
+COMMENT ON COLUMN feishu.dispatch_status.oldest_queued IS 'When the first was queued';
+COMMENT ON COLUMN feishu.dispatch_status.paused IS 'Paused or held back';
+COMMENT ON COLUMN feishu.dispatch_status.pause_reason IS 'Why nothing is sent';
+COMMENT ON COLUMN feishu.dispatch_status.resume_at IS 'Next attempt; NULL: by hand';
+COMMENT ON COLUMN feishu.dispatch_status.due IS 'Flows whose run_at has come';
+COMMENT ON COLUMN feishu.dispatch_status.oldest_due IS 'Since when the first is due';
 
 --
 -- The trigger.
@@ -456,6 +497,7 @@ CREATE FUNCTION feishu.stat_flows(
     OUT no_connection bigint,
     OUT timeout bigint,
     OUT retries bigint,
+    OUT unsent bigint,
     OUT total_time double precision,
     OUT min_time double precision,
     OUT max_time double precision,
@@ -471,26 +513,35 @@ COMMENT ON FUNCTION feishu.stat_flows() IS
 
 CREATE VIEW feishu.stat_flows AS
   SELECT server, namespace, flow_id, calls, successes, refused, credentials, permission, not_found, key_used,
-         rate_limited, platform, bad_answer, no_connection, timeout, retries,
+         rate_limited, platform, bad_answer, no_connection, timeout, retries, unsent,
          total_time, min_time, max_time, mean_time, stddev_time, stats_since
   FROM feishu.stat_flows();
 
 COMMENT ON VIEW feishu.stat_flows IS
 'Attempts to start flows of this database, by server and flow, since stats_since: how they ended, and the time they took in milliseconds.';
-COMMENT ON COLUMN feishu.stat_flows.calls IS 'Attempts that have ended; the sum of the next eleven columns.';
-COMMENT ON COLUMN feishu.stat_flows.successes IS 'Accepted by the platform.';
-COMMENT ON COLUMN feishu.stat_flows.refused IS 'LK400: parameters, or the flow itself.';
-COMMENT ON COLUMN feishu.stat_flows.credentials IS 'LK401: credentials or token refused.';
-COMMENT ON COLUMN feishu.stat_flows.permission IS 'LK403: scope, permission, app disabled, IP address refused.';
-COMMENT ON COLUMN feishu.stat_flows.not_found IS 'LK404: no such flow, or a wrong base_url.';
-COMMENT ON COLUMN feishu.stat_flows.key_used IS 'LK409: idempotent key already used.';
-COMMENT ON COLUMN feishu.stat_flows.rate_limited IS 'LK429: rate limit or monthly quota.';
-COMMENT ON COLUMN feishu.stat_flows.platform IS 'LK500: failure on the platform''s side.';
-COMMENT ON COLUMN feishu.stat_flows.bad_answer IS 'LK502: an answer that cannot be used.';
-COMMENT ON COLUMN feishu.stat_flows.no_connection IS 'LK503: no connection, or lost.';
-COMMENT ON COLUMN feishu.stat_flows.timeout IS 'LK504: no answer in time.';
-COMMENT ON COLUMN feishu.stat_flows.retries IS 'Attempts of queued flows that were not their first.';
-COMMENT ON COLUMN feishu.stat_flows.stats_since IS 'Time of the first call counted here.';
+COMMENT ON COLUMN feishu.stat_flows.server IS 'Foreign server';
+COMMENT ON COLUMN feishu.stat_flows.namespace IS 'Namespace of the application';
+COMMENT ON COLUMN feishu.stat_flows.flow_id IS 'API name of the flow';
+COMMENT ON COLUMN feishu.stat_flows.calls IS 'Attempts that have ended';
+COMMENT ON COLUMN feishu.stat_flows.successes IS 'Accepted by the platform';
+COMMENT ON COLUMN feishu.stat_flows.refused IS 'LK400: parameters, or the flow';
+COMMENT ON COLUMN feishu.stat_flows.credentials IS 'LK401: credentials or token';
+COMMENT ON COLUMN feishu.stat_flows.permission IS 'LK403: scope or permission';
+COMMENT ON COLUMN feishu.stat_flows.not_found IS 'LK404: no such flow or address';
+COMMENT ON COLUMN feishu.stat_flows.key_used IS 'LK409: key already used';
+COMMENT ON COLUMN feishu.stat_flows.rate_limited IS 'LK429: rate limit or quota';
+COMMENT ON COLUMN feishu.stat_flows.platform IS 'LK500: failure on its side';
+COMMENT ON COLUMN feishu.stat_flows.bad_answer IS 'LK502: answer cannot be used';
+COMMENT ON COLUMN feishu.stat_flows.no_connection IS 'LK503: no connection, or lost';
+COMMENT ON COLUMN feishu.stat_flows.timeout IS 'LK504: no answer in time';
+COMMENT ON COLUMN feishu.stat_flows.retries IS 'Attempts after the first';
+COMMENT ON COLUMN feishu.stat_flows.unsent IS 'Failed without an attempt';
+COMMENT ON COLUMN feishu.stat_flows.total_time IS 'Of all attempts, in ms';
+COMMENT ON COLUMN feishu.stat_flows.min_time IS 'Of the shortest, in ms';
+COMMENT ON COLUMN feishu.stat_flows.max_time IS 'Of the longest, in ms';
+COMMENT ON COLUMN feishu.stat_flows.mean_time IS 'Mean, in ms';
+COMMENT ON COLUMN feishu.stat_flows.stddev_time IS 'Standard deviation, in ms';
+COMMENT ON COLUMN feishu.stat_flows.stats_since IS 'When counting began';
 
 CREATE FUNCTION feishu.stat_evictions()
 RETURNS bigint

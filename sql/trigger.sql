@@ -87,7 +87,7 @@ CREATE TABLE docs (id int, title text, doc jsonb, tags text[], amount numeric);
 CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON docs FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'docs', '',
   '{"plain": ["$.op", "$.schema", "$.table", "$.new.id", "$.new.amount", "$.new.title", "$.old.title"],
     "rows": {"new": "$.new", "old": "$.old"},
-    "found": {"none": "$.new.doc.x.y", "no column": "$.new.nothing", "one": "$.new.doc.list[0]", "several": "$.new.doc.list[*]",
+    "found": {"none": "$.new.doc.x.y", "no member": "$.new.amount.nothing", "one": "$.new.doc.list[0]", "several": "$.new.doc.list[*]",
               "array": "$.new.doc.list", "into arrays": "$.new.doc.items.n", "filter": "$.new.doc.items[*] ? (@.n > 1).s",
               "of old": "$.new.doc.items[*] ? (@.n == $.old.id)", "any": "$.new.*.a.**.b"},
     "computed": {"size": "$.new.tags.size()", "sum": "$.new.id + 1", "bool": "$.new.id > 3", "type": "$.new.tags.type()"},
@@ -100,6 +100,73 @@ SELECT params -> 'plain' AS plain, params -> 'found' AS found, params -> 'comput
 DELETE FROM docs;
 SELECT params -> 'plain' AS plain, params -> 'rows' AS rows FROM pg_temp.queued();
 DROP TRIGGER t ON docs;
+
+-- In a text, ${} is replaced by the one scalar that is found; of dollars before a brace each pair stands for one.
+CREATE TRIGGER t AFTER INSERT OR DELETE ON docs FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'text', '{"email": "u${$.new.id}@example.com"}',
+  '{"of kinds": ["doc-${$.new.id}", "${$.new.id}", "${$.new.title}!", "${$.op} ${$.schema}.${$.table}", "${$.new.doc.ok}", "${$.new.amount}", "是${$.new.title}是"],
+    "braces": ["$${$.new.id}", "a $${b", "$$${$.new.amount}", "a $$${$.new.amount}", "$$$${", "a $$$${", "{$.new.id}", "a } {", "$$ ${$.new.id}", "a $ {$.new.id}", "$$$"],
+    "paths": ["${ $.new.id + 1 }", "${$.new.tags[0]}", "${$.new.tags[*] ? (@ like_regex \"^b{1}$\")}", "${$.**{3}.ok}", "${\"}$\"}", "${lax $.new.\"title\"}", "${strict $.new.id}",
+              "${$.new.doc.\"}\\\"{\"}"],
+    "${$.new.id}": 1}',
+  '{"idempotent_key": "doc-${$.new.id}", "ordering_key": "${$.table}-${$.new.id}"}');
+INSERT INTO docs VALUES (7, 'one', '{"ok": true, "}\"{": "odd", "in": {"ok": "it"}}', '{a,b}', 12.50);
+SELECT f.operator, idempotent_key, ordering_key, jsonb_pretty(f.params) FROM feishu.flows f JOIN pg_temp.queued() q ON q.params = f.params;
+DELETE FROM docs;
+INSERT INTO docs VALUES (NULL, 'one', '{"ok": true}', '{a,b}', 12.50);
+CREATE OR REPLACE TRIGGER t AFTER INSERT ON docs FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'text', '', '{"a": "tags ${$.new.tags[*]}"}');
+INSERT INTO docs VALUES (1, 'one', '{}', '{a,b}');
+CREATE OR REPLACE TRIGGER t AFTER INSERT ON docs FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'text', '', '{"a": "doc ${$.new.doc}"}');
+INSERT INTO docs VALUES (1, 'one', '{}');
+CREATE OR REPLACE TRIGGER t AFTER INSERT ON docs FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'text', '', '{"a": "doc ${$.new.id"}');
+INSERT INTO docs VALUES (1, 'one', '{}');
+\set VERBOSITY terse
+CREATE OR REPLACE TRIGGER t AFTER INSERT ON docs FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'text', '', '{"a": "doc ${new.id}"}');
+INSERT INTO docs VALUES (1, 'one', '{}');
+CREATE OR REPLACE TRIGGER t AFTER INSERT ON docs FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'text', '', '{"a": "doc ${}"}');
+INSERT INTO docs VALUES (1, 'one', '{}');
+\set VERBOSITY default
+SELECT * FROM pg_temp.queued();
+SELECT count(*) FROM docs;
+DROP TRIGGER t ON docs;
+
+-- What the event or its rows cannot have is an error, with what was meant.
+CREATE TABLE named (id int, "Quoted ""col" int, gone int, twice int GENERATED ALWAYS AS (id * 2) STORED, owner_email text, doc jsonb);
+ALTER TABLE named DROP COLUMN gone;
+CREATE FUNCTION pg_temp.look(path text, timing text DEFAULT 'AFTER INSERT OR UPDATE ON named FOR EACH ROW') RETURNS text LANGUAGE plpgsql
+AS $$
+DECLARE
+  hint text;
+BEGIN
+  EXECUTE format('CREATE OR REPLACE TRIGGER t %s EXECUTE FUNCTION feishu.flow_trigger(''package_x__c'', ''named'', '''', %L)', timing,
+    jsonb_build_object('a', path));
+  INSERT INTO named (id, "Quoted ""col", owner_email) VALUES (1, 2, 'x@example.com');
+  RETURN (SELECT (params -> 'a')::text FROM pg_temp.queued());
+EXCEPTION WHEN OTHERS THEN
+  GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+  RETURN concat_ws(' | ', SQLSTATE, SQLERRM, hint);
+END $$;
+\t on
+\a
+SELECT path, pg_temp.look(path) FROM (VALUES ('$.new.id'), ('$.new."Quoted \"col"'), ('$.new.twice'), ('$.old.id'), ('$.new.doc.anything'), ('$.new.id.anything'), ('$.new.*.anything'),
+  ('$.**.anything'), ('$.new.type()'), ('$.new.owner_email ? (@ starts with "x")'), ('$.root_table'), ('id ${$.new.id}'), ('$.new.ID'), ('$.new.gone'), ('$.new.owner_mail'),
+  ('$.new.ownerEmail'), ('$.new.quoted'), ('$.new.ctid'), ('$.old.idd'), ('strict $.new.nothing'), ('lax $.new.nothing'), ('$.new[*].nothing'), ('$.new ? (@.nothing > 1).id'),
+  ('$.new.id ? ($.new.nothing > @)'), ('$.new.id + $.new.nothing'), ('exists($.new.nothing)'), ('-$.new.nothing'), ('id ${$.new.nothing}'), ('$.New.id'), ('$.id'), ('$.new_rows[*].id'),
+  ('$.tabel')) p (path);
+SELECT path, pg_temp.look(path, 'AFTER INSERT ON named REFERENCING NEW TABLE AS n FOR EACH STATEMENT')
+FROM (VALUES ('$.new_rows[*].id'), ('$.new_rows.twice'), ('$.new_rows[0]."Quoted \"col"'), ('$.old_rows'), ('$.new_rows[*].idd'), ('$.old_rows.nothing'), ('$.new.id'), ('$.new_row')) p (path);
+SELECT path, pg_temp.look(path, 'AFTER INSERT ON named FOR EACH STATEMENT') FROM (VALUES ('$.op'), ('$.new_rows')) p (path);
+\t off
+\a
+-- At the first firing after the table was changed.
+CREATE OR REPLACE TRIGGER t AFTER UPDATE ON named FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'named', '{"email": "$.new.owner_email"}');
+DELETE FROM named WHERE ctid > (SELECT min(ctid) FROM named);
+UPDATE named SET id = 2;
+ALTER TABLE named RENAME owner_email TO owners_email;
+UPDATE named SET id = 3;
+ALTER TABLE named DROP COLUMN owners_email;
+UPDATE named SET id = 3;
+SELECT flow_id, operator FROM pg_temp.queued();
+DROP TABLE named;
 
 -- Templates that are empty or null are as good as absent; one may be a single jsonpath.
 CREATE TRIGGER a AFTER INSERT ON docs FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'a', 'null', 'null', 'null');
@@ -180,7 +247,25 @@ UPDATE parts SET v = 'z' WHERE id = 1;
 UPDATE parts SET k = 2 WHERE id = 1;
 DELETE FROM parts_2 WHERE id = 1;
 SELECT flow_id, params FROM pg_temp.queued();
-DROP TABLE parts;
+-- ... and the root, by the names that it has then, for partitions of partitions, too.
+DROP TRIGGER s ON parts;
+CREATE OR REPLACE TRIGGER r AFTER INSERT ON parts FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'r', '',
+  '{"table": "${$.schema}.${$.table}", "root": "${$.root_schema}.${$.root_table}"}');
+CREATE TABLE parts_3 PARTITION OF parts FOR VALUES IN (3) PARTITION BY LIST (id);
+CREATE TABLE parts_3_1 PARTITION OF parts_3 FOR VALUES IN (1);
+INSERT INTO parts VALUES (1, 1, 'a'), (1, 3, 'a');
+ALTER TABLE parts RENAME TO portions;
+INSERT INTO parts_1 (id, k) VALUES (1, 1);
+INSERT INTO portions VALUES (1, 3, 'a');
+CREATE SCHEMA regress_trigger3;
+ALTER TABLE portions SET SCHEMA regress_trigger3;
+INSERT INTO parts_3_1 VALUES (1, 3, 'a');
+ALTER TABLE regress_trigger3.portions DETACH PARTITION parts_3;
+CREATE TRIGGER r AFTER INSERT ON parts_3 FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('package_x__c', 'r', '', '{"root": "$.root_table"}');
+INSERT INTO parts_3 VALUES (1, 3, 'a');
+SELECT params FROM pg_temp.queued();
+DROP SCHEMA regress_trigger3 CASCADE;
+DROP TABLE parts_3;
 
 -- Inheritance, COPY, a conflict, a deferred constraint trigger.
 CREATE TABLE parent (id int);
@@ -262,7 +347,9 @@ SELECT pg_temp.attempt('package_x__c');
 SELECT pg_temp.attempt('package_x__c', 'x', '', '', '', '');
 SELECT pg_temp.attempt('', 'x');
 SELECT pg_temp.attempt('package_x__c', '..');
-SELECT pg_temp.attempt('package_x__c', 'x', '{"_id": "$.new.nothing"}');
+SELECT pg_temp.attempt('package_x__c', 'x', '{"_id": "$.new.id.nothing"}');
+SELECT pg_temp.attempt('package_x__c', 'x', '', '', '{"ordering_key": "$.new.nothing"}');
+SELECT pg_temp.attempt('package_x__c', 'x', '', '', '{"idempotent_key": "order-${$.new.t[1]}"}');
 SELECT pg_temp.attempt('package_x__c', 'x', '"$.new.t"');
 SELECT pg_temp.attempt('package_x__c', 'x', '', '"$.new.t"');
 SELECT pg_temp.attempt('package_x__c', 'x', '', '[]');

@@ -35,6 +35,7 @@
 #include "nls.h"
 #include "origin.h"
 #include "outbox.h"
+#include "record_text.h"
 #include "sqlrun.h"
 
 PG_FUNCTION_INFO_V1(feishu_cancel_flow);
@@ -222,15 +223,17 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 		" finished_at = pg_catalog.clock_timestamp(),"
 		" state = CASE WHEN unanswered THEN 'u' ELSE 'c' END::pg_catalog.\"char\","
 		" error = CASE WHEN unanswered THEN"
-		" COALESCE(error OPERATOR(pg_catalog.||) $3, $2) ELSE error END"
+		" COALESCE(error OPERATOR(pg_catalog.||) $3, $2) ELSE error END,"
+		" hint = CASE WHEN unanswered THEN $4 ELSE hint END"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
-		3, INT8OID, TEXTOID, TEXTOID);
+		4, INT8OID, TEXTOID, TEXTOID, TEXTOID);
 	int64		id = PG_GETARG_INT64(0);
 	const char *error = _("cancelled after it was sent");
-	Datum		values[3] = {
+	Datum		values[4] = {
 		Int64GetDatum(id),
 		CStringGetTextDatum(error),
-		CStringGetTextDatum(psprintf(_("; %s"), error))
+		CStringGetTextDatum(psprintf(_("; %s"), error)),
+		CStringGetTextDatum(record_unconfirmed_hint())
 	};
 
 	sql_check_writable("cancel_flow()");
@@ -248,7 +251,7 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 		" own_key = own_key OR $4 IS NOT NULL,"
 		" unanswered = unanswered AND $4 IS NULL,"
 		" code = NULL, execution_id = NULL, flow_status = NULL, flow_code = NULL,"
-		" log_id = NULL, sqlstate = NULL, error = NULL, response = NULL"
+		" log_id = NULL, sqlstate = NULL, error = NULL, report = NULL, hint = NULL, response = NULL"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
 		6, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, OIDOID, INT8OID);
 	int64		id = PG_GETARG_INT64(0);

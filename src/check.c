@@ -153,7 +153,7 @@ check_namespace(CheckReport *report, const CallScope *scope, FlowServer *server,
 	FlowLimits	limits = execute_limits(server, -1);
 	const FlowOutcome *outcome;
 
-	outcome = flow_call_outcome(execute_call(scope, server, request, &limits));
+	outcome = flow_call_outcome(execute_call(scope, server, request, &limits, NULL));
 	if (outcome->sqlstate == 0 || outcome->sqlstate == ERRCODE_FEISHU_REFUSED ||
 		(outcome->sqlstate == ERRCODE_FEISHU_NOT_FOUND && outcome->response != NULL &&
 		 outcome->response->inner_code != NULL))
@@ -284,7 +284,7 @@ check_all(CheckReport *report, const CallScope *scope, const char *server_name,
 		request_check(&request);
 	}
 
-	outcome = flow_call_outcome(execute_call(scope, server, NULL, &limits));
+	outcome = flow_call_outcome(execute_call(scope, server, NULL, &limits, NULL));
 	report->latency_us = outcome->duration_us;
 	if (outcome->sqlstate != 0)
 	{

@@ -151,6 +151,8 @@ typedef struct Flight
 	TimestampTz hold_until;		/* its lane is to wait until then; 0: not */
 	int			sqlstate;
 	char	   *error;
+	char	   *report;			/* see the table; NULL: error says it all */
+	char	   *hint;			/* or NULL */
 	FlowResponse *response;
 	char	   *log_id;
 } Flight;
@@ -423,10 +425,8 @@ extern void record_decide_not_ours(Flight *flight);
 extern void record_decide_too_large(Flight *flight, int max_kilobytes);
 
 /* Why a flow that may not be sent any more has failed. */
-extern const char *record_expired_text(void);
 
 /* Why a flow that was queued in another database is cancelled. */
-extern const char *record_not_ours_text(void);
 
 /* dispatch_tokens.c: refresh tokens for the sessions that asked; in a transaction */
 extern void tokens_refresh_asked(void);

@@ -39,9 +39,11 @@
 
 #include "compat.h"
 #include "event.h"
+#include "names.h"
+#include "needs.h"
 #include "nls.h"
 
-#define NUM_PLAIN_MEMBERS	3	/* op, schema, table */
+#define NUM_PLAIN_MEMBERS	5	/* op, schema, table, root_schema, root_table */
 
 /* How a column becomes jsonb. */
 typedef enum ColumnKind
@@ -71,6 +73,9 @@ struct EventPlan
 	Oid			relid;
 	JsonbValue	schema;
 	JsonbValue	table;
+	Oid			rootid;			/* of a partition, else InvalidOid */
+	JsonbValue	root_schema;
+	JsonbValue	root_table;
 	bool		side[EVENT_SIDES];
 	int			last_attno[EVENT_SIDES];	/* of those that are stored */
 	int			num_wanted[EVENT_SIDES];
@@ -96,33 +101,6 @@ string_init(JsonbValue *value, char *text)
 	value->type = jbvString;
 	value->val.string.val = text;
 	value->val.string.len = strlen(text);
-}
-
-void
-event_need_all(EventNeeds *needs)
-{
-	needs->any = true;
-	for (int i = 0; i < EVENT_SIDES; i++)
-	{
-		needs->side[i] = true;
-		needs->all_columns[i] = true;
-	}
-}
-
-/* Is a column needed of this side? */
-static bool
-needs_column(const EventNeeds *needs, int side, const char *name)
-{
-	ListCell   *cell;
-
-	if (needs->all_columns[side])
-		return true;
-	foreach(cell, needs->columns[side])
-	{
-		if (strcmp((char *) lfirst(cell), name) == 0)
-			return true;
-	}
-	return false;
 }
 
 /* See ColumnKind.  The result must be that of to_jsonb. */
@@ -183,11 +161,19 @@ event_plan_create(Relation rel, const EventNeeds *needs)
 {
 	TupleDesc	tupdesc = RelationGetDescr(rel);
 	EventPlan  *plan;
+	char	   *schema;
+	char	   *table;
 
 	plan = palloc0(offsetof(EventPlan, columns) + tupdesc->natts * sizeof(EventColumn));
 	plan->relid = RelationGetRelid(rel);
 	string_init(&plan->schema, get_namespace_name(RelationGetNamespace(rel)));
 	string_init(&plan->table, pstrdup(RelationGetRelationName(rel)));
+	plan->rootid = names_find_root(rel, &schema, &table);
+	if (OidIsValid(plan->rootid))
+	{
+		string_init(&plan->root_schema, schema);
+		string_init(&plan->root_table, table);
+	}
 	for (int side = 0; side < EVENT_SIDES; side++)
 		plan->side[side] = needs->side[side];
 
@@ -235,6 +221,12 @@ event_plan_create(Relation rel, const EventNeeds *needs)
 	}
 	qsort(plan->columns, plan->num_columns, sizeof(EventColumn), column_compare);
 	return plan;
+}
+
+Oid
+event_plan_root(const EventPlan *plan)
+{
+	return plan->rootid;
 }
 
 bool
@@ -568,7 +560,7 @@ event_operation(const TriggerData *trigdata)
 
 /*
  * The event as a tree in the current memory context, in jsonb's order of keys:
- * op, new, old, table, schema, new_rows, old_rows.
+ * op, new, old, table, schema, new_rows, old_rows, root_table, root_schema.
  */
 static void
 event_lay_out(EventBuilder *builder, JsonbValue *event, EventPlan *plan,
@@ -586,6 +578,11 @@ event_lay_out(EventBuilder *builder, JsonbValue *event, EventPlan *plan,
 	*object_add_named(builder, event, "schema") = plan->schema;
 	if (!is_row)
 		add_sides_of_statement(builder, event, plan, trigdata);
+	if (OidIsValid(plan->rootid))
+	{
+		*object_add_named(builder, event, "root_table") = plan->root_table;
+		*object_add_named(builder, event, "root_schema") = plan->root_schema;
+	}
 }
 
 static void

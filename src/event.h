@@ -6,6 +6,7 @@
  * Row triggers: {"op", "schema", "table", "new", "old"}.  Statement triggers:
  * {"op", "schema", "table"}, and with transition tables "new_rows" and
  * "old_rows", arrays of objects.  A side that the change does not have is null.
+ * Events of a partition have "root_schema" and "root_table", too.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -32,20 +33,21 @@ typedef struct EventNeeds
 	bool		side[EVENT_SIDES];	/* at this side */
 	bool		all_columns[EVENT_SIDES];	/* at all columns of it */
 	List	   *columns[EVENT_SIDES];	/* at these: char *, not copied */
+	List	   *members;		/* of the event itself: char *, not copied */
 } EventNeeds;
 
 /* Prepared for one table. */
 typedef struct EventPlan EventPlan;
 
-/* All of it. */
-extern void event_need_all(EventNeeds *needs);
-
 /*
  * Prepare to build the needed part of the events of a table, in the current
- * memory context.  The plan holds until the table's definition or its
- * schema's name changes.
+ * memory context.  The plan holds until the definition of the table, or of the root
+ * that it is a partition of, or the name of a schema changes.
  */
 extern EventPlan *event_plan_create(Relation rel, const EventNeeds *needs);
+
+/* The root that the table is a partition of, or InvalidOid. */
+extern Oid	event_plan_root(const EventPlan *plan);
 
 /* A statement with transition tables that changed no row. */
 extern bool event_is_empty(const TriggerData *trigdata);

@@ -154,12 +154,14 @@ execute_limits(const FlowServer *server, int timeout_ms)
 
 FlowCall *
 execute_call(const CallScope *scope, FlowServer *server, const FlowRequest *request,
-			 const FlowLimits *limits)
+			 const FlowLimits *limits, FlowCall **started)
 {
 	FlowCall   *call = flow_call_start(scope->context, server, request, limits, NULL, NULL);
 	FlowCall   *ended;
 	TimestampTz until = limits->deadline;
 
+	if (started != NULL)
+		*started = call;
 	for (int turn = 0; (ended = flow_calls_next_done()) != call; turn++)
 	{
 		/* a call of an outer level of this backend cannot be under way */
@@ -171,21 +173,57 @@ execute_call(const CallScope *scope, FlowServer *server, const FlowRequest *requ
 	return call;
 }
 
+/* A call that is interrupted, for the error. */
+typedef struct InterruptedCall
+{
+	const char *flow;			/* its name */
+	FlowCall   *call;			/* NULL: not yet begun */
+	bool		has_answer;
+} InterruptedCall;
+
+static void
+call_error_callback(void *arg)
+{
+	const InterruptedCall *context = arg;
+
+	if (context->has_answer)
+		errcontext("call of flow \"%s\", which the platform has answered", context->flow);
+	else if (context->call != NULL && flow_call_is_sent(context->call))
+		errcontext("call of flow \"%s\", which may have started", context->flow);
+	else
+		errcontext("call of flow \"%s\", which has not started", context->flow);
+}
+
 /* Run one start of a flow to its end, and count it. */
 static const FlowOutcome *
 call_run_flow(const CallScope *scope, FlowServer *server, const FlowRequest *request,
 			  const FlowLimits *limits)
 {
 	const FlowOutcome *outcome;
+	InterruptedCall context = {0};
+	ErrorContextCallback callback;
 	instr_time	start;
 	instr_time	duration;
 
+	context.flow = codec_for_client(psprintf("%s/%s", request->namespace_name,
+											 request->flow_id));
+	callback.callback = call_error_callback;
+	callback.arg = &context;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+
 	INSTR_TIME_SET_CURRENT(start);
-	outcome = flow_call_outcome(execute_call(scope, server, request, limits));
+	outcome = flow_call_outcome(execute_call(scope, server, request, limits, &context.call));
 	INSTR_TIME_SET_CURRENT(duration);
 	INSTR_TIME_SUBTRACT(duration, start);
 	stats_count_call(server->serverid, request->namespace_name, request->flow_id,
 					 outcome, false, INSTR_TIME_GET_MICROSEC(duration));
+	/* what came while the answer was read is not for the next statement */
+	context.has_answer = outcome->response != NULL && outcome->request_sent;
+	if (!outcome->request_sent)
+		context.call = NULL;
+	CHECK_FOR_INTERRUPTS();
+	error_context_stack = callback.previous;
 	return outcome;
 }
 
@@ -285,8 +323,6 @@ feishu_execute_flow(PG_FUNCTION_ARGS)
 	ExecuteFlow execute = {.fcinfo = fcinfo};
 
 	call_scope_run(execute_flow, &execute);
-	/* what came while the answer was read is not for the next statement */
-	CHECK_FOR_INTERRUPTS();
 	PG_RETURN_JSONB_P(execute.answer);
 }
 

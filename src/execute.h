@@ -32,8 +32,12 @@ extern void call_scope_run(CallScopeWork work, void *arg);
 /* The limits of a call: argument (or -1), server option, setting. */
 extern FlowLimits execute_limits(const FlowServer *server, int timeout_ms);
 
-/* Run one call (request as in flow_call_start) to its end. */
+/*
+ * Run one call (request as in flow_call_start) to its end.  started, unless NULL, is
+ * set to it while it is under way.
+ */
 extern FlowCall *execute_call(const CallScope *scope, FlowServer *server,
-							  const FlowRequest *request, const FlowLimits *limits);
+							  const FlowRequest *request, const FlowLimits *limits,
+							  FlowCall **started);
 
 #endif							/* FEISHU_EXECUTE_H */

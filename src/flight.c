@@ -198,6 +198,15 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 	MemoryContextSwitchTo(old_context);
 }
 
+/* Count a flow that has failed without an attempt. */
+static void
+count_unsent(const Flight *flight, const FlowServer *server)
+{
+	if (flight->state == 'f' && flight->attempts == 0)
+		stats_count_unsent(server->serverid, flight->request.namespace_name,
+						   flight->request.flow_id);
+}
+
 /*
  * Errors are caught without a subtransaction: what runs here computes and
  * allocates, and looks up at most a conversion.
@@ -220,6 +229,7 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		record_decide_too_large(flight, role_max_request_size(flight->lane->key.roleid));
 	if (flight->state != '\0')
 	{
+		count_unsent(flight, server);
 		limiter_abandon(place);
 		flight_forget_jsonb(flight);
 		flight_give_memory_back(dispatch, flight);
@@ -260,7 +270,10 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		flight_forget_jsonb(flight);
 		flight_give_memory_back(dispatch, flight);
 		if (record_is_lasting(error->sqlerrcode))
+		{
 			record_decide_error(flight, error->sqlerrcode, error->message);
+			count_unsent(flight, server);
+		}
 		else
 			record_decide_postponed(flight, error->sqlerrcode, error->message);
 		flight_end(dispatch, flight);

@@ -28,6 +28,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -38,7 +39,9 @@
 #include "news.h"
 #include "nls.h"
 #include "origin.h"
+#include "record_text.h"
 #include "sqlrun.h"
+#include "stats.h"
 
 /* Rows deleted in a step. */
 #define PURGE_ROWS			5000
@@ -128,6 +131,22 @@ raise_expire_floor(Dispatch *dispatch, TimestampTz now)
 }
 
 /*
+ * Count those of the rows returned that failed without an attempt.  The columns are
+ * that of the server, and the first of attempts, namespace and flow id.
+ */
+static void
+count_unsent(uint64 num, int server_column, int column)
+{
+	for (uint64 row = 0; row < num; row++)
+	{
+		if (DatumGetInt32(sql_value(row, column, NULL)) == 0)
+			stats_count_unsent(get_foreign_server_oid(TextDatumGetCString(sql_value(row, server_column, NULL)), true),
+							   TextDatumGetCString(sql_value(row, column + 1, NULL)),
+							   TextDatumGetCString(sql_value(row, column + 2, NULL)));
+	}
+}
+
+/*
  * End flows that have expired, whatever they wait for, but for those that are
  * being sent; true if there may be more.
  */
@@ -136,17 +155,18 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = $1,"
-		" sqlstate = $2, error = COALESCE(error || $3, $4)"
+		" sqlstate = $2, error = COALESCE(error || $3, $4),"
+		" report = concat_ws(E'\\n', $4, error), hint = $10"
 		" WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox WHERE state = 'q'"
 		" AND expires_at < 'infinity' AND (expires_at, id) > ($5, $6) AND expires_at <= $1"
 		" AND NOT id = ANY ((SELECT ids FROM feishu_internal.claim"
 		" WHERE database = $7 AND system_identifier = $9)::bigint[])"
 		" ORDER BY expires_at, id LIMIT $8 FOR UPDATE SKIP LOCKED))"
-		" RETURNING id, expires_at, server, roleid, ordering_key",
-		9, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, OIDOID, INT4OID,
-		INT8OID);
+		" RETURNING id, expires_at, server, roleid, ordering_key, attempts, namespace, flow_id",
+		10, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, OIDOID, INT4OID,
+		INT8OID, TEXTOID);
 	const char *error = record_expired_text();
-	Datum		values[9] = {
+	Datum		values[10] = {
 		TimestampTzGetDatum(now),
 		CStringGetTextDatum(unpack_sql_state(ERRCODE_FEISHU_TIMEOUT)),
 		CStringGetTextDatum(psprintf(_("; %s"), error)),
@@ -155,12 +175,14 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 		Int64GetDatum(expire_floor_id),
 		origin_database(),
 		Int32GetDatum(EXPIRE_ROWS),
-		origin_system()
+		origin_system(),
+		CStringGetTextDatum(record_expired_hint())
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL);
 	OrderingKey *keys = palloc(Max(num, 1) * sizeof(OrderingKey));
 	int			num_keys = 0;
 
+	count_unsent(num, 3, 6);
 	for (uint64 row = 0; row < num; row++)
 	{
 		int64		id = sql_int64(row, 1);
@@ -197,12 +219,14 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
  */
 #define FAIL_STATEMENT(kind) \
 	SQL_STATEMENT("UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
-				  " sqlstate = $3, error = COALESCE(error || $7, $4)" \
+				  " sqlstate = $3, error = COALESCE(error || $7, $4)," \
+				  " report = concat_ws(E'\\n', $4, error), hint = NULL" \
 				  " WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox" \
 				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \
 				  " AND NOT id = ANY ((SELECT ids FROM feishu_internal.claim" \
 				  " WHERE database = $6 AND system_identifier = $8)::bigint[])" \
-				  " LIMIT $5 FOR UPDATE SKIP LOCKED))", \
+				  " LIMIT $5 FOR UPDATE SKIP LOCKED))" \
+				  " RETURNING server, attempts, namespace, flow_id", \
 				  8, TEXTOID, OIDOID, TEXTOID, TEXTOID, INT4OID, OIDOID, TEXTOID, INT8OID)
 
 /* Fail flows of a lane that can never be sent, some at a time. */
@@ -227,8 +251,9 @@ maintain_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const c
 
 	for (int i = 0; i < (int) lengthof(statements); i++)
 	{
-		uint64		failed = sql_run(&statements[i], values, NULL, SPI_OK_UPDATE, NULL);
+		uint64		failed = sql_run(&statements[i], values, NULL, SPI_OK_UPDATE_RETURNING, NULL);
 
+		count_unsent(failed, 1, 2);
 		if (failed > 0)
 			news_tell_ended_some();
 		more |= failed >= FAIL_ROWS;

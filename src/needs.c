@@ -40,12 +40,39 @@ place_side(Place place)
 	return place == PLACE_NEW ? EVENT_NEW : EVENT_OLD;
 }
 
+void
+needs_add_all(EventNeeds *needs)
+{
+	needs->any = true;
+	for (int i = 0; i < EVENT_SIDES; i++)
+	{
+		needs->side[i] = true;
+		needs->all_columns[i] = true;
+	}
+}
+
+/* Is a column needed of this side? */
+bool
+needs_column(const EventNeeds *needs, int side, const char *name)
+{
+	ListCell   *cell;
+
+	if (needs->all_columns[side])
+		return true;
+	foreach(cell, needs->columns[side])
+	{
+		if (strcmp((char *) lfirst(cell), name) == 0)
+			return true;
+	}
+	return false;
+}
+
 /* All that is at a place is needed. */
 static void
 add_whole(Place place, EventNeeds *needs)
 {
 	if (place == PLACE_EVENT)
-		event_need_all(needs);
+		needs_add_all(needs);
 	else if (place != PLACE_VALUE)
 		needs->all_columns[place_side(place)] = true;
 }
@@ -54,6 +81,8 @@ add_whole(Place place, EventNeeds *needs)
 static Place
 add_key(const char *key, Place place, EventNeeds *needs)
 {
+	if (place == PLACE_EVENT)
+		needs->members = lappend(needs->members, unconstify(char *, key));
 	if (place == PLACE_NEW || place == PLACE_OLD)
 		needs->columns[place_side(place)] =
 			lappend(needs->columns[place_side(place)], unconstify(char *, key));
@@ -176,7 +205,7 @@ add_expression(JsonPathItem *item, Place current, EventNeeds *needs)
 			add_expression(&argument, current, needs);
 			break;
 		default:
-			event_need_all(needs);
+			needs_add_all(needs);
 			break;
 	}
 	add_accessors(item, place, current, needs);

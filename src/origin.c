@@ -51,6 +51,7 @@
 #include "news.h"
 #include "nls.h"
 #include "origin.h"
+#include "record_text.h"
 #include "sqlrun.h"
 
 Datum

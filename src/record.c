@@ -41,6 +41,8 @@
 #include "news.h"
 #include "nls.h"
 #include "origin.h"
+#include "record_text.h"
+#include "report.h"
 #include "sqlrun.h"
 
 /* Answers written by one statement, if they are several: it takes their size a few
@@ -75,31 +77,6 @@ backoff_until(int attempts)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) Max(ms, 1));
 }
 
-/* What went wrong, for the column error. */
-static char *
-describe(const FlowOutcome *outcome)
-{
-	StringInfoData text;
-	const FlowResponse *response = outcome->response;
-
-	initStringInfo(&text);
-	if (outcome->for_token)
-		appendStringInfoString(&text, _("could not obtain an access token: "));
-	if (outcome->timeout_ms > 0)
-		appendStringInfo(&text, _(outcome->reason), outcome->timeout_ms);
-	else
-		appendStringInfoString(&text, _(outcome->reason));
-	if (outcome->http_status != 0)
-		appendStringInfo(&text, _("; HTTP status %d"), outcome->http_status);
-	if (outcome->cause != NULL)
-		appendStringInfo(&text, _("; %s"), outcome->cause);
-	if (response != NULL && response->inner_message != NULL)
-		appendStringInfo(&text, _("; %s"), response->inner_message);
-	else if (response != NULL && response->message != NULL)
-		appendStringInfo(&text, _("; %s"), response->message);
-	return text.data;
-}
-
 /* Try again later, as after so many attempts, or give up. */
 static void
 decide_retry(Flight *flight, int attempts)
@@ -111,11 +88,14 @@ decide_retry(Flight *flight, int attempts)
 		flight->state = 'f';
 		flight->error = psprintf(_("%s; given up after %d attempts"),
 								 flight->error, flight->attempts);
+		flight->report = psprintf("%s\n%s", flight->report,
+								  psprintf(_("Given up after %d attempts."), flight->attempts));
 	}
 	else if (next_at >= flight->expires_at)
 	{
 		flight->state = 'f';
 		flight->error = psprintf(_("%s; given up because it expires"), flight->error);
+		flight->report = psprintf("%s\n%s", flight->report, _("Given up because it expires."));
 	}
 	else
 	{
@@ -169,7 +149,11 @@ record_decide(Flight *flight, const FlowOutcome *outcome)
 	flight->response = outcome->response;
 	flight->log_id = outcome->log_id;
 	if (outcome->sqlstate != 0)
-		flight->error = describe(outcome);
+	{
+		flight->error = record_error(outcome);
+		flight->report = record_report(outcome);
+		flight->hint = report_hint(outcome);
+	}
 
 	if (outcome->trouble == HTTP_TROUBLE_LOCAL && !outcome->request_sent)
 	{
@@ -214,6 +198,8 @@ record_decide(Flight *flight, const FlowOutcome *outcome)
 			flight->silent = true;
 			break;
 	}
+	if (flight->state == 'u')
+		flight->hint = pstrdup(record_unconfirmed_hint());
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -251,18 +237,6 @@ record_decide_postponed(Flight *flight, int sqlstate, const char *message)
 	flight->next_at = postpone(flight->lane, flight->id, sqlstate, message);
 }
 
-const char *
-record_expired_text(void)
-{
-	return _("expired before it could be sent");
-}
-
-const char *
-record_not_ours_text(void)
-{
-	return _("the database was copied while this flow was waiting; the original sends it");
-}
-
 /* What went wrong at the last attempt, if there was one, still matters. */
 void
 record_decide_expired(Flight *flight)
@@ -273,6 +247,9 @@ record_decide_expired(Flight *flight)
 	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
 	flight->error = flight->last_error == NULL ? pstrdup(record_expired_text()) :
 		psprintf("%s%s", flight->last_error, psprintf(_("; %s"), record_expired_text()));
+	flight->report = psprintf("%s\n%s", record_expired_text(),
+							  flight->last_error ? flight->last_error : "");
+	flight->hint = pstrdup(record_expired_hint());
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -291,6 +268,10 @@ record_decide_exhausted(Flight *flight)
 							 flight->last_error ? flight->last_error :
 							 _("the dispatcher ended before an answer came"),
 							 flight->attempts);
+	flight->report = psprintf("%s\n%s", _("the dispatcher ended before an answer came"),
+							  flight->error);
+	if (flight->state == 'u')
+		flight->hint = pstrdup(record_unconfirmed_hint());
 	MemoryContextSwitchTo(old_context);
 }
 
@@ -321,7 +302,7 @@ record_decide_too_large(Flight *flight, int max_kilobytes)
 
 /* ---------- Writing ---------- */
 
-#define END_COLUMNS 13
+#define END_COLUMNS 15
 
 /* One column of all ends, as arrays are built. */
 typedef struct Column
@@ -376,8 +357,10 @@ fill_row(Column *columns, int row, const Flight *flight, TimestampTz now)
 	set_text(&columns[9], row, flight->log_id);
 	set_text(&columns[10], row, flight->sqlstate ? unpack_sql_state(flight->sqlstate) : NULL);
 	set_text(&columns[11], row, flight->error);
-	columns[12].nulls[row] = response == NULL || response->body == NULL;
-	columns[12].values[row] = columns[12].nulls[row] ? (Datum) 0 :
+	set_text(&columns[12], row, flight->report);
+	set_text(&columns[13], row, flight->hint);
+	columns[14].nulls[row] = response == NULL || response->body == NULL;
+	columns[14].values[row] = columns[14].nulls[row] ? (Datum) 0 :
 		JsonbPGetDatum(response->body);
 }
 
@@ -410,10 +393,10 @@ find_successors(Dispatch *dispatch)
 	" finished_at = CASE WHEN e.state <> 'q' THEN e.at END," \
 	" code = e.code, execution_id = e.execution_id, flow_status = e.flow_status," \
 	" flow_code = e.flow_code, log_id = e.log_id, sqlstate = e.sqlstate," \
-	" error = e.error, response = e.response" \
+	" error = e.error, report = e.report, hint = e.hint, response = e.response" \
 	" FROM " ends \
 	" AS e (id, state, attempts, unanswered, at, code, execution_id, flow_status," \
-	" flow_code, log_id, sqlstate, error, response)" \
+	" flow_code, log_id, sqlstate, error, report, hint, response)" \
 	" WHERE o.id = e.id AND o.state = 'q'"
 
 /*
@@ -426,17 +409,17 @@ static uint64
 write_ends(Flight **flights, int num)
 {
 	static SqlStatement many = SQL_STATEMENT(
-		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"),
+		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"),
 		END_COLUMNS, INT8ARRAYOID, CHARARRAYOID, INT4ARRAYOID, BOOLARRAYOID,
 		TIMESTAMPTZARRAYOID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID);
+		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID);
 	static SqlStatement one = SQL_STATEMENT_OF_LARGE(
-		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13))"),
+		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15))"),
 		END_COLUMNS, INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID);
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID);
 	static const Oid types[END_COLUMNS] = {
 		INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID
 	};
 	Column		columns[END_COLUMNS];
 	Datum		values[END_COLUMNS];
@@ -561,6 +544,7 @@ write_singly(Dispatch *dispatch, Flight **flights, int num)
 
 			flight->response = NULL;
 			flight->error = psprintf(_("the answer could not be stored: %s"), trouble->message);
+			flight->report = NULL;
 			MemoryContextSwitchTo(old_context);
 			trouble = write_end_try(flight);
 		}
@@ -649,7 +633,7 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu_internal.outbox SET state = CASE WHEN $4 IS NULL THEN 'f' ELSE 'q' END::\"char\","
 		" next_at = $4, finished_at = CASE WHEN $4 IS NULL THEN now() END,"
-		" sqlstate = $2, error = $3"
+		" sqlstate = $2, error = $3, report = NULL, hint = NULL"
 		" WHERE id = $1 AND state = 'q'",
 		4, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID);
 	bool		is_lasting = record_is_lasting(error->sqlerrcode);

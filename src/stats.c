@@ -93,13 +93,14 @@ typedef enum StatsEnd
 } StatsEnd;
 
 /* Of stat_flows. */
-#define STATS_NUM_COLUMNS		(4 + STATS_NUM_ENDS + 7)
+#define STATS_NUM_COLUMNS		(4 + STATS_NUM_ENDS + 8)
 
 typedef struct StatsCounters
 {
 	int64		calls;
 	int64		ends[STATS_NUM_ENDS];
 	int64		retries;
+	int64		unsent;			/* flows that failed without a call */
 	/* times in ms */
 	double		total_time;
 	double		min_time;
@@ -391,16 +392,18 @@ counters_add_time(StatsCounters *counters, double ms)
 	counters->sum_var_time += (ms - old_mean) * (ms - counters->mean_time);
 }
 
-void
-stats_count_call(Oid serverid, const char *namespace_name, const char *flow_id,
-				 const FlowOutcome *outcome, bool is_retry, int64 duration_us)
+/*
+ * The entry of a flow, locked; NULL if nothing is counted.  To be released by
+ * entry_release.
+ */
+static StatsEntry *
+entry_lock(Oid serverid, const char *namespace_name, const char *flow_id)
 {
-	StatsEnd	end = end_of_outcome(outcome);
 	StatsKey	key;
 	StatsEntry *entry;
 
 	if (table == NULL || table->num_entries == 0)
-		return;
+		return NULL;
 	key_init(&key, serverid, namespace_name, flow_id);
 
 	LWLockAcquire(table->lock, LW_SHARED);
@@ -416,12 +419,45 @@ stats_count_call(Oid serverid, const char *namespace_name, const char *flow_id,
 
 	SpinLockAcquire(&entry->mutex);
 	entry->weight += 1;
+	return entry;
+}
+
+static void
+entry_release(StatsEntry *entry)
+{
+	SpinLockRelease(&entry->mutex);
+	LWLockRelease(table->lock);
+}
+
+void
+stats_count_call(Oid serverid, const char *namespace_name, const char *flow_id,
+				 const FlowOutcome *outcome, bool is_retry, int64 duration_us)
+{
+	StatsEnd	end = end_of_outcome(outcome);
+	StatsEntry *entry = entry_lock(serverid, namespace_name, flow_id);
+
+	if (entry == NULL)
+		return;
 	entry->counters.calls++;
 	entry->counters.ends[end]++;
 	entry->counters.retries += is_retry;
 	counters_add_time(&entry->counters, Max(duration_us, 0) / 1000.0);
-	SpinLockRelease(&entry->mutex);
-	LWLockRelease(table->lock);
+	entry_release(entry);
+}
+
+void
+stats_count_unsent(Oid serverid, const char *namespace_name, const char *flow_id)
+{
+	StatsEntry *entry;
+
+	/* of a server that there is no more, nobody sees them */
+	if (!OidIsValid(serverid))
+		return;
+	entry = entry_lock(serverid, namespace_name, flow_id);
+	if (entry == NULL)
+		return;
+	entry->counters.unsent++;
+	entry_release(entry);
 }
 
 
@@ -490,12 +526,13 @@ put_entry(ReturnSetInfo *result, const StatsEntry *entry, const char *server_nam
 	for (int end = 0; end < STATS_NUM_ENDS; end++)
 		values[i++] = Int64GetDatum(counters->ends[end]);
 	values[i++] = Int64GetDatum(counters->retries);
+	values[i++] = Int64GetDatum(counters->unsent);
 	values[i++] = Float8GetDatum(counters->total_time);
 	values[i++] = Float8GetDatum(counters->min_time);
 	values[i++] = Float8GetDatum(counters->max_time);
 	values[i++] = Float8GetDatum(counters->mean_time);
 	/* population standard deviation, as in pg_stat_statements */
-	values[i++] = Float8GetDatum(sqrt(Max(counters->sum_var_time, 0) / counters->calls));
+	values[i++] = Float8GetDatum(sqrt(Max(counters->sum_var_time, 0) / Max(counters->calls, 1)));
 	values[i++] = TimestampTzGetDatum(entry->since);
 	Assert(i == STATS_NUM_COLUMNS);
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);

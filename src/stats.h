@@ -30,4 +30,11 @@ extern void stats_count_call(Oid serverid, const char *namespace_name,
 							 const char *flow_id, const FlowOutcome *outcome,
 							 bool is_retry, int64 duration_us);
 
+/*
+ * Count a queued flow that failed without an attempt.  As stats_count_call, but
+ * nothing is counted for a server that is invalid.
+ */
+extern void stats_count_unsent(Oid serverid, const char *namespace_name,
+							   const char *flow_id);
+
 #endif							/* FEISHU_STATS_H */

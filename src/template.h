@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * template.h
- *	  JSON in which strings that begin with "$" are jsonpaths over an event.
+ *	  JSON whose strings are filled in from an event by jsonpaths.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -30,14 +30,18 @@ extern Template *template_parse(const char *argument, const char *trigger,
 /* The template itself, to look at what does not depend on an event. */
 extern Jsonb *template_json(const Template *template);
 
-/* Add what its jsonpaths look at.  The template has to live on. */
-extern void template_add_needs(const Template *template, EventNeeds *needs);
+/*
+ * Add what its jsonpaths look at.  The template has to live on.  Throws 42703 if
+ * that is what events of the trigger cannot have.
+ */
+extern void template_add_needs(const Template *template, const TriggerData *trigdata,
+							   EventNeeds *needs);
 
 /*
  * Fill in a template from an event that has what it needs (NULL if that is
  * nothing).  The result may be part of the template, and scratch memory is
  * left in the current memory context.  Throws what jsonpath throws, with
- * the jsonpath as context.
+ * the jsonpath as context, and 22023 if there is not one scalar for a text.
  */
 extern Jsonb *template_render(const Template *template, Jsonb *event);
 

@@ -6,9 +6,9 @@
  * What a trigger's arguments say is parsed once a session, into a TriggerPlan,
  * found by the trigger's OID.  A plan is made invalid by the relcache
  * invalidation of its table, which every change to the table or its triggers
- * sends, and by changes to any schema, since the name is part of events.
- * Nothing that a plan depends on can change while its table is locked by the
- * statement that fires the trigger.
+ * sends, or of the root that it is a partition of, and by changes to any schema,
+ * since their names are part of events.  Nothing else that a plan depends on can
+ * change while its table is locked by the statement that fires the trigger.
  *
  * Each plan has a memory context.  Firings of one trigger may nest, by way of
  * a user's cast to json that writes to the same table, so a firing holds its
@@ -41,6 +41,7 @@
 
 #include "compat.h"
 #include "event.h"
+#include "needs.h"
 #include "nls.h"
 #include "outbox.h"
 #include "request.h"
@@ -66,6 +67,7 @@ typedef struct TriggerPlan
 {
 	MemoryContext context;		/* of all of it */
 	Oid			relid;
+	Oid			rootid;			/* see event_plan_root */
 	bool		is_valid;
 	bool		is_replaced;	/* another one is in the hash by now */
 	int			users;			/* firings under way */
@@ -329,7 +331,8 @@ plan_invalidate(Datum arg, Oid relid)
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
 		if (entry->plan->is_valid &&
-			(relid == InvalidOid || entry->plan->relid == relid))
+			(relid == InvalidOid || entry->plan->relid == relid ||
+			 entry->plan->rootid == relid))
 		{
 			entry->plan->is_valid = false;
 			num_invalid++;
@@ -484,18 +487,19 @@ plan_create(const TriggerData *trigdata, const char *table)
 	plan->options = plan_template(plan, trigger, ARG_OPTIONS, gettext_noop("options template"));
 
 	if (plan->operator_id != NULL)
-		template_add_needs(plan->operator_id, &needs);
+		template_add_needs(plan->operator_id, trigdata, &needs);
 	if (plan->params != NULL)
-		template_add_needs(plan->params, &needs);
+		template_add_needs(plan->params, trigdata, &needs);
 	else
-		event_need_all(&needs);
+		needs_add_all(&needs);
 	if (plan->options != NULL)
 	{
 		options_check(plan->options, plan->trigger);
-		template_add_needs(plan->options, &needs);
+		template_add_needs(plan->options, trigdata, &needs);
 	}
 	plan->needs_event = needs.any;
 	plan->event = event_plan_create(trigdata->tg_relation, &needs);
+	plan->rootid = event_plan_root(plan->event);
 
 	MemoryContextSwitchTo(caller);
 	plan_sweep();

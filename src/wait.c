@@ -28,6 +28,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "codec.h"
 #include "compat.h"
 #include "launcher.h"
 #include "nls.h"
@@ -50,9 +51,23 @@ typedef struct FlowEnd
 {
 	char		state;
 	int			sqlstate;
+	char	   *namespace_name;
+	char	   *flow_id;
 	char	   *error;
+	char	   *report;			/* message, and on the next lines DETAIL */
+	char	   *hint;
 	Jsonb	   *response;
 } FlowEnd;
+
+/* A text of the row that was read, in a memory context; NULL when it is null. */
+static char *
+read_text(int column, MemoryContext context)
+{
+	bool		is_null;
+	Datum		value = sql_value(0, column, &is_null);
+
+	return is_null ? NULL : MemoryContextStrdup(context, TextDatumGetCString(value));
+}
 
 /*
  * Read a flow as it is now, whatever the transaction's snapshot says.  Throws
@@ -62,7 +77,7 @@ static void
 read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT state, roleid, sqlstate, error, response, xmin"
+		"SELECT state, roleid, sqlstate, error, response, xmin, namespace, flow_id, report, hint"
 		" FROM feishu_internal.outbox WHERE id OPERATOR(pg_catalog.=) $1",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
@@ -99,9 +114,11 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 		if (strlen(code) == 5)
 			end->sqlstate = MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]);
 	}
-	value = sql_value(0, 4, &is_null);
-	if (!is_null)
-		end->error = MemoryContextStrdup(context, TextDatumGetCString(value));
+	end->error = read_text(4, context);
+	end->namespace_name = read_text(7, context);
+	end->flow_id = read_text(8, context);
+	end->report = read_text(9, context);
+	end->hint = read_text(10, context);
 	value = sql_value(0, 5, &is_null);
 	if (!is_null)
 	{
@@ -192,6 +209,39 @@ wait_for_end(int64 id, TimestampTz deadline, FlowEnd *end)
 	}
 }
 
+static void
+wait_error_callback(void *arg)
+{
+	errcontext("feishu.wait_flow() of flow %lld", (long long) *(const int64 *) arg);
+}
+
+/* Throw what execute_flow would have, of a flow that did not succeed. */
+static void
+report_end(const FlowEnd *end)
+{
+	char	   *name = psprintf("%s/%s", end->namespace_name, end->flow_id);
+	char	   *reason = end->report ? end->report : end->error ? end->error : "";
+	char	   *detail = end->report ? strchr(end->report, '\n') : NULL;
+	char	   *message;
+
+	if (detail != NULL)
+		*detail++ = '\0';
+	if (detail == NULL || detail[0] == '\0')
+		detail = end->state == 'f' ? NULL : end->error;
+	if (end->state == 'c')
+		message = psprintf(_("flow \"%s\" was cancelled"), name);
+	else if (end->state == 'u')
+		message = psprintf(_("flow \"%s\" is unconfirmed: it most likely ran, but its answer was lost"), name);
+	else
+		message = psprintf(_("could not execute flow \"%s/%s\": %s"), end->namespace_name,
+						   end->flow_id, reason);
+	ereport(ERROR,
+			(errcode(end->sqlstate != 0 ? end->sqlstate : ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg_internal("%s", codec_for_client(message)),
+			 detail ? errdetail_internal("%s", codec_for_client(detail)) : 0,
+			 end->hint ? errhint("%s", codec_for_client(end->hint)) : 0));
+}
+
 /* wait_flow(id, timeout) */
 Datum
 feishu_wait_flow(PG_FUNCTION_ARGS)
@@ -201,12 +251,17 @@ feishu_wait_flow(PG_FUNCTION_ARGS)
 	Interval   *timeout = PG_ARGISNULL(1) ? &default_timeout : PG_GETARG_INTERVAL_P(1);
 	TimestampTz deadline;
 	FlowEnd		end;
+	ErrorContextCallback callback;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													   TimestampTzGetDatum(GetCurrentTimestamp()),
 													   IntervalPGetDatum(timeout)));
+	callback.callback = wait_error_callback;
+	callback.arg = &id;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
 	PG_TRY();
 	{
 		wait_for_end(id, deadline, &end);
@@ -217,17 +272,10 @@ feishu_wait_flow(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 
-	if (end.state == 's')
-	{
-		if (end.response == NULL)
-			PG_RETURN_NULL();
-		PG_RETURN_JSONB_P(end.response);
-	}
-	ereport(ERROR,
-			(errcode(end.sqlstate != 0 ? end.sqlstate : ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 end.state == 'c' ? errmsg("flow %lld was cancelled", (long long) id) :
-			 end.state == 'u' ? errmsg("flow %lld is unconfirmed: it most likely ran, but its answer was lost", (long long) id) :
-			 errmsg("flow %lld failed", (long long) id),
-			 end.error ? errdetail_internal("%s", end.error) : 0));
-	PG_RETURN_NULL();			/* not reached */
+	if (end.state != 's')
+		report_end(&end);
+	error_context_stack = callback.previous;
+	if (end.response == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_JSONB_P(end.response);
 }

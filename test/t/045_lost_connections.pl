@@ -131,7 +131,7 @@ create_server($node, 'no_token', { base_url => $mock->url }, { app_id => 'cli_ot
 fails_with($session, flow(server => 'no_token'), 'LK503', 'no token', detail => qr/broke the transfer off/);
 $mock->rules([ { kind => 'execute' }, { type => 'reset_before' } ]);
 my $id = enqueue($session, max_attempts => 2);
-fails_with($session, "SELECT feishu.wait_flow($id)", 'LK503', 'a flow that was given up', detail => qr/broke off/);
+fails_with($session, "SELECT feishu.wait_flow($id)", 'LK503', 'a flow that was given up', message => qr/broke off/, detail => qr/broke the transfer off.*Given up after 2 attempts/s);
 $mock->well;
 my $row = $session->value("SELECT error FROM feishu.flows WHERE id = $id");
 like($row, qr/broke off/, '... says so in its row');

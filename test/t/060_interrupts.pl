@@ -98,6 +98,8 @@ foreach my $phase (@phases)
 	my ($result, $seconds) = result_after($session,
 		sub { $watch->value('SELECT pg_cancel_backend(' . $session->pid . ')') });
 	is($result->{sqlstate}, '57014', "cancelled while $name: 57014");
+	my $started = $phase->[3] ? 'may have started' : 'has not started';
+	like($result->{err}, qr{CONTEXT:  call of flow "package_7344545d87__c/\w+", which $started}, '... names the flow and says whether it may have started');
 	cmp_ok($seconds, '<', $AT_ONCE, '... at once');
 	note('cancelled after ' . milliseconds($seconds));
 	push @{ $took{cancel} }, $seconds;

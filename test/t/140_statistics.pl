@@ -43,7 +43,7 @@ sub seen
 sub counters
 {
 	my ($row) = @_;
-	return join(', ', map { "$_ $row->{$_}" } grep { $row->{$_} } 'calls', @kinds, 'retries');
+	return join(', ', map { "$_ $row->{$_}" } grep { $row->{$_} } 'calls', @kinds, 'retries', 'unsent');
 }
 
 # Calls flows by their names, each once.

@@ -167,7 +167,7 @@ for my $n (1 .. 20)
 cmp_ok(time() - $started, '<', 5 * $FeishuFlow::SLOW, '... and at once, not when it next looks');
 
 $id = enqueue($session, flow_id => 'refusedFlow');
-fails_with($session, "SELECT feishu.wait_flow($id)", 'LK400', 'wait_flow raises what the flow failed with', detail => qr/\w/, message => qr/\b$id\b/);
+fails_with($session, "SELECT feishu.wait_flow($id)", 'LK400', 'wait_flow raises what the flow failed with', detail => qr/\w/, message => qr{^could not execute flow "\w+/refusedFlow": }, err => qr/wait_flow\(\) of flow $id\b/);
 is(look($session, $id, "state || ' ' || sqlstate || ' ' || code || ' ' || attempts"), 'failed LK400 2320001 1', '... which is recorded');
 isnt(look($session, $id, 'error'), '', '... with the reason');
 fails_with($session, 'SELECT feishu.wait_flow(123456789)', '42704', 'wait_flow of no flow');

@@ -256,6 +256,7 @@ foreach my $case (
 	my @ends = map { $as{stranger}->ask('SELECT ' . enqueue_call(%refused))->{sqlstate} } 1, 2;
 	is("@ends", join(' ', $queued == 1 ? '00000' : $sqlstate, $sqlstate), "$what of a superuser holds");
 	is($session->value("SELECT count(*) FROM feishu.flows WHERE namespace = 'refused'"), $queued, '... what it lets through is queued');
+	is($as{stranger}->ask('SELECT ' . enqueue_call(%refused, idempotent_key => "$what"))->{sqlstate}, $sqlstate, '... a key of the user\'s, too');
 	$session->value($drop);
 	$as{stranger}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE namespace = 'refused'; SELECT feishu.purge_flows('infinity')");
 }
