@@ -179,7 +179,8 @@ foreach my $waiting (@waiting)
 	until_ended($session, "id = $expires");
 	like(look($session, $expires, 'state, sqlstate, error'), qr/^failed\|LK504\|expired before it could be sent$/, "$name: what waits expires");
 	is(look($session, $expires, "finished_at BETWEEN expires_at AND expires_at + interval '$AT_ONCE s'"), 't', '... at its time');
-	is(look($session, $id, 'state'), 'queued', '... and no other');
+	# one of a lane may be sent as a trial meanwhile
+	is(look($session, $id, 'finished_at IS NULL'), 't', '... and no other');
 }
 
 done_testing();
