@@ -425,9 +425,6 @@ extern void record_decide_too_large(Flight *flight, int max_kilobytes);
 /* Why a flow that may not be sent any more has failed. */
 extern const char *record_expired_text(void);
 
-/* Why a flow that was queued in another database is cancelled. */
-extern const char *record_not_ours_text(void);
-
 /* dispatch_tokens.c: refresh tokens for the sessions that asked; in a transaction */
 extern void tokens_refresh_asked(void);
 
