@@ -424,10 +424,6 @@ extern void record_decide_exhausted(Flight *flight);
 extern void record_decide_not_ours(Flight *flight);
 extern void record_decide_too_large(Flight *flight, int max_kilobytes);
 
-/* Why a flow that may not be sent any more has failed. */
-
-/* Why a flow that was queued in another database is cancelled. */
-
 /* dispatch_tokens.c: refresh tokens for the sessions that asked; in a transaction */
 extern void tokens_refresh_asked(void);
 

@@ -226,28 +226,59 @@ insert_by_sql(Datum *values, bool *nulls, bool look_at_key)
 }
 
 /*
+ * Cancel a flow that waits in a copy of the database that it was queued in, as the
+ * dispatcher will when it begins there: it is not to stand for one of this database.
+ */
+static void
+cancel_copied(int64 id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"UPDATE feishu_internal.outbox SET state = 'c', next_at = NULL,"
+		" finished_at = pg_catalog.clock_timestamp(), error = $2"
+		" WHERE id OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'q'",
+		2, INT8OID, TEXTOID);
+	Datum		values[2] = {Int64GetDatum(id), CStringGetTextDatum(record_not_ours_text())};
+
+	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL) > 0)
+		news_tell_ended(id);
+}
+
+/*
  * The flow that has a key of the user's; 0: none has.  Whatever the transaction's
  * snapshot says: by now it may have failed, and then nothing would be started.
+ *
+ * One of another cluster may be ours soon, when that was upgraded (origin.c).
  */
 static int64
 find_key(const QueuedFlow *flow)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT id FROM feishu_internal.outbox WHERE server OPERATOR(pg_catalog.=) $1"
+		"SELECT id, state OPERATOR(pg_catalog.=) 'q' AND system_identifier OPERATOR(pg_catalog.=) $4"
+		" AND database OPERATOR(pg_catalog.<>) $5"
+		" FROM feishu_internal.outbox WHERE server OPERATOR(pg_catalog.=) $1"
 		" AND roleid OPERATOR(pg_catalog.=) $2 AND idempotent_key OPERATOR(pg_catalog.=) $3"
 		" AND " OUTBOX_KEY_COUNTS,
-		3, TEXTOID, OIDOID, TEXTOID);
-	Datum		values[3] = {
+		5, TEXTOID, OIDOID, TEXTOID, INT8OID, OIDOID);
+	Datum		values[5] = {
 		CStringGetTextDatum(flow->server),
 		ObjectIdGetDatum(flow->roleid),
-		CStringGetTextDatum(flow->request.idempotent_key)
+		CStringGetTextDatum(flow->request.idempotent_key),
+		origin_system(),
+		origin_database()
 	};
 	SqlCaller	caller;
 	int64		id = 0;
 
 	sql_begin_as_owner(&caller);
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0)
+	{
 		id = sql_int64(0, 1);
+		if (DatumGetBool(sql_value(0, 2, NULL)))
+		{
+			cancel_copied(id);
+			id = 0;
+		}
+	}
 	sql_end_as_owner(&caller);
 	return id;
 }

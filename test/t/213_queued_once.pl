@@ -138,4 +138,28 @@ $session->value('CREATE TRIGGER t AFTER INSERT OR UPDATE ON orders FOR EACH ROW 
 $session->value("INSERT INTO orders VALUES (1, 'saved'); UPDATE orders SET id = id; UPDATE orders SET id = id");
 is(queued('saved'), 1, 'a trigger queues a key once');
 
+# ---- a copy of the database ----
+
+$session->value('CREATE DATABASE one');
+create_server($node, 'feishu', { base_url => $elsewhere->url }, undef, 'one');
+my $one = FeishuFlow::Session->new($node, database => 'one');
+$one->value("SELECT feishu.pause_server('feishu')");
+my $original = enqueue($one, idempotent_key => 'copied');
+$one->quit;
+# before there is a dispatcher in the copy
+$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
+$node->reload;
+until_true($session, 'dispatchers are gone', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'});
+$session->value('CREATE DATABASE copy TEMPLATE one');
+my $copy = FeishuFlow::Session->new($node, database => 'copy');
+my $here = enqueue($copy, idempotent_key => 'copied');
+isnt($here, $original, 'a flow that waits in the original does not stand for one of the copy');
+is(enqueue($copy, idempotent_key => 'copied'), $here, '... where the key is queued once');
+like($copy->value("SELECT state || ' ' || error FROM feishu.flows WHERE id = $original"), qr/^cancelled the database was copied/, '... the other is cancelled there');
+$copy->value("SELECT feishu.resume_server('feishu')");
+$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = on');
+$node->reload;
+until_ended($copy);
+is($copy->value("SELECT state FROM feishu.flows WHERE id = $here"), 'succeeded', '... and it is sent');
+
 done_testing();
