@@ -18,9 +18,6 @@ extern Datum origin_database(void);
 
 extern bool origin_is_ours(Datum system_identifier, Datum database);
 
-/* record.c: why a flow that was queued in another database is cancelled. */
-extern const char *record_not_ours_text(void);
-
 /* See that feishu_internal.claim has a row of this database; needs a transaction and
  * sql_begin_as_owner. */
 extern void origin_settle(void);

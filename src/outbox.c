@@ -43,6 +43,7 @@
 #include "options.h"
 #include "origin.h"
 #include "outbox.h"
+#include "record_text.h"
 #include "request.h"
 #include "sqlrun.h"
 
