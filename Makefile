@@ -5,6 +5,7 @@ MODULE_big = feishu_flow
 OBJS = \
 	src/answer.o \
 	src/app_share.o \
+	src/batch.o \
 	src/breaker.o \
 	src/budget.o \
 	src/call.o \
@@ -23,6 +24,7 @@ OBJS = \
 	src/dispatcher.o \
 	src/event.o \
 	src/execute.o \
+	src/execute_flows.o \
 	src/feishu_flow.o \
 	src/fetch.o \
 	src/flight.o \

@@ -163,6 +163,20 @@ typedef int SysCacheIdentifier;
 #endif
 
 /*
+ * ExecutorRun and its hook: before 18 they are told, too, whether it is for the only
+ * time.
+ */
+#if PG_VERSION_NUM >= 180000
+#define FEISHU_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *queryDesc, ScanDirection direction, uint64 count
+#define FEISHU_EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count
+#else
+#define FEISHU_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
+#define FEISHU_EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count, execute_once
+#endif
+
+/*
  * Ownership: 16 replaced the functions of each kind of object by one.
  */
 #if PG_VERSION_NUM >= 160000

@@ -1,0 +1,751 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.c
+ *	  Many calls of one statement, whose results are asked for in turn.
+ *
+ * A batch has a list of rows in the order of the window.  The first is the one whose
+ * result is asked for next; those behind it were read ahead: their calls are under way,
+ * or were answered before their turn.  How many are under way is bounded by
+ * feishu_flow.max_concurrent_calls, and how much was answered by BATCH_AHEAD_BYTES.
+ *
+ * A call begins when the one before it has been sent: one that waits for its token, or
+ * for max_rate, keeps the others back.  So each waits as a call of execute_flow after
+ * the other would, and its timeout does not run while it stands in line.
+ *
+ * A platform that does not answer has a breaker here, for the shared one holds back
+ * dispatch alone: after BATCH_TROUBLES calls in a row without an answer none begins
+ * until those under way have ended.  Unless one of them is answered, the rest is not
+ * sent.
+ *
+ * Whatever ends a batch, nothing of it lives on.  Its calls are in memory of their own,
+ * which goes when the executor leaves the partition or ends, with an error in the
+ * function, when the (sub)transaction in which it ran is aborted, and at the exit of the
+ * process.  When a query is left that may be gone on with later, as by FETCH, what is
+ * under way is waited for first: nobody would drive it meanwhile, and it would hold
+ * places among its app's calls.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/batch.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "tcop/pquery.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "batch.h"
+#include "compat.h"
+#include "execute.h"
+#include "guc.h"
+#include "nls.h"
+#include "outcome.h"
+#include "report.h"
+#include "stats.h"
+
+/* Answers ahead of their turn: beyond, no further call begins. */
+#define BATCH_AHEAD_BYTES	(8 * 1024 * 1024)
+
+/* What a row takes besides its result. */
+#define BATCH_ROW_BYTES		256
+
+/* Calls in a row without an answer that stop a batch, as with the breaker. */
+#define BATCH_TROUBLES		5
+
+/* When the results in turn are there, look so often at what else has come. */
+#define BATCH_LOOK_MS		1
+
+/* Calls end themselves at their deadlines; look so often if one is late. */
+#define BATCH_LATE_MS		100
+
+/* Columns of feishu.flow_result. */
+enum
+{
+	RESULT_RESPONSE,
+	RESULT_SQLSTATE,
+	RESULT_ERROR,
+	RESULT_DETAIL,
+	RESULT_HINT,
+	RESULT_COLUMNS
+};
+
+/* An app that a batch calls. */
+typedef struct BatchApp
+{
+	dlist_node	node;
+	AppKey		key;
+	Oid			userid;
+	int			under_way;
+	int			troubles;		/* calls in a row without an answer */
+	bool		given_up;		/* its other calls are not made */
+} BatchApp;
+
+typedef struct BatchRow
+{
+	CallWaiter	waiter;			/* must be first: owner of the call */
+	dlist_node	node;			/* in rows of the batch */
+	dlist_node	flying;			/* in under_way, while there is a call */
+	MemoryContext context;		/* arguments and call; NULL when it is done */
+	ExecuteArguments arguments;
+	BatchApp   *app;
+	FlowCall   *call;
+	TimestampTz deadline;		/* of the call */
+	instr_time	begun_at;
+	HeapTupleHeader result;		/* when it is done */
+} BatchRow;
+
+struct CallBatch
+{
+	dlist_node	node;			/* in batches, while there is a context */
+	MemoryContext owner;
+	MemoryContext context;		/* of rows and calls; NULL: they were given up */
+	TupleDesc	columns;
+	SubTransactionId subid;		/* in which it ran last */
+	dlist_head	apps;
+	dlist_head	rows;			/* that were read and not returned yet */
+	int			num_rows;
+	BatchRow   *unbegun;		/* the last of them, if it was read only; or NULL */
+	BatchRow   *begun;			/* whose call began last, while it is under way */
+	dlist_head	under_way;
+	int			num_under_way;
+	int64		ahead_bytes;	/* of results */
+	bool		at_end;			/* all rows are read */
+	bool		is_settled;		/* nothing begins until what is there was returned */
+	TimestampTz looked_at;
+	MemoryContextCallback on_owner;
+};
+
+static dlist_head batches = DLIST_STATIC_INIT(batches);
+static ExecutorRun_hook_type prev_executor_run = NULL;
+
+
+/* ---------- Ends ---------- */
+
+/* Reset callback of a batch's memory, which goes for whatever reason. */
+static void
+batch_on_reset(void *arg)
+{
+	CallBatch  *batch = arg;
+
+	dlist_delete(&batch->node);
+	batch->context = NULL;
+}
+
+/* End all that is under way.  Does not throw. */
+static void
+batch_give_up(CallBatch *batch)
+{
+	if (batch->context != NULL)
+		MemoryContextDelete(batch->context);
+}
+
+/* Reset callback of the owner. */
+static void
+batch_on_owner(void *arg)
+{
+	batch_give_up(arg);
+}
+
+/* The connections that so many calls at once needed are not for what follows. */
+static void
+batches_end_transaction(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &batches)
+		batch_give_up(dlist_container(CallBatch, node, iter.cur));
+	http_loop_expect(http_loop_get(), 0);
+}
+
+static void
+batches_on_xact(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		batches_end_transaction();
+}
+
+/* A subtransaction takes with it what it began; or leaves it to its parent. */
+static void
+batches_on_subxact(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, void *arg)
+{
+	dlist_mutable_iter iter;
+
+	if (event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB)
+		return;
+	dlist_foreach_modify(iter, &batches)
+	{
+		CallBatch  *batch = dlist_container(CallBatch, node, iter.cur);
+
+		if (batch->subid != subid)
+			continue;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			batch->subid = parent;
+		else if (batch->num_under_way > 0)
+			batch_give_up(batch);
+		else
+			batch->subid = parent;	/* a cursor that was fetched from goes on */
+	}
+}
+
+
+/* ---------- Results ---------- */
+
+/* The row is done: keep its result alone. */
+static void
+row_finish(CallBatch *batch, BatchRow *row, Jsonb *response, const FlowReport *report)
+{
+	Datum		values[RESULT_COLUMNS] = {0};
+	bool		nulls[RESULT_COLUMNS];
+	HeapTuple	tuple;
+
+	memset(nulls, true, sizeof(nulls));
+#define SET_TEXT(column, text) \
+	if ((text) != NULL) \
+		values[column] = CStringGetTextDatum(text), nulls[column] = false
+
+	if (response != NULL)
+	{
+		values[RESULT_RESPONSE] = JsonbPGetDatum(response);
+		nulls[RESULT_RESPONSE] = false;
+	}
+	if (report != NULL)
+	{
+		SET_TEXT(RESULT_SQLSTATE, unpack_sql_state(report->sqlstate));
+		SET_TEXT(RESULT_ERROR, report->message);
+		SET_TEXT(RESULT_DETAIL, report->detail);
+		SET_TEXT(RESULT_HINT, report->hint);
+	}
+	tuple = heap_form_tuple(batch->columns, values, nulls);
+	row->result = MemoryContextAlloc(batch->context, tuple->t_len);
+	memcpy(row->result, tuple->t_data, tuple->t_len);
+	batch->ahead_bytes += tuple->t_len + BATCH_ROW_BYTES;
+	MemoryContextDelete(row->context);
+	row->context = NULL;
+}
+
+/* The row ends by an outcome, in its memory. */
+static void
+row_finish_outcome(CallBatch *batch, BatchRow *row, const FlowOutcome *outcome)
+{
+	FlowReport	report;
+
+	if (outcome->sqlstate != 0)
+		report = report_failure(outcome, row->arguments.request);
+	row_finish(batch, row, execute_answer(outcome), outcome->sqlstate != 0 ? &report : NULL);
+}
+
+/* What an outcome says of the platform. */
+static void
+app_note_outcome(BatchApp *app, const FlowOutcome *outcome, TokenProtocol protocol)
+{
+	switch (outcome_report(outcome, protocol))
+	{
+		case LIMITER_REPORT_NOTHING:
+			break;
+		case LIMITER_REPORT_TROUBLE:
+			/* neither is its fault */
+			if (outcome->trouble == HTTP_TROUBLE_LOCAL || outcome->trouble == HTTP_TROUBLE_REFUSED)
+				break;
+			/* the others would have waited for the same token */
+			app->troubles += outcome->for_token && outcome->sqlstate == ERRCODE_FEISHU_TIMEOUT ?
+				BATCH_TROUBLES : 1;
+			break;
+		default:
+			if (!outcome->held_back)
+				app->troubles = 0;
+			break;
+	}
+}
+
+/* The row's call has ended. */
+static void
+row_take_outcome(CallBatch *batch, BatchRow *row)
+{
+	const FlowOutcome *outcome = flow_call_outcome(row->call);
+	const ExecuteArguments *arguments = &row->arguments;
+	MemoryContext old_context = MemoryContextSwitchTo(row->context);
+	instr_time	duration;
+
+	INSTR_TIME_SET_CURRENT(duration);
+	INSTR_TIME_SUBTRACT(duration, row->begun_at);
+	dlist_delete(&row->flying);
+	batch->num_under_way--;
+	row->app->under_way--;
+	if (batch->begun == row)
+		batch->begun = NULL;
+
+	app_note_outcome(row->app, outcome, arguments->server->protocol);
+	stats_count_call(arguments->server->serverid, arguments->request->namespace_name,
+					 arguments->request->flow_id, outcome, false,
+					 INSTR_TIME_GET_MICROSEC(duration));
+	row_finish_outcome(batch, row, outcome);
+	MemoryContextSwitchTo(old_context);
+}
+
+/* Take what has ended by now. */
+static void
+batch_take_ended(CallBatch *batch)
+{
+	dlist_mutable_iter iter;
+
+	execute_take_ended();
+	dlist_foreach_modify(iter, &batch->under_way)
+	{
+		BatchRow   *row = dlist_container(BatchRow, flying, iter.cur);
+
+		if (row->waiter.has_ended)
+			row_take_outcome(batch, row);
+	}
+}
+
+
+/* ---------- Beginnings ---------- */
+
+/*
+ * Do something with a row, whose errors of some kinds are its result.  True if there
+ * was none.  They are caught without a subtransaction, so there may be nothing to clean
+ * up where they are thrown.
+ */
+static bool
+row_try(CallBatch *batch, BatchRow *row, void (*step) (CallBatch *batch, BatchRow *row, void *arg),
+		void *arg, bool (*is_result) (const ErrorData *error))
+{
+	MemoryContext context = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
+	ErrorData  *volatile caught = NULL;
+
+	PG_TRY();
+	{
+		step(batch, row, arg);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(row->context);
+		caught = CopyErrorData();
+		if (!is_result(caught))
+			PG_RE_THROW();
+		FlushErrorState();
+		InterruptHoldoffCount = holdoff;	/* the error has let them through */
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (caught != NULL)
+	{
+		FlowReport	report = {
+			.sqlstate = caught->sqlerrcode, .message = caught->message,
+			.detail = caught->detail, .hint = caught->hint
+		};
+
+		row_finish(batch, row, NULL, &report);
+	}
+	return caught == NULL;
+}
+
+/* Is it what we say of wrong arguments, or what a conversion does? */
+static bool
+is_about_arguments(const ErrorData *error)
+{
+	return (error->domain != NULL && strcmp(error->domain, TEXTDOMAIN) == 0 &&
+			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_OPERATOR_INTERVENTION) ||
+		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION;
+}
+
+/* Is this process, or its host, short of something? */
+static bool
+is_about_resources(const ErrorData *error)
+{
+	return ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INSUFFICIENT_RESOURCES;
+}
+
+/* See row_try. */
+static void
+row_check(CallBatch *batch, BatchRow *row, void *arg)
+{
+	execute_read_arguments(arg, &row->arguments);
+}
+
+/* See row_try. */
+static void
+row_start(CallBatch *batch, BatchRow *row, void *arg)
+{
+	const FlowLimits *limits = arg;
+
+	row->call = flow_call_start(row->context, row->arguments.server, row->arguments.request,
+								limits, NULL, row);
+	flow_call_set_batched(row->call);
+}
+
+/* The app that a row calls. */
+static BatchApp *
+batch_find_app(CallBatch *batch, const FlowServer *server)
+{
+	dlist_iter	iter;
+	BatchApp   *app;
+
+	dlist_foreach(iter, &batch->apps)
+	{
+		app = dlist_container(BatchApp, node, iter.cur);
+		if (app->userid == server->userid &&
+			memcmp(&app->key, &server->app_key, sizeof(AppKey)) == 0)
+			return app;
+	}
+	app = MemoryContextAllocZero(batch->context, sizeof(BatchApp));
+	app->key = server->app_key;
+	app->userid = server->userid;
+	dlist_push_head(&batch->apps, &app->node);
+	return app;
+}
+
+/* Read the next row; false: there is none.  It may be done by what it says. */
+static bool
+batch_read_row(CallBatch *batch, BatchSource source, void *arg)
+{
+	LOCAL_FCINFO(fcinfo, EXECUTE_NUM_ARGUMENTS);
+	MemoryContext context = AllocSetContextCreate(batch->context, "feishu_flow row",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	BatchRow   *row;
+
+	InitFunctionCallInfoData(*fcinfo, NULL, EXECUTE_NUM_ARGUMENTS, InvalidOid, NULL, NULL);
+	if (!source(arg, fcinfo))
+	{
+		MemoryContextSwitchTo(old_context);
+		MemoryContextDelete(context);
+		batch->at_end = true;
+		return false;
+	}
+	row = MemoryContextAllocZero(batch->context, sizeof(BatchRow));
+	row->context = context;
+	dlist_push_tail(&batch->rows, &row->node);
+	batch->num_rows++;
+	if (row_try(batch, row, row_check, fcinfo, is_about_arguments))
+	{
+		row->app = batch_find_app(batch, row->arguments.server);
+		batch->unbegun = row;
+	}
+	MemoryContextSwitchTo(old_context);
+	return true;
+}
+
+/* Does the platform not answer, as far as it is known by now? */
+static bool
+app_is_silent(BatchApp *app)
+{
+	LimiterStatus status;
+
+	if (app->troubles == 0)
+		return false;
+	return app->troubles >= BATCH_TROUBLES ||
+		(limiter_status(&app->key, app->userid, &status) &&
+		 (status.pause == LIMITER_BREAKER || status.pause == LIMITER_ROLE_BREAKER));
+}
+
+/* Begin the call of the row that was read; false: it has to wait for others. */
+static bool
+batch_begin_row(CallBatch *batch)
+{
+	BatchRow   *row = batch->unbegun;
+	BatchApp   *app = row->app;
+	MemoryContext old_context;
+	FlowLimits	limits;
+
+	if (!app->given_up && app_is_silent(app))
+	{
+		if (app->under_way > 0)
+			return false;
+		app->given_up = true;
+	}
+
+	batch->unbegun = NULL;
+	old_context = MemoryContextSwitchTo(row->context);
+	if (app->given_up)
+	{
+		FlowOutcome outcome = {.url = row->arguments.server->base_url};
+
+		outcome_give_up_on_platform(&outcome);
+		row_finish_outcome(batch, row, &outcome);
+		MemoryContextSwitchTo(old_context);
+		return true;
+	}
+	http_loop_expect(http_loop_get(), feishu_guc_max_concurrent_calls);
+	limits = execute_limits(row->arguments.server, row->arguments.timeout_ms);
+	row->deadline = limits.deadline;
+	INSTR_TIME_SET_CURRENT(row->begun_at);
+	if (row_try(batch, row, row_start, &limits, is_about_resources))
+	{
+		dlist_push_tail(&batch->under_way, &row->flying);
+		batch->num_under_way++;
+		app->under_way++;
+		batch->begun = row;
+	}
+	MemoryContextSwitchTo(old_context);
+	return true;
+}
+
+static bool
+row_is_done(const BatchRow *row)
+{
+	return row->result != NULL;
+}
+
+/* The row in turn, or NULL if it was not read yet. */
+static BatchRow *
+batch_first_row(CallBatch *batch)
+{
+	return dlist_is_empty(&batch->rows) ? NULL :
+		dlist_head_element(BatchRow, node, &batch->rows);
+}
+
+/* May one more be read, and its call begin? */
+static bool
+batch_has_room(CallBatch *batch)
+{
+	int			most = feishu_guc_max_concurrent_calls;
+	BatchRow   *first = batch_first_row(batch);
+
+	if (batch->num_under_way >= most ||
+		(batch->begun != NULL && flow_call_is_waiting(batch->begun->call)))
+		return false;
+	if (first != NULL && row_is_done(first))
+	{
+		/* the query may need no more: go no further ahead than need be */
+		if (batch->num_rows >= most || batch->is_settled)
+			return false;
+	}
+	else if (batch->ahead_bytes >= BATCH_AHEAD_BYTES && first != NULL)
+		return false;
+	return batch->num_under_way == 0 || http_loop_room(http_loop_get()) > 0;
+}
+
+/* Read and begin as much as may be. */
+static void
+batch_begin_more(CallBatch *batch, BatchSource source, void *arg)
+{
+	while (batch_has_room(batch))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (batch->unbegun == NULL &&
+			(batch->at_end || !batch_read_row(batch, source, arg)))
+			return;
+		batch->is_settled = false;
+		if (batch->unbegun != NULL && !batch_begin_row(batch))
+			return;
+	}
+}
+
+
+/* ---------- Turns ---------- */
+
+/* Wait for something to happen to a call, if there is any, until then at most. */
+static void
+batch_turn(CallBatch *batch, TimestampTz until)
+{
+	flow_calls_turn(until, call_wait_event());
+	batch_take_ended(batch);
+	batch->looked_at = GetCurrentTimestamp();
+}
+
+/* Wait for one of the calls under way to end, or to be sent. */
+static void
+batch_wait(CallBatch *batch)
+{
+	BatchRow   *oldest = dlist_head_element(BatchRow, flying, &batch->under_way);
+	TimestampTz now = GetCurrentTimestamp();
+
+	batch_turn(batch, oldest->deadline > now ? oldest->deadline :
+			   TimestampTzPlusMilliseconds(now, BATCH_LATE_MS));
+}
+
+/* Wait until the row in turn is done. */
+static BatchRow *
+batch_run(CallBatch *batch, BatchSource source, void *arg)
+{
+	for (;;)
+	{
+		BatchRow   *row;
+
+		batch_take_ended(batch);
+		batch_begin_more(batch, source, arg);
+		row = batch_first_row(batch);
+		if (row == NULL)
+			elog(ERROR, "no more rows in the partition");
+		if (!row_is_done(row))
+			batch_wait(batch);
+		else
+		{
+			if (batch->num_under_way > 0 &&
+				TimestampDifferenceExceeds(batch->looked_at, GetCurrentTimestamp(), BATCH_LOOK_MS))
+				batch_turn(batch, GetCurrentTimestamp());
+			return row;
+		}
+	}
+}
+
+Datum
+batch_next(CallBatch *batch, BatchSource source, void *arg)
+{
+	MemoryContext old_context = CurrentMemoryContext;
+	BatchRow   *row = NULL;
+	HeapTupleHeader result;
+	Size		size;
+
+	if (batch->context == NULL)
+		elog(ERROR, "the calls of this query were given up");
+	batch->subid = GetCurrentSubTransactionId();
+	PG_TRY();
+	{
+		row = batch_run(batch, source, arg);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(old_context);
+		batch_give_up(batch);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+
+	size = HeapTupleHeaderGetDatumLength(row->result);
+	result = palloc(size);
+	memcpy(result, row->result, size);
+	dlist_delete(&row->node);
+	batch->num_rows--;
+	batch->ahead_bytes -= size + BATCH_ROW_BYTES;
+	pfree(row->result);
+	pfree(row);
+	return HeapTupleHeaderGetDatum(result);
+}
+
+CallBatch *
+batch_create(MemoryContext owner, TupleDesc rows)
+{
+	static bool registered = false;
+	CallBatch  *batch;
+	MemoryContextCallback *callback;
+
+	(void) http_loop_get();		/* the callbacks need one, and must not throw */
+	if (!registered)
+	{
+		RegisterXactCallback(batches_on_xact, NULL);
+		RegisterSubXactCallback(batches_on_subxact, NULL);
+		registered = true;
+	}
+	batch = MemoryContextAllocZero(owner, sizeof(CallBatch));
+	batch->owner = owner;
+	batch->columns = rows;
+	dlist_init(&batch->apps);
+	dlist_init(&batch->rows);
+	dlist_init(&batch->under_way);
+
+	batch->context = AllocSetContextCreate(call_memory_parent(), "feishu_flow batch",
+										   ALLOCSET_DEFAULT_SIZES);
+	callback = MemoryContextAlloc(batch->context, sizeof(MemoryContextCallback));
+	callback->func = batch_on_reset;
+	callback->arg = batch;
+	dlist_push_tail(&batches, &batch->node);
+	MemoryContextRegisterResetCallback(batch->context, callback);
+	batch->on_owner.func = batch_on_owner;
+	batch->on_owner.arg = batch;
+	MemoryContextRegisterResetCallback(owner, &batch->on_owner);
+	return batch;
+}
+
+
+/* ---------- The executor ---------- */
+
+/* Is a batch one of a query with this memory? */
+static bool
+batch_is_of_query(const CallBatch *batch, MemoryContext query)
+{
+	for (MemoryContext context = batch->owner; context != NULL;
+		 context = MemoryContextGetParent(context))
+	{
+		if (context == query)
+			return true;
+	}
+	return false;
+}
+
+/* Wait until nothing of a query is under way. */
+static void
+batches_settle(MemoryContext query)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &batches)
+	{
+		CallBatch  *batch = dlist_container(CallBatch, node, iter.cur);
+
+		if (!batch_is_of_query(batch, query))
+			continue;
+		while (batch->num_under_way > 0)
+			batch_wait(batch);
+		batch->is_settled = true;
+	}
+}
+
+/* End what of a query is under way. */
+static void
+batches_end_query(MemoryContext query)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &batches)
+	{
+		CallBatch  *batch = dlist_container(CallBatch, node, iter.cur);
+
+		if (batch_is_of_query(batch, query))
+			batch_give_up(batch);
+	}
+}
+
+/*
+ * A query was run for so many rows (0: for all).  Can it be gone on with?  SPI does that
+ * with those of portals only.
+ */
+static bool
+query_may_go_on(const QueryDesc *query, uint64 count)
+{
+	bool		is_portal = ActivePortal != NULL && ActivePortal->queryDesc == query;
+
+	return count > 0 && query->estate->es_processed >= count &&
+		(is_portal || query->dest->mydest != DestSPI);
+}
+
+/* A query was run, and is left. */
+static void
+batches_leave_query(const QueryDesc *query, uint64 count)
+{
+	if (dlist_is_empty(&batches) || query->estate == NULL)
+		return;
+	if (query_may_go_on(query, count))
+		batches_settle(query->estate->es_query_cxt);
+	else
+		batches_end_query(query->estate->es_query_cxt);
+}
+
+/* ExecutorRun_hook */
+static void
+batch_executor_run(FEISHU_EXECUTOR_RUN_PARAMETERS)
+{
+	if (prev_executor_run)
+		prev_executor_run(FEISHU_EXECUTOR_RUN_ARGUMENTS);
+	else
+		standard_ExecutorRun(FEISHU_EXECUTOR_RUN_ARGUMENTS);
+	batches_leave_query(queryDesc, count);
+}
+
+void
+batch_install_hooks(void)
+{
+	prev_executor_run = ExecutorRun_hook;
+	ExecutorRun_hook = batch_executor_run;
+}
