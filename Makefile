@@ -121,7 +121,7 @@ endif
 # needs the very clang that PostgreSQL was built with.
 override with_llvm = no
 
-REGRESS = extension options privileges arguments errors out_params trigger
+REGRESS = extension options privileges arguments errors out_params execute_flows trigger
 REGRESS_OPTS = --inputdir=. --outputdir=. --encoding=UTF8 --no-locale
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
