@@ -177,6 +177,16 @@ typedef int SysCacheIdentifier;
 #endif
 
 /*
+ * IGNORE NULLS: 19 has it for window functions, and each says whether it takes it.
+ */
+#if PG_VERSION_NUM >= 190000
+#define feishu_window_refuse_null_treatment(window, fcinfo) \
+	WinCheckAndInitializeNullTreatment((window), false, (fcinfo))
+#else
+#define feishu_window_refuse_null_treatment(window, fcinfo) ((void) 0)
+#endif
+
+/*
  * Ownership: 16 replaced the functions of each kind of object by one.
  */
 #if PG_VERSION_NUM >= 160000

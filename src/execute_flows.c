@@ -24,6 +24,7 @@
 #include "windowapi.h"
 
 #include "batch.h"
+#include "compat.h"
 #include "execute.h"
 
 PG_FUNCTION_INFO_V1(feishu_execute_flows);
@@ -129,6 +130,7 @@ feishu_execute_flows(PG_FUNCTION_ARGS)
 	FlowsSource source = {.window = PG_WINDOW_OBJECT()};
 	Datum		result;
 
+	feishu_window_refuse_null_treatment(source.window, fcinfo);
 	if (fcinfo->flinfo->fn_extra == NULL)
 		fcinfo->flinfo->fn_extra = function_describe(fcinfo);
 	source.function = fcinfo->flinfo->fn_extra;

@@ -9,7 +9,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
-use JSON::PP ();
+use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -91,10 +91,14 @@ $session->value('RESET feishu_flow.max_concurrent_calls');
 
 $mock->mark;
 $mock->well;
+# over one connection, for others overtake it
+$session->value('SET feishu_flow.max_concurrent_calls = 1');
 $session->value('SELECT count(r) FROM ' . flows(40, q{'a', 'b', idempotent_key => 'order-' || id}, 'ORDER BY id DESC'));
 my @order = map { $_->{key} =~ /(\d+)$/ } $mock->log(kind => 'execute');
 is_deeply([ @order[0 .. 3], $order[-1] ], [ 40, 39, 38, 37, 1 ], 'calls begin in the order of the window')
   or diag("@order");
+
+$session->value('RESET feishu_flow.max_concurrent_calls');
 
 # answers that come in another order, as they like
 $mock->fault(type => 'latency', ms => [ 1, 30 ]);
@@ -362,15 +366,70 @@ is(open_sockets($session->pid), $sockets, '... and no more connections are kept'
 diag('private memory: ' . $memory . ' kB, at most ' . $most . ' kB');
 
 # large answers ahead of their turn
-$mock->rules([ { flow_id => 'slow' }, { type => 'latency', ms => 1500 * $SLOW } ], [ { kind => 'execute' }, { type => 'big', bytes => 1 << 20 } ]);
+$mock->rules([ { flow_id => 'slow' }, { type => 'hold' } ], [ { kind => 'execute' }, { type => 'big', bytes => 1 << 20 } ]);
 $mock->mark;
-$session->send(q{SELECT count(*) FROM (SELECT feishu.execute_flows('a', CASE id WHEN 1 THEN 'slow' ELSE 'large' END) OVER () AS r FROM generate_series(1, 200) AS id) AS s});
-$mock->wait_for(1, flow_id => 'slow', state => 'done');
-cmp_ok($mock->count(flow_id => 'large'), '<', 100, 'large answers ahead of their turn are bounded');
-is($session->result->{out}, 200, '... and all come');
+$session->send(q{SELECT count(*) FROM (SELECT feishu.execute_flows('a', CASE id WHEN 1 THEN 'slow' ELSE 'large' END) OVER () AS r FROM generate_series(1, 80) AS id) AS s});
+$mock->wait_for(32, flow_id => 'large', state => 'done');
+cmp_ok($mock->count(flow_id => 'large'), '<', 60, 'large answers ahead of their turn are bounded');
+$mock->well;
+is($session->result->{out}, 80, '... and all come');
+
+
+# ---- who takes the results takes its time ----
+
+# The second row's turn comes when all that is under way is past its timeout, and was answered in time.
+$mock->fault(type => 'latency', ms => 100 * $SLOW);
+is( $session->value(q{SELECT count(*) || ' ' || count((r).sqlstate) FROM (SELECT CASE WHEN id < 3 THEN pg_sleep(} . 1.5 * $SLOW
+		  . q{) END, r FROM } . flows(40, q{'a', 'b', timeout => '} . 1000 * $SLOW . q{ms'}) . q{ OFFSET 0) AS s}),
+	'40 0', 'answers that came in time are in time, whenever they are read');
 $mock->well;
 
 is($session->value("BEGIN READ ONLY; SELECT $all_own FROM " . flows(10) . '; COMMIT'), '10 10 0', 'in a read-only transaction');
 is($session->value("BEGIN; SELECT $all_own FROM " . flows(20) . "; PREPARE TRANSACTION 'p'; ROLLBACK PREPARED 'p'"), '20 20 0', 'in a transaction that is prepared');
+
+
+# ---- connections: one for each call over HTTP/1.1, few over HTTP/2 ----
+
+my $dir = PostgreSQL::Test::Utils::tempdir_short();
+chmod 0755, $dir;
+IPC::Run::run([ qw(openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=many -addext subjectAltName=IP:127.0.0.1),
+		'-keyout', "$dir/key", '-out', "$dir/crt" ], '>', '/dev/null', '2>&1') or die 'openssl';
+my %site = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } 'http1', 'http2';
+start_nginx($dir, join('', map { my $http2 = $_ eq 'http2' ? ' http2' : ''; <<"CONF" } sort keys %site), values %site);
+	server {
+		listen 127.0.0.1:$site{$_} ssl$http2;
+		ssl_certificate $dir/crt;
+		ssl_certificate_key $dir/key;
+		keepalive_requests 1000000;
+		location / { proxy_pass @{[$mock->url]}; proxy_http_version 1.1; }
+	}
+CONF
+$mock->fault(type => 'latency', ms => 100);
+my %most = (http1 => 40, http2 => 3);
+foreach my $site (sort keys %site)
+{
+	create_server($node, $site, { base_url => "https://127.0.0.1:$site{$site}", ca_file => "$dir/crt" });
+	is($session->value("SELECT $all_own FROM " . flows(160, qq{'a', 'echoParams', '{"_id": 1}', params => jsonb_build_object('id', id), server => '$site'})),
+		'160 160 0', "over $site");
+	my %connections = map { /^$site{$site} \S+ (\d+) .*execute/ ? ($1 => 1) : () } split /\n/, slurp_file("$dir/access.log");
+	cmp_ok(scalar keys %connections, '<=', $most{$site}, '... takes no more connections than need be');
+}
+cmp_ok(open_sockets($session->pid), '<=', 20, '... of which few are kept');
+$mock->well;
+
+
+# ---- without shared_preload_libraries ----
+
+my $alone = new_cluster('alone', preload => 0);
+create_server($alone, 'feishu', { base_url => $mock->url, operator => '{"_id": 1}' });
+create_server($alone, 'down', { base_url => 'http://127.0.0.1:' . closed_port(), operator => '{"_id": 1}' });
+my $single = FeishuFlow::Session->new($alone);
+$mock->mark;
+is($single->value("SELECT $all_own FROM " . flows(100)), '100 100 0', 'without shared_preload_libraries');
+is($mock->token_requests, 1, '... with one token');
+is( $single->value(q{SELECT count(*) FILTER (WHERE (r).error LIKE '%does not answer') > 900 FROM } . flows(1000, q{'a', 'b', server => 'down'})),
+	't', '... the rest is not tried, either');
+is($single->value('BEGIN; DECLARE c CURSOR FOR SELECT id FROM ' . flows(100) . '; FETCH 2 FROM c'), "1\n2", '... a cursor');
+is($single->value('COMMIT; SELECT 1'), 1, '... that its transaction ends');
 
 done_testing();
