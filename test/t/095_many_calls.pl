@@ -283,6 +283,22 @@ BEGIN
 	PERFORM pg_advisory_xact_lock(1);
 	RETURN 'went on';
 END $$;
+CREATE FUNCTION fails_in_sql() RETURNS bigint LANGUAGE sql VOLATILE AS $$
+	SELECT sum(1 / (id - 3)) FROM (SELECT id, feishu.execute_flows('a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END) OVER () AS r
+		FROM generate_series(1, 100) AS id) AS s
+$$;
+CREATE FUNCTION goes_on_after_sql() RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+	sum bigint;
+BEGIN
+	BEGIN
+		sum := fails_in_sql();
+	EXCEPTION WHEN division_by_zero THEN
+		NULL;
+	END;
+	PERFORM pg_advisory_xact_lock(1);
+	RETURN sum;
+END $$;
 CREATE FUNCTION first_one() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	one text;
@@ -296,6 +312,7 @@ SQL
 $watch->value('SELECT pg_advisory_lock(1)');
 foreach my $form (
 	[ 'an error that is caught', q{SELECT goes_on($$SELECT 1 / (id - 3), feishu.execute_flows('a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END) OVER () FROM generate_series(1, 100) AS id$$)} ],
+	[ 'one in an SQL function, whose memory stays', q{SELECT goes_on_after_sql()} ],
 	[ 'a query in PL/pgSQL that needed the first row alone', q{SELECT first_one()} ])
 {
 	my ($name, $statement) = @$form;
