@@ -199,7 +199,10 @@ batches_on_subxact(SubXactEvent event, SubTransactionId subid, SubTransactionId 
 
 /* ---------- Results ---------- */
 
-/* The row is done: keep its result alone. */
+/*
+ * The row is done: keep its result alone.  To be called in the row's memory; leaves
+ * another as the current one.
+ */
 static void
 row_finish(CallBatch *batch, BatchRow *row, Jsonb *response, const FlowReport *report)
 {
@@ -228,6 +231,7 @@ row_finish(CallBatch *batch, BatchRow *row, Jsonb *response, const FlowReport *r
 	row->result = MemoryContextAlloc(batch->context, tuple->t_len);
 	memcpy(row->result, tuple->t_data, tuple->t_len);
 	batch->ahead_bytes += tuple->t_len + BATCH_ROW_BYTES;
+	MemoryContextSwitchTo(batch->context);
 	MemoryContextDelete(row->context);
 	row->context = NULL;
 }
@@ -311,8 +315,8 @@ batch_take_ended(CallBatch *batch)
 /* ---------- Beginnings ---------- */
 
 /*
- * Do something with a row, whose errors of some kinds are its result.  True if there
- * was none.  They are caught without a subtransaction, so there may be nothing to clean
+ * Do something with a row, in its memory.  Errors of some kinds are its result; true if
+ * there was none.  They are caught without a subtransaction, so there may be nothing to clean
  * up where they are thrown.
  */
 static bool

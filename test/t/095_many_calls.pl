@@ -339,6 +339,8 @@ is($session->value('FETCH 31 FROM c'), join("\n", 3 .. 33), '... and goes on');
 is($session->value('SAVEPOINT s; FETCH 1 FROM c; ROLLBACK TO s; FETCH 1 FROM c'), "34\n35", '... after a subtransaction is undone, too');
 is(succeeds($session, 'CLOSE c; COMMIT', 'closed early'), '', '... ends');
 is(under_way(), 0, '... with nothing under way');
+$session->value('BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT id, (r).sqlstate FROM ' . flows(50) . '; FETCH 1 FROM c; COMMIT');
+is($session->value('MOVE 48 FROM c; FETCH ALL FROM c; CLOSE c'), '50|', 'a cursor that outlives its transaction');
 $mock->mark;
 is( $session->value(q{DO $$ DECLARE one record; n int := 0; BEGIN FOR one IN SELECT * FROM }
 		  . flows(70) . q{ LOOP n := n + 1; COMMIT; END LOOP; ASSERT n = 70; END $$}),
