@@ -11,7 +11,6 @@ SELECT feishu.execute_flows('a', 'b');
 SELECT feishu.execute_flows(DISTINCT 'a', 'b') OVER ();
 SELECT feishu.execute_flows('a', 'b') FILTER (WHERE true) OVER ();
 SELECT 1 WHERE feishu.execute_flows('a', 'b') OVER () IS NULL;
-SELECT feishu.execute_flows('a', 'b', raise_error => false) OVER ();
 
 -- Wrong arguments are values, each of its row.
 \x on

@@ -72,25 +72,39 @@ is(succeeds($session, "SELECT $all_own FROM " . flows(500), 'five hundred calls'
 is($mock->executes, 500, '... with one request each');
 is($mock->token_requests, 1, '... and one token');
 
+# So many are under way, and no more, before the first is answered.
+sub at_once
+{
+	my ($most, $name, $sql, $result) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	$mock->mark;
+	$mock->fault(type => 'hold');
+	$session->send($sql);
+	$mock->wait_for($most, kind => 'execute');
+	is($watch->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid), 'Extension', "$name: it waits");
+	is($mock->executes, $most, "... with $most under way");
+	$mock->well;
+	is($session->result->{out}, $result, '... and all are answered');
+	return;
+}
+
+at_once(32, 'by default', "SELECT $all_own FROM " . flows(96), '96 96 0');
+$session->value('SET feishu_flow.max_concurrent_calls = 256');
+at_once(256, 'with the highest max_concurrent_calls', "SELECT $all_own FROM " . flows(300), '300 300 0');
+$session->value('SET feishu_flow.max_concurrent_calls = 5');
+at_once(5, 'with another max_concurrent_calls', "SELECT $all_own FROM " . flows(15), '15 15 0');
+at_once(3, 'of a partition', "SELECT $all_own FROM " . flows(12, undef, 'PARTITION BY id % 4'), '12 12 0');
+
 $mock->mark;
 $mock->fault(type => 'latency', ms => 100 * $SLOW);
+$session->value('SET feishu_flow.max_concurrent_calls = 32');
 my $result = $session->ask("SELECT $all_own FROM " . flows(96));
 is($result->{out}, '96 96 0', 'slow answers');
-is(most_at_once(), 32, '... 32 are under way at once');
-cmp_ok($result->{seconds}, '<', 2 * $SLOW, '... which takes the time of three');
-
-$mock->mark;
-$session->value('SET feishu_flow.max_concurrent_calls = 5');
-is($session->ask("SELECT $all_own FROM " . flows(15))->{out}, '15 15 0', 'with max_concurrent_calls = 5');
-is(most_at_once(), 5, '... five are under way');
-$mock->mark;
-is( $session->ask("SELECT $all_own FROM " . flows(12, undef, 'PARTITION BY id % 4'))->{out},
-	'12 12 0', 'a partition after the other');
-is(most_at_once(), 3, '... with its own rows at once');
-$session->value('RESET feishu_flow.max_concurrent_calls');
-
-$mock->mark;
+cmp_ok($result->{seconds}, '<', 2 * $SLOW, '... take the time of three, and not of 96');
+cmp_ok(most_at_once(), '<=', 32, '... with no more than 32 under way');
 $mock->well;
+
+$mock->mark;
 # over one connection, for others overtake it
 $session->value('SET feishu_flow.max_concurrent_calls = 1');
 $session->value('SELECT count(r) FROM ' . flows(40, q{'a', 'b', idempotent_key => 'order-' || id}, 'ORDER BY id DESC'));
