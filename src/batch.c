@@ -549,6 +549,22 @@ batch_begin_more(CallBatch *batch, BatchSource source, void *arg)
 
 /* ---------- Turns ---------- */
 
+/* Error context callback: how many flows may have started of which nothing is known. */
+static void
+batch_error_context(void *arg)
+{
+	CallBatch  *batch = arg;
+	dlist_iter	iter;
+	int			num_sent = 0;
+
+	if (batch->context == NULL)
+		return;
+	dlist_foreach(iter, &batch->under_way)
+		num_sent += flow_call_is_sent(dlist_container(BatchRow, flying, iter.cur)->call);
+	if (num_sent > 0)
+		errcontext("flows of feishu.execute_flows that are under way, and may have started: %d", num_sent);
+}
+
 /* Wait for something to happen to a call, if there is any, until then at most. */
 static void
 batch_turn(CallBatch *batch, TimestampTz until)
@@ -598,6 +614,9 @@ Datum
 batch_next(CallBatch *batch, BatchSource source, void *arg)
 {
 	MemoryContext old_context = CurrentMemoryContext;
+	ErrorContextCallback error_context = {
+		.previous = error_context_stack, .callback = batch_error_context, .arg = batch
+	};
 	BatchRow   *row = NULL;
 	HeapTupleHeader result;
 	Size		size;
@@ -607,7 +626,9 @@ batch_next(CallBatch *batch, BatchSource source, void *arg)
 	batch->subid = GetCurrentSubTransactionId();
 	PG_TRY();
 	{
+		error_context_stack = &error_context;
 		row = batch_run(batch, source, arg);
+		error_context_stack = error_context.previous;
 	}
 	PG_CATCH();
 	{
@@ -687,11 +708,16 @@ batches_settle(MemoryContext query)
 	dlist_foreach(iter, &batches)
 	{
 		CallBatch  *batch = dlist_container(CallBatch, node, iter.cur);
+		ErrorContextCallback error_context = {
+			.previous = error_context_stack, .callback = batch_error_context, .arg = batch
+		};
 
 		if (!batch_is_of_query(batch, query))
 			continue;
+		error_context_stack = &error_context;
 		while (batch->num_under_way > 0)
 			batch_wait(batch);
+		error_context_stack = error_context.previous;
 		batch->is_settled = true;
 	}
 }

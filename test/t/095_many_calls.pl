@@ -267,7 +267,9 @@ foreach my $end (
 	$mock->wait_for(32, flow_id => 'hangs');
 	$act->($victim);
 	nothing_under_way("$name ends all");
-	fails_with($victim, $victim->result, $state, '... and the statement');
+	$result = fails_with($victim, $victim->result, $state, '... and the statement');
+	like($result->{err}, qr/^CONTEXT:  flows of feishu\.execute_flows that are under way, and may have started: 32$/m, '... which says what may have started')
+	  if $state eq '57014';
 }
 
 hangs();
