@@ -246,6 +246,10 @@ CREATE INDEX outbox_ordering_idx ON feishu_internal.outbox (server, roleid, orde
 -- planner takes it for nothing else
 CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
     WHERE state = 'q' AND expires_at < 'infinity';
+-- a key of the user's is queued once, until its flow has failed or is cancelled; no
+-- other query means this index, which has no row of a key that was made here
+CREATE UNIQUE INDEX outbox_key_idx ON feishu_internal.outbox (server, roleid, idempotent_key)
+    WHERE NOT own_key AND state IN ('q', 's', 'u');
 -- what to purge
 CREATE INDEX outbox_finished_idx ON feishu_internal.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
@@ -320,7 +324,7 @@ AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz) IS
-'Queues a flow in the current transaction, to be started after it commits; returns its id.';
+'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
 RETURNS boolean

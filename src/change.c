@@ -109,6 +109,18 @@ lock_flow(int64 id)
 	return false;
 }
 
+/* Throw that a flow cannot go back to the queue, for another has its key by now. */
+static void
+report_key_is_taken(int64 id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNIQUE_VIOLATION),
+			 errmsg("flow %lld cannot be retried: its idempotent_key was queued again",
+					(long long) id),
+			 errhint("That flow stands for this one. To start both, retry this one with a key of its own: feishu.retry_flow(%lld, new_key => true).",
+					 (long long) id)));
+}
+
 /*
  * Change a row by a statement whose first argument is its id, if it is in one
  * of the states and not claimed; true if it was changed.
@@ -155,6 +167,8 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
+		if (error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
+			report_key_is_taken(id);
 		ReThrowError(error);
 	}
 	PG_END_TRY();

@@ -161,14 +161,17 @@ extern int64 codec_request_size(const FlowRequest *request, int64 limit);
 extern int64 codec_jsonb_size(Jsonb *json, int64 limit);
 
 /*
+ * Is a body so small that it need not be counted, and is there nothing in it that
+ * cannot be converted?  False: nobody knows.
+ */
+extern bool codec_request_is_small(const FlowRequest *request, int64 limit);
+
+/*
  * The body of an execute request, JSON in UTF-8, replaces what is in body,
  * which the caller initialised.  Throws 22021/22P05 when it cannot be
  * converted to UTF-8.  The caller has seen to its size.
  */
 extern void codec_write_request(const FlowRequest *request, StringInfo body);
-
-/* Was this the operator of the last request?  In a session, it was checked then. */
-extern bool codec_wrote_operator_last(const Jsonb *operator_id);
 
 /* The body of a token request, likewise; *content_type is static. */
 extern void codec_write_token_request(bool oauth, const char *app_id,

@@ -40,6 +40,13 @@
 
 #define MAX_SEGMENT_SIZE	255 /* bytes of UTF-8; names are far shorter */
 
+/*
+ * What a byte of jsonb can make of a body at most.  A number has the most: in 10
+ * bytes and the 4 of its entry up to 131,072 digits before the point and 16,383
+ * after it.
+ */
+#define MAX_GROWTH			11000
+
 /* A longer operator is written anew for each request. */
 #define KEPT_OPERATOR_SIZE	512
 
@@ -438,8 +445,8 @@ typedef struct KeptOperator
 
 static KeptOperator last_operator = {0};
 
-bool
-codec_wrote_operator_last(const Jsonb *operator_id)
+static bool
+is_last_operator(const Jsonb *operator_id)
 {
 	return VARSIZE(operator_id) == last_operator.size &&
 		memcmp(operator_id, last_operator.value, last_operator.size) == 0;
@@ -451,7 +458,7 @@ sink_put_operator(JsonSink *sink, Jsonb *operator_id)
 	int			start = sink->out != NULL ? sink->out->len : 0;
 	int			len;
 
-	if (codec_wrote_operator_last(operator_id))
+	if (is_last_operator(operator_id))
 	{
 		sink_put(sink, last_operator.text, last_operator.len);
 		return;
@@ -511,6 +518,21 @@ codec_jsonb_size(Jsonb *json, int64 limit)
 
 	sink_put_jsonb_string(&sink, json);
 	return sink.size;
+}
+
+bool
+codec_request_is_small(const FlowRequest *request, int64 limit)
+{
+	int64		size = VARSIZE(request->operator_id);
+
+	if (GetDatabaseEncoding() != PG_UTF8)
+		return false;
+	if (request->params != NULL)
+		size += VARSIZE(request->params);
+	if (request->loop_masks != NULL)
+		size += VARSIZE(request->loop_masks);
+	/* the names of the members, and the key, are far less than one byte makes */
+	return (size + 1) * MAX_GROWTH <= limit;
 }
 
 void

@@ -129,14 +129,11 @@ lock_page(Relation table, int mode)
 	return buffer;
 }
 
-/*
- * Draw the next id.  The table stays locked until the end of the transaction.
- * It may have been made anew since it was found, so the lock is taken here.
- */
+/* Draw the next id.  The table stays locked until the end of the transaction. */
 int64
 flow_id_draw(Oid relid)
 {
-	Relation	table = table_open(relid, RowExclusiveLock);
+	Relation	table = table_open(relid, NoLock);
 	Buffer		buffer = lock_page(table, BUFFER_LOCK_EXCLUSIVE);
 	GenericXLogState *state;
 	Page		page;

@@ -94,6 +94,8 @@ http_open_socket(void *userp, curlsocktype purpose, struct curl_sockaddr *addres
 		fd = CURL_SOCKET_BAD;
 		transfer->no_socket = true;
 	}
+	if (fd >= 0)
+		http_conn_note_peer(transfer->loop->sockets, fd, &transfer->peer, transfer->peer_size);
 	return fd;
 }
 

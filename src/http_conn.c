@@ -37,7 +37,7 @@
 /* Buffers of bytes that are thrown away when a connection is shut down. */
 #define MAX_DISCARDED			64
 
-/* Port of a socket's address, and the address as text; -1: neither is known. */
+/* Port of an address, and the address as text; 0: neither is known. */
 static int
 address_text(const struct sockaddr_storage *address, char *text, size_t size)
 {
@@ -48,20 +48,37 @@ address_text(const struct sockaddr_storage *address, char *text, size_t size)
 		return ntohs(in->sin_port);
 	if (address->ss_family == AF_INET6 && inet_ntop(AF_INET6, &in6->sin6_addr, text, size) != NULL)
 		return ntohs(in6->sin6_port);
-	return -1;
+	return 0;
 }
 
-/* The local port of a socket; 0: it is not known. */
-static int
-port_of(int fd)
+/*
+ * fd is about to be connected with this peer.  The kernel forgets whom it was
+ * connected with when the peer resets the connection, and that may be before what
+ * the peer said is read.
+ */
+void
+http_conn_note_peer(HttpSockets *set, int fd, const void *peer, size_t size)
 {
+	HttpSocket *slot = &set->slots[fd];
+	struct sockaddr_storage address = {0};
+
+	memcpy(&address, peer, Min(size, sizeof(address)));
+	slot->local_port = 0;
+	slot->peer_port = address_text(&address, slot->peer, sizeof(slot->peer));
+}
+
+/* The local port of a socket; 0: it has none yet. */
+static int
+port_of(const HttpSockets *set, int fd)
+{
+	HttpSocket *slot = &set->slots[fd];
 	struct sockaddr_storage address;
 	socklen_t	size = sizeof(address);
 	char		text[INET6_ADDRSTRLEN];
 
-	if (getsockname(fd, (struct sockaddr *) &address, &size) != 0)
-		return 0;
-	return Max(address_text(&address, text, sizeof(text)), 0);
+	if (slot->local_port == 0 && getsockname(fd, (struct sockaddr *) &address, &size) == 0)
+		slot->local_port = address_text(&address, text, sizeof(text));
+	return slot->local_port;
 }
 
 /*
@@ -75,10 +92,10 @@ http_conn_shut(HttpSockets *set, int fd)
 	HttpSocket *slot = &set->slots[fd];
 	char		buffer[4096];
 
-	if (slot->shut_port == 0)
+	if (!slot->shut)
 	{
-		slot->shut_port = port_of(fd);
-		set->num_shut += slot->shut_port != 0;
+		slot->shut = port_of(set, fd) != 0;
+		set->num_shut += slot->shut;
 	}
 	(void) shutdown(fd, SHUT_RDWR);
 	for (int i = 0; i < MAX_DISCARDED && recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT) > 0; i++)
@@ -92,7 +109,7 @@ http_conn_is_shut(const HttpSockets *set, int local_port)
 {
 	for (int fd = 0; fd < set->num_known && set->num_shut > 0; fd++)
 	{
-		if (set->slots[fd].shut_port == local_port && local_port != 0)
+		if (set->slots[fd].shut && set->slots[fd].local_port == local_port)
 			return true;
 	}
 	return false;
@@ -180,28 +197,13 @@ http_conn_find(const HttpSockets *set, int local_port, const char *peer_address,
 {
 	for (int fd = 0; fd < set->num_known; fd++)
 	{
-		struct sockaddr_storage address;
-		socklen_t	size = sizeof(address);
-		char		text[INET6_ADDRSTRLEN];
+		const HttpSocket *slot = &set->slots[fd];
 
-		if (!set->slots[fd].opened || port_of(fd) != local_port)
-			continue;
-		if (getpeername(fd, (struct sockaddr *) &address, &size) == 0 &&
-			address_text(&address, text, sizeof(text)) == peer_port &&
-			strcmp(text, peer_address) == 0)
+		if (slot->opened && slot->peer_port == peer_port && port_of(set, fd) == local_port &&
+			strcmp(slot->peer, peer_address) == 0)
 			return fd;
 	}
 	return -1;
-}
-
-/* The address of fd's peer; its size is 0 when it is not known. */
-static void
-peer_get(int fd, struct sockaddr_storage *peer, socklen_t *size)
-{
-	*size = sizeof(*peer);
-	memset(peer, 0, sizeof(*peer));
-	if (getpeername(fd, (struct sockaddr *) peer, size) != 0)
-		*size = 0;
 }
 
 /*
@@ -211,21 +213,15 @@ peer_get(int fd, struct sockaddr_storage *peer, socklen_t *size)
 static void
 shut_idle(HttpSockets *set, int fd, uint64 number)
 {
-	struct sockaddr_storage peer;
-	socklen_t	size;
+	const HttpSocket *slot = &set->slots[fd];
 
-	peer_get(fd, &peer, &size);
-	for (int other = 0; other < set->num_known && size > 0; other++)
+	for (int i = 0; i < set->num_known && slot->peer_port != 0; i++)
 	{
-		struct sockaddr_storage other_peer;
-		socklen_t	other_size;
+		const HttpSocket *other = &set->slots[i];
 
-		if (!set->slots[other].opened || set->slots[other].wanted != 0 ||
-			set->slots[other].active > number)
-			continue;
-		peer_get(other, &other_peer, &other_size);
-		if (other_size == size && memcmp(&other_peer, &peer, size) == 0)
-			http_conn_shut(set, other);
+		if (other->opened && other->wanted == 0 && other->active <= number &&
+			other->peer_port == slot->peer_port && strcmp(other->peer, slot->peer) == 0)
+			http_conn_shut(set, i);
 	}
 }
 

@@ -163,9 +163,9 @@ slot_forget(HttpSockets *set, HttpSocket *slot)
 	if (slot->quiet)
 		set->num_quiet--;
 	slot->quiet = false;
-	if (slot->shut_port != 0)
+	if (slot->shut)
 		set->num_shut--;
-	slot->shut_port = 0;
+	slot->shut = false;
 	slot->muted = false;
 	slot->spent = false;
 	slot->retired = false;

@@ -16,6 +16,8 @@
 #ifndef FEISHU_HTTP_SOCKETS_H
 #define FEISHU_HTTP_SOCKETS_H
 
+#include <netinet/in.h>
+
 #include "steady.h"
 #include "storage/latch.h"
 
@@ -46,7 +48,10 @@ typedef struct HttpSocket
 	bool		suspect;		/* its peer may be gone */
 	bool		spent;			/* takes no more requests */
 	bool		retired;		/* the same, and shut down */
-	int			shut_port;		/* its local port, if we shut it down; else 0 */
+	bool		shut;			/* by us */
+	int			local_port;		/* 0: not known yet */
+	int			peer_port;
+	char		peer[INET6_ADDRSTRLEN]; /* its address */
 	uint64		active;			/* num_active when something came last */
 	SteadyTime	opened_at;
 	SteadyTime	idle_until;		/* then its peer may close it if it is idle */
@@ -91,6 +96,7 @@ extern int	http_sockets_wait(HttpSockets *set, long timeout_ms, uint32 wait_even
 							  HttpPolled *events, int max_events, bool *latch_set);
 
 /* http_conn.c */
+extern void http_conn_note_peer(HttpSockets *set, int fd, const void *peer, size_t size);
 extern void http_conn_shut(HttpSockets *set, int fd);
 extern bool http_conn_is_shut(const HttpSockets *set, int local_port);
 extern void http_conn_note_activity(HttpSockets *set, int fd);

@@ -26,7 +26,6 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -54,6 +53,9 @@ PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 #define ARG_ORDERING_KEY	9
 #define ARG_MAX_ATTEMPTS	10
 #define ARG_EXPIRES_AT		11
+
+/* To ask for random bytes costs more than the bytes: ask for those of some keys. */
+#define KEYS_AT_ONCE		16
 
 
 void
@@ -83,9 +85,32 @@ outbox_report_no_flow(int64 id)
 char *
 outbox_random_key(void)
 {
-	Datum		uuid = DirectFunctionCall1(gen_random_uuid, (Datum) 0);
+	static uint8 bytes[KEYS_AT_ONCE * UUID_LEN];
+	static int	num_left = 0;	/* keys */
+	static const char digits[] = "0123456789abcdef";
+	char	   *key;
+	char	   *place;
+	uint8	   *uuid;
 
-	return DatumGetCString(DirectFunctionCall1(uuid_out, uuid));
+	if (num_left == 0)
+	{
+		if (!pg_strong_random(bytes, sizeof(bytes)))
+			elog(ERROR, "could not generate random values");
+		num_left = KEYS_AT_ONCE;
+	}
+	key = place = palloc(2 * UUID_LEN + sizeof("----"));
+	uuid = &bytes[--num_left * UUID_LEN];
+	uuid[6] = (uuid[6] & 0x0f) | 0x40;	/* version 4 of RFC 9562 */
+	uuid[8] = (uuid[8] & 0x3f) | 0x80;	/* its variant */
+	for (int i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*place++ = '-';
+		*place++ = digits[uuid[i] >> 4];
+		*place++ = digits[uuid[i] & 0x0f];
+	}
+	*place = '\0';
+	return key;
 }
 
 static void
@@ -152,16 +177,20 @@ static const Oid column_types[NUM_COLUMNS] = {
 
 #define NUM_INSERTED	20
 
-/* By SQL, where insert_row will not do: a superuser has put a trigger, say, on
- * the table. */
-static void
+/*
+ * By SQL, where insert_row will not do: a superuser has put a trigger, say, on the
+ * table, or the key is the user's.  False: the key is in the queue; a transaction that
+ * was queueing it was waited for.
+ */
+static bool
 insert_by_sql(Datum *values, bool *nulls)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts,"
 		" server_owner, is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id,"
 		" operator, params, idempotent_key, loop_masks, ordering_key)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)"
+		" ON CONFLICT (server, roleid, idempotent_key) WHERE " OUTBOX_KEY_COUNTS " DO NOTHING",
 		20, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID,
 		TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 		TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID);
@@ -174,6 +203,7 @@ insert_by_sql(Datum *values, bool *nulls)
 	Datum		arguments[NUM_INSERTED];
 	char		flags[NUM_INSERTED];
 	SqlCaller	caller;
+	bool		inserted;
 
 	for (int i = 0; i < NUM_INSERTED; i++)
 	{
@@ -181,11 +211,39 @@ insert_by_sql(Datum *values, bool *nulls)
 		flags[i] = nulls[columns[i]] ? 'n' : ' ';
 	}
 	sql_begin_as_owner(&caller);
-	sql_run(&statement, arguments, flags, SPI_OK_INSERT, NULL);
+	inserted = sql_run(&statement, arguments, flags, SPI_OK_INSERT, NULL) > 0;
 	sql_end_as_owner(&caller);
+	return inserted;
 }
 
-/* Insert a checked flow. */
+/* The flow that has a key of the user's; 0: none has. */
+static int64
+find_key(const QueuedFlow *flow)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT id FROM feishu_internal.outbox WHERE server OPERATOR(pg_catalog.=) $1"
+		" AND roleid OPERATOR(pg_catalog.=) $2 AND idempotent_key OPERATOR(pg_catalog.=) $3"
+		" AND " OUTBOX_KEY_COUNTS,
+		3, TEXTOID, OIDOID, TEXTOID);
+	Datum		values[3] = {
+		CStringGetTextDatum(flow->server),
+		ObjectIdGetDatum(flow->roleid),
+		CStringGetTextDatum(flow->request.idempotent_key)
+	};
+	SqlCaller	caller;
+	int64		id = 0;
+
+	sql_begin_as_owner(&caller);
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0)
+		id = sql_int64(0, 1);
+	sql_end_as_owner(&caller);
+	return id;
+}
+
+/*
+ * Insert a checked flow; returns its id, or that of the flow that has its key, which is
+ * looked for first: else each would draw an id in vain.
+ */
 static int64
 insert_flow(const QueuedFlow *flow)
 {
@@ -209,10 +267,9 @@ insert_flow(const QueuedFlow *flow)
 	sql_check_writable("enqueue_flow()");
 	PreventCommandIfParallelMode("enqueue_flow()");
 
-	/* wait for a DROP EXTENSION here, and then look if it has happened */
-	sql_find_outbox(&outbox, &last_id);
-	LockRelationOid(last_id, RowExclusiveLock);
-	sql_find_outbox(&outbox, &last_id);
+	sql_lock_outbox(&outbox, &last_id);
+	if (!own_key && (id = find_key(flow)) != 0)
+		return id;
 	id = flow_id_draw(last_id);
 
 	memset(nulls, true, sizeof(nulls));
@@ -247,8 +304,18 @@ insert_flow(const QueuedFlow *flow)
 	if (flow->ordering_key != NULL)
 		SET(COLUMN_ORDERING_KEY, CStringGetTextDatum(flow->ordering_key));
 
-	if (!insert_row(outbox, NUM_COLUMNS, column_types, values, nulls))
-		insert_by_sql(values, nulls);
+	if (!own_key || !insert_row(outbox, NUM_COLUMNS, column_types, values, nulls))
+	{
+		while (!insert_by_sql(values, nulls))
+		{
+			int64		other = find_key(flow);
+
+			/* it may have ended since */
+			if (other != 0)
+				return other;
+			CHECK_FOR_INTERRUPTS();
+		}
+	}
 
 	news_tell_row(id);
 	outbox_warn_without_dispatcher();

@@ -30,6 +30,10 @@ typedef struct QueuedFlow
 								 * feishu_flow.max_age */
 } QueuedFlow;
 
+/* In SQL: a row whose key is the user's and may not be queued again; as the index has it. */
+#define OUTBOX_KEY_COUNTS \
+	"NOT own_key AND state OPERATOR(pg_catalog.=) ANY ('{q,s,u}'::pg_catalog.\"char\"[])"
+
 /* An expires_at that was given, even if it is -infinity. */
 #define OUTBOX_EXPIRES_AT(given) Max((given), DT_NOBEGIN + 1)
 
@@ -37,7 +41,8 @@ typedef struct QueuedFlow
  * Insert a row in the current transaction, in the name of flow->roleid, who
  * needs USAGE on the server (42501) and a user mapping (42704).  Returns its id.
  * request.operator_id may be NULL if the server has a default operator;
- * request.idempotent_key NULL: a random UUID is made.  SPI is used inside.
+ * request.idempotent_key NULL: a random UUID is made.  If the key is in the queue
+ * already, nothing is queued, and the id is that of the flow that has it.  SPI is used inside.
  */
 extern int64 outbox_enqueue(const QueuedFlow *flow);
 

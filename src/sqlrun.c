@@ -20,6 +20,8 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/sinval.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
@@ -49,10 +51,39 @@ sql_find_table(const char *name)
 void
 sql_find_outbox(Oid *outbox, Oid *last_id)
 {
-	*outbox = sql_find_table("outbox");
-	*last_id = sql_find_table(LAST_ID_TABLE);
+	Oid			schema = get_namespace_oid(QUEUE_SCHEMA, true);
+
+	if (!OidIsValid(schema))
+		report_not_installed();
+	*outbox = get_relname_relid("outbox", schema);
+	*last_id = get_relname_relid(LAST_ID_TABLE, schema);
 	if (!OidIsValid(*outbox) || !OidIsValid(*last_id))
 		report_not_installed();
+}
+
+/*
+ * A DROP EXTENSION may be under way: that is waited for, and then they are looked
+ * for again, as the lock was waited for if anything has changed.
+ */
+void
+sql_lock_outbox(Oid *outbox, Oid *last_id)
+{
+	uint64		messages;
+	Oid			found = InvalidOid;
+
+	for (;;)
+	{
+		messages = SharedInvalidMessageCounter;
+		sql_find_outbox(outbox, last_id);
+		if (*last_id == found)
+			return;
+		if (OidIsValid(found))
+			UnlockRelationOid(found, RowExclusiveLock);
+		found = *last_id;
+		LockRelationOid(found, RowExclusiveLock);
+		if (messages == SharedInvalidMessageCounter)
+			return;
+	}
 }
 
 void

@@ -44,6 +44,9 @@ extern Oid	sql_find_table(const char *name);
 /* The queue's table and that of its last id.  Throws 42704 without them. */
 extern void sql_find_outbox(Oid *outbox, Oid *last_id);
 
+/* The same; that of the last id is locked then, until the end of the transaction. */
+extern void sql_lock_outbox(Oid *outbox, Oid *last_id);
+
 /*
  * Throw 25006 unless the transaction may write, as PostgreSQL does it; command is
  * what cannot be executed then.

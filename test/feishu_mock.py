@@ -22,7 +22,7 @@ PLATFORM ENDPOINTS
   GET  /open-apis/application/v6/scopes                         what the tenant granted to the app
   Anything else, or another method: 404 text/plain, as on the platform.
 
-  A token is handed out again until the last 30 minutes of its life (a quarter of it, if that is less);
+  A token is handed out again until the last 30 minutes of its life (three tenths of it, if that is less);
   then a new one is made and both stay valid.  A repeated idempotent_key (per app) gets HTTP 200, code 0
   and the inner code k_wf_ec_2001008.  Any namespace and flow_id exist.  But these flow_ids behave:
     echoParams    returns the params as out_params      rejectedFlow  inner code k_wf_ec_2001001

@@ -20,6 +20,8 @@ otherwise; HTTP/1.1, chosen by ALPN, is well.
     refuse_kept:N         the same, but for the first request of each connection
     refuse_all            every request: RST_STREAM with REFUSED_STREAM
     goaway_lower:N        a connection serves N requests, and refuses the next by GOAWAY with a lower last stream
+    goaway_reset:N        the first N requests that are not the first of their connection, when all of it has come: GOAWAY
+                          with a lower last stream, and the connection is reset
     interim               103 with headers of an answer (log id, rate limit, location, Retry-After) before the answer
     early_413:HOW         answers 413 when the headers have come, and reads nothing more; HOW: none (goes on), no_error,
                           cancel (RST_STREAM with that), goaway (GOAWAY, then closes), close, reset (of the connection).
@@ -32,6 +34,7 @@ The log has a line for each request and each fault that hits it: "FAULT VERSION 
 """
 import argparse
 import asyncio
+import socket
 import ssl
 import struct
 import sys
@@ -323,6 +326,10 @@ class Connection:
         elif kind == DATA and stream in self.streams:
             self.streams[stream].body += data
             self.streams[stream].done = bool(flags & END_STREAM)
+        if (stream in self.streams and self.streams[stream].done and self.front.fault.startswith("goaway_reset:")
+                and self.front.refused < int(self.front.fault.partition(":")[2])):
+            if self.served > 1:
+                await self.go_and_reset(stream)
         if stream in self.streams and self.streams[stream].done and kind in (DATA, HEADERS, CONTINUATION):
             task = asyncio.ensure_future(self.serve(stream, self.streams[stream]))
             self.tasks[stream] = task
@@ -356,6 +363,15 @@ class Connection:
             await self.answer_early(stream, argument.partition(":")[0], fault == "early_413_bare")
         if stream in self.streams:
             self.served, self.last = self.served + 1, stream
+
+    async def go_and_reset(self, stream):
+        self.front.refused += 1
+        self.note(stream, "refused")
+        self.streams.clear()
+        self.goaway(stream - 2, NO_ERROR)
+        await self.writer.drain()
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
 
     async def answer_early(self, stream, how, bare):
         self.note(stream, "413")

@@ -111,7 +111,7 @@ class Base(unittest.TestCase):
 
 
 class TokenTest(Base):
-    def test_same_token_until_the_last_quarter_then_both_valid(self):
+    def test_same_token_until_the_last_part_then_both_valid(self):
         self.mock.control("POST", "reset")
         self.mock.control("POST", "config", {"token_expire": 2})
         first = self.mock.token()

@@ -201,7 +201,7 @@ $_->quit foreach @sessions;
 
 # ---- refresh ahead of expiry ----
 
-# The mock gives another token in the last quarter: after 6 of 8 seconds.
+# It is due in the last quarter of its life: after 6 of 8 seconds.
 forget_tokens();
 $mock->config(token_expire => 8);
 succeeds($session, flow(), 'a call with a token of 8 seconds');

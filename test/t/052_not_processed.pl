@@ -17,7 +17,7 @@ use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
 my @http11 = qw(rst_http11 goaway_http11 goaway_http11_last);
-my $front = FeishuFront->start($mock, 'none', @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2', 'refuse_kept:1', 'rst_protocol');
+my $front = FeishuFront->start($mock, 'none', @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2', 'goaway_reset:2', 'refuse_kept:1', 'rst_protocol');
 my $node = queue_cluster('main');
 my %name = (none => 'well', map { $_ => s/:.*//r } @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2');
 create_server($node, $name{$_}, $front->options($_)) foreach sort keys %name;
@@ -144,6 +144,24 @@ is($mock->executes, 9, '... and each is sent once');
 cmp_ok($front->hits('goaway_lower:2', 'refused'), '>=', 3, '... though some were refused');
 $fresh->quit;
 delivers('goaway_lower', 60);
+
+# ---- GOAWAY of a connection that is reset behind it ----
+
+# It is reset before that is read, and the system does not know any more whom it was connected with.
+create_server($node, 'reset', $front->options('goaway_reset:2'), { tenant_access_token => $mock->token });
+$fresh = FeishuFlow::Session->new($node);
+$mock->mark;
+succeeds($fresh, flow(server => 'reset'), 'a call') for 1 .. 2;
+is($mock->executes, 2, 'a call is sent again when its connection says that it goes away, and is reset');
+is($front->hits('goaway_reset:2', 'refused'), 1, '... it was refused indeed');
+$fresh->quit;
+foreach (1 .. 2)
+{
+	$id = enqueue($session, server => 'reset');
+	until_ended($session, "id = $id");
+}
+is(look($session, $id, 'state, attempts'), 'succeeded|1', '... and that counts as no attempt of a queued flow');
+is($front->hits('goaway_reset:2', 'refused'), 2, '... which was refused, too');
 
 # ---- the option http_version ----
 

@@ -171,6 +171,8 @@ until_ended($ascii);
 is($ascii->value("SELECT state, attempts FROM feishu.flows WHERE id = $id"), 'succeeded|1', 'a flow with UTF-8 bytes in SQL_ASCII is queued and sent');
 ($request) = reverse $mock->log(kind => 'execute');
 is($request->{json}{params} =~ s/ //gr, "{\"text\":\"d\x{e9}j\x{e0}\"}", '... as it is');
+my %bytes = (operator => qq({"_id": 1, "note": "d\xe9j\xe0"}), params => qq({"text": "d\xe9j\xe0"}), loop_masks => qq(["d\xe9j\xe0"]));
+is($ascii->ask('SELECT ' . enqueue_call($_ => $bytes{$_}))->{sqlstate}, '22021', "... and LATIN1 bytes in $_ are refused when it is queued") foreach sort keys %bytes;
 
 # ---- UTF8 with another client ----
 

@@ -88,9 +88,14 @@ my $session = FeishuFlow::Session->new($node);
 
 # ---- the extension comes and goes ----
 
-is( $session->value(
-		"SELECT count(*), count(datname) FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'"),
-	'1|0', 'the launcher runs, connected to no database');
+my $launchers = '';
+wait_until(
+	'the launcher has begun',
+	sub {
+		$launchers = $session->value("SELECT count(*), count(datname) FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'");
+		$launchers ne '0|0';
+	});
+is($launchers, '1|0', 'the launcher runs, connected to no database');
 is(dispatchers(), '', 'no database has the extension, none has a dispatcher');
 
 $session->value('BEGIN; CREATE EXTENSION feishu_flow; ROLLBACK');

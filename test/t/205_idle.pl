@@ -20,7 +20,7 @@ my $WATCHED = 3;
 
 my $mock = FeishuFlow::Mock->start;
 # nobody else is to write or to look into a database
-my $node = queue_cluster('main', conf => "autovacuum = off\nwal_level = minimal\nmax_wal_senders = 0\n");
+my $node = queue_cluster('main', conf => "autovacuum = off\ncheckpoint_timeout = '1h'\nwal_level = minimal\nmax_wal_senders = 0\n");
 my $session = FeishuFlow::Session->new($node);
 my @bare = map { "none$_" } 1 .. 3;
 $session->value("CREATE DATABASE $_") foreach @bare;
@@ -112,9 +112,15 @@ foreach my $pid (@pids)
 	my $before = wakes($pid);
 	wait_until('it polls', sub { wakes($pid) > $before + 5 });
 }
-my ($transactions, $wal, $started) = (transactions(), wal_end(), time());
-my ($dispatcher, $launcher) = map { wakes($_) } @pids;
-wait_until('both have polled', sub { wakes($pids[0]) > $dispatcher + 20 && wakes($pids[1]) > $launcher + 20 });
+# The first one may tidy a page up behind the flows. What polls write or look into, each of them does.
+my ($transactions, $wal, $started, $dispatcher, $launcher);
+foreach (1 .. 4)
+{
+	($transactions, $wal, $started) = (transactions(), wal_end(), time());
+	($dispatcher, $launcher) = map { wakes($_) } @pids;
+	wait_until('both have polled', sub { wakes($pids[0]) > $dispatcher + 20 && wakes($pids[1]) > $launcher + 20 });
+	last if wal_end() eq $wal && transactions() eq $transactions;
+}
 is(wal_end(), $wal, 'polls write nothing');
 is(transactions(), $transactions, '... and look into no database without the extension');
 cmp_ok(wakes($_) - ($_ == $pids[0] ? $dispatcher : $launcher), '<=', 20 + 2 * 10 * (time() - $started), '... nor more often than asked to') foreach @pids;

@@ -12,6 +12,7 @@ use FeishuFlow;
 use FeishuQueue;
 use JSON::PP;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $UUID = qr/^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
@@ -41,6 +42,16 @@ is("@$row{qw(id state server role namespace flow_id attempts code)}", "$id succe
 	'the view shows what became of it');
 is($row->{is_async}, JSON::PP::true, 'a queued flow is asynchronous unless asked otherwise');
 like($row->{idempotent_key}, $UUID, 'a key is made');
+my $key_of = 'SELECT idempotent_key FROM feishu.flows WHERE id = ';
+my @keys;
+foreach my $one ($session, FeishuFlow::Session->new($node))
+{
+	$one->value('BEGIN');
+	push @keys, map { $one->value($key_of . enqueue($one)) } 1 .. 40;
+	$one->value('ROLLBACK');
+}
+is_deeply([ grep { $_ !~ $UUID } @keys ], [], '... for each flow');
+is(scalar(keys %{ { map { $_ => 1 } @keys } }), 80, '... its own, also in another session');
 is($session->value("SELECT expires_at - run_at = '1 day' FROM feishu.flows WHERE id = $id"), 't', 'it expires max_age after its run_at');
 is_deeply($row->{operator}, { _id => 1111 }, '... the operator is there');
 is_deeply($row->{params}, { n => 1, text => "\x{6d41}\x{7a0b}" }, '... the params');
@@ -87,6 +98,7 @@ foreach my $case (
 	[ '22023', { max_attempts => \-1 } ],
 	[ '22023', { expires_at => '2000-01-01' } ],
 	[ '22023', { run_at => '2100-01-02', expires_at => '2100-01-01' } ],
+	[ '22023', { run_at => '1999-01-01', expires_at => '2000-01-01' } ],
 	[ '22023', { expires_at => '-infinity' } ],
 	[ '22023', { run_at => 'infinity', expires_at => 'infinity' } ],
 	[ '22023', { ordering_key => '' } ],
@@ -98,17 +110,17 @@ foreach my $case (
 	fails_with($session, 'SELECT ' . enqueue_call(%$arguments), $sqlstate, "wrong $names",
 		$names eq 'server' ? () : (message => qr/\b(?:$names)\b/));
 }
-foreach my $time (qw(infinity 294276-12-31))
-{
-	my $result = $session->ask('SELECT ' . enqueue_call(run_at => $time));
-	my $state = $result->{sqlstate} eq '00000' ? look($session, $result->{out}, 'state') : $result->{sqlstate};
-	like($state, qr/^(?:queued|22008|22023)$/, "run_at $time is refused, or waits") or diag($result->{err});
-	$session->value("SELECT feishu.cancel_flow($result->{out})") if $state eq 'queued';
-}
+fails_with($session, 'SELECT ' . enqueue_call(run_at => 'infinity'), '22023', 'run_at infinity is refused', message => qr/\brun_at\b/);
+$id = enqueue($session, run_at => '294276-12-31 00:00+00', params => '{"never": true}');
+is(look($session, $id, 'state'), 'queued', 'a flow may wait until the end of time');
+$session->value("SELECT feishu.cancel_flow($id)");
 $id = enqueue($session, run_at => '-infinity', params => '{"n": 3}');
 $second = enqueue($session, run_at => undef, params => '{"n": 4}');
 $session->value("SELECT feishu.wait_flow($_)") foreach $id, $second;
 started_once($mock, 504, 'run_at of the past, and none, is now');
+$id = enqueue($session, run_at => '2000-01-01', params => '{"n": 3000}');
+succeeds($session, "SELECT feishu.wait_flow($id)", '... and has not expired by its age');
+is(look($session, $id, "expires_at - created_at = '1 day'"), 't', '... which begins now');
 
 # ---- wait_flow ----
 
@@ -145,13 +157,14 @@ $mock->well;
 succeeds($session, $session->result, 'wait_flow returns when the flow ends');
 wait_until('the dispatcher is idle', sub { $session->value($activity) eq 'idle: idle' });
 
+# It looks by itself every 2 s, which 20 waits would show.
 my $started = time();
 for my $n (1 .. 20)
 {
 	my $waited = enqueue($session, params => "{\"n\": 1$n}");
 	$session->value("SELECT feishu.wait_flow($waited)");
 }
-cmp_ok(time() - $started, '<', 20, '... and at once, not when it next looks');
+cmp_ok(time() - $started, '<', 5 * $FeishuFlow::SLOW, '... and at once, not when it next looks');
 
 $id = enqueue($session, flow_id => 'refusedFlow');
 fails_with($session, "SELECT feishu.wait_flow($id)", 'LK400', 'wait_flow raises what the flow failed with', detail => qr/\w/, message => qr/\b$id\b/);
@@ -172,7 +185,7 @@ foreach my $how ('', 'SAVEPOINT a;')
 	$session->value('ROLLBACK');
 }
 my $result = $session->ask('SELECT feishu.wait_flow(' . enqueue_call(params => '{"never": true}') . ')');
-like($result->{sqlstate}, qr/^(?:55000|42704)$/, '... in the same statement');
+is($result->{sqlstate}, '55000', '... in the same statement');
 cmp_ok($result->{seconds}, '<', 5, '... at once');
 $session->value('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM feishu.flows');
 $id = enqueue($other, params => '{"n": 6}');
@@ -216,7 +229,7 @@ for (1 .. 5)
 	$session->value("SELECT feishu.cancel_flow($id)");
 	fails_with($other, $other->result, '55000', '... who waits already');
 }
-cmp_ok(time() - $started, '<', 5, '... and is told at once');
+cmp_ok(time() - $started, '<', 5 * $FeishuFlow::SLOW, '... and is told at once');
 fails_with($session, 'SELECT feishu.cancel_flow(123456789)', '42704', 'there is no such flow to cancel');
 
 $session->value("SELECT feishu.pause_server('feishu')");
@@ -271,6 +284,7 @@ foreach my $case (
 	});
 	is($cancelled, $true, "a flow is cancelled after an attempt that $what");
 	is(look($session, $id, 'state'), $state, "... and is $state");
+	like(look($session, $id, 'error'), $state eq 'unconfirmed' ? qr/\w; cancelled after it was sent$/ : qr/\w(?<!after it was sent)$/, '... and says why');
 	alter_server($session, 'feishu', 'SET', base_url => $mock->url);
 	$mock->well;
 	$session->value("SELECT feishu.resume_server('feishu')");
@@ -412,12 +426,16 @@ my $finished = $session->value('SELECT count(*) FROM feishu.flows WHERE finished
 is($session->value("SELECT feishu.purge_flows(now() - interval '1 day')"), '0', 'nothing is old enough to be purged');
 is($session->value('SELECT feishu.purge_flows(now())'), $finished, 'purge_flows drops finished flows');
 is(ends($session), 'queued 1', '... and no others');
+$node->append_conf('postgresql.conf', "feishu_flow.retention = '2s'\nfeishu_flow.poll_interval = '100ms'");
+$node->reload;
 $second = enqueue($session, params => '{"n": 60}');
 $session->value("SELECT feishu.wait_flow($second)");
-$node->append_conf('postgresql.conf', "feishu_flow.retention = '1s'\nfeishu_flow.poll_interval = '100ms'");
-$node->reload;
+$finished = look($session, $second, 'finished_at');
 until_true($session, 'a flow is dropped after the retention', "NOT EXISTS (SELECT FROM feishu.flows WHERE id = $second)");
-is(ends($session), 'queued 1', 'after the retention finished flows are dropped, and no others');
+my $kept = $session->value("SELECT extract(epoch FROM clock_timestamp() - '$finished')");
+cmp_ok($kept, '>=', 2, "a finished flow is kept for the retention: $kept s");
+cmp_ok($kept, '<', 2 + 5 * $FeishuFlow::SLOW, '... and not for much longer');
+is(ends($session), 'queued 1', '... and no others are dropped');
 $node->append_conf('postgresql.conf', "feishu_flow.retention = '7d'");
 $node->reload;
 

@@ -156,12 +156,15 @@ sub standby_there
 
 my @key = (idempotent_key => \"'own-' || clock_timestamp()::text || g");
 
-warm_up();
-standby_missing();
-enqueue_many($session, 1, $count, @key);
-until_waiting('SyncRep');
-is($mock->executes, 0, "a flow with the user's key is not sent before a standby has its claim");
-sent_after(standby_there(), 1, 'when it has');
+foreach my $own (0, 1)
+{
+	warm_up();
+	standby_missing();
+	enqueue_many($session, 1, $count, $own ? @key : ());
+	until_waiting('SyncRep');
+	is($mock->executes, 0, 'a flow is not sent before a standby has its claim, whose key is ' . ($own ? "the user's" : 'ours'));
+	sent_after(standby_there(), 1, 'when it has');
+}
 
 warm_up();
 standby_missing();
@@ -175,7 +178,7 @@ $node->start;
 connect_again();
 sent_after($crashed, 2, 'a crash while it waits: the claim was written, and counts as an attempt');
 
-# With our own key a claim does not wait by itself, but it does with an end that is recorded in the same transaction.
+# A claim in the transaction that records an end.
 warm_up();
 alter_server($session, 'feishu', 'ADD', max_concurrency => 1);
 $mock->fault(type => 'hold');
@@ -227,5 +230,51 @@ is(dispatcher($session), $pid, '... and the dispatcher goes on');
 my $mended = time();
 $session->value('ALTER TABLE feishu_internal.claim DROP CONSTRAINT none');
 sent_after($mended, 1, 'when it does not');
+
+# ---- a commit that waits for the disk ----
+
+# Whose is put before the C library.  Without a standby nothing else has the claim wait.
+SKIP:
+{
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	my ($library, $slow) = ("$dir/slow_flush.so", "$dir/slow");
+	skip 'no C compiler for a slow disk', 1
+	  if system('cc', '-shared', '-fPIC', '-o', $library, "$FindBin::RealBin/../lib/slow_flush.c", '-ldl') != 0;
+	skip 'the C library is not replaced when memory is watched', 1 if $FeishuFlow::SLOW > 1;
+	chmod 0755, $dir;
+	$_->quit foreach $session, $gate;
+	$node->stop;
+	{
+		local $ENV{LD_PRELOAD} = $library;
+		local $ENV{SLOW_FLUSH} = $slow;
+		$node = queue_cluster('slow', conf => "fsync = on\nwal_sync_method = fdatasync\nautovacuum = off\n");
+	}
+	create_server($node, 'feishu', { base_url => $mock->url });
+	connect_again();
+	my $flushes = "SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND wait_event IN ('WALSync', 'WalSync', 'WALWrite', 'WalWrite')";
+	foreach my $own (0, 1)
+	{
+		warm_up();
+		# what was written until then is on disk
+		$session->value('CHECKPOINT; SET synchronous_commit = off');
+		append_to_file($slow, '');
+		# one key of the user's among ours is enough; and no end is written meanwhile
+		$mock->fault(type => 'hold') if !$own;
+		enqueue_many($session, 1, $count, $own ? (idempotent_key => \"CASE WHEN g = 3 THEN 'own-' || clock_timestamp()::text END") : ());
+		if (!$own)
+		{
+			$mock->wait_for($count, kind => 'execute');
+			pass('a flow whose key is ours is sent before its claim is on disk');
+		}
+		# before an answer is given up, whose end would wait
+		wait_until('the dispatcher waits for the disk', sub { $session->value($flushes) eq 't' }, 10 * $FeishuFlow::SLOW);
+		is($mock->executes, $own ? 0 : $count, $own ? "a flow with the user's key is not sent before its claim is on disk" : '... where it is written at once');
+		my $written = time();
+		unlink $slow;
+		$session->value('RESET synchronous_commit');
+		$mock->well;
+		if ($own) { sent_after($written, 1, 'when it is'); } else { until_ended($session); }
+	}
+}
 
 done_testing();

@@ -12,6 +12,7 @@ use FeishuFlow;
 use FeishuQueue;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main');
@@ -23,7 +24,8 @@ my $flows = 60;
 # machine that is busy with something else that may be too little, once.
 sub told_in_time
 {
-	my ($name, $deed) = @_;
+	my ($name, $deed, $more) = @_;
+	my $all = $flows + ($more // 0);
 	my $recorded;
 	foreach my $round (1 .. 5)
 	{
@@ -45,7 +47,7 @@ sub told_in_time
 		last if $recorded eq 'succeeded 1';
 	}
 	is($recorded, 'succeeded 1', $name);
-	is($mock->executes, $flows, '... and none is sent again');
+	is($mock->executes, $all, '... and none is sent again');
 	return;
 }
 told_in_time('told to end, it waits for answers that come soon', sub {
@@ -64,6 +66,29 @@ told_in_time('told to end while it records answers, it records them', sub {
 	$other->value('COMMIT');
 	$other->quit;
 });
+# However long it has waited for something before.
+told_in_time('told to end when it has been quiet for long, it waits for answers that come soon', sub {
+	my ($pid) = @_;
+	until_true($session, 'it has been quiet for long', "SELECT clock_timestamp() - state_change > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
+	kill 'TERM', $pid;
+	wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+	$mock->release;
+});
+told_in_time('told to end while it records answers, when it once had to wait for long, it records them', sub {
+	my ($pid) = @_;
+	my $other = FeishuFlow::Session->new($node);
+	$other->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
+	enqueue($session, params => '{"n": 1000}');
+	until_true($session, 'it waits for long', "SELECT wait_event_type = 'Lock' AND clock_timestamp() - xact_start > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
+	$other->value('COMMIT');
+	$mock->wait_for($flows + 1, kind => 'execute');
+	$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');
+	$mock->release;
+	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+	kill 'TERM', $pid;
+	$other->value('COMMIT');
+	$other->quit;
+}, 1);
 
 # What it does not need to send any more, it does not.
 sub nothing_new
@@ -139,5 +164,69 @@ foreach my $in_time (0, 1)
 	});
 }
 unlike(slurp_file($node->logfile), qr/FATAL:  .*background worker|ERROR:/, 'it ends in good order');
+
+# It does not wait for ever for somebody who has locked what it writes to: a shutdown would last as long.
+my $LOCKED = 'BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id FOR UPDATE';
+
+# Each in a database, and so with a dispatcher, of its own: one that is ended by force is not replaced at once.
+my $databases = 0;
+
+sub ends_beside_a_lock
+{
+	my ($name, $deed) = @_;
+	my $database = 'locked' . ++$databases;
+	$node->safe_psql('postgres', "CREATE DATABASE $database");
+	create_server($node, 'feishu', { base_url => $mock->url }, undef, $database);
+	$session = FeishuFlow::Session->new($node, database => $database);
+	my $other = FeishuFlow::Session->new($node, database => $database);
+	my $pid = until_dispatcher($session);
+	begin_anew($mock, $session);
+	$mock->rules([ { kind => 'execute', params_regex => '"n": *1\D' }, { type => 'hold' } ], [ { kind => 'execute' }, { type => 'hang' } ]);
+	enqueue_many($session, 1, 2);
+	$mock->wait_for(2, kind => 'execute');
+	until_true($session, 'the claims are written', 'SELECT sending = 2 FROM feishu.dispatch_status');
+	$deed->($pid, $other);
+	my $told = time();
+	my $ended = eval { wait_until('it has ended', sub { !alive($pid) }, 10 * $FeishuFlow::SLOW) };
+	my $took = time() - $told;
+	ok($ended, sprintf("$name, and somebody has a lock: it ends in %.1f s", $took));
+	cmp_ok($took, '<', 3 * $FeishuFlow::SLOW, '... soon');
+	$_->quit foreach $session, $other;
+	return;
+}
+sub until_waits_for_lock
+{
+	my ($pid) = @_;
+	until_true($session, 'it waits for a row', "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+	return;
+}
+ends_beside_a_lock('told to end while it waits for that', sub {
+	my ($pid, $other) = @_;
+	$other->value($LOCKED);
+	$mock->release;
+	until_waits_for_lock($pid);
+	kill 'TERM', $pid;
+});
+ends_beside_a_lock('told to end when it has waited for long', sub {
+	my ($pid, $other) = @_;
+	$other->value($LOCKED);
+	$mock->release;
+	until_waits_for_lock($pid);
+	until_true($session, 'it has waited for long', "SELECT clock_timestamp() - xact_start > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
+	kill 'TERM', $pid;
+});
+foreach my $lock ($LOCKED, 'BEGIN; LOCK TABLE feishu_internal.outbox')
+{
+	ends_beside_a_lock('told to end before the answers come', sub {
+		my ($pid, $other) = @_;
+		kill 'STOP', $pid;
+		wait_until('it is stopped', sub { slurp_file("/proc/$pid/status") =~ /^State:\s+T/m });
+		kill 'TERM', $pid;
+		$other->value($lock);
+		$mock->release;
+		$mock->wait_for(1, kind => 'execute', state => 'done');
+		kill 'CONT', $pid;
+	});
+}
 
 done_testing();

@@ -52,6 +52,8 @@ my $next = enqueue($session, ordering_key => 'due', params => '{"n": 4}');
 $session->value("UPDATE feishu_internal.outbox SET expires_at = now() + interval '300 ms' WHERE id = $short");
 succeeds($session, "SELECT feishu.wait_flow($next)", 'a head that expires before it is due lets the next one go');
 is(look($session, $short, 'state, sqlstate, error'), $EXPIRED, '... and fails');
+is($session->value("SELECT feishu.retry_flow($short)"), 't', '... which can be retried');
+succeeds($session, "SELECT feishu.wait_flow($short)", '... and then has time again');
 
 $mock->rules([ { kind => 'execute', flow_id => 'held' }, { type => 'hold' } ]);
 my $held = enqueue($session, ordering_key => 'flying', flow_id => 'held', expires_at => in_ms(500));

@@ -70,7 +70,14 @@ is($as{leader}->value("SELECT feishu.cancel_flow($queued)"), 't', '... cancel');
 is($as{leader}->value("SELECT feishu.retry_flow($failed)"), 't', '... retry');
 until_ended($session);
 is(look($session, $failed, 'role, attempts'), 'owner|1', '... and the flow stays what it was');
-is($as{leader}->value("SELECT feishu.purge_flows('infinity')"), '3', '... purge');
+# one who does not inherit may not see it, but may change it, as he could after SET ROLE: all of it, and the same by each
+fails_with($as{aloof}, "SELECT feishu.wait_flow($done)", '42704', 'a member without INHERIT cannot wait for it');
+my $his = enqueue($as{owner}, params => '{"never": true}', run_at => \$later);
+is($as{aloof}->value("SELECT feishu.cancel_flow($his)"), 't', '... but cancel');
+is($as{aloof}->value("SELECT feishu.retry_flow($his)"), 't', '... retry');
+until_ended($session, "id = $his");
+is($as{aloof}->value("SELECT feishu.purge_flows('" . look($session, $his, 'finished_at') . "')"), '3', '... and purge');
+is($as{leader}->value("SELECT feishu.purge_flows('infinity')"), '1', '... purge');
 is($as{leader}->value("SET ROLE owner; SELECT feishu.purge_flows('infinity'); RESET ROLE"), "0", '... once');
 
 # a locked row must not tell that it is there, nor hold anybody up
@@ -152,6 +159,19 @@ fails_with($as{owner}, 'SELECT ' . enqueue_call(server => 'private'), '42501', '
 $session->value('GRANT USAGE ON FOREIGN SERVER private TO owner');
 $id = enqueue($as{owner}, server => 'private', params => '{"n": 3}');
 succeeds($as{owner}, "SELECT feishu.wait_flow($id)", '... with USAGE, it is sent');
+# a session knows the server that it used last; that it may use it can end without a change of the server
+$session->value('CREATE ROLE team; GRANT USAGE ON FOREIGN SERVER private TO team; GRANT team TO monitor');
+foreach my $call ('SELECT ' . enqueue_call(server => 'private', run_at => \$later), flow(server => 'private'))
+{
+	$session->value('GRANT team TO monitor');
+	succeeds($as{monitor}, $call, 'a role may use a server as a member of another');
+	$session->value('REVOKE team FROM monitor');
+	fails_with($as{monitor}, $call, '42501', '... and in the same session not any more when it is none');
+}
+$as{monitor}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE state = 'queued'");
+$session->value("SELECT feishu.stat_reset()");
+$id = enqueue($as{owner}, server => 'private', params => '{"n": 3}');
+$session->value("SELECT feishu.wait_flow($id)");
 is($as{$_->[0]}->value("SELECT count(*) FROM feishu.stat_flows WHERE server = 'private'"), $_->[1], "$_->[0] sees $_->[1] of its statistics")
   foreach ([ 'owner', 1 ], [ 'stranger', 0 ], [ 'monitor', 1 ]);
 foreach my $function (qw(pause_server resume_server))
@@ -208,6 +228,37 @@ succeeds($as{stranger}, "SELECT feishu.wait_flow($id)", '... also when the dispa
 until_ended($session, "flow_id IN ('first', 'next')");
 is($session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'next' AND state = 'succeeded'"), '2', '... whose flows are sent');
 $session->value('DROP TRIGGER on_change ON feishu_internal.outbox');
+
+# It runs as the owner on behalf of anybody: so it can leave nothing in their session that is done as the owner later.
+$session->value(q{CREATE FUNCTION public.leaves() RETURNS trigger LANGUAGE plpgsql AS
+	'BEGIN EXECUTE ''CREATE TEMP TABLE IF NOT EXISTS left_behind ()''; RETURN NULL; END'});
+$id = enqueue($as{stranger}, params => '{"never": true}', run_at => \$later);
+foreach my $case ([ INSERT => 'SELECT ' . enqueue_call(run_at => \$later) ], [ UPDATE => "SELECT feishu.cancel_flow($id)" ], [ DELETE => "SELECT feishu.purge_flows('infinity')" ])
+{
+	my ($event, $call) = @$case;
+	$session->value("CREATE TRIGGER leaves AFTER $event ON feishu_internal.outbox FOR EACH STATEMENT EXECUTE FUNCTION public.leaves()");
+	fails_with($as{stranger}, $call, '42501', "the queue is worked on as its owner in a security-restricted operation: $event", message => qr/security-restricted operation/);
+	$session->value('DROP TRIGGER leaves ON feishu_internal.outbox');
+}
+$session->value("SELECT feishu.cancel_flow($id)");
+
+# What else a superuser has put there holds for each row, though a row is usually inserted without the executor.
+my %refused = (namespace => 'refused', params => '{"never": true}', run_at => \$later);
+foreach my $case (
+	[ 'a check', "ALTER TABLE feishu_internal.outbox ADD CONSTRAINT mine CHECK (namespace <> 'refused')", 'ALTER TABLE feishu_internal.outbox DROP CONSTRAINT mine', '23514', 0 ],
+	[ 'an index on an expression', "CREATE UNIQUE INDEX mine ON feishu_internal.outbox (lower(flow_id)) WHERE namespace = 'refused'", 'DROP INDEX feishu_internal.mine', '23505', 1 ],
+	[ 'an exclusion', "ALTER TABLE feishu_internal.outbox ADD CONSTRAINT mine EXCLUDE (flow_id WITH =) WHERE (namespace = 'refused')", 'ALTER TABLE feishu_internal.outbox DROP CONSTRAINT mine', '23P01', 1 ],
+	[ 'a constraint that is deferred', "ALTER TABLE feishu_internal.outbox ADD CONSTRAINT mine UNIQUE (id, flow_id) DEFERRABLE INITIALLY DEFERRED", 'ALTER TABLE feishu_internal.outbox DROP CONSTRAINT mine', '00000', 2 ],
+	[ 'a rule', "CREATE RULE mine AS ON INSERT TO feishu_internal.outbox WHERE NEW.namespace = 'refused' DO INSTEAD NOTHING", 'DROP RULE mine ON feishu_internal.outbox', '00000', 0 ])
+{
+	my ($what, $make, $drop, $sqlstate, $queued) = @$case;
+	$session->value($make);
+	my @ends = map { $as{stranger}->ask('SELECT ' . enqueue_call(%refused))->{sqlstate} } 1, 2;
+	is("@ends", join(' ', $queued == 1 ? '00000' : $sqlstate, $sqlstate), "$what of a superuser holds");
+	is($session->value("SELECT count(*) FROM feishu.flows WHERE namespace = 'refused'"), $queued, '... what it lets through is queued');
+	$session->value($drop);
+	$as{stranger}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE namespace = 'refused'; SELECT feishu.purge_flows('infinity')");
+}
 
 # ---- what others define is not called ----
 

@@ -54,6 +54,19 @@ foreach my $argument (sort keys %huge)
 cmp_ok(private_kilobytes($eve->pid), '<', $MOST_MEMORY, 'that takes no memory in the session');
 like($eve->ask(enqueue_call(params => \'jsonb_build_object($$x$$, repeat($$\$$, 5000000))') =~ s/^/SELECT /r)->{err},
 	qr/argument "params" makes/, 'what is escaped counts as it is escaped');
+foreach my $n (1, 8, 120)
+{
+	# a number has 128 kB of digits
+	my $kilobytes = 128 * $n;
+	foreach my $numbers ($n - 1, $n)
+	{
+		$session->value("BEGIN; SET LOCAL feishu_flow.max_request_size = $kilobytes");
+		my $result = $session->ask('SELECT ' . enqueue_call(params => \numbers_of($numbers)));
+		$session->value('ROLLBACK');
+		is($result->{sqlstate}, $numbers < $n ? '00000' : '22023',
+			"$numbers numbers of 128 kB are " . ($numbers < $n ? 'less' : 'more') . " than $kilobytes kB");
+	}
+}
 is($eve->ask("SET feishu_flow.max_request_size = '512MB'")->{sqlstate}, '42501', 'a role cannot raise the bound');
 is($eve->ask("ALTER ROLE eve SET feishu_flow.max_request_size = '512MB'")->{sqlstate}, '42501', '... nor for its sessions');
 

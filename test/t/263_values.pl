@@ -69,6 +69,12 @@ fails_with($session, 'INSERT INTO plain VALUES (7, 5.5)', '22023', '5.50 is none
 fails_with($session, q{INSERT INTO plain VALUES (NULL, 5, ' ')}, '22023', 'blanks are no e-mail address', message => qr/must have "_id" or "email"/);
 succeeds($session, flow(operator => \q{jsonb_build_object('_id', 9007199254740993.000, 'email', 'wang@example.com'::char(30))}), 'execute_flow takes them too');
 is(sent(), '{"operator":"{\"_id\": 9007199254740993, \"email\": \"wang@example.com\"}"}', '... and sends what they are');
+foreach my $id ('7.00', '7', '7.00')
+{
+	enqueue($session, operator => qq{{"_id": $id}});
+	is(last_flow('operator'), '{"_id": 7}', "an operator like the last one goes out by its value, too: $id");
+}
+fails_with($session, 'SELECT ' . enqueue_call(operator => '{"_id": 7.5}'), '22023', '... one that is wrong is refused', message => qr/integer in the range of bigint/) for 1 .. 2;
 enqueue($session, operator => '{"_id": 12.0, "note": {"a": [1.50, "x "]}}');
 is(last_flow('operator'), '{"_id": 12, "note": {"a": [1.50, "x "]}}', '... and what else is there stays as it is');
 

@@ -19,18 +19,26 @@ create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 my $other = FeishuFlow::Session->new($node);
 
-# What arrived must be these numbers, and no others; a later flow proves that
-# the queue has been looked at.
+# What arrives must be these numbers, and no others.  They come by what the commit itself says, and are waited for first:
+# a later flow has the dispatcher look at all of the queue, and so proves that nothing else is sent.
 my $marker = 1000;
+
+# Waits until so many have come; returns how many there are then, or that they have not.
+sub heard_of
+{
+	my ($count) = @_;
+	return eval { $mock->wait_for($count, kind => 'execute', timeout => 10 * $FeishuFlow::SLOW) } // 'not all are';
+}
 
 sub arrived
 {
 	my ($name, @numbers) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $heard = heard_of(scalar(@numbers));
 	my $id = enqueue($other, params => '{"n": ' . ++$marker . '}');
 	$other->value("SELECT feishu.wait_flow($id)");
 	until_ended($other);
-	is(join(' ', sort { $a <=> $b } numbers($mock)), join(' ', @numbers, $marker), $name);
+	is("$heard heard of: " . join(' ', sort { $a <=> $b } numbers($mock)), @numbers . ' heard of: ' . join(' ', @numbers, $marker), $name);
 	$mock->mark;
 	return;
 }
@@ -95,9 +103,10 @@ arrived('COMMIT and ROLLBACK in plpgsql', 40, 41, 43, 44);
 # flow that is sent proves it.
 sub due_while_cancelled
 {
-	my ($n, $cancel) = @_;
+	my ($n, $cancel, $before) = @_;
+	$before //= 'SAVEPOINT a';
 	my $id = enqueue($other, run_at => \"clock_timestamp() + interval '300 ms'", params => "{\"n\": $n}");
-	$session->value("BEGIN; SAVEPOINT a; SELECT feishu.cancel_flow($id); $cancel");
+	$session->value("BEGIN; $before; SELECT feishu.cancel_flow($id); $cancel");
 	$other->value("SELECT pg_sleep_until(run_at) FROM feishu.flows WHERE id = $id");
 	my $probe = enqueue($other, params => '{"n": ' . ($n + 1) . '}');
 	$other->value("SELECT feishu.wait_flow($probe)");
@@ -105,15 +114,60 @@ sub due_while_cancelled
 	return;
 }
 
-due_while_cancelled(46, '');
-$session->value('ROLLBACK TO a');
-ok($mock->wait_for(2, kind => 'execute'), '... but when that is rolled back to a savepoint, before the transaction ends');
-$session->value('COMMIT');
-arrived('... once', 46, 47);
+foreach my $case (
+	[ 'SAVEPOINT a', '', 'to a savepoint' ],
+	[ 'SAVEPOINT a; SAVEPOINT b; SAVEPOINT c', 'RELEASE c; RELEASE b;', 'to one outside of those that were released' ],
+	[ 'SAVEPOINT a; SAVEPOINT b', 'RELEASE b; SAVEPOINT d; ROLLBACK TO d;', 'to one outside of another that was rolled back' ])
+{
+	my ($before, $after, $name) = @$case;
+	due_while_cancelled(46, $after, $before);
+	$session->value('ROLLBACK TO a');
+	is(heard_of(2), 2, "... but when that is rolled back $name, before the transaction ends");
+	$session->value('COMMIT');
+	arrived('... once', 46, 47);
+}
+
+# Of several that are cancelled in a transaction, each is sent when that is undone, whichever was cancelled last.
+foreach my $case ([ 'C1; C2', 'ROLLBACK' ], [ 'C2; C1', 'ROLLBACK' ], [ 'C1; SAVEPOINT a; C2; ROLLBACK TO a', 'ROLLBACK' ],
+	[ 'SAVEPOINT a; C2; SAVEPOINT b; C1; RELEASE b', 'ROLLBACK TO a; COMMIT' ])
+{
+	my ($deeds, $end) = @$case;
+	my @ids = map { enqueue($other, run_at => \"clock_timestamp() + interval '300 ms'", params => "{\"n\": $_}") } 1, 2;
+	$session->value('BEGIN; ' . ($deeds =~ s/C(\d)/"SELECT feishu.cancel_flow($ids[$1 - 1])"/ger));
+	$other->value("SELECT pg_sleep_until(run_at) FROM feishu.flows WHERE id = $ids[1]");
+	my $probe = enqueue($other, params => '{"n": 3}');
+	$other->value("SELECT feishu.wait_flow($probe)");
+	$session->value($end);
+	arrived("$deeds; $end", 1, 2, 3);
+}
+
+# What an outer level has put back is below all that the dispatcher looks at by itself: it has to be told.
+foreach my $inner ('SAVEPOINT a; ROLLBACK TO a', 'SAVEPOINT a; SELECT 1; RELEASE a', 'SAVEPOINT a; SELECT feishu.cancel_flow(%d); ROLLBACK TO a',
+	'SAVEPOINT a; SELECT feishu.retry_flow(%d); ROLLBACK TO a', 'SAVEPOINT a; SAVEPOINT b; SELECT feishu.retry_flow(%d); RELEASE b; ROLLBACK TO a')
+{
+	my ($first, $second) = map { enqueue($other, run_at => \"now() + interval '1 hour'", params => "{\"n\": $_}") } 56, 57;
+	$other->value("SELECT feishu.cancel_flow($_)") foreach $first, $second;
+	my $passed = enqueue($other, params => '{"n": 58}');
+	$other->value("SELECT feishu.wait_flow($passed)");
+	$mock->mark;
+	$session->value("BEGIN; SELECT feishu.retry_flow($first); " . sprintf($inner, $second) . '; COMMIT');
+	arrived("what is put back before: $inner", 56);
+}
+foreach my $inner ('SAVEPOINT a; ROLLBACK TO a', "SAVEPOINT a; SELECT feishu.pause_server('feishu'); ROLLBACK TO a")
+{
+	$session->value("SELECT feishu.pause_server('feishu');" . queue(59) . "BEGIN; SELECT feishu.resume_server('feishu'); $inner; COMMIT");
+	arrived("a server that is resumed before: $inner", 59);
+}
 
 # ---- two-phase commit ----
 
 # (its end is heard of: the slow poll would take ten minutes)
+# A second after a COMMIT PREPARED the dispatcher looks again: so this comes before the first one.
+due_while_cancelled(53, "PREPARE TRANSACTION 'cancel'");
+$session->value("ROLLBACK PREPARED 'cancel'");
+is(heard_of(2), 2, '... but when that is rolled back');
+arrived('... once', 53, 54);
+
 $session->value('BEGIN;' . queue(50) . "PREPARE TRANSACTION 'one'");
 $session->value('BEGIN;' . queue(51) . "PREPARE TRANSACTION 'two'");
 $session->value('BEGIN;' . queue(52) . "PREPARE TRANSACTION 'three'");
@@ -131,10 +185,6 @@ arrived('... nor what stays prepared over a restart');
 $session->value("COMMIT PREPARED 'three'");
 $mock->wait_for(1, kind => 'execute');
 arrived('... and is committed after it', 52);
-due_while_cancelled(53, "PREPARE TRANSACTION 'cancel'");
-$session->value("ROLLBACK PREPARED 'cancel'");
-ok($mock->wait_for(2, kind => 'execute'), '... but when that is rolled back');
-arrived('... once', 53, 54);
 
 # Nobody is there to hear of it.
 $node->append_conf('postgresql.conf', "feishu_flow.dispatch = off");
@@ -192,6 +242,16 @@ foreach my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 {
 	$session->value("BEGIN ISOLATION LEVEL $level;" . queue(80) . 'COMMIT');
 	arrived("$level", 80);
+}
+# it cannot say that a flow which its snapshot does not have is past being cancelled
+foreach my $function (qw(cancel_flow retry_flow))
+{
+	$session->value('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM feishu.flows');
+	my $unseen = enqueue($other, run_at => \"now() + interval '1 hour'", params => '{"n": 83}');
+	$other->value("SELECT feishu.cancel_flow($unseen)") if $function eq 'retry_flow';
+	fails_with($session, "SELECT feishu.$function($unseen)", '40001', "$function of a flow that is newer than the snapshot");
+	$session->value('ROLLBACK');
+	$other->value("SELECT feishu.cancel_flow($unseen)");
 }
 fails_with($session, 'BEGIN READ ONLY;' . queue(81), '25006', 'a read-only transaction cannot queue');
 $session->value('ROLLBACK');
