@@ -6,6 +6,7 @@ OBJS = \
 	src/answer.o \
 	src/app_share.o \
 	src/batch.o \
+	src/batch_end.o \
 	src/breaker.o \
 	src/budget.o \
 	src/call.o \

@@ -17,12 +17,7 @@
  * until those under way have ended.  Unless one of them is answered, the rest is not
  * sent.
  *
- * Whatever ends a batch, nothing of it lives on.  Its calls are in memory of their own,
- * which goes when the executor leaves the partition or ends, with an error in the
- * function, when the (sub)transaction in which it ran is aborted, and at the exit of the
- * process.  When a query is left that may be gone on with later, as by FETCH, what is
- * under way is waited for first: nobody would drive it meanwhile, and it would hold
- * places among its app's calls.
+ * How it ends is in batch_end.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -34,18 +29,13 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "executor/executor.h"
-#include "lib/ilist.h"
+#include "funcapi.h"
 #include "miscadmin.h"
-#include "portability/instr_time.h"
-#include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "batch.h"
-#include "compat.h"
-#include "execute.h"
+#include "batch_internal.h"
 #include "guc.h"
 #include "nls.h"
 #include "outcome.h"
@@ -78,123 +68,6 @@ enum
 	RESULT_COLUMNS
 };
 
-/* An app that a batch calls. */
-typedef struct BatchApp
-{
-	dlist_node	node;
-	AppKey		key;
-	Oid			userid;
-	int			under_way;
-	int			troubles;		/* calls in a row without an answer */
-	bool		given_up;		/* its other calls are not made */
-} BatchApp;
-
-typedef struct BatchRow
-{
-	CallWaiter	waiter;			/* must be first: owner of the call */
-	dlist_node	node;			/* in rows of the batch */
-	dlist_node	flying;			/* in under_way, while there is a call */
-	MemoryContext context;		/* arguments and call; NULL when it is done */
-	ExecuteArguments arguments;
-	BatchApp   *app;
-	FlowCall   *call;
-	TimestampTz deadline;		/* of the call */
-	instr_time	begun_at;
-	HeapTupleHeader result;		/* when it is done */
-} BatchRow;
-
-struct CallBatch
-{
-	dlist_node	node;			/* in batches, while there is a context */
-	MemoryContext owner;
-	MemoryContext context;		/* of rows and calls; NULL: they were given up */
-	TupleDesc	columns;
-	SubTransactionId subid;		/* in which it ran last */
-	dlist_head	apps;
-	dlist_head	rows;			/* that were read and not returned yet */
-	int			num_rows;
-	BatchRow   *unbegun;		/* the last of them, if it was read only; or NULL */
-	BatchRow   *begun;			/* whose call began last, while it is under way */
-	dlist_head	under_way;
-	int			num_under_way;
-	int64		ahead_bytes;	/* of results */
-	bool		at_end;			/* all rows are read */
-	bool		is_settled;		/* nothing begins until what is there was returned */
-	TimestampTz looked_at;
-	MemoryContextCallback on_owner;
-};
-
-static dlist_head batches = DLIST_STATIC_INIT(batches);
-static ExecutorRun_hook_type prev_executor_run = NULL;
-
-
-/* ---------- Ends ---------- */
-
-/* Reset callback of a batch's memory, which goes for whatever reason. */
-static void
-batch_on_reset(void *arg)
-{
-	CallBatch  *batch = arg;
-
-	dlist_delete(&batch->node);
-	batch->context = NULL;
-}
-
-/* End all that is under way.  Does not throw. */
-static void
-batch_give_up(CallBatch *batch)
-{
-	if (batch->context != NULL)
-		MemoryContextDelete(batch->context);
-}
-
-/* Reset callback of the owner. */
-static void
-batch_on_owner(void *arg)
-{
-	batch_give_up(arg);
-}
-
-/* The connections that so many calls at once needed are not for what follows. */
-static void
-batches_end_transaction(void)
-{
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &batches)
-		batch_give_up(dlist_container(CallBatch, node, iter.cur));
-	http_loop_expect(http_loop_get(), 0);
-}
-
-static void
-batches_on_xact(XactEvent event, void *arg)
-{
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
-		batches_end_transaction();
-}
-
-/* A subtransaction takes with it what it began; or leaves it to its parent. */
-static void
-batches_on_subxact(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, void *arg)
-{
-	dlist_mutable_iter iter;
-
-	if (event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB)
-		return;
-	dlist_foreach_modify(iter, &batches)
-	{
-		CallBatch  *batch = dlist_container(CallBatch, node, iter.cur);
-
-		if (batch->subid != subid)
-			continue;
-		if (event == SUBXACT_EVENT_COMMIT_SUB)
-			batch->subid = parent;
-		else if (batch->num_under_way > 0)
-			batch_give_up(batch);
-		else
-			batch->subid = parent;	/* a cursor that was fetched from goes on */
-	}
-}
 
 
 /* ---------- Results ---------- */
@@ -649,133 +522,29 @@ batch_next(CallBatch *batch, BatchSource source, void *arg)
 	return HeapTupleHeaderGetDatum(result);
 }
 
+void
+batch_wait_all(CallBatch *batch)
+{
+	ErrorContextCallback error_context = {
+		.previous = error_context_stack, .callback = batch_error_context, .arg = batch
+	};
+
+	error_context_stack = &error_context;
+	while (batch->num_under_way > 0)
+		batch_wait(batch);
+	error_context_stack = error_context.previous;
+}
+
 CallBatch *
 batch_create(MemoryContext owner, TupleDesc rows)
 {
-	static bool registered = false;
-	CallBatch  *batch;
-	MemoryContextCallback *callback;
+	CallBatch  *batch = MemoryContextAllocZero(owner, sizeof(CallBatch));
 
-	(void) http_loop_get();		/* the callbacks need one, and must not throw */
-	if (!registered)
-	{
-		RegisterXactCallback(batches_on_xact, NULL);
-		RegisterSubXactCallback(batches_on_subxact, NULL);
-		registered = true;
-	}
-	batch = MemoryContextAllocZero(owner, sizeof(CallBatch));
 	batch->owner = owner;
 	batch->columns = rows;
 	dlist_init(&batch->apps);
 	dlist_init(&batch->rows);
 	dlist_init(&batch->under_way);
-
-	batch->context = AllocSetContextCreate(call_memory_parent(), "feishu_flow batch",
-										   ALLOCSET_DEFAULT_SIZES);
-	callback = MemoryContextAlloc(batch->context, sizeof(MemoryContextCallback));
-	callback->func = batch_on_reset;
-	callback->arg = batch;
-	dlist_push_tail(&batches, &batch->node);
-	MemoryContextRegisterResetCallback(batch->context, callback);
-	batch->on_owner.func = batch_on_owner;
-	batch->on_owner.arg = batch;
-	MemoryContextRegisterResetCallback(owner, &batch->on_owner);
+	batch_enlist(batch);
 	return batch;
-}
-
-
-/* ---------- The executor ---------- */
-
-/* Is a batch one of a query with this memory? */
-static bool
-batch_is_of_query(const CallBatch *batch, MemoryContext query)
-{
-	for (MemoryContext context = batch->owner; context != NULL;
-		 context = MemoryContextGetParent(context))
-	{
-		if (context == query)
-			return true;
-	}
-	return false;
-}
-
-/* Wait until nothing of a query is under way. */
-static void
-batches_settle(MemoryContext query)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &batches)
-	{
-		CallBatch  *batch = dlist_container(CallBatch, node, iter.cur);
-		ErrorContextCallback error_context = {
-			.previous = error_context_stack, .callback = batch_error_context, .arg = batch
-		};
-
-		if (!batch_is_of_query(batch, query))
-			continue;
-		error_context_stack = &error_context;
-		while (batch->num_under_way > 0)
-			batch_wait(batch);
-		error_context_stack = error_context.previous;
-		batch->is_settled = true;
-	}
-}
-
-/* End what of a query is under way. */
-static void
-batches_end_query(MemoryContext query)
-{
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &batches)
-	{
-		CallBatch  *batch = dlist_container(CallBatch, node, iter.cur);
-
-		if (batch_is_of_query(batch, query))
-			batch_give_up(batch);
-	}
-}
-
-/*
- * A query was run for so many rows (0: for all).  Can it be gone on with?  SPI does that
- * with those of portals only.
- */
-static bool
-query_may_go_on(const QueryDesc *query, uint64 count)
-{
-	bool		is_portal = ActivePortal != NULL && ActivePortal->queryDesc == query;
-
-	return count > 0 && query->estate->es_processed >= count &&
-		(is_portal || query->dest->mydest != DestSPI);
-}
-
-/* A query was run, and is left. */
-static void
-batches_leave_query(const QueryDesc *query, uint64 count)
-{
-	if (dlist_is_empty(&batches) || query->estate == NULL)
-		return;
-	if (query_may_go_on(query, count))
-		batches_settle(query->estate->es_query_cxt);
-	else
-		batches_end_query(query->estate->es_query_cxt);
-}
-
-/* ExecutorRun_hook */
-static void
-batch_executor_run(FEISHU_EXECUTOR_RUN_PARAMETERS)
-{
-	if (prev_executor_run)
-		prev_executor_run(FEISHU_EXECUTOR_RUN_ARGUMENTS);
-	else
-		standard_ExecutorRun(FEISHU_EXECUTOR_RUN_ARGUMENTS);
-	batches_leave_query(queryDesc, count);
-}
-
-void
-batch_install_hooks(void)
-{
-	prev_executor_run = ExecutorRun_hook;
-	ExecutorRun_hook = batch_executor_run;
 }

@@ -68,7 +68,8 @@ sub nothing_under_way
 
 my $all_own = q{count(*) || ' ' || count(*) FILTER (WHERE (feishu.out_params((r).response) ->> 'id')::int = id)
 	|| ' ' || count((r).sqlstate)};
-is(succeeds($session, "SELECT $all_own FROM " . flows(500), 'five hundred calls'), '500 500 0', 'each row has its answer');
+is(succeeds($session, "SELECT $all_own FROM " . flows(500), 'five hundred calls'),
+	'500 500 0', 'each row has its answer');
 is($mock->executes, 500, '... with one request each');
 is($mock->token_requests, 1, '... and one token');
 
@@ -81,7 +82,8 @@ sub at_once
 	$mock->fault(type => 'hold');
 	$session->send($sql);
 	$mock->wait_for($most, kind => 'execute');
-	is($watch->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid), 'Extension', "$name: it waits");
+	is($watch->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid),
+		'Extension', "$name: it waits");
 	is($mock->executes, $most, "... with $most under way");
 	$mock->well;
 	is($session->result->{out}, $result, '... and all are answered');
@@ -121,7 +123,8 @@ $mock->well;
 
 is($session->value("SELECT count(*) FROM " . flows(0)), 0, 'no rows');
 is($session->value("SELECT $all_own FROM " . flows(1)), '1 1 0', 'one row');
-is( $session->value("SELECT $all_own FROM " . flows(100, undef, 'ORDER BY id ROWS BETWEEN 1 PRECEDING AND 1 PRECEDING')),
+is( $session->value("SELECT $all_own FROM " .
+	flows(100, undef, 'ORDER BY id ROWS BETWEEN 1 PRECEDING AND 1 PRECEDING')),
 	'100 100 0', 'frames do not matter');
 is( $session->value(q{SELECT count(*) || ' ' || count(*) FILTER (WHERE (feishu.out_params((a).response) ->> 'id')::int = id
 	AND (feishu.out_params((b).response) ->> 'id')::int = -id) FROM
@@ -134,9 +137,11 @@ is( $session->value(q{SELECT count(*) || ' ' || count(*) FILTER (WHERE (feishu.o
 $session->value('CREATE SEQUENCE computed; CREATE SEQUENCE keys');
 $mock->mark;
 is( $session->value(q{SELECT count(*) || ' ' || count((r).sqlstate) FROM } . flows(100,
-		q{'a', 'echoParams', params => jsonb_build_object('n', nextval('computed')), idempotent_key => 'k' || nextval('keys')})),
+		q{'a', 'echoParams',
+			params => jsonb_build_object('n', nextval('computed')), idempotent_key => 'k' || nextval('keys')})),
 	'100 0', 'arguments that change');
-is($session->value('SELECT (SELECT last_value FROM computed) || chr(32) || (SELECT last_value FROM keys)'), '100 100', '... are computed once a row');
+is($session->value('SELECT (SELECT last_value FROM computed) || chr(32) || (SELECT last_value FROM keys)'), '100 100',
+	'... are computed once a row');
 
 
 # ---- what becomes of a row is a value, the same as of execute_flow ----
@@ -180,24 +185,29 @@ foreach my $case (
 	my ($name, $arguments) = @$case;
 	my $literal = join ', ', map { quote($_) } $arguments;
 	my $wanted = $session->value("SELECT caught($literal)");
-	my $got = $session->value("SELECT concat_ws(' | ', (r).sqlstate, (r).error, coalesce((r).detail, ''), (r).hint) FROM " . flows(1, $arguments));
+	my $got = $session->value("SELECT concat_ws(' | ', (r).sqlstate, (r).error, coalesce((r).detail, ''), (r).hint)
+		FROM " . flows(1, $arguments));
 	is(alike($got), alike($wanted), "$name: the same as of execute_flow");
 }
-like($session->value('SELECT (r).response FROM ' . flows(1, q{'a', 'refusedFlow'})), qr/"code": 2320001/, 'a refusal comes with its answer');
+like($session->value('SELECT (r).response FROM ' . flows(1,
+	q{'a', 'refusedFlow'})), qr/"code": 2320001/, 'a refusal comes with its answer');
 
 $mock->mark;
 is( $session->value(q{SELECT string_agg(coalesce((r).sqlstate, 'ok'), ' ' ORDER BY id) FROM } . flows(6,
-		q{'a', CASE WHEN id % 2 = 0 THEN 'echoParams' WHEN id = 3 THEN 'refusedFlow' END, params => jsonb_build_object('id', id)})),
+		q{'a', CASE WHEN id % 2 = 0 THEN 'echoParams' WHEN id = 3 THEN 'refusedFlow' END,
+			params => jsonb_build_object('id', id)})),
 	'22023 ok LK400 ok 22023 ok', 'rows that are wrong, and others');
 is($mock->executes, 4, '... of which nothing was sent');
 
 # rights are looked at for each
 $session->value('CREATE ROLE nobody_special LOGIN; CREATE SERVER closed FOREIGN DATA WRAPPER feishu_flow');
 is( FeishuFlow::Session->new($node, user => 'nobody_special')->value(
-		q{SELECT string_agg(coalesce((r).sqlstate, 'ok'), ' ' ORDER BY id) FROM } . flows(3, q{'a', 'b', server => CASE id WHEN 2 THEN 'closed' ELSE 'feishu' END})),
+		q{SELECT string_agg(coalesce((r).sqlstate, 'ok'), ' ' ORDER BY id) FROM } . flows(3,
+			q{'a', 'b', server => CASE id WHEN 2 THEN 'closed' ELSE 'feishu' END})),
 	'ok 42501 ok', 'a server without USAGE');
 
-my %stats = split /[|\n]/, $session->value(q{SELECT flow_id, calls FROM feishu.stat_flows WHERE flow_id IN ('noScope', 'noSuchFlow') ORDER BY 1});
+my %stats = split /[|\n]/, $session->value(q{SELECT flow_id, calls
+	FROM feishu.stat_flows WHERE flow_id IN ('noScope', 'noSuchFlow') ORDER BY 1});
 is_deeply(\%stats, { noScope => 2, noSuchFlow => 2 }, 'each call is counted once, as that of execute_flow');
 
 
@@ -205,14 +215,16 @@ is_deeply(\%stats, { noScope => 2, noSuchFlow => 2 }, 'each call is counted once
 
 $mock->mark;
 $mock->fault(type => 'latency', ms => 30);
-is( $session->value("SELECT $all_own FROM " . flows(20, q{'a', 'echoParams', params => jsonb_build_object('id', id), server => 'narrow'})),
+is( $session->value("SELECT $all_own FROM " . flows(20, q{'a', 'echoParams',
+	params => jsonb_build_object('id', id), server => 'narrow'})),
 	'20 20 0', 'under max_concurrency');
 is(most_at_once(), 2, '... no more are under way');
 $mock->well;
 
 $mock->mark;
 $result = $session->ask("SELECT $all_own FROM " . flows(25,
-	q{'a', 'echoParams', params => jsonb_build_object('id', id), server => 'slow', timeout => '} . 1500 * $SLOW . q{ms'}));
+	q{'a', 'echoParams',
+		params => jsonb_build_object('id', id), server => 'slow', timeout => '} . 1500 * $SLOW . q{ms'}));
 is($result->{out}, '25 25 0', 'under max_rate each waits as a call after the other would');
 cmp_ok($result->{seconds}, '>', 1, '... and not the timeout of all');
 
@@ -268,22 +280,26 @@ foreach my $end (
 	$act->($victim);
 	nothing_under_way("$name ends all");
 	$result = fails_with($victim, $victim->result, $state, '... and the statement');
-	like($result->{err}, qr/^CONTEXT:  flows of feishu\.execute_flows that are under way, and may have started: 32$/m, '... which says what may have started')
+	like($result->{err}, qr/^CONTEXT:  flows of feishu\.execute_flows that are under way, and may have started: 32$/m,
+		'... which says what may have started')
 	  if $state eq '57014';
 }
 
 hangs();
-fails_with($session, 'SET statement_timeout = ' . 500 * $SLOW . "; SELECT count(r) FROM $hanging", '57014', 'statement_timeout ends the statement');
+fails_with($session, 'SET statement_timeout = ' . 500 * $SLOW . "; SELECT count(r)
+	FROM $hanging", '57014', 'statement_timeout ends the statement');
 nothing_under_way('... and its calls');
 $session->value('RESET statement_timeout');
 
 hangs();
-fails_with($session, q{SELECT 1 / (id - 3), feishu.execute_flows('a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END) OVER ()
+fails_with($session, q{SELECT 1 / (id - 3),
+	feishu.execute_flows('a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END) OVER ()
 	FROM generate_series(1, 100) AS id}, '22012', 'an error elsewhere in the query');
 nothing_under_way('... ends the calls');
 
 hangs();
-$result = $session->ask('SELECT id FROM ' . flows(100, q{'a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END}) . ' LIMIT 3');
+$result = $session->ask('SELECT id FROM ' . flows(100,
+	q{'a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END}) . ' LIMIT 3');
 is($result->{out}, "1\n2\n3", 'LIMIT outside has its rows');
 nothing_under_way('... and the others end');
 
@@ -300,7 +316,8 @@ BEGIN
 	RETURN 'went on';
 END $$;
 CREATE FUNCTION fails_in_sql() RETURNS bigint LANGUAGE sql VOLATILE AS $$
-	SELECT sum(1 / (id - 3)) FROM (SELECT id, feishu.execute_flows('a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END) OVER () AS r
+	SELECT sum(1 / (id - 3)) FROM (SELECT id,
+		feishu.execute_flows('a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END) OVER () AS r
 		FROM generate_series(1, 100) AS id) AS s
 $$;
 CREATE FUNCTION goes_on_after_sql() RETURNS bigint LANGUAGE plpgsql AS $$
@@ -319,7 +336,8 @@ CREATE FUNCTION first_one() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	one text;
 BEGIN
-	SELECT id INTO one FROM (SELECT id, feishu.execute_flows('a', CASE WHEN id > 1 THEN 'hangs' ELSE 'echoParams' END) OVER () AS r
+	SELECT id INTO one FROM (SELECT id,
+		feishu.execute_flows('a', CASE WHEN id > 1 THEN 'hangs' ELSE 'echoParams' END) OVER () AS r
 		FROM generate_series(1, 100) AS id) AS s LIMIT 1;
 	PERFORM pg_advisory_xact_lock(1);
 	RETURN one;
@@ -327,14 +345,17 @@ END $$;
 SQL
 $watch->value('SELECT pg_advisory_lock(1)');
 foreach my $form (
-	[ 'an error that is caught', q{SELECT goes_on($$SELECT 1 / (id - 3), feishu.execute_flows('a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END) OVER () FROM generate_series(1, 100) AS id$$)} ],
+	[ 'an error that is caught', q{SELECT goes_on($$SELECT 1 / (id - 3),
+		feishu.execute_flows('a', CASE WHEN id > 3 THEN 'hangs' ELSE 'echoParams' END) OVER ()
+			FROM generate_series(1, 100) AS id$$)} ],
 	[ 'one in an SQL function, whose memory stays', q{SELECT goes_on_after_sql()} ],
 	[ 'a query in PL/pgSQL that needed the first row alone', q{SELECT first_one()} ])
 {
 	my ($name, $statement) = @$form;
 	hangs();
 	$session->send($statement);
-	wait_until('it goes on', sub { $watch->value(q{SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'}) == 1 });
+	wait_until('it goes on', sub { $watch->value(q{SELECT count(*)
+		FROM pg_stat_activity WHERE wait_event_type = 'Lock'}) == 1 });
 	nothing_under_way("$name: nothing is under way while the function goes on");
 	$watch->value('SELECT pg_advisory_unlock(1)');
 	succeeds($session, $session->result, '... which returns');
@@ -346,16 +367,19 @@ $watch->value('SELECT pg_advisory_unlock(1)');
 $mock->well;
 $mock->fault(type => 'latency', ms => 100);
 $mock->mark;
-is($session->value('BEGIN; DECLARE c CURSOR FOR SELECT id FROM ' . flows(100) . '; FETCH 2 FROM c'), "1\n2", 'a cursor');
+is($session->value('BEGIN; DECLARE c CURSOR FOR SELECT id FROM ' . flows(100) . '; FETCH 2
+	FROM c'), "1\n2", 'a cursor');
 is(under_way(), 0, '... has nothing under way between two FETCHes');
 my $executes = $mock->executes;
 cmp_ok($executes, '>=', 32, '... though it read ahead');
 cmp_ok($executes, '<=', 34, '... by no more than may be under way');
 is($session->value('FETCH 31 FROM c'), join("\n", 3 .. 33), '... and goes on');
-is($session->value('SAVEPOINT s; FETCH 1 FROM c; ROLLBACK TO s; FETCH 1 FROM c'), "34\n35", '... after a subtransaction is undone, too');
+is($session->value('SAVEPOINT s; FETCH 1 FROM c; ROLLBACK TO s; FETCH 1 FROM c'), "34\n35",
+	'... after a subtransaction is undone, too');
 is(succeeds($session, 'CLOSE c; COMMIT', 'closed early'), '', '... ends');
 is(under_way(), 0, '... with nothing under way');
-$session->value('BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT id, (r).sqlstate FROM ' . flows(50) . '; FETCH 1 FROM c; COMMIT');
+$session->value('BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT id, (r).sqlstate FROM ' . flows(50) . '; FETCH 1
+	FROM c; COMMIT');
 is($session->value('MOVE 48 FROM c; FETCH ALL FROM c; CLOSE c'), '50|', 'a cursor that outlives its transaction');
 $mock->mark;
 is( $session->value(q{DO $$ DECLARE one record; n int := 0; BEGIN FOR one IN SELECT * FROM }
@@ -368,10 +392,13 @@ $mock->well;
 $session->value(q{CREATE FUNCTION inner_call(n int) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN
 	RETURN feishu.out_params(feishu.execute_flow('a', 'echoParams', params => jsonb_build_object('n', n))); END $$});
 $mock->fault(type => 'latency', ms => [ 1, 5 ]);
-is( $session->value(q{SELECT count(*) FILTER (WHERE (feishu.out_params((r).response) ->> 'n')::int = id) FROM } . flows(40, q{'a', 'echoParams', params => inner_call(id)})),
+is( $session->value(q{SELECT count(*) FILTER (WHERE (feishu.out_params((r).response) ->> 'n')::int = id) FROM } .
+	flows(40, q{'a', 'echoParams', params => inner_call(id)})),
 	40, 'calls within the arguments of calls');
-is( $session->value(q{SELECT count(*) FILTER (WHERE (feishu.out_params((r).response) ->> 'n')::int = id) FROM (SELECT id, feishu.execute_flows('a', 'echoParams',
-	params => feishu.out_params((inside).response)) OVER () AS r FROM (SELECT id, feishu.execute_flows('a', 'echoParams', params => jsonb_build_object('n', id)) OVER () AS inside
+is( $session->value(q{SELECT count(*) FILTER (WHERE (feishu.out_params((r).response) ->> 'n')::int = id)
+	FROM (SELECT id, feishu.execute_flows('a', 'echoParams',
+	params => feishu.out_params((inside).response)) OVER () AS r FROM (SELECT id,
+		feishu.execute_flows('a', 'echoParams', params => jsonb_build_object('n', id)) OVER () AS inside
 	FROM generate_series(1, 100) AS id) AS s) AS s}), 100, 'one within the other');
 $mock->well;
 
@@ -382,9 +409,12 @@ $session->value('SELECT count(r) FROM ' . flows(100));
 cmp_ok(open_sockets($session->pid), '<=', 12, 'few connections are kept');
 
 # large answers ahead of their turn
-$mock->rules([ { flow_id => 'slow' }, { type => 'hold' } ], [ { kind => 'execute' }, { type => 'big', bytes => 1 << 20 } ]);
+$mock->rules([ { flow_id => 'slow' }, { type => 'hold' } ],
+	[ { kind => 'execute' }, { type => 'big', bytes => 1 << 20 } ]);
 $mock->mark;
-$session->send(q{SELECT count(*) FROM (SELECT feishu.execute_flows('a', CASE id WHEN 1 THEN 'slow' ELSE 'large' END) OVER () AS r FROM generate_series(1, 80) AS id) AS s});
+$session->send(q{SELECT count(*)
+	FROM (SELECT feishu.execute_flows('a', CASE id WHEN 1 THEN 'slow' ELSE 'large' END) OVER () AS r
+		FROM generate_series(1, 80) AS id) AS s});
 $mock->wait_for(32, flow_id => 'large', state => 'done');
 cmp_ok($mock->count(flow_id => 'large'), '<', 60, 'large answers ahead of their turn are bounded');
 $mock->well;
@@ -395,13 +425,16 @@ is($session->result->{out}, 80, '... and all come');
 
 # The second row's turn comes when all that is under way is past its timeout, and was answered in time.
 $mock->fault(type => 'latency', ms => 100 * $SLOW);
-is( $session->value(q{SELECT count(*) || ' ' || count((r).sqlstate) FROM (SELECT CASE WHEN id < 3 THEN pg_sleep(} . 1.5 * $SLOW
+is( $session->value(q{SELECT count(*) || ' ' || count((r).sqlstate)
+	FROM (SELECT CASE WHEN id < 3 THEN pg_sleep(} . 1.5 * $SLOW
 		  . q{) END, r FROM } . flows(40, q{'a', 'b', timeout => '} . 1000 * $SLOW . q{ms'}) . q{ OFFSET 0) AS s}),
 	'40 0', 'answers that came in time are in time, whenever they are read');
 $mock->well;
 
-is($session->value("BEGIN READ ONLY; SELECT $all_own FROM " . flows(10) . '; COMMIT'), '10 10 0', 'in a read-only transaction');
-is($session->value("BEGIN; SELECT $all_own FROM " . flows(20) . "; PREPARE TRANSACTION 'p'; ROLLBACK PREPARED 'p'"), '20 20 0', 'in a transaction that is prepared');
+is($session->value("BEGIN READ ONLY; SELECT $all_own FROM " . flows(10) . '; COMMIT'),
+	'10 10 0', 'in a read-only transaction');
+is($session->value("BEGIN; SELECT $all_own FROM " . flows(20) . "; PREPARE TRANSACTION 'p'; ROLLBACK PREPARED 'p'"),
+	'20 20 0', 'in a transaction that is prepared');
 
 
 # ---- connections: one for each call over HTTP/1.1, few over HTTP/2 ----
@@ -425,7 +458,8 @@ my %most = (http1 => 40, http2 => 3);
 foreach my $site (sort keys %site)
 {
 	create_server($node, $site, { base_url => "https://127.0.0.1:$site{$site}", ca_file => "$dir/crt" });
-	is($session->value("SELECT $all_own FROM " . flows(160, qq{'a', 'echoParams', '{"_id": 1}', params => jsonb_build_object('id', id), server => '$site'})),
+	is($session->value("SELECT $all_own FROM " . flows(160, qq{'a', 'echoParams', '{"_id": 1}',
+		params => jsonb_build_object('id', id), server => '$site'})),
 		'160 160 0', "over $site");
 	my %connections = map { /^$site{$site} \S+ (\d+) .*execute/ ? ($1 => 1) : () } split /\n/, slurp_file("$dir/access.log");
 	cmp_ok(scalar keys %connections, '<=', $most{$site}, '... takes no more connections than need be');
@@ -443,9 +477,11 @@ my $single = FeishuFlow::Session->new($alone);
 $mock->mark;
 is($single->value("SELECT $all_own FROM " . flows(100)), '100 100 0', 'without shared_preload_libraries');
 is($mock->token_requests, 1, '... with one token');
-is( $single->value(q{SELECT count(*) FILTER (WHERE (r).error LIKE '%does not answer') > 900 FROM } . flows(1000, q{'a', 'b', server => 'down'})),
+is( $single->value(q{SELECT count(*) FILTER (WHERE (r).error LIKE '%does not answer') > 900 FROM } . flows(1000,
+	q{'a', 'b', server => 'down'})),
 	't', '... the rest is not tried, either');
-is($single->value('BEGIN; DECLARE c CURSOR FOR SELECT id FROM ' . flows(100) . '; FETCH 2 FROM c'), "1\n2", '... a cursor');
+is($single->value('BEGIN; DECLARE c CURSOR FOR SELECT id FROM ' . flows(100) . '; FETCH 2 FROM c'), "1\n2",
+	'... a cursor');
 is($single->value('COMMIT; SELECT 1'), 1, '... that its transaction ends');
 
 done_testing();
