@@ -5,6 +5,8 @@ MODULE_big = feishu_flow
 OBJS = \
 	src/answer.o \
 	src/app_share.o \
+	src/batch.o \
+	src/batch_end.o \
 	src/breaker.o \
 	src/budget.o \
 	src/call.o \
@@ -23,6 +25,7 @@ OBJS = \
 	src/dispatcher.o \
 	src/event.o \
 	src/execute.o \
+	src/execute_flows.o \
 	src/feishu_flow.o \
 	src/fetch.o \
 	src/flight.o \
@@ -121,7 +124,7 @@ endif
 # needs the very clang that PostgreSQL was built with.
 override with_llvm = no
 
-REGRESS = extension options privileges arguments errors out_params trigger
+REGRESS = extension options privileges arguments errors out_params execute_flows trigger
 REGRESS_OPTS = --inputdir=. --outputdir=. --encoding=UTF8 --no-locale
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)

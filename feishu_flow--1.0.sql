@@ -75,6 +75,33 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION feishu.execute_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, interval, boolean) IS
 'Starts a flow now and returns the platform''s whole answer. Raises an error of class LK when the flow was refused or failed.';
 
+CREATE TYPE feishu.flow_result AS (
+    response jsonb,
+    sqlstate text,
+    error text,
+    detail text,
+    hint text);
+
+COMMENT ON TYPE feishu.flow_result IS
+'What became of one call of execute_flows. sqlstate is NULL after a success; else error, detail and hint are those of execute_flow.';
+
+CREATE FUNCTION feishu.execute_flows(
+    namespace text,
+    flow_id text,
+    operator jsonb DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    is_async boolean DEFAULT false,
+    idempotent_key text DEFAULT NULL,
+    loop_masks jsonb DEFAULT NULL,
+    server name DEFAULT NULL,
+    timeout interval DEFAULT NULL)
+RETURNS feishu.flow_result
+AS 'MODULE_PATHNAME', 'feishu_execute_flows'
+LANGUAGE C WINDOW VOLATILE PARALLEL UNSAFE COST 1000;
+
+COMMENT ON FUNCTION feishu.execute_flows(text, text, jsonb, jsonb, boolean, text, jsonb, name, interval) IS
+'Starts the flows of all rows of the partition now, feishu_flow.max_concurrent_calls at once, and returns for each what became of it.';
+
 CREATE FUNCTION feishu.out_params(response jsonb)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'feishu_out_params'

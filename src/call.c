@@ -261,7 +261,7 @@ call_take_answer(FlowCall *call, const void *arg)
 	}
 	call->outcome.request_sent = result->request_sent;
 	if (result->outcome == HTTP_ANSWERED)
-		response = call->dispatching ?
+		response = call->dispatching || call->batched ?
 			answer_read_or_fail(&secrets, result) : answer_read(&secrets, result);
 	if (response != NULL && call_replace_token(call, response))
 	{
@@ -552,6 +552,19 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	PG_END_TRY();
 	MemoryContextSwitchTo(old_context);
 	return call;
+}
+
+void
+flow_call_set_batched(FlowCall *call)
+{
+	call->batched = true;
+}
+
+bool
+flow_call_is_waiting(const FlowCall *call)
+{
+	return call->state == CALL_WAITING || call->state == CALL_FETCHING ||
+		call->state == CALL_LIMITED;
 }
 
 void

@@ -117,6 +117,15 @@ extern void flow_call_set_aside(FlowCall *call);
 extern FlowCall *flow_calls_next_done(void);
 
 /*
+ * The call is one of many of its session, as those of a dispatcher are: when this
+ * process is short of something for its next step, that ends this call alone.
+ */
+extern void flow_call_set_batched(FlowCall *call);
+
+/* Has its request yet to be sent, for want of a token or of a place? */
+extern bool flow_call_is_waiting(const FlowCall *call);
+
+/*
  * From now on a call that got its place from its caller asks for no token, also
  * not for another one: it ends as held back.  For a process that is about to end.
  */

@@ -206,10 +206,11 @@ call_finish_late(FlowCall *call)
 }
 
 /*
- * End a dispatched call because this process is short of something for its next
- * step: that is no reason to end the process, and all that it has under way.  To be
- * called while the error is handled; allocates nothing.  Other errors, and those of
- * calls whose session is told of them, are thrown again.
+ * End a dispatched or batched call because this process is short of something for its
+ * next step: that is no reason to end all that it has under way.  To be called while
+ * the error is handled; allocates nothing.  Other errors, and those of calls whose
+ * session is told of them, are thrown again.  They may come up in what another call
+ * waits for: so a batched one has ended by them all the same.
  */
 void
 call_finish_short(FlowCall *call)
@@ -218,14 +219,18 @@ call_finish_short(FlowCall *call)
 		.outcome = HTTP_NO_CONNECTION, .trouble = HTTP_TROUBLE_LOCAL
 	};
 
-	if (!call->dispatching ||
-		ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_INSUFFICIENT_RESOURCES)
+	bool		is_short = ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_INSUFFICIENT_RESOURCES;
+
+	if (!call->batched && !(call->dispatching && is_short))
 		PG_RE_THROW();
-	FlushErrorState();
+	if (is_short)
+		FlushErrorState();
 	token_cache_abandon(&call->lease);
 	call->outcome.response = NULL;
 	outcome_of_trouble(&call->outcome, call->server, &call->limits, &result);
 	call_finish(call, LIMITER_REPORT_NOTHING);
+	if (!is_short)
+		PG_RE_THROW();
 }
 
 /*

@@ -39,6 +39,7 @@ struct FlowCall
 	FlowLimits	limits;
 	bool		check_only;		/* obtain a token, start no flow */
 	bool		dispatching;	/* for the limiter */
+	bool		batched;		/* an error of a step ends it */
 	char	   *url;
 	StringInfoData body;
 	CallState	state;

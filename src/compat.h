@@ -163,6 +163,30 @@ typedef int SysCacheIdentifier;
 #endif
 
 /*
+ * ExecutorRun and its hook: before 18 they are told, too, whether it is for the only
+ * time.
+ */
+#if PG_VERSION_NUM >= 180000
+#define FEISHU_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *queryDesc, ScanDirection direction, uint64 count
+#define FEISHU_EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count
+#else
+#define FEISHU_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
+#define FEISHU_EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count, execute_once
+#endif
+
+/*
+ * IGNORE NULLS: 19 has it for window functions, and each says whether it takes it.
+ */
+#if PG_VERSION_NUM >= 190000
+#define feishu_window_refuse_null_treatment(window, fcinfo) \
+	WinCheckAndInitializeNullTreatment((window), false, (fcinfo))
+#else
+#define feishu_window_refuse_null_treatment(window, fcinfo) ((void) 0)
+#endif
+
+/*
  * Ownership: 16 replaced the functions of each kind of object by one.
  */
 #if PG_VERSION_NUM >= 160000

@@ -62,6 +62,18 @@ scopes_on_exit(int code, Datum arg)
 	MemoryContextDeleteChildren(scopes);
 }
 
+MemoryContext
+call_memory_parent(void)
+{
+	if (scopes == NULL)
+	{
+		scopes = AllocSetContextCreate(TopMemoryContext, "feishu_flow calls",
+									   ALLOCSET_SMALL_SIZES);
+		before_shmem_exit(scopes_on_exit, (Datum) 0);
+	}
+	return scopes;
+}
+
 /*
  * Run work, with the scope's memory as the current one.  What is to be left of it
  * is to be put into the memory of scope->caller, but for an error it throws.
@@ -71,14 +83,8 @@ call_scope_run(CallScopeWork work, void *arg)
 {
 	CallScope	scope;
 
-	if (scopes == NULL)
-	{
-		scopes = AllocSetContextCreate(TopMemoryContext, "feishu_flow calls",
-									   ALLOCSET_SMALL_SIZES);
-		before_shmem_exit(scopes_on_exit, (Datum) 0);
-	}
 	scope.caller = CurrentMemoryContext;
-	scope.context = AllocSetContextCreate(scopes, "feishu_flow call scope",
+	scope.context = AllocSetContextCreate(call_memory_parent(), "feishu_flow call scope",
 										  ALLOCSET_DEFAULT_SIZES);
 	PG_TRY();
 	{
@@ -96,8 +102,7 @@ call_scope_run(CallScopeWork work, void *arg)
 
 /* ---------- Calls ---------- */
 
-/* Shown in pg_stat_activity while a call is under way, on 17 and later. */
-static uint32
+uint32
 call_wait_event(void)
 {
 	static uint32 wait_event = 0;
@@ -152,25 +157,35 @@ execute_limits(const FlowServer *server, int timeout_ms)
 	return limits;
 }
 
+void
+execute_take_ended(void)
+{
+	FlowCall   *call;
+
+	while ((call = flow_calls_next_done()) != NULL)
+		((CallWaiter *) flow_call_owner(call))->has_ended = true;
+}
+
 FlowCall *
 execute_call(const CallScope *scope, FlowServer *server, const FlowRequest *request,
 			 const FlowLimits *limits, FlowCall **started)
 {
-	FlowCall   *call = flow_call_start(scope->context, server, request, limits, NULL, NULL);
-	FlowCall   *ended;
+	CallWaiter *waiter = MemoryContextAllocZero(scope->context, sizeof(CallWaiter));
+	FlowCall   *call = flow_call_start(scope->context, server, request, limits, NULL, waiter);
 	TimestampTz until = limits->deadline;
 
 	if (started != NULL)
 		*started = call;
-	for (int turn = 0; (ended = flow_calls_next_done()) != call; turn++)
+	for (int turn = 0;; turn++)
 	{
-		/* a call of an outer level of this backend cannot be under way */
-		Assert(ended == NULL);
+		/* others may be under way: the rows of an execute_flows further out */
+		execute_take_ended();
+		if (waiter->has_ended)
+			return call;
 		if (turn > 0 && GetCurrentTimestamp() >= until)
 			until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LATE_LOOK_MS);
 		flow_calls_turn(until, call_wait_event());
 	}
-	return call;
 }
 
 /* A call that is interrupted, for the error. */
@@ -228,13 +243,12 @@ call_run_flow(const CallScope *scope, FlowServer *server, const FlowRequest *req
 }
 
 /*
- * The answer as jsonb in the current memory context, or NULL if there is none
- * that says by its code what became of the flow: a failure must not look like a
+ * Without a code, there is no answer to give: a failure must not look like a
  * success to who reads it.  Of a token request's answer, which may hold more
  * than is good to show, only code and message.
  */
-static Jsonb *
-outcome_answer(const FlowOutcome *outcome)
+Jsonb *
+execute_answer(const FlowOutcome *outcome)
 {
 	const FlowResponse *response = outcome->response;
 	Jsonb	   *answer;
@@ -261,6 +275,17 @@ outcome_answer(const FlowOutcome *outcome)
 	return answer;
 }
 
+void
+execute_read_arguments(FunctionCallInfo fcinfo, ExecuteArguments *arguments)
+{
+	arguments->timeout_ms = PG_ARGISNULL(ARG_TIMEOUT) ? -1 :
+		interval_to_ms(PG_GETARG_INTERVAL_P(ARG_TIMEOUT));
+	arguments->server = server_lookup(PG_ARGISNULL(ARG_SERVER) ? NULL :
+									  NameStr(*PG_GETARG_NAME(ARG_SERVER)),
+									  GetUserId());
+	arguments->request = request_from_arguments(fcinfo, arguments->server->operator_json);
+}
+
 /* What execute_flow is given, and what it gives. */
 typedef struct ExecuteFlow
 {
@@ -274,42 +299,31 @@ execute_flow(const CallScope *scope, void *arg)
 {
 	ExecuteFlow *execute = arg;
 	FunctionCallInfo fcinfo = execute->fcinfo;
-	FlowServer *server;
-	FlowRequest *request;
+	ExecuteArguments arguments;
 	FlowLimits	limits;
 	const FlowOutcome *outcome;
-	int			timeout_ms = -1;
 	bool		raise_error = PG_ARGISNULL(ARG_RAISE_ERROR) || PG_GETARG_BOOL(ARG_RAISE_ERROR);
 
-	if (!PG_ARGISNULL(ARG_TIMEOUT))
-		timeout_ms = interval_to_ms(PG_GETARG_INTERVAL_P(ARG_TIMEOUT));
-	server = server_lookup(PG_ARGISNULL(ARG_SERVER) ? NULL :
-								   NameStr(*PG_GETARG_NAME(ARG_SERVER)),
-								   GetUserId());
-	request = request_from_arguments(fcinfo, server->operator_json);
-	limits = execute_limits(server, timeout_ms);
+	execute_read_arguments(fcinfo, &arguments);
+	limits = execute_limits(arguments.server, arguments.timeout_ms);
 
-	outcome = call_run_flow(scope, server, request, &limits);
+	outcome = call_run_flow(scope, arguments.server, arguments.request, &limits);
 
 	if (outcome->sqlstate == 0 || !raise_error)
 	{
 		MemoryContextSwitchTo(scope->caller);
-		execute->answer = outcome_answer(outcome);
+		execute->answer = execute_answer(outcome);
 		MemoryContextSwitchTo(scope->context);
 	}
 	if (outcome->sqlstate != 0 && execute->answer == NULL)
 	{
-		char	   *message = psprintf(_("could not execute flow \"%s/%s\": %s"),
-									   request->namespace_name, request->flow_id,
-									   report_message(outcome));
-		char	   *detail = report_detail(outcome);
-		char	   *hint = report_hint(outcome);
+		FlowReport	report = report_failure(outcome, arguments.request);
 
 		ereport(ERROR,
-				(errcode(outcome->sqlstate),
-				 errmsg_internal("%s", codec_for_client(message)),
-				 errdetail_internal("%s", codec_for_client(detail)),
-				 hint ? errhint("%s", codec_for_client(hint)) : 0));
+				(errcode(report.sqlstate),
+				 errmsg_internal("%s", codec_for_client(report.message)),
+				 errdetail_internal("%s", codec_for_client(report.detail)),
+				 report.hint ? errhint("%s", codec_for_client(report.hint)) : 0));
 	}
 }
 

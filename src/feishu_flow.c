@@ -15,6 +15,7 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 
+#include "batch.h"
 #include "guc.h"
 #include "http.h"
 #include "launcher.h"
@@ -66,6 +67,7 @@ _PG_init(void)
 	guc_define_settings();
 	http_library_load();
 	role_install_hooks();
+	batch_install_hooks();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -21,6 +21,7 @@
 char	   *feishu_guc_server = NULL;
 int			feishu_guc_timeout = DEFAULT_TIMEOUT_MS;
 int			feishu_guc_connect_timeout = DEFAULT_CONNECT_TIMEOUT_MS;
+int			feishu_guc_max_concurrent_calls = 32;
 int			feishu_guc_max_connection_age = 5 * 60 * 1000;
 int			feishu_guc_max_response_size = 16 * 1024;
 int			feishu_guc_max_request_size = 16 * 1024;
@@ -67,6 +68,14 @@ guc_define_settings(void)
 							&feishu_guc_connect_timeout,
 							DEFAULT_CONNECT_TIMEOUT_MS, 1, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.max_concurrent_calls",
+							"Sets how many calls of one feishu.execute_flows may be under way at once.",
+							"The server's max_rate and max_concurrency options hold besides.",
+							&feishu_guc_max_concurrent_calls,
+							32, 1, 256,
+							PGC_USERSET, 0,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.max_connection_age",

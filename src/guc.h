@@ -27,6 +27,7 @@
 extern char *feishu_guc_server;	/* server used when a call names none */
 extern int	feishu_guc_timeout; /* ms, a whole call */
 extern int	feishu_guc_connect_timeout; /* ms, name lookup + TCP + TLS */
+extern int	feishu_guc_max_concurrent_calls;	/* of one execute_flows */
 extern int	feishu_guc_max_connection_age;	/* ms, then it takes no more requests */
 extern int	feishu_guc_max_response_size;	/* kB */
 extern int	feishu_guc_max_request_size;	/* kB, as written */

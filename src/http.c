@@ -168,6 +168,25 @@ http_loop_set_host_connections(HttpLoop *loop, int max)
 	curl_leave(&saved);
 }
 
+void
+http_loop_expect(HttpLoop *loop, int transfers)
+{
+	sigset_t	saved;
+
+	if (loop->expected == transfers)
+		return;
+	loop->expected = transfers;
+	curl_enter(&saved);
+	http_pool_limit_host(loop->pool);
+	if (http_pool_has_surplus(loop))
+	{
+		/* libcurl closes idle ones one by one, or all */
+		http_pools_renew(loop);
+		http_pools_collect(loop);
+	}
+	curl_leave(&saved);
+}
+
 /*
  * How many more transfers may begin so that the descriptors of the process
  * suffice.  Idle connections are not counted: libcurl closes them to make room.

@@ -170,6 +170,12 @@ extern HttpLoop *http_loop_get(void);
  * dispatcher sets it. */
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
 
+/*
+ * So many transfers will be under way at once, so that as many connections are worth
+ * keeping.  0: no more than usual; surplus ones are closed.  Does not throw.
+ */
+extern void http_loop_expect(HttpLoop *loop, int transfers);
+
 /* There may be so many transfers that share the memory for answers. */
 extern void http_loop_share_memory(HttpLoop *loop, int transfers);
 

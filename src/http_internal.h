@@ -67,6 +67,7 @@ struct HttpLoop
 	dlist_head	old_pools;		/* with transfers that have not ended */
 	int			num_old_pools;
 	int			max_host_connections;	/* 0: no limit */
+	int			expected;		/* so many transfers will be active at once */
 	HttpSockets *sockets;
 	HttpHandle *idle[HTTP_MAX_IDLE_HANDLES];	/* last used last */
 	int			num_idle;
@@ -191,6 +192,7 @@ extern void http_pool_act(HttpPool *pool, curl_socket_t fd, int events);
 extern void http_pools_run_timers(HttpLoop *loop);
 extern long http_pools_timer_ms(HttpLoop *loop);
 extern void http_pools_collect(HttpLoop *loop);
+extern bool http_pool_has_surplus(HttpLoop *loop);
 extern void http_pools_renew(HttpLoop *loop);
 
 /* http.c: callbacks of every easy handle */

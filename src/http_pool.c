@@ -109,9 +109,11 @@ pool_limit_connections(HttpPool *pool)
 void
 http_pool_limit_host(HttpPool *pool)
 {
-	long		max = pool->loop->max_host_connections;
+	HttpLoop   *loop = pool->loop;
+	long		max = Max(loop->max_host_connections, loop->expected);
 
-	(void) curl_multi_setopt(pool->multi, CURLMOPT_MAX_HOST_CONNECTIONS, max);
+	(void) curl_multi_setopt(pool->multi, CURLMOPT_MAX_HOST_CONNECTIONS,
+							 (long) loop->max_host_connections);
 	if (max > 0)
 	{
 		/* or libcurl would open a connection for each request beyond 100 */
@@ -291,6 +293,14 @@ http_pools_collect(HttpLoop *loop)
 		pool_free(pool);
 		(void) pool_limit_connections(loop->pool);
 	}
+}
+
+/* Are more connections open than are worth keeping? */
+bool
+http_pool_has_surplus(HttpLoop *loop)
+{
+	return loop->sockets->num_opened >
+		Max(loop->max_host_connections, loop->expected) + HTTP_MAX_IDLE_CONNECTIONS;
 }
 
 /*

@@ -99,6 +99,17 @@ outcome_hold_back(FlowOutcome *outcome, LimiterPause why, TimestampTz retry_at)
 	}
 }
 
+void
+outcome_give_up_on_platform(FlowOutcome *outcome)
+{
+	outcome->action = FLOW_RETRY;
+	outcome->sqlstate = ERRCODE_FEISHU_NO_CONNECTION;
+	outcome->held_back = true;
+	outcome->reset_seconds = -1;
+	outcome->reason = gettext_noop("the platform does not answer");
+	outcome->hint = gettext_noop("See the errors of the rows before. Run the statement for the rest again when the platform answers, or queue the flows with feishu.enqueue_flow, which waits for that.");
+}
+
 /* Shorter than anybody's flow: perhaps meant in seconds. */
 #define SHORT_TIMEOUT_MS	1000
 

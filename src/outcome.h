@@ -26,6 +26,9 @@ extern LimiterReport outcome_report(const FlowOutcome *outcome, TokenProtocol pr
 extern void outcome_hold_back(FlowOutcome *outcome, LimiterPause why,
 							  TimestampTz retry_at);
 
+/* The outcome of a call that was not made, as those before it had no answer: LK503. */
+extern void outcome_give_up_on_platform(FlowOutcome *outcome);
+
 /* The outcome of a transfer that brought no usable HTTP response. */
 extern void outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 							   const FlowLimits *limits, const HttpResult *result);

@@ -92,3 +92,18 @@ report_hint(const FlowOutcome *outcome)
 		return psprintf(_("See %s"), helps);
 	return outcome->hint ? pstrdup(_(outcome->hint)) : NULL;
 }
+
+FlowReport
+report_failure(const FlowOutcome *outcome, const FlowRequest *request)
+{
+	FlowReport	report = {
+		.sqlstate = outcome->sqlstate,
+		.message = psprintf(_("could not execute flow \"%s/%s\": %s"),
+							request->namespace_name, request->flow_id,
+							report_message(outcome)),
+		.detail = report_detail(outcome),
+		.hint = report_hint(outcome)
+	};
+
+	return report;
+}

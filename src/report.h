@@ -19,6 +19,18 @@
  * secrets.
  */
 
+/* All that an error has, and a row of execute_flows. */
+typedef struct FlowReport
+{
+	int			sqlstate;
+	char	   *message;
+	char	   *detail;			/* or NULL */
+	char	   *hint;			/* or NULL */
+} FlowReport;
+
+/* The whole report on a flow that did not succeed. */
+extern FlowReport report_failure(const FlowOutcome *outcome, const FlowRequest *request);
+
 /* Second half of the primary message. */
 extern char *report_message(const FlowOutcome *outcome);
 

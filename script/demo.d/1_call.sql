@@ -94,3 +94,17 @@ INSERT INTO orders (item, owner_email)
     VALUES ('desk', 'li@example.com'), ('lamp', 'wang@example.com');
 
 SELECT * FROM orders;
+
+\echo
+\echo '== Many rows at once: 64 calls of half a second each, 32 under way at a time =='
+
+SELECT clock_timestamp() AS began \gset
+
+SELECT count(*) AS calls, count((r).response) AS answers, count((r).sqlstate) AS refused,
+       string_agg(DISTINCT (r).error, E'\n') AS errors
+FROM (SELECT feishu.execute_flows(
+                 'package_7344545d87__c', CASE WHEN id = 64 THEN 'refusedFlow' ELSE 'slowFlow' END,
+                 operator => '{"_id": 1111}', params => jsonb_build_object('order', id)) OVER (ORDER BY id) AS r
+      FROM generate_series(1, 64) AS id) AS s;
+
+SELECT clock_timestamp() - :'began' < '10 s' AS fast;

@@ -44,6 +44,8 @@ succeeds($on_standby, flow(), 'a second call on the standby');
 is($mock->token_requests, 1, '... which it keeps');
 is($on_standby->value('SELECT token_ok FROM feishu.check_server()'), 't', 'check_server on a standby');
 fails_with($on_standby, flow(flow_id => 'refusedFlow'), 'LK400', 'a refusal on the standby');
+is( $on_standby->value(q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}') OVER () AS r
+	FROM generate_series(1, 50)) AS s}), 50, 'many calls at once on the standby');
 $mock->fault(type => 'hang');
 fails_with($on_standby, flow(timeout => '200ms'), 'LK504', 'a timeout on the standby');
 $mock->well;

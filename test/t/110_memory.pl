@@ -86,6 +86,18 @@ stays_flat('a thousand in one statement', sub {
 		  . ' AS r FROM generate_series(1, 1000) n) s') while $done < $n;
 	cmp_ok($done, '>=', $n, "$n calls, a thousand in each statement");
 });
+stays_flat('many at once', sub {
+	my ($n) = @_;
+	my $done = 0;
+	$done += $session->value(q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'echoParams',
+		jsonb_build_object('_id', n), params => } . quote($params) . q{) OVER () AS r FROM generate_series(1, 1000) n) s}) while $done < $n;
+	cmp_ok($done, '>=', $n, "$n calls, a thousand in each statement");
+});
+stays_flat('many at once, partition by partition, in a loop that goes on', sub {
+	my ($n) = @_;
+	is(in_loop($n / 20, q{SELECT to_jsonb(count((r).response)) FROM (SELECT feishu.execute_flows('a', CASE WHEN n % 3 > 0 THEN 'echoParams' END,
+		jsonb_build_object('_id', n)) OVER (PARTITION BY n % 5) AS r FROM generate_series(1, 20) n) s}), 0, "$n calls");
+});
 stays_flat('statement by statement', sub {
 	my ($n) = @_;
 	my $sql = flow(params => $params);
@@ -183,5 +195,24 @@ stays_flat('check_server', sub {
 }, first => 200, more => int($calls / 10));
 
 is($mock->stats->{connections_open}, 1, 'in the end one connection is open');
+
+# A hundred thousand rows, of which one in fifty makes a call: memory is that of what is under way.
+$session->value("CREATE TABLE many AS SELECT n, CASE WHEN n % 50 = 0 THEN 'echoParams' END AS flow FROM generate_series(1, 100000) n");
+my $many = q{SELECT count(*) || ' ' || count((r).response) || ' ' || count((r).error)
+	FROM (SELECT feishu.execute_flows('a', flow, '{"_id": 1}', params => jsonb_build_object('text', repeat('x', 200))) OVER () AS r
+	FROM many WHERE n <= %d) AS s};
+is($session->value(sprintf $many, 1000), '1000 20 980', 'a thousand rows at once');
+my ($kilobytes, $most) = (private_kilobytes($session->pid)) x 2;
+my $files = open_files($session->pid);
+$session->send(sprintf $many, 100000);
+while ($watch->value(q{SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid = } . $session->pid))
+{
+	my $now = private_kilobytes($session->pid);
+	$most = $now if $now > $most;
+}
+is($session->result->{out}, '100000 2000 98000', 'a hundred thousand');
+cmp_ok($most - $kilobytes, '<=', 32 * 1024, '... in bounded memory');
+is(open_files($session->pid), $files, '... and as many descriptors');
+
 
 done_testing();
