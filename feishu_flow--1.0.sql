@@ -211,7 +211,7 @@ CREATE TABLE feishu_internal.outbox (
     end_number bigint,                  -- handlers of a role are called in this order, see draw_end()
     handler_state "char",               -- succeeded, failed; NULL: it waits if there is an end_number
     handler_attempts integer,           -- NULL: none
-    handler_next_at timestamptz,        -- not to be called before; NULL: at once
+    handler_next_at timestamptz,        -- not to be called before; NULL: at once; -infinity: is being called
     handler_at timestamptz,             -- when it was called last
     handler_error text
 ) USING heap;
@@ -421,7 +421,7 @@ SELECT o.id,
         WHEN 'f' THEN 'failed'
         ELSE CASE
             WHEN o.end_number IS NULL THEN NULL
-            WHEN o.handler_attempts > 0 THEN 'retrying'
+            WHEN o.handler_attempts > COALESCE((o.handler_next_at = '-infinity')::integer, 0) THEN 'retrying'
             ELSE 'waiting'
         END
     END AS on_end_state,

@@ -20,8 +20,9 @@ typedef struct Handler
 	int64		id;				/* of the flow */
 	int64		number;			/* of its end */
 	char	   *function;		/* qualified and quoted */
-	int			attempts;		/* before */
-	TimestampTz next_at;		/* DT_NOBEGIN: at once */
+	int			attempts;		/* those begun */
+	TimestampTz next_at;		/* 0: at once */
+	bool		is_begun;		/* it is being called, or was by a session that has ended */
 } Handler;
 
 /*
@@ -36,7 +37,7 @@ extern int	mark_read(Oid roleid, int64 above, Handler *handlers, int most);
 extern bool mark_succeeded(const Handler *handler);
 
 /* It is being called: should that be the end of the session, this counts. */
-extern bool mark_begun(const Handler *handler);
+extern void mark_begun(Handler *handler);
 
 /* An attempt has failed; soon: it is tried again without much delay. */
 extern void mark_failed(const Handler *handler, const char *error, bool soon);

@@ -71,10 +71,18 @@ mark_read(Oid roleid, int64 above, Handler *handlers, int most)
 		value = sql_value(i, 4, &is_null);
 		handlers[i].attempts = is_null ? 0 : DatumGetInt32(value);
 		value = sql_value(i, 5, &is_null);
-		handlers[i].next_at = is_null ? DT_NOBEGIN : DatumGetTimestampTz(value);
+		handlers[i].next_at = is_null ? 0 : DatumGetTimestampTz(value);
+		handlers[i].is_begun = !is_null && TIMESTAMP_IS_NOBEGIN(handlers[i].next_at);
 	}
 	sql_end_as_owner(&caller);
 	return num;
+}
+
+/* The attempts, this one included. */
+static int
+attempts_with(const Handler *handler)
+{
+	return handler->attempts + (handler->is_begun ? 0 : 1);
 }
 
 /* Write the columns of a handler that waits; false if it does not any more. */
@@ -88,7 +96,7 @@ mark_write(const Handler *handler, const char *state, TimestampTz next_at, const
 	Datum		values[6] = {
 		Int64GetDatum(handler->id),
 		Int64GetDatum(handler->number),
-		Int32GetDatum(handler->attempts + 1),
+		Int32GetDatum(attempts_with(handler)),
 		CharGetDatum(state != NULL ? *state : 0),
 		TimestampTzGetDatum(next_at),
 		error != NULL ? CStringGetTextDatum(error) : (Datum) 0
@@ -109,7 +117,7 @@ mark_write(const Handler *handler, const char *state, TimestampTz next_at, const
 static TimestampTz
 next_attempt(const Handler *handler, bool soon)
 {
-	double		ms = feishu_guc_retry_base_delay * pow(2.0, Min(handler->attempts, 30));
+	double		ms = feishu_guc_retry_base_delay * pow(2.0, Min(attempts_with(handler) - 1, 30));
 
 	ms = Min(ms, feishu_guc_retry_max_delay);
 	if (soon)
@@ -124,17 +132,29 @@ mark_succeeded(const Handler *handler)
 	return mark_write(handler, "s", 0, NULL);
 }
 
-bool
-mark_begun(const Handler *handler)
+void
+mark_begun(Handler *handler)
 {
-	return mark_write(handler, NULL, next_attempt(handler, false),
-					  _("the session ended while the handler was being called"));
+	static SqlStatement statement = SQL_STATEMENT(
+		"UPDATE feishu_internal.outbox SET handler_attempts = $3, handler_next_at = '-infinity',"
+		" handler_at = pg_catalog.clock_timestamp()" THIS_ROW,
+		3, INT8OID, INT8OID, INT4OID);
+	Datum		values[3] = {
+		Int64GetDatum(handler->id), Int64GetDatum(handler->number), Int32GetDatum(attempts_with(handler))
+	};
+	SqlCaller	caller;
+
+	sql_begin_as_owner(&caller);
+	sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
+	sql_end_as_owner(&caller);
+	handler->attempts = attempts_with(handler);
+	handler->is_begun = true;
 }
 
 void
 mark_failed(const Handler *handler, const char *error, bool soon)
 {
-	if (handler->attempts + 1 < feishu_guc_handler_attempts)
+	if (attempts_with(handler) < feishu_guc_handler_attempts)
 	{
 		(void) mark_write(handler, NULL, next_attempt(handler, soon), error);
 		return;
@@ -142,7 +162,7 @@ mark_failed(const Handler *handler, const char *error, bool soon)
 	if (mark_write(handler, "f", 0, error))
 		ereport(LOG,
 				(errmsg("feishu_flow has given up handler %s of flow %lld after %d attempts: %s",
-						handler->function, (long long) handler->id, handler->attempts + 1, error)));
+						handler->function, (long long) handler->id, attempts_with(handler), error)));
 }
 
 void

@@ -5,7 +5,7 @@
  *
  * Several handlers of a role have one session, and, if they are quick, one transaction.
  * What one does to settings is undone right after it (handler_call.c).  What else
- * statements do to a session (temporary tables, LISTEN, PREPARE, cursors, ...) is
+ * statements do to a session (temporary tables, PREPARE, cursors, LOAD, ...) is
  * noticed here, by a hook: then its transaction ends with it, and the session is
  * cleaned as by DISCARD ALL.  Advisory locks of the session, which functions take, are
  * released in any case.
@@ -94,7 +94,7 @@ handler_state_is_touched(void)
 	return touched;
 }
 
-/* In a transaction of its own: cursors, temporary tables and LISTEN need one. */
+/* In a transaction of its own, which cursors and temporary tables need. */
 void
 handler_state_clean(void)
 {

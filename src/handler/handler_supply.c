@@ -61,7 +61,7 @@
 typedef struct WaitingRole
 {
 	Oid			roleid;
-	TimestampTz next_at;		/* of its first handler; DT_NOBEGIN: at once */
+	TimestampTz next_at;		/* of its first handler; 0: at once */
 } WaitingRole;
 
 /* Of the places' workers, if we have started them. */
@@ -168,7 +168,7 @@ roles_read(WaitingRole **roles)
 		Datum		next_at = sql_value(i, 2, &is_null);
 
 		(*roles)[i].roleid = DatumGetObjectId(sql_value(i, 1, NULL));
-		(*roles)[i].next_at = is_null ? DT_NOBEGIN : DatumGetTimestampTz(next_at);
+		(*roles)[i].next_at = is_null ? 0 : DatumGetTimestampTz(next_at);
 	}
 	return (int) num;
 }

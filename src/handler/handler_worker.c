@@ -157,18 +157,11 @@ may_share(const Session *session, const Handler *next, SteadyTime began_at)
 		steady_left_ms(steady_after_ms(began_at, BATCH_MS)) > 0;
 }
 
-/* It is called for the last time, or has been: no session came back from it. */
-static bool
-was_last_attempt(const Handler *handler)
-{
-	return handler->attempts >= feishu_guc_handler_attempts;
-}
-
-/* Commit that it is being called; its attempts are those before, as ever. */
+/* Commit that it is being called. */
 static void
-announce(Session *session, const Handler *handler)
+announce(Session *session, Handler *handler)
 {
-	(void) mark_begun(handler);
+	mark_begun(handler);
 	/* whatever commits of the role need not wait for */
 	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
 		(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_SESSION,
@@ -223,9 +216,8 @@ call_some(Session *session, Handler *handlers)
 		return false;
 	}
 	sessions_set_idle(false);
-	if (was_last_attempt(&handlers[0]))
+	if (handlers[0].is_begun)
 	{
-		handlers[0].attempts--;
 		mark_failed(&handlers[0], _("the session ended while the handler was being called"), false);
 		commit(session);
 		return true;
@@ -237,7 +229,7 @@ call_some(Session *session, Handler *handlers)
 	}
 	for (int i = 0; i < num; i++)
 	{
-		if (i > 0 && (handlers[i].next_at > GetCurrentTimestamp() || was_last_attempt(&handlers[i]) ||
+		if (i > 0 && (handlers[i].next_at > GetCurrentTimestamp() || handlers[i].is_begun ||
 					  handlers[i - 1].number <= session->alone_until ||
 					  !may_share(session, &handlers[i], began_at)))
 			break;
