@@ -205,6 +205,8 @@ take_news(Work *work)
 	work->tokens |= news.tokens;
 	if (news.handlers)
 		work->handlers_at = DT_NOBEGIN;
+	if (news.handlers_run)
+		work->handlers_at = Min(work->handlers_at, handler_look_again(GetCurrentTimestamp()));
 	return go_on;
 }
 

@@ -66,6 +66,7 @@ typedef struct DispatchNews
 	bool		tokens;			/* it is asked to refresh some, see token_ask.c */
 	bool		handlers;		/* a role whose handler waits has no session for it, or
 								 * may have none */
+	bool		handlers_run;	/* handlers are called, of a role that has one */
 } DispatchNews;
 
 /* The empty news, to be added to. */

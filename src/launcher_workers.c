@@ -66,6 +66,7 @@ place_tell(int place, Oid database, const DispatchNews *news)
 		slot->news.control |= news->control;
 		slot->news.tokens |= news->tokens;
 		slot->news.handlers |= news->handlers;
+		slot->news.handlers_run |= news->handlers_run;
 		proc = slot->proc;
 	}
 	SpinLockRelease(&slot->mutex);

@@ -53,7 +53,7 @@ static bool callback_registered = false;
 static bool
 news_is_empty(const DispatchNews *news)
 {
-	return news->min_id == PG_INT64_MAX && !news->control && !news->handlers;
+	return news->min_id == PG_INT64_MAX && !news->control && !news->handlers && !news->handlers_run;
 }
 
 static void
@@ -73,7 +73,12 @@ tell_handlers(void)
 		return;
 	}
 	for (int i = 0; i < num_handlers; i++)
-		at_commit.handlers |= !sessions_tell(handlers[i].roleid, handlers[i].min_number);
+	{
+		bool		told = sessions_tell(handlers[i].roleid, handlers[i].min_number);
+
+		at_commit.handlers |= !told;
+		at_commit.handlers_run |= told;
+	}
 }
 
 /* Transaction callback; does not throw. */

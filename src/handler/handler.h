@@ -42,6 +42,9 @@ extern char *handler_resolve(const char *on_end, Oid roleid);
  */
 extern TimestampTz handler_supply(TimestampTz now);
 
+/* handler_supply.c: when to look, while handlers are called. */
+extern TimestampTz handler_look_again(TimestampTz now);
+
 /* handler_supply.c: the tables have been locked since then, so sessions give way. */
 extern void handler_give_way(SteadyTime locked_since);
 

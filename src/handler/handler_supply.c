@@ -52,10 +52,12 @@
 
 /*
  * A handler that runs has a lock on the tables.  When somebody waits for them (DROP
- * EXTENSION, say), sessions are asked to end, and told to.
+ * EXTENSION, say), sessions are asked to end, and told to.  That somebody does is seen
+ * by looking so often while handlers run.
  */
-#define LOCKED_ASK_MS		300
-#define LOCKED_END_MS		600
+#define LOOK_MS				300
+#define LOCKED_ASK_MS		100
+#define LOCKED_END_MS		400
 
 /* A role with handlers that wait. */
 typedef struct WaitingRole
@@ -300,6 +302,12 @@ set_no_room(bool now)
 }
 
 TimestampTz
+handler_look_again(TimestampTz now)
+{
+	return TimestampTzPlusMilliseconds(now, LOOK_MS);
+}
+
+TimestampTz
 handler_supply(TimestampTz now)
 {
 	WaitingRole *roles;
@@ -349,13 +357,16 @@ handler_supply(TimestampTz now)
 		ask_to_leave(num_unserved);
 		again = Min(again, TimestampTzPlusMilliseconds(now, TENURE_MS));
 	}
-	/* one that does not come to attach */
 	for (int i = 0; i < sessions_count(); i++)
 	{
 		SessionView view;
 
-		if (sessions_view(i, &view) && view.pid == 0)
+		if (!sessions_view(i, &view))
+			continue;
+		if (view.pid == 0)
 			again = Min(again, TimestampTzPlusMilliseconds(now, NO_ROOM_MS));
+		else if (!view.idle)
+			again = Min(again, handler_look_again(now));
 	}
 	return again;
 }
