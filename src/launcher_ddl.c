@@ -86,6 +86,7 @@ end_of_transaction(ResourceReleasePhase phase, bool is_commit,
 
 		news.control = true;
 		slots_tell_database(MyDatabaseId, &news);
+		sessions_stop(MyDatabaseId);
 	}
 	if (is_commit && extension_created)
 		slots_add_known(MyDatabaseId, InvalidOid);

@@ -79,6 +79,7 @@ PGDLLEXPORT void feishu_handler_main(Datum main_arg);
 typedef struct Session
 {
 	Oid			roleid;
+	Oid			outbox;			/* the table, for plans are of its extension */
 	int64		above;			/* all with lower numbers were seen */
 	int64		alone_until;	/* those up to this number are called alone */
 	int			num_called;
@@ -96,11 +97,16 @@ typedef struct Session
 static void
 begin(Session *session)
 {
+	Oid			table;
+
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	XactReadOnly = false;
-	/* the extension was dropped, or the role */
-	if (!OidIsValid(sql_find_table("outbox")) ||
+	/* the extension was dropped, and is perhaps another one, or the role */
+	table = sql_find_table("outbox");
+	if (!OidIsValid(session->outbox))
+		session->outbox = table;
+	if (!OidIsValid(table) || table != session->outbox ||
 		!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(GetSessionUserId())))
 		proc_exit(0);
 	PushActiveSnapshot(GetTransactionSnapshot());

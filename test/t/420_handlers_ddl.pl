@@ -68,6 +68,17 @@ sub hang
 	return;
 }
 
+# Has what hangs, and would when it is called again, called.
+sub let_go
+{
+	my $set = "FUNCTION public.hang(f feishu.flows) RETURNS void LANGUAGE sql AS";
+	$session->value("CREATE OR REPLACE $set 'SELECT public.note(f)'");
+	$session->value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+	handled($id);
+	$session->value("CREATE OR REPLACE $set 'SELECT pg_sleep(600)'");
+	return;
+}
+
 # A statement that wants the database, or something in it, for itself.
 sub is_quick
 {
@@ -91,20 +102,20 @@ foreach my $case (
 	close_work();
 	is_quick($maintenance, 'ALTER DATABASE work RENAME TO work2; ALTER DATABASE work2 RENAME TO work', "$name leaves for ALTER DATABASE");
 	connect_work();
-	$session->value("UPDATE feishu_internal.outbox SET handler_state = 'f' WHERE end_number IS NOT NULL AND handler_state IS NULL");
-	$session->value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+	let_go();
 	$prepare->();
 	close_work();
 	is_quick($maintenance, 'CREATE DATABASE copy TEMPLATE work', "$name leaves for a copy of the database");
 	connect_work();
-	$session->value("UPDATE feishu_internal.outbox SET handler_state = 'f' WHERE end_number IS NOT NULL AND handler_state IS NULL");
-	$session->value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+	let_go();
 	$maintenance->value('DROP DATABASE copy');
 	$prepare->();
 	is_quick($session, 'DROP EXTENSION feishu_flow CASCADE', "$name leaves for DROP EXTENSION");
+	until_true($maintenance, 'it has left', "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
 	close_work();
 	open_work();
 	$prepare->();
+	like(look($session, $id, "coalesce(on_end_error, 'none')"), qr/^none$/, '... and handlers are called when it is there again');
 	close_work();
 	is_quick($maintenance, 'DROP DATABASE work', "$name leaves for DROP DATABASE");
 	$maintenance->value('CREATE DATABASE work');
