@@ -115,6 +115,7 @@ typedef struct Work
 	bool		control;		/* pauses or servers may have changed */
 	bool		tokens;			/* some are to be refreshed */
 	TimestampTz handlers_at;	/* sessions for handlers are seen to; DT_NOEND: not */
+	bool		handlers;		/* there is news of them */
 	bool		discover_all;
 	TimestampTz discover_at;	/* ... then; DT_NOEND: not */
 	int64		min_id;			/* rows from here on may be new */
@@ -203,8 +204,7 @@ take_news(Work *work)
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
 	work->tokens |= news.tokens;
-	if (news.handlers)
-		work->handlers_at = DT_NOBEGIN;
+	work->handlers |= news.handlers;
 	if (news.handlers_run)
 		work->handlers_at = Min(work->handlers_at, handler_look_again(GetCurrentTimestamp()));
 	return go_on;
@@ -220,7 +220,7 @@ has_work(const Work *work, TimestampTz now)
 		return true;
 	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX ||
 		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now ||
-		work->expire_at <= now || work->sweep_at <= now || work->handlers_at <= now)
+		work->expire_at <= now || work->sweep_at <= now || work->handlers || work->handlers_at <= now)
 		return true;
 	if (dispatch.num_ended >= BATCH_ROWS || (dispatch.num_ended > 0 && flow_calls_are_full()) ||
 		(dispatch.num_ended > 0 &&
@@ -242,7 +242,8 @@ next_work(const Work *work)
 		return 0;
 	if (work->failures > 0 || work->locked_out > 0)
 		return work->retry_at;
-	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX)
+	if (work->control || work->tokens || work->handlers || work->discover_all ||
+		work->min_id != PG_INT64_MAX)
 		return 0;
 	if (dispatch.num_ended > 0 && flow_calls_are_full())
 		return 0;
@@ -263,7 +264,8 @@ slow_poll(Work *work, TimestampTz now)
 		maintain_begin_anew();
 	}
 	work->control = true;
-	work->expire_at = work->purge_at = work->sweep_at = work->handlers_at = now;
+	work->expire_at = work->purge_at = work->sweep_at = now;
+	work->handlers = true;
 	work->poll_at = TimestampTzPlusMilliseconds(now, feishu_guc_poll_interval);
 }
 
@@ -387,8 +389,9 @@ do_work(Work *work, TimestampTz now)
 			}
 			work->min_id = PG_INT64_MAX;
 		}
-		if (work->handlers_at <= now)
-			work->handlers_at = handler_supply(now);
+		if (work->handlers || work->handlers_at <= now)
+			work->handlers_at = handler_supply(now, work->handlers);
+		work->handlers = false;
 		if (work->sweep_at <= now)
 			work->sweep_at = next_step(sweep_step(&dispatch), now, SWEEP_DELAY_MS);
 		/* new lanes may be paused, whoever found them */
@@ -632,7 +635,7 @@ feishu_dispatcher_main(Datum main_arg)
 	stop_init();
 	work.discover_all = true;
 	work.control = true;
-	work.handlers_at = DT_NOBEGIN;
+	work.handlers = true;
 	work.poll_at = GetCurrentTimestamp();
 
 	prepare_http(&work, wait_event);

@@ -38,9 +38,10 @@ extern char *handler_resolve(const char *on_end, Oid roleid);
 
 /*
  * handler_supply.c: see to it that each role with a handler that is due has a session;
- * returns when to look again.  By the dispatcher, in a transaction, as the tables' owner.
+ * returns when to look again.  By the dispatcher, in a transaction, as the tables' owner;
+ * with news if handlers of a role without one may wait.
  */
-extern TimestampTz handler_supply(TimestampTz now);
+extern TimestampTz handler_supply(TimestampTz now, bool news);
 
 /* handler_supply.c: when to look, while handlers are called. */
 extern TimestampTz handler_look_again(TimestampTz now);

@@ -11,7 +11,7 @@
  * The session is the role's own, so all that the handler can reach is the role's.  What
  * it does to settings, SET LOCAL and SET ROLE included, is undone after it.
  *
- * A handler that takes too long is cancelled, again and again, for it may catch that;
+ * A handler that takes too long, the deferred triggers of its commit included, is cancelled, again and again, for it may catch that;
  * in the end its session is ended.  (No statement_timeout holds here: PostgreSQL sets
  * it for statements of a client.)
  *
@@ -83,23 +83,34 @@ on_timeout(void)
 		ProcDiePending = true;
 }
 
-static void
-begin_time(void)
+/* From now on there is handler_timeout for what is done in the transaction. */
+void
+handler_time_begin(void)
 {
 	if (call_timeout == MAX_TIMEOUTS)
 		call_timeout = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	handler_time_end();
 	num_cancels = 0;
 	enable_timeout_every(call_timeout,
 						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), feishu_guc_handler_timeout),
 						 CANCEL_MS);
 }
 
-static void
-end_time(void)
+void
+handler_time_end(void)
 {
 	disable_timeout(call_timeout, false);
 	if (num_cancels > 0)
 		QueryCancelPending = false;
+}
+
+/* If the time is over, that is what an error was. */
+static void
+explain_time(ErrorData *error)
+{
+	if (num_cancels > 0 && error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		error->message = psprintf(_("it took longer than feishu_flow.handler_timeout, which is %d ms"),
+								  feishu_guc_handler_timeout);
 }
 
 
@@ -156,15 +167,22 @@ static bool
 call(const Handler *handler)
 {
 	Datum		row;
+	bool		is_seen;
 	SPIPlanPtr	plan;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	if (!read_row(handler->id, &row) || !mark_succeeded(handler))
+	is_seen = read_row(handler->id, &row);
+	if (!mark_succeeded(handler))
 	{
 		SPI_finish();
 		return false;
 	}
+	if (!is_seen)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" does not see the flow in the view feishu.flows",
+						GetUserNameFromId(GetUserId(), false))));
 	plan = plan_get(handler->function, SPI_gettypeid(SPI_tuptable->tupdesc, 1));
 	if (SPI_execute_plan(plan, &row, NULL, false, 0) < 0)
 		elog(ERROR, "could not call %s: %s", handler->function, SPI_result_code_string(SPI_result));
@@ -184,11 +202,10 @@ handler_call(const Handler *handler, ErrorData **error)
 						   psprintf("handler %s of flow %lld", handler->function, (long long) handler->id));
 	BeginInternalSubTransaction(NULL);
 	settings = NewGUCNestLevel();
-	begin_time();
+	handler_time_begin();
 	PG_TRY();
 	{
 		result = call(handler) ? HANDLER_DONE : HANDLER_GONE;
-		end_time();
 		AtEOXact_GUC(false, settings);
 		MemoryContextSwitchTo(context);
 		if (result == HANDLER_DONE)
@@ -201,13 +218,11 @@ handler_call(const Handler *handler, ErrorData **error)
 		MemoryContextSwitchTo(context);
 		*error = CopyErrorData();
 		FlushErrorState();
-		end_time();
+		explain_time(*error);
+		handler_time_begin();
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		result = HANDLER_FAILED;
-		if (num_cancels > 0 && (*error)->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			(*error)->message = psprintf(_("it took longer than feishu_flow.handler_timeout, which is %d ms"),
-										 feishu_guc_handler_timeout);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -216,11 +231,12 @@ handler_call(const Handler *handler, ErrorData **error)
 }
 
 char *
-handler_error_text(const ErrorData *error)
+handler_error_text(ErrorData *error)
 {
 	StringInfoData text;
 	int			length;
 
+	explain_time(error);
 	initStringInfo(&text);
 	appendStringInfoString(&text, error->message != NULL ? error->message : "");
 	if (error->detail != NULL)

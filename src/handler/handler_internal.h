@@ -42,6 +42,9 @@ extern void mark_begun(Handler *handler);
 /* An attempt has failed; soon: it is tried again without much delay. */
 extern void mark_failed(const Handler *handler, const char *error, bool soon);
 
+/* Lock it, unless somebody has; the dispatcher waits for nobody. */
+extern bool mark_lock(const Handler *handler);
+
 /* All of a role are given up. */
 extern void mark_given_up(Oid roleid, const char *error);
 
@@ -57,7 +60,11 @@ typedef enum HandlerResult
 extern HandlerResult handler_call(const Handler *handler, ErrorData **error);
 
 /* handler_call.c: what is remembered of an error. */
-extern char *handler_error_text(const ErrorData *error);
+extern char *handler_error_text(ErrorData *error);
+
+/* handler_call.c: from here to there a transaction has handler_timeout; a handler begins anew. */
+extern void handler_time_begin(void);
+extern void handler_time_end(void);
 
 /* handler_state.c: watch what is done in this session. */
 extern void handler_state_watch(void);

@@ -165,6 +165,22 @@ mark_failed(const Handler *handler, const char *error, bool soon)
 						handler->function, (long long) handler->id, attempts_with(handler), error)));
 }
 
+bool
+mark_lock(const Handler *handler)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT FROM feishu_internal.outbox" THIS_ROW " FOR UPDATE SKIP LOCKED",
+		2, INT8OID, INT8OID);
+	Datum		values[2] = {Int64GetDatum(handler->id), Int64GetDatum(handler->number)};
+	SqlCaller	caller;
+	bool		locked;
+
+	sql_begin_as_owner(&caller);
+	locked = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
+	sql_end_as_owner(&caller);
+	return locked;
+}
+
 void
 mark_given_up(Oid roleid, const char *error)
 {

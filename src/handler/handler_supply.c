@@ -74,6 +74,9 @@ static Oid	last_role = InvalidOid;
 
 static bool no_room = false;
 
+/* Roles are looked at again then, if nobody tells before. */
+static TimestampTz roles_at = DT_NOBEGIN;
+
 
 /* ---------- Sessions that are over ---------- */
 
@@ -98,7 +101,7 @@ count_attempt(Oid roleid, const char *error)
 {
 	Handler		first;
 
-	if (mark_read(roleid, PG_INT64_MIN, &first, 1) > 0)
+	if (mark_read(roleid, PG_INT64_MIN, &first, 1) > 0 && mark_lock(&first))
 		mark_failed(&first, error, false);
 }
 
@@ -307,21 +310,16 @@ handler_look_again(TimestampTz now)
 	return TimestampTzPlusMilliseconds(now, LOOK_MS);
 }
 
-TimestampTz
-handler_supply(TimestampTz now)
+/* Have a session for each role with handlers that are due; returns when to look again. */
+static TimestampTz
+roles_review(TimestampTz now, int num_taken)
 {
 	WaitingRole *roles;
 	TimestampTz again = DT_NOEND;
 	bool		full = false;
-	int			num_roles;
-	int			num_taken;
+	int			num_roles = roles_read(&roles);
 	int			num_unserved = 0;
 
-	if (handles == NULL)
-		handles = MemoryContextAllocZero(TopMemoryContext,
-										 sessions_count() * sizeof(BackgroundWorkerHandle *));
-	num_taken = places_review();
-	num_roles = roles_read(&roles);
 	for (int i = 0; i < num_roles; i++)
 	{
 		Oid			roleid = roles[i].roleid;
@@ -329,22 +327,13 @@ handler_supply(TimestampTz now)
 		if (has_session(roleid))
 			continue;
 		if (roles[i].next_at > now)
-		{
 			again = Min(again, roles[i].next_at);
-			continue;
-		}
-		if (!role_may_connect(roleid))
-		{
+		else if (!role_may_connect(roleid))
 			/* the next attempt, or handler */
 			again = Min(again, TimestampTzPlusMilliseconds(now, feishu_guc_retry_base_delay));
-			continue;
-		}
-		if (num_taken >= feishu_guc_max_handlers)
-		{
+		else if (num_taken >= feishu_guc_max_handlers)
 			num_unserved++;
-			continue;
-		}
-		if (!full && session_start(roleid))
+		else if (!full && session_start(roleid))
 			num_taken++;
 		else
 			full = true;
@@ -357,18 +346,36 @@ handler_supply(TimestampTz now)
 		ask_to_leave(num_unserved);
 		again = Min(again, TimestampTzPlusMilliseconds(now, TENURE_MS));
 	}
+	return again;
+}
+
+/*
+ * Who waits is looked for if there is news, or it is time; an old snapshot may make
+ * that slow.  Without, this is to look if the tables are wanted by somebody.
+ */
+TimestampTz
+handler_supply(TimestampTz now, bool news)
+{
+	TimestampTz again = DT_NOEND;
+
+	if (handles == NULL)
+		handles = MemoryContextAllocZero(TopMemoryContext,
+										 sessions_count() * sizeof(BackgroundWorkerHandle *));
+	if (news || roles_at <= now)
+		roles_at = roles_review(now, places_review());
 	for (int i = 0; i < sessions_count(); i++)
 	{
 		SessionView view;
 
 		if (!sessions_view(i, &view))
 			continue;
+		/* it may not come to attach */
 		if (view.pid == 0)
-			again = Min(again, TimestampTzPlusMilliseconds(now, NO_ROOM_MS));
+			roles_at = Min(roles_at, TimestampTzPlusMilliseconds(now, NO_ROOM_MS));
 		else if (!view.idle)
 			again = Min(again, handler_look_again(now));
 	}
-	return again;
+	return Min(again, roles_at);
 }
 
 void

@@ -101,6 +101,7 @@ begin(Session *session)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	handler_time_begin();
 	XactReadOnly = false;
 	/* the extension was dropped, and is perhaps another one, or the role */
 	table = sql_find_table("outbox");
@@ -118,6 +119,7 @@ commit(Session *session)
 {
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	handler_time_end();
 	MemoryContextSwitchTo(session->context);
 }
 
@@ -130,6 +132,7 @@ give_up_transaction(Session *session)
 	MemoryContextSwitchTo(session->context);
 	error = CopyErrorData();
 	FlushErrorState();
+	handler_time_end();
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(session->context);
 	return error;
@@ -144,10 +147,12 @@ is_conflict(const ErrorData *error)
 
 /* The handlers that were called last, in this order; if it is one alone, it has failed. */
 static void
-count_failure(Session *session, const Handler *handler, const ErrorData *error)
+count_failure(Session *session, const Handler *handler, ErrorData *error)
 {
+	char	   *text = handler_error_text(error);
+
 	begin(session);
-	mark_failed(handler, handler_error_text(error), is_conflict(error));
+	mark_failed(handler, text, is_conflict(error));
 	commit(session);
 }
 
@@ -298,13 +303,16 @@ rest(Session *session, SteadyTime idle_until, uint32 wait_event)
 }
 
 /*
- * Settings that are not the role's to choose here.  Any other client_encoding might not
- * be convertible, which ends a worker as it connects.
+ * Settings that are not the role's to choose here: it is itself, whatever ALTER ROLE ...
+ * SET role says, and any other client_encoding might not be convertible, which ends a
+ * worker as it connects.
  */
 static void
 apply_settings(void)
 {
 	(void) set_config_option("exit_on_error", "off", PGC_SUSET, PGC_S_OVERRIDE, GUC_ACTION_SET,
+							 true, 0, false);
+	(void) set_config_option("role", "none", PGC_SUSET, PGC_S_OVERRIDE, GUC_ACTION_SET,
 							 true, 0, false);
 	(void) set_config_option("client_encoding", "SQL_ASCII", PGC_SUSET, PGC_S_OVERRIDE, GUC_ACTION_SET,
 							 true, 0, false);

@@ -11,6 +11,7 @@ use FeishuFlow;
 use FeishuQueue;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main', conf => <<'CONF');
@@ -143,6 +144,11 @@ is($session->value('SELECT count(*) FROM (SELECT o.end_number, lag(o.end_number)
 
 is(with_handler("PERFORM app.note(f); PERFORM pg_sleep(60)"), 'failed|3', 'a handler that takes too long is given up');
 like(error_of(), qr/handler_timeout/, '... with the reason');
+is(with_handler("CREATE TEMP TABLE slow (i int); CREATE FUNCTION pg_temp.slow() RETURNS trigger LANGUAGE plpgsql AS \$\$BEGIN "
+	  . "PERFORM pg_sleep(60); RETURN NULL; END\$\$; CREATE CONSTRAINT TRIGGER later AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED "
+	  . "FOR EACH ROW EXECUTE FUNCTION pg_temp.slow(); INSERT INTO slow VALUES (1)"),
+	'failed|3', 'one whose deferred trigger takes too long is given up');
+like(error_of(), qr/handler_timeout/, '... with the reason');
 is(with_handler("BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.01); END"), 'succeeded|1',
 	'one that catches that, and then ends, is called');
 $session->value("ALTER ROLE app SET statement_timeout = '20ms'");
@@ -153,6 +159,36 @@ is(noted(), '20ms', '... though the session has it as it has all settings of the
 $session->value('ALTER ROLE app RESET ALL');
 is(with_handler("PERFORM 1/0"), 'failed|3', 'one that throws is given up');
 is(with_handler("PERFORM repeat('x', 1000000000) || repeat('x', 1000000000)"), 'failed|3', 'one that asks for too much memory is given up');
+
+$session->value('CREATE ROLE guise; GRANT guise TO app; ALTER ROLE app SET role = guise');
+$session->value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
+is(with_handler("PERFORM app.note(f)"), 'succeeded|1', 'a role that becomes another at login');
+is(noted(), 'app', '... is itself in its handlers');
+$session->value('ALTER ROLE app RESET ALL');
+
+# Somebody keeps the row of a handler locked for which no session can be had: nobody else waits for that.
+$session->value('CREATE ROLE locked LOGIN; GRANT ALL ON SCHEMA app TO locked; GRANT ALL ON app.journal, app.journal_n_seq TO locked');
+my $locked = FeishuFlow::Session->new($node, user => 'locked');
+$session->value("SELECT feishu.pause_server('feishu')");
+$id = enqueue($locked, on_end => 'app.note');
+$node->append_conf('postgresql.conf', "feishu_flow.retry_base_delay = '200ms'");
+$node->reload;
+$session->value('REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; GRANT CONNECT ON DATABASE postgres TO app, other, third');
+$locked->value("SELECT feishu.cancel_flow($id)");
+$locked->value("BEGIN; SELECT feishu.retry_flow($id)");
+$session->value("SELECT feishu.resume_server('feishu')");
+my ($sent, $until) = (0, time() + 1);
+while (time() < $until)
+{
+	$next = enqueue($app);
+	$sent += $app->value("SELECT count(feishu.wait_flow($next, '10 s'))");
+}
+cmp_ok($sent, '>', 5, 'who has locked a flow whose handler cannot be called holds up no flow');
+$locked->value('ROLLBACK');
+is(handled($id), 'failed|3', '... and it is given up then');
+$node->append_conf('postgresql.conf', "feishu_flow.retry_base_delay = '20ms'");
+$node->reload;
+$session->value('GRANT CONNECT ON DATABASE postgres TO PUBLIC');
 
 # One that hangs, and flows and handlers of others meanwhile.
 $node->append_conf('postgresql.conf', "feishu_flow.handler_timeout = '1min'");
