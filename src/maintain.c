@@ -136,7 +136,7 @@ bool
 maintain_expire(Dispatch *dispatch, TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = $1,"
+		"UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = clock_timestamp(),"
 		" sqlstate = $2, error = COALESCE(error || $3, $4), " HANDLER_ON_END
 		" WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox WHERE state = 'q'"
 		" AND expires_at < 'infinity' AND (expires_at, id) > ($5, $6) AND expires_at <= $1"
@@ -197,7 +197,7 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
  * that may be sent at once and delayed ones are two kinds.
  */
 #define FAIL_STATEMENT(kind) \
-	SQL_STATEMENT("UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
+	SQL_STATEMENT("UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = clock_timestamp()," \
 				  " sqlstate = $3, error = COALESCE(error || $7, $4), " HANDLER_ON_END \
 				  " WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox" \
 				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \

@@ -623,7 +623,7 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu_internal.outbox SET state = CASE WHEN $4 IS NULL THEN 'f' ELSE 'q' END::\"char\","
-		" next_at = $4, finished_at = CASE WHEN $4 IS NULL THEN now() END,"
+		" next_at = $4, finished_at = CASE WHEN $4 IS NULL THEN clock_timestamp() END,"
 		" " HANDLER_ON_END_IF("$4 IS NULL", "") ","
 		" sqlstate = $2, error = $3"
 		" WHERE id = $1 AND state = 'q'",
