@@ -39,6 +39,9 @@
 #include "launcher_slots.h"
 #include "steady.h"
 
+/* Other databases' dispatchers have seen to what came to nothing by then. */
+#define ABANDONED_MS	(60 * 1000)
+
 typedef struct Place
 {
 	/* under mutex */
@@ -196,18 +199,42 @@ sessions_view(int number, SessionView *view)
 	return ours;
 }
 
+/* Is nobody there, nor to come, and nobody to see to it, as its database was dropped? */
+static bool
+place_is_abandoned(const Place *place)
+{
+	return place->pid == 0 && place->database != MyDatabaseId &&
+		(place->failed || steady_left_ms(steady_after_ms(place->began_at, ABANDONED_MS)) == 0);
+}
+
+/* A place that can be taken, or -1.  The lock is held. */
+static int
+place_find_free(void)
+{
+	for (int i = 0; i < shared->num_places; i++)
+	{
+		if (!OidIsValid(shared->places[i].database))
+			return i;
+	}
+	for (int i = 0; i < shared->num_places; i++)
+	{
+		if (place_is_abandoned(&shared->places[i]))
+			return i;
+	}
+	return -1;
+}
+
 int
 sessions_reserve(Oid roleid, uint32 *generation)
 {
-	int			reserved = -1;
+	int			number;
 
 	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < shared->num_places; i++)
+	number = place_find_free();
+	if (number >= 0)
 	{
-		Place	   *place = &shared->places[i];
+		Place	   *place = &shared->places[number];
 
-		if (OidIsValid(place->database))
-			continue;
 		place->database = MyDatabaseId;
 		place->roleid = roleid;
 		place->pid = 0;
@@ -218,11 +245,9 @@ sessions_reserve(Oid roleid, uint32 *generation)
 		place->stop = place->leave = place->idle = false;
 		place->min_number = PG_INT64_MAX;
 		SpinLockRelease(&place->mutex);
-		reserved = i;
-		break;
 	}
 	LWLockRelease(launcher_shared->lock);
-	return reserved;
+	return number;
 }
 
 void
