@@ -33,6 +33,14 @@ OBJS = \
 	src/flow_id.o \
 	src/gate.o \
 	src/guc.o \
+	src/handler/handler_call.o \
+	src/handler/handler_end.o \
+	src/handler/handler_mark.o \
+	src/handler/handler_name.o \
+	src/handler/handler_state.o \
+	src/handler/handler_supply.o \
+	src/handler/handler_worker.o \
+	src/handler/retry_handler.o \
 	src/http.o \
 	src/http_authorities.o \
 	src/http_body.o \
@@ -53,6 +61,7 @@ OBJS = \
 	src/lane.o \
 	src/launcher.o \
 	src/launcher_ddl.o \
+	src/launcher_sessions.o \
 	src/launcher_slots.o \
 	src/launcher_workers.o \
 	src/limiter.o \
@@ -103,6 +112,7 @@ PG_CONFIG ?= pg_config
 # -Wno-unused-parameter: PostgreSQL's own headers have unused parameters, and so have functions of ours whose arguments
 # somebody else's interface says (callbacks, PG_FUNCTION_ARGS).
 PG_CFLAGS = -Wextra -Wno-unused-parameter $(shell curl-config --cflags)
+PG_CPPFLAGS = -I$(srcdir)/src
 SHLIB_LINK = $(shell curl-config --libs) -lz
 
 # PostgreSQL was built by gcc and hands gcc's options down.
@@ -131,7 +141,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 # A header is everybody's: no object is older than any of them.
-$(OBJS): $(wildcard src/*.h) Makefile
+$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile
 
 # The archive for PGXN: what is committed, in a folder with the version of META.json.
 DISTDIR = .

@@ -162,6 +162,16 @@ INSERT INTO feishu_internal.last_id VALUES (0);
 COMMENT ON TABLE feishu_internal.last_id IS
 'The id of the flow queued last.';
 
+-- Nor is this one: the order in which flows with a handler have ended.
+CREATE TABLE feishu_internal.last_end (
+    number bigint NOT NULL
+) USING heap;
+
+INSERT INTO feishu_internal.last_end VALUES (0);
+
+COMMENT ON TABLE feishu_internal.last_end IS
+'The number of the last end of a flow with a handler.';
+
 -- A subscriber with FOR ALL TABLES draws its own.
 CREATE FUNCTION feishu_internal.leave_out_row()
 RETURNS trigger
@@ -171,11 +181,25 @@ LANGUAGE C;
 REVOKE ALL ON FUNCTION feishu_internal.leave_out_row() FROM PUBLIC;
 
 COMMENT ON FUNCTION feishu_internal.leave_out_row() IS
-'Keeps rows of logical replication out of feishu_internal.last_id.';
+'Keeps rows of logical replication out of feishu_internal.last_id and feishu_internal.last_end.';
 
 CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_internal.last_id
   FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
 ALTER TABLE feishu_internal.last_id ENABLE REPLICA TRIGGER leave_out_row;
+CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_internal.last_end
+  FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
+ALTER TABLE feishu_internal.last_end ENABLE REPLICA TRIGGER leave_out_row;
+
+-- NULL for a flow without a handler, and for one that was queued in another database.
+CREATE FUNCTION feishu_internal.draw_end(on_end text, roleid oid, database oid, system_identifier bigint)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'feishu_draw_end'
+LANGUAGE C VOLATILE STRICT;
+
+REVOKE ALL ON FUNCTION feishu_internal.draw_end(text, oid, oid, bigint) FROM PUBLIC;
+
+COMMENT ON FUNCTION feishu_internal.draw_end(text, oid, oid, bigint) IS
+'The number of the end of a flow with a handler, whose role is then notified.';
 
 CREATE TABLE feishu_internal.outbox (
     id bigint PRIMARY KEY,
@@ -211,7 +235,14 @@ CREATE TABLE feishu_internal.outbox (
     error text,
     report text,                        -- for wait_flow: its message, and on the next lines its DETAIL
     hint text,
-    response jsonb
+    response jsonb,
+    on_end text,                        -- the handler, qualified and quoted
+    end_number bigint,                  -- handlers of a role are called in this order, see draw_end()
+    handler_state "char",               -- succeeded, failed; NULL: it waits if there is an end_number
+    handler_attempts integer,           -- NULL: none
+    handler_next_at timestamptz,        -- not to be called before; NULL: at once; -infinity: is being called
+    handler_at timestamptz,             -- when it was called last
+    handler_error text
 ) USING heap;
 
 -- Statistics are kept of what the dispatcher's plans look at, and of nothing else: who
@@ -232,7 +263,12 @@ ALTER TABLE feishu_internal.outbox
     ALTER error SET STATISTICS 0,
     ALTER report SET STATISTICS 0,
     ALTER hint SET STATISTICS 0,
-    ALTER response SET STATISTICS 0;
+    ALTER response SET STATISTICS 0,
+    ALTER on_end SET STATISTICS 0,
+    ALTER handler_attempts SET STATISTICS 0,
+    ALTER handler_next_at SET STATISTICS 0,
+    ALTER handler_at SET STATISTICS 0,
+    ALTER handler_error SET STATISTICS 0;
 
 COMMENT ON TABLE feishu_internal.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
@@ -257,6 +293,11 @@ CREATE UNIQUE INDEX outbox_key_idx ON feishu_internal.outbox (server, roleid, id
 -- what to purge
 CREATE INDEX outbox_finished_idx ON feishu_internal.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
+-- handlers that wait, and those that were given up
+CREATE INDEX outbox_handler_idx ON feishu_internal.outbox (roleid, end_number)
+    WHERE end_number IS NOT NULL AND handler_state IS NULL;
+CREATE INDEX outbox_handler_failed_idx ON feishu_internal.outbox (server)
+    WHERE handler_state = 'f';
 
 -- Flows that are being sent, in one row for each database: its own, and those that
 -- came with a copy or by replication.  A copy of the database must not send what
@@ -309,6 +350,7 @@ ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.held_lane ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.last_id ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.last_end ENABLE ROW LEVEL SECURITY;
 
 CREATE FUNCTION feishu.enqueue_flow(
     namespace text,
@@ -322,12 +364,13 @@ CREATE FUNCTION feishu.enqueue_flow(
     run_at timestamptz DEFAULT now(),
     ordering_key text DEFAULT NULL,
     max_attempts integer DEFAULT NULL,
-    expires_at timestamptz DEFAULT NULL)
+    expires_at timestamptz DEFAULT NULL,
+    on_end text DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz) IS
+COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text) IS
 'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
@@ -345,6 +388,14 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean) IS
 'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one; true when it did.';
+
+CREATE FUNCTION feishu.retry_handler(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'feishu_retry_handler'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.retry_handler(bigint) IS
+'Has a handler that was given up called again; true when it is.';
 
 CREATE FUNCTION feishu.wait_flow(id bigint, timeout interval DEFAULT '30 s')
 RETURNS jsonb
@@ -398,7 +449,18 @@ SELECT o.id,
     o.loop_masks, o.ordering_key, o.created_at,
     COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
-    o.sqlstate, o.error, o.hint, o.response
+    o.sqlstate, o.error, o.hint, o.response,
+    o.on_end,
+    CASE o.handler_state
+        WHEN 's' THEN 'succeeded'
+        WHEN 'f' THEN 'failed'
+        ELSE CASE
+            WHEN o.end_number IS NULL THEN NULL
+            WHEN o.handler_attempts > COALESCE((o.handler_next_at = '-infinity')::integer, 0) THEN 'retrying'
+            ELSE 'waiting'
+        END
+    END AS on_end_state,
+    o.handler_attempts AS on_end_attempts, o.handler_error AS on_end_error, o.handler_at AS on_end_at
 FROM feishu_internal.outbox o
 WHERE pg_has_role(o.roleid, 'USAGE');
 
@@ -432,6 +494,11 @@ COMMENT ON COLUMN feishu.flows.sqlstate IS 'SQLSTATE of the last attempt';
 COMMENT ON COLUMN feishu.flows.error IS 'What went wrong';
 COMMENT ON COLUMN feishu.flows.hint IS 'What to do about it';
 COMMENT ON COLUMN feishu.flows.response IS 'The last answer, as it came';
+COMMENT ON COLUMN feishu.flows.on_end IS 'Function called at the end';
+COMMENT ON COLUMN feishu.flows.on_end_state IS 'What became of that call';
+COMMENT ON COLUMN feishu.flows.on_end_attempts IS 'How often it was called';
+COMMENT ON COLUMN feishu.flows.on_end_error IS 'Why it failed';
+COMMENT ON COLUMN feishu.flows.on_end_at IS 'When it was called last';
 
 CREATE FUNCTION feishu.dispatch_problem()
 RETURNS text
@@ -442,17 +509,20 @@ COMMENT ON FUNCTION feishu.dispatch_problem() IS
 'Why nothing sends what is queued in this database, or may not; NULL when a dispatcher does.';
 
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
-SELECT COALESCE(q.server, h.server, p.server)::name AS server,
+SELECT COALESCE(q.server, h.server, p.server, e.server)::name AS server,
     COALESCE(q.queued, 0) AS queued,
     COALESCE(q.sending, 0) AS sending,
     q.oldest_queued,
     p.server IS NOT NULL OR h.server IS NOT NULL AS paused,
     CASE WHEN p.server IS NOT NULL THEN 'paused by ' || p.paused_by
-         WHEN d.problem LIKE 'table %' THEN concat_ws('; ', h.reason, d.problem)    -- flows may be sent all the same
+         WHEN d.only_warns THEN concat_ws('; ', h.reason, d.problem)    -- flows may be sent all the same
          ELSE COALESCE(d.problem, h.reason) END AS pause_reason,
-    CASE WHEN p.server IS NULL AND (d.problem IS NULL OR d.problem LIKE 'table %') THEN h.resume_at END AS resume_at,
+    CASE WHEN p.server IS NULL AND (d.problem IS NULL OR d.only_warns) THEN h.resume_at END AS resume_at,
     COALESCE(q.due, 0) AS due,
-    q.oldest_due
+    q.oldest_due,
+    COALESCE(e.waiting, 0) AS handlers_waiting,
+    COALESCE(e.failed, 0) AS handlers_failed,
+    e.oldest AS oldest_handler
 FROM (SELECT o.server,
         count(*) FILTER (WHERE NOT o.sending) AS queued,
         count(*) FILTER (WHERE o.sending) AS sending,
@@ -472,14 +542,25 @@ FULL JOIN (SELECT server, string_agg(DISTINCT reason, '; ') AS reason, min(resum
       FROM feishu_internal.held_lane
       GROUP BY server) h ON h.server = q.server
 FULL JOIN feishu_internal.paused_server p ON p.server = COALESCE(q.server, h.server)
-CROSS JOIN feishu.dispatch_problem() AS d (problem)
-WHERE (pg_has_role('pg_monitor', 'USAGE') AND q.server IS NOT NULL)
+FULL JOIN (SELECT server,
+        count(*) FILTER (WHERE waits) AS waiting,
+        count(*) FILTER (WHERE NOT waits) AS failed,
+        min(finished_at) FILTER (WHERE waits) AS oldest
+      FROM (SELECT server, finished_at, true AS waits FROM feishu_internal.outbox
+            WHERE end_number IS NOT NULL AND handler_state IS NULL      -- each by its own index
+            UNION ALL
+            SELECT server, finished_at, false FROM feishu_internal.outbox
+            WHERE handler_state = 'f') f
+      GROUP BY server) e ON e.server = COALESCE(q.server, h.server, p.server)
+CROSS JOIN (SELECT problem, problem ~ '^(table|handlers) ' AS only_warns
+            FROM feishu.dispatch_problem() AS problem) AS d
+WHERE (pg_has_role('pg_monitor', 'USAGE') AND COALESCE(q.server, e.server) IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
-              WHERE s.srvname = COALESCE(q.server, h.server, p.server)
+              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server)
                 AND (pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(s.oid, 'USAGE')));
 
 COMMENT ON VIEW feishu.dispatch_status IS
-'Servers with queued flows or a pause, for roles with USAGE on them and for pg_monitor.';
+'Servers with queued flows, a pause, or handlers that wait or were given up, for roles with USAGE on them and for pg_monitor.';
 COMMENT ON COLUMN feishu.dispatch_status.server IS 'Foreign server';
 COMMENT ON COLUMN feishu.dispatch_status.queued IS 'Flows that wait';
 COMMENT ON COLUMN feishu.dispatch_status.sending IS 'Flows under way';
@@ -489,6 +570,9 @@ COMMENT ON COLUMN feishu.dispatch_status.pause_reason IS 'Why nothing is sent';
 COMMENT ON COLUMN feishu.dispatch_status.resume_at IS 'Next attempt; NULL: by hand';
 COMMENT ON COLUMN feishu.dispatch_status.due IS 'Flows whose run_at has come';
 COMMENT ON COLUMN feishu.dispatch_status.oldest_due IS 'Since when the first is due';
+COMMENT ON COLUMN feishu.dispatch_status.handlers_waiting IS 'Handlers that wait';
+COMMENT ON COLUMN feishu.dispatch_status.handlers_failed IS 'Handlers given up';
+COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first flow ended';
 
 --
 -- The trigger.

@@ -31,6 +31,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "handler/handler.h"
 #include "news.h"
 #include "nls.h"
 #include "origin.h"
@@ -224,7 +225,7 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 		" state = CASE WHEN unanswered THEN 'u' ELSE 'c' END::pg_catalog.\"char\","
 		" error = CASE WHEN unanswered THEN"
 		" COALESCE(error OPERATOR(pg_catalog.||) $3, $2) ELSE error END,"
-		" hint = CASE WHEN unanswered THEN $4 ELSE hint END"
+		" hint = CASE WHEN unanswered THEN $4 ELSE hint END, " HANDLER_ON_END
 		" WHERE id OPERATOR(pg_catalog.=) $1",
 		4, INT8OID, TEXTOID, TEXTOID, TEXTOID);
 	int64		id = PG_GETARG_INT64(0);
@@ -251,7 +252,7 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 		" own_key = own_key OR $4 IS NOT NULL,"
 		" unanswered = unanswered AND $4 IS NULL,"
 		" code = NULL, execution_id = NULL, flow_status = NULL, flow_code = NULL,"
-		" log_id = NULL, sqlstate = NULL, error = NULL, report = NULL, hint = NULL, response = NULL"
+		" log_id = NULL, sqlstate = NULL, error = NULL, report = NULL, hint = NULL, response = NULL, " HANDLER_NOT_ENDED
 		" WHERE id OPERATOR(pg_catalog.=) $1",
 		6, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, OIDOID, INT8OID);
 	int64		id = PG_GETARG_INT64(0);
@@ -286,7 +287,7 @@ Datum
 feishu_purge_flows(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"DELETE FROM feishu_internal.outbox WHERE finished_at OPERATOR(pg_catalog.<) $1"
+		"DELETE FROM feishu_internal.outbox WHERE finished_at OPERATOR(pg_catalog.<) $1 AND NOT " HANDLER_WAITS
 		" AND pg_catalog.pg_has_role($2, roleid, '" FEISHU_ROLE_MAY_ACT "')",
 		2, TIMESTAMPTZOID, OIDOID);
 	Datum		values[2] = {PG_GETARG_DATUM(0), ObjectIdGetDatum(GetUserId())};

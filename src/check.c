@@ -230,6 +230,9 @@ dispatch_hint(void)
 							max_worker_processes);
 		case DISPATCH_FAILS:
 			return _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why.");
+		case DISPATCH_NO_HANDLERS:
+			return psprintf(_("Calls work and queued flows are sent, but handlers wait: there is no background worker for them. Increase max_worker_processes, currently %d, and restart the server."),
+							max_worker_processes);
 		case DISPATCH_LOCKED_OUT:
 			return psprintf(_("Calls work, but nothing sends queued flows: %s."), launcher_problem_text(true));
 		case DISPATCH_TABLE_GONE:

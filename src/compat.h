@@ -154,6 +154,37 @@ typedef int SysCacheIdentifier;
 #endif
 
 /*
+ * USAGE on a schema, EXECUTE on a function, CONNECT to this database: likewise.
+ */
+#if PG_VERSION_NUM >= 160000
+#define feishu_may_use_schema(schemaid, roleid) \
+	(object_aclcheck(NamespaceRelationId, (schemaid), (roleid), ACL_USAGE) == ACLCHECK_OK)
+#define feishu_may_execute(functionid, roleid) \
+	(object_aclcheck(ProcedureRelationId, (functionid), (roleid), ACL_EXECUTE) == ACLCHECK_OK)
+#define feishu_may_connect(roleid) \
+	(object_aclcheck(DatabaseRelationId, MyDatabaseId, (roleid), ACL_CONNECT) == ACLCHECK_OK)
+#else
+#define feishu_may_use_schema(schemaid, roleid) \
+	(pg_namespace_aclcheck((schemaid), (roleid), ACL_USAGE) == ACLCHECK_OK)
+#define feishu_may_execute(functionid, roleid) \
+	(pg_proc_aclcheck((functionid), (roleid), ACL_EXECUTE) == ACLCHECK_OK)
+#define feishu_may_connect(roleid) \
+	(pg_database_aclcheck(MyDatabaseId, (roleid), ACL_CONNECT) == ACLCHECK_OK)
+#endif
+
+/*
+ * Background workers of a role that may not log in: 17 has a flag for that.
+ */
+#include "postmaster/bgworker.h"
+#ifdef BGWORKER_BYPASS_ROLELOGINCHECK
+#define FEISHU_WORKERS_NEED_LOGIN	0
+#define FEISHU_ROLE_WORKER			BGWORKER_BYPASS_ROLELOGINCHECK
+#else
+#define FEISHU_WORKERS_NEED_LOGIN	1
+#define FEISHU_ROLE_WORKER			0
+#endif
+
+/*
  * Set-returning functions in one go: 15.0 knows the function by its first
  * name only, which later releases of 15 keep.
  */

@@ -153,7 +153,8 @@ tables_problem(const char **table)
 	for (int i = 0; i < QUEUE_TABLES; i++)
 	{
 		DispatchProblem problem = table_problem(sql_find_table(queue_tables[i]),
-												strcmp(queue_tables[i], LAST_ID_TABLE) != 0);
+												strcmp(queue_tables[i], LAST_ID_TABLE) != 0 &&
+												strcmp(queue_tables[i], LAST_END_TABLE) != 0);
 
 		if (problem == DISPATCH_NO_PROBLEM)
 			continue;
@@ -191,7 +192,8 @@ dispatcher_problem(int *pid)
 	{
 		*pid = view.pid;
 		return view.failing ? DISPATCH_FAILS :
-			view.locked_out || lock_wait_is_long(view.pid) ? DISPATCH_LOCKED_OUT : DISPATCH_NO_PROBLEM;
+			view.locked_out || lock_wait_is_long(view.pid) ? DISPATCH_LOCKED_OUT :
+			view.no_handlers ? DISPATCH_NO_HANDLERS : DISPATCH_NO_PROBLEM;
 	}
 	if (database_is_closed())
 		return DISPATCH_CLOSED;
@@ -211,7 +213,8 @@ find_problem(const char **table, int *pid)
 	DispatchProblem of_table;
 
 	*table = NULL;
-	if (problem != DISPATCH_NO_PROBLEM && problem != DISPATCH_FAILS && problem != DISPATCH_LOCKED_OUT)
+	if (problem != DISPATCH_NO_PROBLEM && problem != DISPATCH_FAILS &&
+		problem != DISPATCH_LOCKED_OUT && problem != DISPATCH_NO_HANDLERS)
 		return problem;
 	of_table = tables_problem(table);
 	return of_table != DISPATCH_NO_PROBLEM ? of_table : problem;
@@ -246,6 +249,8 @@ problem_format(DispatchProblem problem)
 			return gettext_noop("the database is a template, or allows no connections");
 		case DISPATCH_NO_WORKER:
 			return gettext_noop("there is no background worker for the dispatcher");
+		case DISPATCH_NO_HANDLERS:
+			return gettext_noop("handlers wait: there is no background worker for them");
 		case DISPATCH_FAILS:
 			return gettext_noop("the dispatcher fails, see the server log");
 		case DISPATCH_TABLE_GONE:

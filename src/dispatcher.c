@@ -53,6 +53,7 @@
 #include "compat.h"
 #include "dispatch.h"
 #include "guc.h"
+#include "handler/handler.h"
 #include "http.h"
 #include "launcher.h"
 #include "limiter.h"
@@ -113,6 +114,8 @@ typedef struct Work
 {
 	bool		control;		/* pauses or servers may have changed */
 	bool		tokens;			/* some are to be refreshed */
+	TimestampTz handlers_at;	/* sessions for handlers are seen to; DT_NOEND: not */
+	bool		handlers;		/* there is news of them */
 	bool		discover_all;
 	TimestampTz discover_at;	/* ... then; DT_NOEND: not */
 	int64		min_id;			/* rows from here on may be new */
@@ -201,6 +204,9 @@ take_news(Work *work)
 	work->min_id = Min(work->min_id, news.min_id);
 	work->control |= news.control;
 	work->tokens |= news.tokens;
+	work->handlers |= news.handlers;
+	if (news.handlers_run)
+		work->handlers_at = Min(work->handlers_at, handler_look_again(GetCurrentTimestamp()));
 	return go_on;
 }
 
@@ -214,7 +220,7 @@ has_work(const Work *work, TimestampTz now)
 		return true;
 	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX ||
 		work->poll_at <= now || work->discover_at <= now || work->purge_at <= now ||
-		work->expire_at <= now || work->sweep_at <= now)
+		work->expire_at <= now || work->sweep_at <= now || work->handlers || work->handlers_at <= now)
 		return true;
 	if (dispatch.num_ended >= BATCH_ROWS || (dispatch.num_ended > 0 && flow_calls_are_full()) ||
 		(dispatch.num_ended > 0 &&
@@ -231,12 +237,13 @@ next_work(const Work *work)
 {
 	TimestampTz at = Min(work->poll_at, Min(work->discover_at, work->purge_at));
 
-	at = Min(at, Min(work->expire_at, work->sweep_at));
+	at = Min(at, Min(work->expire_at, Min(work->sweep_at, work->handlers_at)));
 	if (ConfigReloadPending || stop_is_told())
 		return 0;
 	if (work->failures > 0 || work->locked_out > 0)
 		return work->retry_at;
-	if (work->control || work->tokens || work->discover_all || work->min_id != PG_INT64_MAX)
+	if (work->control || work->tokens || work->handlers || work->discover_all ||
+		work->min_id != PG_INT64_MAX)
 		return 0;
 	if (dispatch.num_ended > 0 && flow_calls_are_full())
 		return 0;
@@ -258,6 +265,7 @@ slow_poll(Work *work, TimestampTz now)
 	}
 	work->control = true;
 	work->expire_at = work->purge_at = work->sweep_at = now;
+	work->handlers = true;
 	work->poll_at = TimestampTzPlusMilliseconds(now, feishu_guc_poll_interval);
 }
 
@@ -319,6 +327,7 @@ work_locked_out(Work *work, TimestampTz now)
 	work->retry_at = TimestampTzPlusMilliseconds(now, delay_ms);
 	if (steady_left_ms(steady_after_ms(work->locked_since, LOCKED_TOLD_MS)) == 0)
 		launcher_set_locked_out(true);
+	handler_give_way(work->locked_since);
 }
 
 /* The tables are ours again. */
@@ -380,6 +389,9 @@ do_work(Work *work, TimestampTz now)
 			}
 			work->min_id = PG_INT64_MAX;
 		}
+		if (work->handlers || work->handlers_at <= now)
+			work->handlers_at = handler_supply(now, work->handlers);
+		work->handlers = false;
 		if (work->sweep_at <= now)
 			work->sweep_at = next_step(sweep_step(&dispatch), now, SWEEP_DELAY_MS);
 		/* new lanes may be paused, whoever found them */
@@ -592,7 +604,7 @@ feishu_dispatcher_main(Datum main_arg)
 {
 	Work		work = {
 		.min_id = PG_INT64_MAX, .discover_at = DT_NOEND, .purge_at = DT_NOEND,
-		.expire_at = DT_NOEND, .sweep_at = DT_NOEND
+		.expire_at = DT_NOEND, .sweep_at = DT_NOEND, .handlers_at = DT_NOEND
 	};
 	uint32		wait_event;
 	Oid			database;
@@ -623,6 +635,7 @@ feishu_dispatcher_main(Datum main_arg)
 	stop_init();
 	work.discover_all = true;
 	work.control = true;
+	work.handlers = true;
 	work.poll_at = GetCurrentTimestamp();
 
 	prepare_http(&work, wait_event);

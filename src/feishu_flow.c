@@ -19,6 +19,7 @@
 #include "guc.h"
 #include "http.h"
 #include "launcher.h"
+#include "launcher_sessions.h"
 #include "limiter.h"
 #include "role.h"
 #include "stats.h"
@@ -44,6 +45,7 @@ feishu_flow_shmem_request(void)
 	token_request_shmem();
 	limiter_request_shmem();
 	launcher_request_shmem();
+	sessions_request_shmem();
 	stats_request_shmem();
 }
 
@@ -58,6 +60,7 @@ feishu_flow_shmem_startup(void)
 	token_startup_shmem();
 	limiter_startup_shmem();
 	launcher_startup_shmem();
+	sessions_startup_shmem();
 	stats_startup_shmem();
 }
 

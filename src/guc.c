@@ -35,6 +35,9 @@ int			feishu_guc_max_attempts = 20;
 int			feishu_guc_max_age = 24 * 60 * 60;
 int			feishu_guc_retention = 7 * 24 * 60 * 60;
 int			feishu_guc_track_flows = 1000;
+int			feishu_guc_max_handlers = 2;
+int			feishu_guc_handler_timeout = 60 * 1000;
+int			feishu_guc_handler_attempts = 10;
 
 void
 guc_define_settings(void)
@@ -181,6 +184,30 @@ guc_define_settings(void)
 							&feishu_guc_retry_max_delay,
 							5 * 60 * 1000, 1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.max_handlers",
+							"Sets how many handlers of a database may be called at once.",
+							"Each is called in a background worker, which stays for a minute without work. Handlers of one role are called one after the other.",
+							&feishu_guc_max_handlers,
+							2, 1, MAX_HANDLERS_LIMIT,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.handler_timeout",
+							"Sets the maximum time of a handler.",
+							"One that takes longer is rolled back, and called again later.",
+							&feishu_guc_handler_timeout,
+							60 * 1000, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.handler_attempts",
+							"Sets how often a handler that fails is called before it is given up.",
+							NULL,
+							&feishu_guc_handler_attempts,
+							10, 1, INT_MAX,
+							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("feishu_flow");

@@ -24,6 +24,9 @@
 #define MAX_RESPONSE_SIZE_LIMIT	(128 * 1024)
 #define MAX_REQUEST_SIZE_LIMIT	(512 * 1024)
 
+/* The most that feishu_flow.max_handlers can be. */
+#define MAX_HANDLERS_LIMIT		256
+
 extern char *feishu_guc_server;	/* server used when a call names none */
 extern int	feishu_guc_timeout; /* ms, a whole call */
 extern int	feishu_guc_connect_timeout; /* ms, name lookup + TCP + TLS */
@@ -31,7 +34,10 @@ extern int	feishu_guc_max_concurrent_calls;	/* of one execute_flows */
 extern int	feishu_guc_max_connection_age;	/* ms, then it takes no more requests */
 extern int	feishu_guc_max_response_size;	/* kB */
 extern int	feishu_guc_max_request_size;	/* kB, as written */
-extern int	feishu_guc_track_flows; /* entries of the statistics */
+extern int	feishu_guc_track_flows;
+extern int	feishu_guc_max_handlers;
+extern int	feishu_guc_handler_timeout;	/* ms */
+extern int	feishu_guc_handler_attempts; /* entries of the statistics */
 extern int	feishu_guc_max_apps;	/* slots of the shared token cache and limiter */
 extern int	feishu_guc_retry_base_delay;	/* ms, after the first failure */
 extern int	feishu_guc_retry_max_delay; /* ms */

@@ -35,6 +35,8 @@ typedef enum DispatchProblem
 	DISPATCH_NO_WORKER,			/* PostgreSQL has no background worker free */
 	DISPATCH_FAILS,				/* the dispatcher fails, and is started again */
 	DISPATCH_LOCKED_OUT,		/* the dispatcher waits for a lock */
+	DISPATCH_NO_HANDLERS,		/* PostgreSQL has no background worker for handlers;
+								 * flows are sent */
 	/* a table of the queue is not as the extension has made it */
 	DISPATCH_TABLE_GONE,
 	DISPATCH_TABLE_ROW_SECURITY,	/* forced */
@@ -62,6 +64,9 @@ typedef struct DispatchNews
 	bool		control;		/* pauses, servers, mappings or the extension
 								 * itself may have changed */
 	bool		tokens;			/* it is asked to refresh some, see token_ask.c */
+	bool		handlers;		/* a role whose handler waits has no session for it, or
+								 * may have none */
+	bool		handlers_run;	/* handlers are called, of a role that has one */
 } DispatchNews;
 
 /* The empty news, to be added to. */
@@ -103,6 +108,9 @@ extern void launcher_set_failing(bool failing);
 
 /* ... because somebody has locked the tables. */
 extern void launcher_set_locked_out(bool locked_out);
+
+/* There is no background worker for handlers that wait, or there is again. */
+extern void launcher_set_no_handlers(bool no_handlers);
 
 /*
  * OID of the extension in this database.  InvalidOid when there is none, or

@@ -48,6 +48,7 @@
 
 #include "compat.h"
 #include "launcher_internal.h"
+#include "launcher_sessions.h"
 #include "waiters.h"
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
@@ -85,6 +86,7 @@ end_of_transaction(ResourceReleasePhase phase, bool is_commit,
 
 		news.control = true;
 		slots_tell_database(MyDatabaseId, &news);
+		sessions_stop(MyDatabaseId);
 	}
 	if (is_commit && extension_created)
 		slots_add_known(MyDatabaseId, InvalidOid);
@@ -217,12 +219,13 @@ database_statement_begins(Node *statement)
 static void
 prepared_transaction_ended(void)
 {
-	const DispatchNews news = {.min_id = PG_INT64_MIN, .control = true};
+	const DispatchNews news = {.min_id = PG_INT64_MIN, .control = true, .handlers = true};
 	Oid			extension = slots_lookup_extension();
 
 	if (OidIsValid(extension))
 		slots_add_known(MyDatabaseId, extension);
 	slots_tell_database(MyDatabaseId, &news);
+	sessions_tell_all();
 	waiters_tell_all();
 }
 

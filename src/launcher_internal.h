@@ -45,6 +45,7 @@ typedef struct SlotView
 	bool		ended_well;		/* the last worker's exit code was 0 */
 	bool		failing;		/* the dispatcher cannot work on its queue */
 	bool		locked_out;		/* ... as somebody has locked it */
+	bool		no_handlers;	/* it could not start a worker for handlers */
 	uint32		creations;		/* counts CREATE EXTENSION */
 } SlotView;
 

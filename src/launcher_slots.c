@@ -6,7 +6,8 @@
  *
  * A slot is a database that has the extension, or may have it, or in which a
  * DDL statement wants no worker.  It has at most one worker: the prober, which
- * looks for the extension, or the dispatcher.
+ * looks for the extension, or the dispatcher; and besides it the sessions for
+ * handlers (launcher_sessions.c).
  *
  * Whose a slot is: anybody may add one and hold one.  Only the launcher starts
  * workers and removes slots.  How a worker takes its slot and leaves it is in
@@ -40,6 +41,7 @@
 #include "storage/spin.h"
 
 #include "compat.h"
+#include "launcher_sessions.h"
 #include "launcher_slots.h"
 #include "steady.h"
 
@@ -235,6 +237,7 @@ slots_view(int place, SlotView *view)
 	view->stop = slot->stop;
 	view->failing = slot->failing;
 	view->locked_out = slot->locked_out;
+	view->no_handlers = slot->no_handlers;
 	SpinLockRelease(&slot->mutex);
 	LWLockRelease(launcher_shared->lock);
 	return OidIsValid(view->database);
@@ -267,24 +270,20 @@ slots_remove(int place, bool database_gone)
 /* ---------- DDL ---------- */
 
 /*
- * From now on no worker attaches in this database, and the one there is is
+ * From now on no worker attaches in this database, and those there are are
  * asked to end.  Returns what slots_release wants, -1: there was no room.
  */
 int
 slots_hold(Oid database)
 {
 	int			place;
-	bool		busy = false;
 
 	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
 	place = slots_place_find_or_add(database);
 	if (place >= 0)
-	{
 		launcher_shared->slots[place].holds++;
-		busy = launcher_shared->slots[place].worker != WORKER_NONE;
-	}
 	LWLockRelease(launcher_shared->lock);
-	if (busy)
+	if (place >= 0)
 		slots_stop_worker(place);
 	return place;
 }
@@ -315,7 +314,7 @@ slots_wait_until_free(int place)
 		long		left;
 
 		(void) slots_view(place, &view);
-		if (view.pid == 0)
+		if (view.pid == 0 && !sessions_are_attached(view.database))
 			break;
 		left = steady_left_ms(steady_after_ms(start, wait_ms));
 		if (left <= 0)

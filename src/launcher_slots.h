@@ -29,6 +29,7 @@ typedef struct DatabaseSlot
 	bool		stop;			/* the worker is to end */
 	bool		failing;		/* the dispatcher cannot work on its queue */
 	bool		locked_out;		/* ... as somebody has locked it */
+	bool		no_handlers;	/* it could not start a worker for handlers */
 	DispatchNews news;
 	/* under both */
 	Oid			database;		/* InvalidOid: the slot is free */

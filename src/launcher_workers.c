@@ -42,6 +42,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "launcher_sessions.h"
 #include "launcher_slots.h"
 
 /* The slot of this process' database, when known; may be out of date. */
@@ -64,6 +65,8 @@ place_tell(int place, Oid database, const DispatchNews *news)
 		slot->news.min_id = Min(slot->news.min_id, news->min_id);
 		slot->news.control |= news->control;
 		slot->news.tokens |= news->tokens;
+		slot->news.handlers |= news->handlers;
+		slot->news.handlers_run |= news->handlers_run;
 		proc = slot->proc;
 	}
 	SpinLockRelease(&slot->mutex);
@@ -149,6 +152,16 @@ launcher_set_locked_out(bool locked_out)
 
 	SpinLockAcquire(&slot->mutex);
 	slot->locked_out = locked_out;
+	SpinLockRelease(&slot->mutex);
+}
+
+void
+launcher_set_no_handlers(bool no_handlers)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[own_place];
+
+	SpinLockAcquire(&slot->mutex);
+	slot->no_handlers = no_handlers;
 	SpinLockRelease(&slot->mutex);
 }
 
@@ -287,7 +300,7 @@ slots_start_worker(int place, WorkerKind kind, uint32 *generation)
 		*generation = ++slot->generation;
 		SpinLockAcquire(&slot->mutex);
 		slot->stop = false;
-		slot->failing = slot->locked_out = false;
+		slot->failing = slot->locked_out = slot->no_handlers = false;
 		SpinLockRelease(&slot->mutex);
 		started = true;
 	}
@@ -307,21 +320,24 @@ slots_forget_worker(int place, uint32 generation)
 	LWLockRelease(launcher_shared->lock);
 }
 
-/* Ask the worker to end. */
+/* Ask the worker to end, and the sessions for handlers. */
 void
 slots_stop_worker(int place)
 {
 	DatabaseSlot *slot = &launcher_shared->slots[place];
+	Oid			database;
 	ProcNumber	proc;
 
 	SpinLockAcquire(&slot->mutex);
 	slot->stop = true;
+	database = slot->database;
 	proc = slot->proc;
 	SpinLockRelease(&slot->mutex);
 	slots_wake(proc);
+	sessions_stop(database);
 }
 
-/* Tell it to. */
+/* Tell them to. */
 void
 slots_terminate_worker(int place)
 {
@@ -331,5 +347,6 @@ slots_terminate_worker(int place)
 	LWLockAcquire(launcher_shared->lock, LW_SHARED);
 	if (slot->pid != 0)
 		(void) kill(slot->pid, SIGTERM);
+	sessions_terminate_locked(slot->database);
 	LWLockRelease(launcher_shared->lock);
 }

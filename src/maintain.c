@@ -15,8 +15,8 @@
  * - One that was in flight and comes back to the queue: the floor does not pass
  *	 flights.
  * - What a superuser does by hand, a change of a clock, a flow cancelled by a
- *	 transaction that took longer than the retention: for these, the floors begin
- *	 anew now and then.
+ *	 transaction that took longer than the retention, one whose handler waited for
+ *	 so long: for these, the floors begin anew now and then.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -36,6 +36,7 @@
 
 #include "dispatch.h"
 #include "guc.h"
+#include "handler/handler.h"
 #include "news.h"
 #include "nls.h"
 #include "origin.h"
@@ -87,7 +88,7 @@ maintain_purge(TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH purged AS (DELETE FROM feishu_internal.outbox WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox"
-		" WHERE finished_at >= $1 AND finished_at < $2"
+		" WHERE finished_at >= $1 AND finished_at < $2 AND NOT " HANDLER_WAITS
 		" ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) RETURNING finished_at)"
 		" SELECT count(*), max(finished_at) FROM purged",
 		3, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID);
@@ -154,9 +155,9 @@ bool
 maintain_expire(Dispatch *dispatch, TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = $1,"
+		"UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = clock_timestamp(),"
 		" sqlstate = $2, error = COALESCE(error || $3, $4),"
-		" report = concat_ws(E'\\n', $4, error), hint = $10"
+		" report = concat_ws(E'\\n', $4, error), hint = $10, " HANDLER_ON_END
 		" WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox WHERE state = 'q'"
 		" AND expires_at < 'infinity' AND (expires_at, id) > ($5, $6) AND expires_at <= $1"
 		" AND NOT id = ANY ((SELECT ids FROM feishu_internal.claim"
@@ -218,9 +219,9 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
  * that may be sent at once and delayed ones are two kinds.
  */
 #define FAIL_STATEMENT(kind) \
-	SQL_STATEMENT("UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = now()," \
+	SQL_STATEMENT("UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = clock_timestamp()," \
 				  " sqlstate = $3, error = COALESCE(error || $7, $4)," \
-				  " report = concat_ws(E'\\n', $4, error), hint = NULL" \
+				  " report = concat_ws(E'\\n', $4, error), hint = NULL, " HANDLER_ON_END \
 				  " WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox" \
 				  " WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at " kind \
 				  " AND NOT id = ANY ((SELECT ids FROM feishu_internal.claim" \

@@ -22,11 +22,22 @@
 #include "utils/resowner.h"
 
 #include "launcher.h"
+#include "launcher_sessions.h"
 #include "news.h"
 #include "waiters.h"
 
 /* With more flows than this ended, all who wait in this database are told. */
 #define MAX_ENDED	1024
+
+/* With handlers of more roles, all sessions for handlers are told. */
+#define MAX_ROLES	16
+
+/* A role with handlers that wait. */
+typedef struct HandlerNews
+{
+	Oid			roleid;
+	int64		min_number;
+} HandlerNews;
 
 /* What this transaction has to tell, when it commits and when it does not. */
 static DispatchNews at_commit = {.min_id = PG_INT64_MAX};
@@ -35,18 +46,39 @@ static int	abort_level = 0;	/* nesting of the innermost one that locked rows */
 static bool control_at_commit = false;
 static int64 ended[MAX_ENDED];	/* flows whose waiters are told at commit */
 static int	num_ended = 0;		/* may be one more than there is room for */
+static HandlerNews handlers[MAX_ROLES];
+static int	num_handlers = 0;	/* likewise */
 static bool callback_registered = false;
 
 static bool
 news_is_empty(const DispatchNews *news)
 {
-	return news->min_id == PG_INT64_MAX && !news->control;
+	return news->min_id == PG_INT64_MAX && !news->control && !news->handlers && !news->handlers_run;
 }
 
 static void
 news_clear(DispatchNews *news)
 {
 	*news = DISPATCH_NO_NEWS;
+}
+
+/* Tell the sessions of roles; the dispatcher, if one has none. */
+static void
+tell_handlers(void)
+{
+	if (num_handlers > MAX_ROLES)
+	{
+		sessions_tell_all();
+		at_commit.handlers = true;
+		return;
+	}
+	for (int i = 0; i < num_handlers; i++)
+	{
+		bool		told = sessions_tell(handlers[i].roleid, handlers[i].min_number);
+
+		at_commit.handlers |= !told;
+		at_commit.handlers_run |= told;
+	}
 }
 
 /* Transaction callback; does not throw. */
@@ -56,6 +88,7 @@ news_at_transaction_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
+			tell_handlers();
 			if (!news_is_empty(&at_commit))
 				launcher_tell(&at_commit);
 			if (num_ended > MAX_ENDED)
@@ -78,6 +111,7 @@ news_at_transaction_end(XactEvent event, void *arg)
 	news_clear(&at_abort);
 	abort_level = 0;
 	num_ended = 0;
+	num_handlers = 0;
 }
 
 /*
@@ -164,4 +198,22 @@ news_tell_control(void)
 {
 	news_register_callbacks();
 	control_at_commit = true;
+}
+
+void
+news_tell_handler(Oid roleid, int64 number)
+{
+	news_register_callbacks();
+	if (num_handlers > MAX_ROLES)
+		return;
+	for (int i = 0; i < num_handlers; i++)
+	{
+		if (handlers[i].roleid != roleid)
+			continue;
+		handlers[i].min_number = Min(handlers[i].min_number, number);
+		return;
+	}
+	if (num_handlers < MAX_ROLES)
+		handlers[num_handlers] = (HandlerNews) {roleid, number};
+	num_handlers++;
 }

@@ -37,4 +37,7 @@ extern void news_tell_ended_some(void);
 /* At commit, tell the dispatcher that pauses, servers or mappings changed. */
 extern void news_tell_control(void);
 
+/* A handler of a role waits, with this number or a higher one. */
+extern void news_tell_handler(Oid roleid, int64 number);
+
 #endif							/* FEISHU_NEWS_H */

@@ -27,7 +27,7 @@
  * whereas a flow that nobody sends is lost.
  *
  * Neither: this is a copy, or the row was lost.  What waits here of another
- * database is cancelled.
+ * database is cancelled, and no handler of another database is called.
  *
  * Rows of feishu_internal.claim that others write, by replication, are left alone.
  *
@@ -48,6 +48,7 @@
 #include "utils/lsyscache.h"
 
 #include "dispatch.h"
+#include "handler/handler.h"
 #include "news.h"
 #include "nls.h"
 #include "origin.h"
@@ -80,7 +81,7 @@ adopt(Datum *values)
 	static SqlStatement adopt_flows = SQL_STATEMENT(
 		"UPDATE feishu_internal.outbox o SET system_identifier = $1 FROM feishu_internal.claim c"
 		" WHERE c.database = $2 AND o.database = $2"
-		" AND o.system_identifier = c.system_identifier AND o.state = 'q'",
+		" AND o.system_identifier = c.system_identifier AND (o.state = 'q' OR " HANDLER_WAITS ")",
 		2, INT8OID, OIDOID);
 	static SqlStatement adopt_claim = SQL_STATEMENT(
 		"WITH old AS (DELETE FROM feishu_internal.claim WHERE database = $2 RETURNING ids)"
@@ -104,6 +105,10 @@ disown(Datum *values)
 		"UPDATE feishu_internal.outbox SET state = 'c', next_at = NULL, finished_at = now(), error = $3"
 		" WHERE state = 'q' AND (database <> $2 OR system_identifier <> $1)",
 		3, INT8OID, OIDOID, TEXTOID);
+	static SqlStatement disown_handlers = SQL_STATEMENT(
+		"UPDATE feishu_internal.outbox SET handler_state = 'f', handler_error = $3"
+		" WHERE " HANDLER_WAITS " AND (database <> $2 OR system_identifier <> $1)",
+		3, INT8OID, OIDOID, TEXTOID);
 	static SqlStatement claim = SQL_STATEMENT(
 		"INSERT INTO feishu_internal.claim (system_identifier, database, major_version, ids)"
 		" VALUES ($1, $2, $3, '{}')",
@@ -111,6 +116,8 @@ disown(Datum *values)
 	Datum		disowned[3] = {values[0], values[1], CStringGetTextDatum(record_not_ours_text())};
 	uint64		num = sql_run(&disown_flows, disowned, NULL, SPI_OK_UPDATE, NULL);
 
+	disowned[2] = CStringGetTextDatum(_("the database was copied while this handler was waiting; the original calls it"));
+	sql_run(&disown_handlers, disowned, NULL, SPI_OK_UPDATE, NULL);
 	sql_run(&claim, values, NULL, SPI_OK_INSERT, NULL);
 	if (num > 0)
 	{

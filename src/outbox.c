@@ -36,6 +36,7 @@
 #include "compat.h"
 #include "flow_id.h"
 #include "guc.h"
+#include "handler/handler.h"
 #include "insert.h"
 #include "launcher.h"
 #include "news.h"
@@ -55,6 +56,7 @@ PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 #define ARG_ORDERING_KEY	9
 #define ARG_MAX_ATTEMPTS	10
 #define ARG_EXPIRES_AT		11
+#define ARG_ON_END			12
 
 /* To ask for random bytes costs more than the bytes: ask for those of some keys. */
 #define KEYS_AT_ONCE		16
@@ -167,6 +169,8 @@ enum
 	COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY,
 	COLUMN_CODE, COLUMN_EXECUTION_ID, COLUMN_FLOW_STATUS, COLUMN_FLOW_CODE,
 	COLUMN_LOG_ID, COLUMN_SQLSTATE, COLUMN_ERROR, COLUMN_REPORT, COLUMN_HINT, COLUMN_RESPONSE,
+	COLUMN_ON_END, COLUMN_END_NUMBER, COLUMN_HANDLER_STATE, COLUMN_HANDLER_ATTEMPTS,
+	COLUMN_HANDLER_NEXT_AT, COLUMN_HANDLER_AT, COLUMN_HANDLER_ERROR,
 	NUM_COLUMNS
 };
 
@@ -177,20 +181,22 @@ static const Oid column_types[NUM_COLUMNS] = {
 	TEXTOID, TEXTOID, TEXTOID, JSONBOID,
 	JSONBOID, TEXTOID, JSONBOID, TEXTOID,
 	INT8OID, TEXTOID, TEXTOID, TEXTOID,
-	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
+	TEXTOID, INT8OID, CHAROID, INT4OID,
+	TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID
 };
 
-#define NUM_INSERTED	20
+#define NUM_INSERTED	21
 
 #define INSERT_STATEMENT(conflict) \
 	SQL_STATEMENT("INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts," \
 				  " server_owner, is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id," \
-				  " operator, params, idempotent_key, loop_masks, ordering_key)" \
-				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)" \
+				  " operator, params, idempotent_key, loop_masks, ordering_key, on_end)" \
+				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)" \
 				  conflict, \
-				  20, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID, \
+				  NUM_INSERTED, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID, \
 				  TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
-				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID)
+				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID)
 
 /*
  * By SQL, where insert_row will not do: a superuser has put a trigger, say, on the
@@ -207,7 +213,7 @@ insert_by_sql(Datum *values, bool *nulls, bool look_at_key)
 		COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_MAX_ATTEMPTS,
 		COLUMN_SERVER_OWNER, COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_CREATED_AT, COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT,
 		COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
-		COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY
+		COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY, COLUMN_ON_END
 	};
 	Datum		arguments[NUM_INSERTED];
 	char		flags[NUM_INSERTED];
@@ -323,9 +329,11 @@ insert_flow(const QueuedFlow *flow)
 	Oid			last_id;
 	Datum		values[NUM_COLUMNS] = {0};
 	bool		nulls[NUM_COLUMNS];
+	char	   *on_end;
 	int64		id;
 
 	check_delivery(flow, now);
+	on_end = flow->on_end != NULL ? handler_resolve(flow->on_end, flow->roleid) : NULL;
 	if (TIMESTAMP_IS_NOBEGIN(expires_at))
 		expires_at = outbox_expires_by_age(Max(run_at, now));
 
@@ -369,6 +377,8 @@ insert_flow(const QueuedFlow *flow)
 		SET(COLUMN_LOOP_MASKS, JsonbPGetDatum(request->loop_masks));
 	if (flow->ordering_key != NULL)
 		SET(COLUMN_ORDERING_KEY, CStringGetTextDatum(flow->ordering_key));
+	if (on_end != NULL)
+		SET(COLUMN_ON_END, CStringGetTextDatum(on_end));
 
 	if (!own_key)
 	{
@@ -402,7 +412,7 @@ outbox_enqueue(const QueuedFlow *flow)
 
 /*
  * enqueue_flow(namespace, flow_id, operator, params, is_async, idempotent_key,
- * loop_masks, server, run_at, ordering_key, max_attempts, expires_at)
+ * loop_masks, server, run_at, ordering_key, max_attempts, expires_at, on_end)
  */
 Datum
 feishu_enqueue_flow(PG_FUNCTION_ARGS)
@@ -428,6 +438,8 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 		flow.max_attempts = 0;	/* refused by check_delivery */
 	flow.expires_at = PG_ARGISNULL(ARG_EXPIRES_AT) ? DT_NOBEGIN :
 		OUTBOX_EXPIRES_AT(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
+	if (!PG_ARGISNULL(ARG_ON_END))
+		flow.on_end = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ON_END));
 
 	PG_RETURN_INT64(insert_flow(&flow));
 }

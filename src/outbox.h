@@ -28,6 +28,7 @@ typedef struct QueuedFlow
 	int			max_attempts;	/* or -1: the setting's at the time */
 	TimestampTz expires_at;		/* DT_NOEND: never; DT_NOBEGIN: by
 								 * feishu_flow.max_age */
+	const char *on_end;			/* name of a handler, as given, or NULL */
 } QueuedFlow;
 
 /* In SQL: a row whose key is the user's and may not be queued again; as the index has it. */

@@ -38,6 +38,7 @@
 
 #include "dispatch.h"
 #include "guc.h"
+#include "handler/handler.h"
 #include "news.h"
 #include "nls.h"
 #include "origin.h"
@@ -391,6 +392,7 @@ find_successors(Dispatch *dispatch)
 	" unanswered = e.unanswered," \
 	" next_at = CASE WHEN e.state = 'q' THEN e.at END," \
 	" finished_at = CASE WHEN e.state <> 'q' THEN e.at END," \
+	" " HANDLER_ON_END_IF("e.state <> 'q'", "o.") "," \
 	" code = e.code, execution_id = e.execution_id, flow_status = e.flow_status," \
 	" flow_code = e.flow_code, log_id = e.log_id, sqlstate = e.sqlstate," \
 	" error = e.error, report = e.report, hint = e.hint, response = e.response" \
@@ -632,7 +634,8 @@ record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *err
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu_internal.outbox SET state = CASE WHEN $4 IS NULL THEN 'f' ELSE 'q' END::\"char\","
-		" next_at = $4, finished_at = CASE WHEN $4 IS NULL THEN now() END,"
+		" next_at = $4, finished_at = CASE WHEN $4 IS NULL THEN clock_timestamp() END,"
+		" " HANDLER_ON_END_IF("$4 IS NULL", "") ","
 		" sqlstate = $2, error = $3, report = NULL, hint = NULL"
 		" WHERE id = $1 AND state = 'q'",
 		4, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID);

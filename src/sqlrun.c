@@ -28,7 +28,10 @@
 #include "nls.h"
 #include "sqlrun.h"
 
-const char *const queue_tables[QUEUE_TABLES] = {"outbox", "claim", "paused_server", "held_lane", LAST_ID_TABLE};
+const char *const queue_tables[QUEUE_TABLES] = {
+	"outbox", "claim", "paused_server", "held_lane", LAST_ID_TABLE,
+	LAST_END_TABLE
+};
 
 /* Throw that the tables are not there. */
 static void

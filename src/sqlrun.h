@@ -18,7 +18,7 @@
 /* Where the queue's tables are; nobody else may look into it. */
 #define QUEUE_SCHEMA		"feishu_internal"
 
-#define SQL_MAX_ARGUMENTS	20
+#define SQL_MAX_ARGUMENTS	21
 
 /* A statement, planned at its first use and kept; to be a static variable. */
 typedef struct SqlStatement
@@ -40,9 +40,10 @@ typedef struct SqlStatement
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}, \
 	 .options = CURSOR_OPT_GENERIC_PLAN}
 
-/* The queue's tables; the last id is not written by SQL (flow_id.c). */
-#define QUEUE_TABLES		5
+/* The queue's tables; these two are not written by SQL (flow_id.c). */
+#define QUEUE_TABLES		6
 #define LAST_ID_TABLE		"last_id"
+#define LAST_END_TABLE		"last_end"
 extern const char *const queue_tables[QUEUE_TABLES];
 
 /* One of them, or InvalidOid. */

@@ -226,6 +226,12 @@ set_expires_at(const char *name, const JsonbValue *value, QueuedFlow *flow)
 	flow->expires_at = OUTBOX_EXPIRES_AT(expires_at);
 }
 
+static void
+set_on_end(const char *name, const JsonbValue *value, QueuedFlow *flow)
+{
+	flow->on_end = option_text(name, value);
+}
+
 /* Those arguments of enqueue_flow that the trigger does not take itself. */
 static const TriggerOption trigger_options[] = {
 	{"is_async", set_is_async},
@@ -236,6 +242,7 @@ static const TriggerOption trigger_options[] = {
 	{"ordering_key", set_ordering_key},
 	{"max_attempts", set_max_attempts},
 	{"expires_at", set_expires_at},
+	{"on_end", set_on_end},
 };
 
 static const TriggerOption *

@@ -165,7 +165,8 @@ static void
 report_timeout(int64 id)
 {
 	const char *table;
-	const char *problem = launcher_problem(&table) != DISPATCH_NO_PROBLEM && table == NULL ?
+	DispatchProblem kind = launcher_problem(&table);
+	const char *problem = kind != DISPATCH_NO_PROBLEM && kind != DISPATCH_NO_HANDLERS && table == NULL ?
 		launcher_problem_text(true) : NULL;
 	const char *hold = read_hold(id, CurrentMemoryContext);
 

@@ -1,4 +1,4 @@
--- Queue it: a trigger, a rollback, a function.
+-- Queue it: a trigger, a rollback, a function, a handler.
 
 \set ON_ERROR_STOP on
 
@@ -73,3 +73,40 @@ BEGIN
     END LOOP;
 END
 $$;
+
+\echo
+\echo '== The end comes back: a handler writes the execution id into the row of the order. It throws at its first call =='
+
+ALTER TABLE orders ADD COLUMN execution_id text;
+CREATE TABLE journal (order_id bigint, what text);
+CREATE SEQUENCE handler_calls;      -- what it counts is not rolled back
+
+CREATE FUNCTION order_approved(flow feishu.flows) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    order_id bigint := (flow.params ->> 'order')::bigint;
+BEGIN
+    INSERT INTO journal VALUES (order_id, flow.state);
+    UPDATE orders SET execution_id = flow.execution_id WHERE id = order_id;
+    IF nextval('handler_calls') = 1 THEN
+        RAISE EXCEPTION 'not yet';
+    END IF;
+END
+$$;
+
+SELECT feishu.enqueue_flow('package_7344545d87__c', 'approveOrder_99c656599f',
+    params => '{"order": 1}', on_end => 'order_approved') AS id \gset
+
+DO $$
+BEGIN
+    FOR i IN 1 .. 600 LOOP
+        EXIT WHEN EXISTS (SELECT FROM feishu.flows WHERE on_end_state = 'succeeded');
+        PERFORM pg_sleep(0.05);
+    END LOOP;
+END
+$$;
+
+SELECT state, on_end, on_end_state, on_end_attempts FROM feishu.flows WHERE id = :id;
+
+SELECT f.execution_id = o.execution_id AS written_back,
+       (SELECT count(*) FROM journal) AS effects, (SELECT last_value FROM handler_calls) AS calls
+FROM orders o, feishu.flows f WHERE o.id = 1 AND f.id = :id;

@@ -57,7 +57,7 @@ foreach my $readme (@readmes)
 # Those of PostgreSQL that the sources name.
 my %of_postgres = slurp_file(`$ENV{PG_CONFIG} --includedir-server` =~ s/\n//r . '/utils/errcodes.h')
   =~ /#define (ERRCODE_\w+) MAKE_SQLSTATE\((.*?)\)/g;
-my %raised = map { $_ => 1 } map { slurp_file($_) =~ /errcode\((ERRCODE_\w+)\)/g } glob "$root/src/*.c";
+my %raised = map { $_ => 1 } map { slurp_file($_) =~ /errcode\((ERRCODE_\w+)\)/g } glob "$root/src/*.c $root/src/*/*.c";
 my @own = map { $of_postgres{$_} =~ s/[', ]//gr } grep { $of_postgres{$_} } sort keys %raised;
 cmp_ok(scalar @own, '>', 15, 'PostgreSQL\'s own SQLSTATEs are found in the sources');
 my @lost_own = grep { $text{"$root/docs/errors.md"} !~ /`$_`/ } @own;

@@ -163,7 +163,8 @@ class Campaign:
                                    "WHERE kind = 'far' AND state = 'q' AND next_at > now() + '5 min'"):
             session.ask(f"INSERT INTO cancelled SELECT {n} WHERE feishu.cancel_flow({flow})")
         while time.monotonic() < begun + DRAIN_TIME:
-            if session.value("SELECT count(*) FROM feishu_internal.outbox WHERE state = 'q'") == "0":
+            if session.value("SELECT count(*) FROM feishu_internal.outbox WHERE state = 'q' "
+                             "OR (end_number IS NOT NULL AND handler_state IS NULL)") == "0":
                 return time.monotonic() - begun
             time.sleep(0.1)
         for row in session.ask("SELECT * FROM feishu.dispatch_status"):

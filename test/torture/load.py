@@ -13,6 +13,7 @@ import time
 import wire
 from journal import PER_WORKER, Transaction
 
+HANDLED = 0.3  # of the flows have a handler
 LANES = 200  # roles that queue a few flows each
 SERVERS = ("feishu", "feishu", "oauth", "limited", "http2", "moves")
 ROLES = ("app1", "app2")
@@ -34,6 +35,15 @@ CREATE TRIGGER batch_flow AFTER INSERT ON batch REFERENCING NEW TABLE AS added F
   '{"server": "oauth"}');
 GRANT SELECT, INSERT ON marker, cancelled, retried, orders, batch TO app1, app2;
 GRANT INSERT ON marker TO PUBLIC;
+CREATE TABLE handled (step bigserial, flow bigint NOT NULL);
+GRANT ALL ON handled, handled_step_seq TO app1, app2;
+-- a handler that fails, and ends its session, at random
+CREATE FUNCTION handle(f feishu.flows) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO public.handled (flow) VALUES (f.id);
+  IF random() < 0.03 THEN RAISE EXCEPTION 'at random'; END IF;
+  IF random() < 0.002 THEN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(1); END IF;
+END $$;
 DO $$ BEGIN FOR i IN 1..{lanes} LOOP EXECUTE format('CREATE ROLE lane%s ROLE app1, app2', i); END LOOP; END $$;
 -- text that no compression makes small
 CREATE FUNCTION noise(size int) RETURNS text LANGUAGE sql AS
@@ -132,6 +142,8 @@ class Worker(threading.Thread):
             arguments["expires_at"] = f"clock_timestamp() + '{seconds + 0.5:.6f} s'"
         elif kind in ("refused", "rejected"):
             flow_id = kind + "Flow"
+        if self.random.random() < HANDLED:
+            arguments["on_end"] = "'public.handle'"
         operator, params = OPERATOR, None
         padding = ", \"padding\": \"" + "x" * self.random.randint(1000, 200000) + "\"" if kind == "large" else ""
         if key:

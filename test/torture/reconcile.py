@@ -7,6 +7,7 @@ A finding is a list of numbers that nobody wants to see; most of them end the ca
   lost            committed, acknowledged or not, and yet: not in the queue, or given up without need, or recorded as
                   sent and never started; or acknowledged and not there at all
   started twice   started more often than retry_flow with a new key allows
+  handled twice   the handler of a flow had its effect more often than the flow ended
   uncommitted     rolled back, and yet on the wire
   wrong record    recorded otherwise than it was: see the methods
   fifo            sent before one of its ordering key that was to go first had ended
@@ -30,10 +31,17 @@ SELECT o.params->>'n', o.id, o.state, o.unanswered, o.attempts, o.server, o.orde
   o.execution_id, o.sqlstate, o.error, pg_get_userbyid(o.roleid)
 FROM feishu_internal.outbox o ORDER BY o.id
 """
+# Flows with a handler: its state, and the effects that it had, in their order.
+HANDLED = """
+SELECT o.params->>'n', o.id, o.roleid, o.state, coalesce(o.handler_state, 'waiting'), o.end_number,
+  array_to_string(array_agg(h.step ORDER BY h.step), ' ')
+FROM feishu_internal.outbox o LEFT JOIN handled h ON h.flow = o.id
+WHERE o.on_end IS NOT NULL AND o.state <> 'q' GROUP BY o.id ORDER BY o.roleid, o.end_number
+"""
 Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lane key execution_id sqlstate error role")
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
-FATAL = ("lost", "started twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts", "held up",
+FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts", "held up",
          "dispatcher deaths", "went wrong by itself")
 NOTES = ("given up after an attempt that was not answered, and had run",
          "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read")
@@ -71,6 +79,7 @@ class Truth:
         self.retried = collections.defaultdict(list)
         for n, new_key in session.ask("SELECT n, new_key FROM retried"):
             self.retried[int(n)].append(new_key == "t")
+        self.handled = session.ask(HANDLED)
         self.calls_ended = {key: (float(at), context) for key, at, context in
                             session.ask("SELECT key, extract(epoch FROM at), context FROM ended")}
         self.calls_ended.update(journal.ended)
@@ -112,7 +121,7 @@ def reconcile(truth):
     """-> {finding: [text]}"""
     found = collections.defaultdict(list)
     for check in (check_committed, check_uncommitted, check_ends, check_cancelled, check_keys, check_calls, check_order,
-                  check_bound, check_ghosts):
+                  check_bound, check_ghosts, check_handlers):
         check(truth, lambda what, text: found[what].append(text))
     return found
 
@@ -133,6 +142,26 @@ def check_committed(truth, report):
             report("lost", f"{n} ({kind}): committed, and not in the queue")
         elif len(flows) > 1 or number not in (None, flows[0].id):
             report("wrong record", f"{n} ({kind}): queued as {number}, and there are {[f.id for f in flows]}")
+
+
+def check_handlers(truth, report):
+    """Each flow that ended has one effect of its handler, in the order of the ends; one that was retried may have one
+    for each of its ends."""
+    last = {}
+    for n, number, role, state, handler, end, steps in truth.handled:
+        retries, steps = len(truth.retried.get(int(n), ())), [int(step) for step in (steps or "").split()]
+        what = f"{n}: handler {handler} of flow {number}, end {end} ({ENDS[state]}), effects {steps}, retried {retries}"
+        if handler == "waiting" or end is None:
+            report("stuck", what)
+        elif handler != "s" or not steps:
+            report("lost", what)
+        elif len(steps) > 1 + retries:
+            report("handled twice", what)
+        # a cancel may commit after later ends were handled
+        if steps and not retries and state in "sf":
+            if last.get(role, (0, ""))[0] > steps[0]:
+                report("fifo", f"{what}, before {last[role][1]}")
+            last[role] = (steps[0], what)
 
 
 def check_uncommitted(truth, report):

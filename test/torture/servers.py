@@ -40,6 +40,7 @@ feishu_flow.retry_base_delay = '20ms'
 feishu_flow.retry_max_delay = '500ms'
 feishu_flow.poll_interval = '2s'
 feishu_flow.max_attempts = 1000
+feishu_flow.handler_attempts = 1000
 feishu_flow.max_in_flight = {in_flight}
 """
 IN_FLIGHT = 24  # fewer than there are lanes

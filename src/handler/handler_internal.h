@@ -1,0 +1,78 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler_internal.h
+ *	  Between the files of handler/.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/handler/handler_internal.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_HANDLER_INTERNAL_H
+#define FEISHU_HANDLER_INTERNAL_H
+
+#include "handler/handler.h"
+
+/* A handler that waits. */
+typedef struct Handler
+{
+	int64		id;				/* of the flow */
+	int64		number;			/* of its end */
+	char	   *function;		/* qualified and quoted */
+	int			attempts;		/* those begun */
+	TimestampTz next_at;		/* 0: at once */
+	bool		is_begun;		/* it is being called, or was by a session that has ended */
+} Handler;
+
+/*
+ * handler_mark.c.  All of these need a transaction, and work as the tables' owner
+ * whoever the current user is.
+ */
+
+/* Read those of a role with higher numbers, in order; returns how many. */
+extern int	mark_read(Oid roleid, int64 above, Handler *handlers, int most);
+
+/* It has been called; false if its flow has gone back to the queue meanwhile. */
+extern bool mark_succeeded(const Handler *handler);
+
+/* It is being called: should that be the end of the session, this counts. */
+extern void mark_begun(Handler *handler);
+
+/* An attempt has failed; soon: it is tried again without much delay. */
+extern void mark_failed(const Handler *handler, const char *error, bool soon);
+
+/* Lock it, unless somebody has; the dispatcher waits for nobody. */
+extern bool mark_lock(const Handler *handler);
+
+/* All of a role are given up. */
+extern void mark_given_up(Oid roleid, const char *error);
+
+/* What became of a call. */
+typedef enum HandlerResult
+{
+	HANDLER_DONE,
+	HANDLER_GONE,				/* there is nothing to call */
+	HANDLER_FAILED
+} HandlerResult;
+
+/* handler_call.c: call it, and mark that, in a subtransaction; the error if it fails. */
+extern HandlerResult handler_call(const Handler *handler, ErrorData **error);
+
+/* handler_call.c: what is remembered of an error. */
+extern char *handler_error_text(ErrorData *error);
+
+/* handler_call.c: from here to there a transaction has handler_timeout; a handler begins anew. */
+extern void handler_time_begin(void);
+extern void handler_time_end(void);
+
+/* handler_state.c: watch what is done in this session. */
+extern void handler_state_watch(void);
+
+/* handler_state.c: has a handler done what others of its transaction would notice? */
+extern bool handler_state_is_touched(void);
+
+/* handler_state.c: outside of a transaction, undo what handlers have left in the session. */
+extern void handler_state_clean(void);
+
+#endif							/* FEISHU_HANDLER_INTERNAL_H */

@@ -1,0 +1,113 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler_state.c
+ *	  What handlers leave in the session of their role.
+ *
+ * Several handlers of a role have one session, and, if they are quick, one transaction.
+ * What one does to settings is undone right after it (handler_call.c).  What else
+ * statements do to a session (temporary tables, PREPARE, cursors, LOAD, ...) is
+ * noticed here, by a hook: then its transaction ends with it, and the session is
+ * cleaned as by DISCARD ALL.  Advisory locks of the session, which functions take, are
+ * released in any case.
+ *
+ * What a library or a procedural language keeps in the process stays, as in a session
+ * of a connection pool.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/handler/handler_state.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/discard.h"
+#include "nodes/parsenodes.h"
+#include "storage/lock.h"
+#include "tcop/utility.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "handler/handler_internal.h"
+
+static ProcessUtility_hook_type prev_process_utility = NULL;
+
+/* Since the session was cleaned. */
+static bool touched = false;
+static bool unclean = false;
+
+
+/* May it leave something in the session? */
+static bool
+leaves_something(const Node *statement)
+{
+	switch (nodeTag(statement))
+	{
+		case T_TransactionStmt:
+		case T_VariableSetStmt:
+		case T_VariableShowStmt:
+		case T_ConstraintsSetStmt:
+		case T_NotifyStmt:
+		case T_CopyStmt:
+		case T_CallStmt:
+		case T_DoStmt:
+		case T_LockStmt:
+		case T_ExplainStmt:
+		case T_FetchStmt:
+		case T_ClosePortalStmt:
+		case T_TruncateStmt:
+			return false;
+		default:
+			return true;
+	}
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *environment, DestReceiver *dest,
+				QueryCompletion *completion)
+{
+	unclean |= leaves_something(pstmt->utilityStmt);
+	/* deferred is what others of the transaction do, too */
+	touched |= unclean || IsA(pstmt->utilityStmt, ConstraintsSetStmt);
+
+	if (prev_process_utility)
+		prev_process_utility(pstmt, query, read_only_tree, context, params,
+							 environment, dest, completion);
+	else
+		standard_ProcessUtility(pstmt, query, read_only_tree, context, params,
+								environment, dest, completion);
+}
+
+void
+handler_state_watch(void)
+{
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}
+
+bool
+handler_state_is_touched(void)
+{
+	return touched;
+}
+
+/* In a transaction of its own, which cursors and temporary tables need. */
+void
+handler_state_clean(void)
+{
+	DiscardStmt all = {.type = T_DiscardStmt, .target = DISCARD_ALL};
+
+	touched = false;
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	if (!unclean)
+		return;
+	unclean = false;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	DiscardCommand(&all, true);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
