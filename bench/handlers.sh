@@ -46,7 +46,7 @@ bench_handlers() {
 }
 
 # Runs SQL as the role whose handlers they are.
-handlers_as() { server_psql "$PORT" -qAt -U handler -c "$1" >/dev/null; }
+handlers_as() { server_psql "$PORT" -qAt -U handler -d postgres -c "$1" >/dev/null; }
 
 handlers_none_wait() {
 	[ "$(sql "SELECT count(*) FROM feishu_internal.outbox WHERE end_number IS NOT NULL AND handler_state IS NULL")" = 0 ]

@@ -30,6 +30,10 @@ typedef struct Handler
  * whoever the current user is.
  */
 
+/* handler_mark.c: have statements planned in between read indexes in order. */
+extern int	mark_plan_begin(void);
+extern void mark_plan_end(int level);
+
 /* Read those of a role with higher numbers, in order; returns how many. */
 extern int	mark_read(Oid roleid, int64 above, Handler *handlers, int most);
 

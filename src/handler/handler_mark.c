@@ -21,6 +21,7 @@
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -36,9 +37,37 @@
 /* One that is tried again soon waits for so much less. */
 #define SOON			50
 
+/*
+ * A handler that waits, by the id of its flow.  Not HANDLER_WAITS, lest the planner
+ * takes the index of those that wait, of which it may think that it has no rows.
+ */
 #define THIS_ROW \
-	" WHERE id OPERATOR(pg_catalog.=) $1 AND end_number OPERATOR(pg_catalog.=) $2 AND handler_state IS NULL"
+	" WHERE id OPERATOR(pg_catalog.=) $1 AND end_number OPERATOR(pg_catalog.=) $2" \
+	" AND COALESCE(handler_state, 'w') OPERATOR(pg_catalog.=) 'w'"
 
+
+/*
+ * From here to mark_plan_end the planner reads an index in order.  Statistics of a
+ * time when nothing waited would have it read and sort all that waits, for the first
+ * few.  An error in between needs no care.
+ */
+int
+mark_plan_begin(void)
+{
+	static const char *const off[] = {"enable_seqscan", "enable_bitmapscan", "enable_sort"};
+	int			level = NewGUCNestLevel();
+
+	for (int i = 0; i < (int) lengthof(off); i++)
+		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
+	return level;
+}
+
+void
+mark_plan_end(int level)
+{
+	AtEOXact_GUC(true, level);
+}
 
 int
 mark_read(Oid roleid, int64 above, Handler *handlers, int most)
@@ -56,10 +85,13 @@ mark_read(Oid roleid, int64 above, Handler *handlers, int most)
 	};
 	MemoryContext context = CurrentMemoryContext;
 	SqlCaller	caller;
+	int			level;
 	int			num;
 
 	sql_begin_as_owner(&caller);
+	level = mark_plan_begin();
 	num = (int) sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	mark_plan_end(level);
 	for (int i = 0; i < num; i++)
 	{
 		bool		is_null;

@@ -164,8 +164,10 @@ roles_read(WaitingRole **roles)
 		3, OIDOID, OIDOID, INT8OID);
 	Datum		values[3] = {ObjectIdGetDatum(last_role), origin_database(), origin_system()};
 	MemoryContext context = CurrentMemoryContext;
+	int			level = mark_plan_begin();
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 
+	mark_plan_end(level);
 	*roles = MemoryContextAlloc(context, Max(num, 1) * sizeof(WaitingRole));
 	for (uint64 i = 0; i < num; i++)
 	{
