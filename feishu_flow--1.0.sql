@@ -486,9 +486,9 @@ COMMENT ON COLUMN feishu.flows.attempts IS 'Requests so far that count';
 COMMENT ON COLUMN feishu.flows.max_attempts IS 'NULL: as the setting says';
 COMMENT ON COLUMN feishu.flows.finished_at IS 'NULL until it has ended';
 COMMENT ON COLUMN feishu.flows.execution_id IS 'Its run on the platform';
-COMMENT ON COLUMN feishu.flows.flow_status IS 'data.status of the last answer';
+COMMENT ON COLUMN feishu.flows.flow_status IS 'data.status of last answer';
 COMMENT ON COLUMN feishu.flows.code IS 'code of the last answer';
-COMMENT ON COLUMN feishu.flows.flow_code IS 'data.code of the last answer';
+COMMENT ON COLUMN feishu.flows.flow_code IS 'data.code of last answer';
 COMMENT ON COLUMN feishu.flows.log_id IS 'For the platform''s support';
 COMMENT ON COLUMN feishu.flows.sqlstate IS 'SQLSTATE of the last attempt';
 COMMENT ON COLUMN feishu.flows.error IS 'What went wrong';
@@ -567,12 +567,12 @@ COMMENT ON COLUMN feishu.dispatch_status.sending IS 'Flows under way';
 COMMENT ON COLUMN feishu.dispatch_status.oldest_queued IS 'When the first was queued';
 COMMENT ON COLUMN feishu.dispatch_status.paused IS 'Paused or held back';
 COMMENT ON COLUMN feishu.dispatch_status.pause_reason IS 'Why nothing is sent';
-COMMENT ON COLUMN feishu.dispatch_status.resume_at IS 'Next attempt; NULL: by hand';
+COMMENT ON COLUMN feishu.dispatch_status.resume_at IS 'Next attempt, if any';
 COMMENT ON COLUMN feishu.dispatch_status.due IS 'Flows whose run_at has come';
-COMMENT ON COLUMN feishu.dispatch_status.oldest_due IS 'Since when the first is due';
+COMMENT ON COLUMN feishu.dispatch_status.oldest_due IS 'When the first fell due';
 COMMENT ON COLUMN feishu.dispatch_status.handlers_waiting IS 'Handlers that wait';
 COMMENT ON COLUMN feishu.dispatch_status.handlers_failed IS 'Handlers given up';
-COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first flow ended';
+COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first ended';
 
 --
 -- The trigger.
