@@ -456,7 +456,7 @@ SELECT o.id,
         WHEN 'f' THEN 'failed'
         ELSE CASE
             WHEN o.end_number IS NULL THEN NULL
-            WHEN o.handler_attempts > COALESCE((o.handler_next_at = '-infinity')::integer, 0) THEN 'retrying'
+            WHEN o.handler_attempts > COALESCE((NOT isfinite(o.handler_next_at))::integer, 0) THEN 'retrying'
             ELSE 'waiting'
         END
     END AS on_end_state,
