@@ -58,9 +58,8 @@ LARGE, TOO_LARGE = ("large", "huge", "number"), "HTTP status 413"  # what the fr
 RATE, WINDOW, BURST = 60, 10, 180  # of the server with a max_rate; requests of so many seconds, above the rate
 TOO_LATE = "cancelled after it was sent"
 EXHAUSTED = "; given up after"  # all attempts ended with their dispatchers, unanswered
-# Seconds that the platform may take to see that a client has gone. Of a stream of HTTP/2 that may wait behind what is
-# large, of other streams.
-GONE, STREAM_GONE = 0.5, 5
+# Seconds that the platform may take to see that a client has gone.
+GONE = 0.5
 GARBLED_REFUSAL = "not the platform's; HTTP status 400"
 
 
@@ -107,14 +106,22 @@ class Truth:
             elif line["kind"] == "execute":
                 n = int(NUMBER.search(line["json"]["params"])[1])
                 self.requests[n].append((line["time"], line["key"]))
-                gone = STREAM_GONE if "x-front" in line["headers"] else GONE
-                self.spans.append((line["time"], max(line["time"], line["done"] - gone) if line["aborted"] else line["done"]))
+                self.spans.append((line["time"], ended_at(line)))
 
     def every(self):
         """All flows that are where one expects them: (n, kind, flow)."""
         for n, (_, kind) in self.markers.items():
             for flow in self.flows.get(n, ()):
                 yield n, kind, flow
+
+
+def ended_at(line):
+    """When a request was over for its client. That a stream of HTTP/2 is reset may wait behind what is large, of others;
+    its timeout is known."""
+    if not line["aborted"]:
+        return line["done"]
+    at_last = line["time"] + servers.TIMEOUT if "x-front" in line["headers"] else line["done"]
+    return max(line["time"], min(line["done"], at_last) - GONE)
 
 
 def reconcile(truth):

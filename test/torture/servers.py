@@ -34,7 +34,7 @@ restart_after_crash = on
 log_line_prefix = '%m [%p] %b %q%u '
 log_timezone = 'UTC'
 timezone = 'UTC'
-feishu_flow.timeout = '2s'
+feishu_flow.timeout = '{timeout}s'
 feishu_flow.connect_timeout = '1s'
 feishu_flow.retry_base_delay = '20ms'
 feishu_flow.retry_max_delay = '500ms'
@@ -44,6 +44,7 @@ feishu_flow.handler_attempts = 1000
 feishu_flow.max_in_flight = {in_flight}
 """
 IN_FLIGHT = 24  # fewer than there are lanes
+TIMEOUT = 2  # seconds
 START_TIME = 180  # seconds a server may take to start, or to be left by its processes
 
 
@@ -125,7 +126,7 @@ class Server:
 
     def initialize(self):
         self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
-        self.configure(CONFIGURATION.format(work=self.work, port=self.port, in_flight=IN_FLIGHT))
+        self.configure(CONFIGURATION.format(work=self.work, port=self.port, timeout=TIMEOUT, in_flight=IN_FLIGHT))
 
     def copy(self, primary):
         """Becomes a standby of another server."""
