@@ -62,4 +62,34 @@ $session->value("UPDATE feishu_internal.outbox SET system_identifier = 1 WHERE i
 is($session->value("SELECT feishu.cancel_flow($id)"), 't', 'a flow of another cluster is cancelled');
 is(look($session, $id, 'on_end_state IS NULL'), 't', '... and its handler is called there, if anywhere');
 
+# ---- what a handler may leave behind ----
+
+sub sql_handler
+{
+	my ($name, $result, $body) = @_;
+	$session->value("CREATE FUNCTION public.$name(f feishu.flows) RETURNS $result LANGUAGE plpgsql AS \$body\$BEGIN $body; END\$body\$");
+	return "public.$name";
+}
+
+$id = enqueue($session, on_end => sql_handler('leave', 'void', "EXECUTE 'EXPLAIN ANALYZE CREATE TEMP TABLE leftover AS SELECT 1'"));
+is(handled($id), 'succeeded|1', 'a handler makes a temporary table by EXPLAIN ANALYZE');
+$id = enqueue($session, on_end => sql_handler('find', 'void', "INSERT INTO public.journal (id, what) VALUES ((f).id, coalesce(to_regclass('pg_temp.leftover')::text, 'nothing'))"));
+handled($id);
+is($session->value("SELECT what FROM public.journal WHERE id = $id"), 'nothing', '... and the next finds nothing of it');
+
+$session->value('CREATE FUNCTION public.many(f feishu.flows) RETURNS SETOF text LANGUAGE sql '
+	  . "AS \$\$SELECT repeat('x', 1000) || g FROM generate_series(1, 300000) g\$\$");
+$id = enqueue($session, on_end => 'public.many');
+is(handled($id), 'succeeded|1', 'a handler returns many rows');
+my $pid = $session->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
+my ($most) = slurp_file("/proc/$pid/status") =~ /VmHWM:\s+(\d+) kB/;
+cmp_ok($most, '<', 200_000, '... and its session does not keep them');
+
+# The statistics of a session that always has work.
+my $busy = sql_handler('busy', 'void', 'INSERT INTO public.journal (id) VALUES ((f).id); PERFORM pg_sleep(0.1)');
+$session->value('SELECT pg_stat_reset()');
+my @ids = map { enqueue($session, on_end => $busy) } 1 .. 60;
+until_true($session, 'what a session does is in the statistics', "SELECT n_tup_ins > 0 FROM pg_stat_all_tables WHERE relid = 'public.journal'::regclass");
+isnt(look($session, $ids[-1], 'on_end_state'), 'succeeded', 'a session that always has work reports what it does');
+
 done_testing;
