@@ -34,10 +34,10 @@ extern int	feishu_guc_max_concurrent_calls;	/* of one execute_flows */
 extern int	feishu_guc_max_connection_age;	/* ms, then it takes no more requests */
 extern int	feishu_guc_max_response_size;	/* kB */
 extern int	feishu_guc_max_request_size;	/* kB, as written */
-extern int	feishu_guc_track_flows;
-extern int	feishu_guc_max_handlers;
-extern int	feishu_guc_handler_timeout;	/* ms */
-extern int	feishu_guc_handler_attempts; /* entries of the statistics */
+extern int	feishu_guc_track_flows; /* entries of the statistics */
+extern int	feishu_guc_max_handlers;	/* sessions of a database */
+extern int	feishu_guc_handler_timeout; /* ms */
+extern int	feishu_guc_handler_attempts;
 extern int	feishu_guc_max_apps;	/* slots of the shared token cache and limiter */
 extern int	feishu_guc_retry_base_delay;	/* ms, after the first failure */
 extern int	feishu_guc_retry_max_delay; /* ms */

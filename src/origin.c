@@ -74,6 +74,35 @@ origin_is_ours(Datum system_identifier, Datum database)
 		DatumGetObjectId(database) == MyDatabaseId;
 }
 
+/* Has it been decided whose the rows of another cluster are? */
+static bool
+is_settled(void)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT FROM feishu_internal.claim WHERE system_identifier OPERATOR(pg_catalog.=) $1"
+		" AND database OPERATOR(pg_catalog.=) $2",
+		2, INT8OID, OIDOID);
+	Datum		values[2] = {origin_system(), origin_database()};
+
+	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
+}
+
+bool
+origin_may_be_ours(Datum system_identifier, Datum database)
+{
+	SqlCaller	caller;
+	bool		settled;
+
+	if (origin_is_ours(system_identifier, database))
+		return true;
+	if (DatumGetObjectId(database) != MyDatabaseId)
+		return false;
+	sql_begin_as_owner(&caller);
+	settled = is_settled();
+	sql_end_as_owner(&caller);
+	return !settled;
+}
+
 /* What waited when the cluster was upgraded is ours now, claims included. */
 static void
 adopt(Datum *values)
@@ -131,9 +160,6 @@ disown(Datum *values)
 void
 origin_settle(void)
 {
-	static SqlStatement is_known = SQL_STATEMENT(
-		"SELECT FROM feishu_internal.claim WHERE system_identifier = $1 AND database = $2",
-		2, INT8OID, OIDOID);
 	static SqlStatement is_upgraded = SQL_STATEMENT(
 		"SELECT FROM feishu_internal.claim WHERE database = $2 AND system_identifier <> $1"
 		" AND (major_version <> $3"
@@ -143,7 +169,7 @@ origin_settle(void)
 		origin_system(), origin_database(), Int32GetDatum(PG_VERSION_NUM / 10000)
 	};
 
-	if (sql_run(&is_known, values, NULL, SPI_OK_SELECT, NULL) > 0)
+	if (is_settled())
 		return;
 	if (sql_run(&is_upgraded, values, NULL, SPI_OK_SELECT, NULL) > 0)
 		adopt(values);

@@ -18,6 +18,9 @@ extern Datum origin_database(void);
 
 extern bool origin_is_ours(Datum system_identifier, Datum database);
 
+/* Likewise, or it may be so soon: nobody has looked yet whether this is an upgrade. */
+extern bool origin_may_be_ours(Datum system_identifier, Datum database);
+
 /* See that feishu_internal.claim has a row of this database; needs a transaction and
  * sql_begin_as_owner. */
 extern void origin_settle(void);

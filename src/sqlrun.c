@@ -65,28 +65,41 @@ sql_find_outbox(Oid *outbox, Oid *last_id)
 }
 
 /*
- * A DROP EXTENSION may be under way: that is waited for, and then they are looked
+ * A DROP EXTENSION may be under way: that is waited for, and then the table is looked
  * for again, as the lock was waited for if anything has changed.
  */
-void
-sql_lock_outbox(Oid *outbox, Oid *last_id)
+Oid
+sql_lock_number(const char *name)
 {
 	uint64		messages;
 	Oid			found = InvalidOid;
 
 	for (;;)
 	{
+		Oid			table;
+
 		messages = SharedInvalidMessageCounter;
-		sql_find_outbox(outbox, last_id);
-		if (*last_id == found)
-			return;
+		table = sql_find_table(name);
+		if (!OidIsValid(table))
+			report_not_installed();
+		if (table == found)
+			return table;
 		if (OidIsValid(found))
 			UnlockRelationOid(found, RowExclusiveLock);
-		found = *last_id;
+		found = table;
 		LockRelationOid(found, RowExclusiveLock);
 		if (messages == SharedInvalidMessageCounter)
-			return;
+			return found;
 	}
+}
+
+void
+sql_lock_outbox(Oid *outbox, Oid *last_id)
+{
+	*last_id = sql_lock_number(LAST_ID_TABLE);
+	*outbox = sql_find_table("outbox");
+	if (!OidIsValid(*outbox))
+		report_not_installed();
 }
 
 void

@@ -56,6 +56,12 @@ extern void sql_find_outbox(Oid *outbox, Oid *last_id);
 extern void sql_lock_outbox(Oid *outbox, Oid *last_id);
 
 /*
+ * Likewise, the table of a number that is to be drawn (flow_id.c); to be called before
+ * the outbox is locked, for DROP EXTENSION locks them in this order.
+ */
+extern Oid	sql_lock_number(const char *name);
+
+/*
  * Throw 25006 unless the transaction may write, as PostgreSQL does it; command is
  * what cannot be executed then.
  */

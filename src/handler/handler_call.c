@@ -32,6 +32,7 @@
 #include "pgstat.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "tcop/dest.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
@@ -99,7 +100,8 @@ handler_time_begin(void)
 void
 handler_time_end(void)
 {
-	disable_timeout(call_timeout, false);
+	if (call_timeout != MAX_TIMEOUTS)
+		disable_timeout(call_timeout, false);
 	if (num_cancels > 0)
 		QueryCancelPending = false;
 }
@@ -162,13 +164,25 @@ read_row(int64 id, Datum *row)
 	return !is_null;
 }
 
+/* Run the plan of a call; what it returns, which may be any number of rows, is not kept. */
+static void
+run(SPIPlanPtr plan, Oid type, Datum row)
+{
+	SPIExecuteOptions options = {0};
+
+	options.params = makeParamList(1);
+	options.params->params[0] = (ParamExternData) {.value = row, .pflags = PARAM_FLAG_CONST, .ptype = type};
+	options.dest = None_Receiver;
+	(void) SPI_execute_plan_extended(plan, &options);
+}
+
 /* Mark and call; false if there is nothing to call.  It may throw. */
 static bool
 call(const Handler *handler)
 {
 	Datum		row;
 	bool		is_seen;
-	SPIPlanPtr	plan;
+	Oid			type;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
@@ -183,9 +197,8 @@ call(const Handler *handler)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("role \"%s\" does not see the flow in the view feishu.flows",
 						GetUserNameFromId(GetUserId(), false))));
-	plan = plan_get(handler->function, SPI_gettypeid(SPI_tuptable->tupdesc, 1));
-	if (SPI_execute_plan(plan, &row, NULL, false, 0) < 0)
-		elog(ERROR, "could not call %s: %s", handler->function, SPI_result_code_string(SPI_result));
+	type = SPI_gettypeid(SPI_tuptable->tupdesc, 1);
+	run(plan_get(handler->function, type), type, row);
 	SPI_finish();
 	return true;
 }

@@ -28,14 +28,15 @@ PG_FUNCTION_INFO_V1(feishu_draw_end);
 /*
  * feishu_internal.draw_end(on_end, roleid, database, system_identifier): strict, so
  * NULL for a flow without a handler; also for one of another database, whose handler
- * is called there.
+ * is called there.  The caller has locked the table of the number, as sql_lock_number
+ * does it.
  */
 Datum
 feishu_draw_end(PG_FUNCTION_ARGS)
 {
 	int64		number;
 
-	if (!origin_is_ours(PG_GETARG_DATUM(3), PG_GETARG_DATUM(2)))
+	if (!origin_may_be_ours(PG_GETARG_DATUM(3), PG_GETARG_DATUM(2)))
 		PG_RETURN_NULL();
 	number = flow_id_draw(sql_find_table(LAST_END_TABLE));
 	news_tell_handler(PG_GETARG_OID(1), number);

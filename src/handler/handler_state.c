@@ -53,7 +53,6 @@ leaves_something(const Node *statement)
 		case T_CallStmt:
 		case T_DoStmt:
 		case T_LockStmt:
-		case T_ExplainStmt:
 		case T_FetchStmt:
 		case T_ClosePortalStmt:
 		case T_TruncateStmt:
@@ -94,7 +93,10 @@ handler_state_is_touched(void)
 	return touched;
 }
 
-/* In a transaction of its own, which cursors and temporary tables need. */
+/*
+ * In a transaction of its own, which cursors and temporary tables need.  It has the time
+ * of a handler, for others of the role may have locked a temporary table.
+ */
 void
 handler_state_clean(void)
 {
@@ -105,9 +107,11 @@ handler_state_clean(void)
 	if (!unclean)
 		return;
 	unclean = false;
+	handler_time_begin();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	DiscardCommand(&all, true);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	handler_time_end();
 }

@@ -362,7 +362,10 @@ feishu_handler_main(Datum main_arg)
 		if (news.min_number != PG_INT64_MAX)
 			session.above = Min(session.above, news.min_number > PG_INT64_MIN ? news.min_number - 1 : PG_INT64_MIN);
 		if (work(&session))
+		{
 			idle_until = steady_after_ms(steady_now(), IDLE_MS);
+			pgstat_report_stat(false);
+		}
 		else if (steady_left_ms(idle_until) == 0)
 			proc_exit(0);
 		else
