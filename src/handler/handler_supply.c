@@ -28,6 +28,7 @@
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "utils/acl.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"

@@ -164,7 +164,8 @@ foreach my $case ([ 'identity', 1 ], [ 'Identity', 1 ], [ 'gzip', 0 ], [ 'gzip, 
 	my ($encoding, $ok) = @$case;
 	answers('200 OK', ["Transfer-Encoding: $encoding"], $success);
 	$ok ? succeeds($session, flow(), "an answer with Transfer-Encoding $encoding is read")
-	  : fails_with($session, flow(), 'LK502', "one with Transfer-Encoding $encoding was not asked for", detail => qr/not asked for/);
+	  # which libcurl from 8 on does not tell from one that is broken
+	  : fails_with($session, flow(), 'LK502', "one with Transfer-Encoding $encoding was not asked for", detail => qr/not asked for|compression is broken/);
 }
 $mock->fault(type => 'raw', text => "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n"
 	. sprintf("%x\r\n%s\r\n0\r\n\r\n", length($success), $success));

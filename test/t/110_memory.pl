@@ -212,7 +212,7 @@ while ($watch->value(q{SELECT count(*) FROM pg_stat_activity WHERE state = 'acti
 }
 is($session->result->{out}, '100000 2000 98000', 'a hundred thousand');
 cmp_ok($most - $kilobytes, '<=', 32 * 1024, '... in bounded memory');
-is(open_files($session->pid), $files, '... and as many descriptors');
+cmp_ok(open_files($session->pid), '<=', $files, '... and no more descriptors');
 
 
 done_testing();
