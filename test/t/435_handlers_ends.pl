@@ -85,6 +85,22 @@ my $pid = $session->value("SELECT pid FROM pg_stat_activity WHERE backend_type =
 my ($most) = slurp_file("/proc/$pid/status") =~ /VmHWM:\s+(\d+) kB/;
 cmp_ok($most, '<', 200_000, '... and its session does not keep them');
 
+# What a trigger sets at the commit.
+$session->value(<<'SQL');
+CREATE ROLE member NOLOGIN;
+CREATE FUNCTION public.set_late() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN SET work_mem = '1MB'; PERFORM set_config('lock_timeout', '7s', false); SET ROLE member; RETURN NULL; END$$;
+CREATE TABLE public.late (id bigint);
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON public.late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.set_late();
+SQL
+my $settings = "concat_ws(',', current_user, current_setting('work_mem'), current_setting('lock_timeout'))";
+$id = enqueue($session, on_end => sql_handler('insert_late', 'void', "INSERT INTO public.late VALUES ((f).id)"));
+is(handled($id), 'succeeded|1', 'a handler has a deferred trigger that changes settings');
+$id = enqueue($session, on_end => sql_handler('settings', 'void', "INSERT INTO public.journal (id, what) VALUES ((f).id, $settings)"));
+is(handled($id), 'succeeded|1', '... and the next is called');
+is($session->value("SELECT what FROM public.journal WHERE id = $id"), 'postgres,4MB,0', '... and finds nothing of it');
+is($session->value('SELECT count(*) FROM public.late'), 1, '... and the row of the first is there');
+
 # The statistics of a session that always has work.
 my $busy = sql_handler('busy', 'void', 'INSERT INTO public.journal (id) VALUES ((f).id); PERFORM pg_sleep(0.1)');
 $session->value('SELECT pg_stat_reset()');
