@@ -43,6 +43,16 @@ $other->value('COMMIT');
 is($session->value("RESET lock_timeout; SELECT feishu.cancel_flow($id)"), 't', '... but afterwards');
 is(handled($id), 'succeeded|1', '... and the handler is called');
 
+# Who has looked at the queue holds a lock that DROP EXTENSION waits for.
+$id = enqueue($session, run_at => $later, on_end => 'public.note');
+$session->value('BEGIN; SELECT count(*) FROM feishu.flows');
+$other->send('BEGIN; DROP EXTENSION feishu_flow CASCADE; ROLLBACK');
+wait_until('it waits', sub { $node->safe_psql('postgres', 'SELECT count(*) FROM pg_locks WHERE NOT granted') ne '0' });
+is($session->ask("SELECT feishu.cancel_flow($id)")->{sqlstate}, '00000', 'a flow with a handler is cancelled while a DROP EXTENSION waits');
+$session->value('COMMIT');
+is($other->result->{sqlstate}, '00000', '... which goes on then');
+is(handled($id), 'succeeded|1', '... and the handler is called, as that was rolled back');
+
 # ---- an upgrade ----
 
 $session->value("ALTER SYSTEM SET feishu_flow.dispatch = off; SELECT pg_reload_conf()");
