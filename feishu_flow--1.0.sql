@@ -162,16 +162,6 @@ INSERT INTO feishu_internal.last_id VALUES (0);
 COMMENT ON TABLE feishu_internal.last_id IS
 'The id of the flow queued last.';
 
--- Nor is this one: the order in which flows with a handler have ended.
-CREATE TABLE feishu_internal.last_end (
-    number bigint NOT NULL
-) USING heap;
-
-INSERT INTO feishu_internal.last_end VALUES (0);
-
-COMMENT ON TABLE feishu_internal.last_end IS
-'The number of the last end of a flow with a handler.';
-
 -- A subscriber with FOR ALL TABLES draws its own.
 CREATE FUNCTION feishu_internal.leave_out_row()
 RETURNS trigger
@@ -186,9 +176,6 @@ COMMENT ON FUNCTION feishu_internal.leave_out_row() IS
 CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_internal.last_id
   FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
 ALTER TABLE feishu_internal.last_id ENABLE REPLICA TRIGGER leave_out_row;
-CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_internal.last_end
-  FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
-ALTER TABLE feishu_internal.last_end ENABLE REPLICA TRIGGER leave_out_row;
 
 -- NULL for a flow without a handler, and for one that was queued in another database.
 CREATE FUNCTION feishu_internal.draw_end(on_end text, roleid oid, database oid, system_identifier bigint)
@@ -298,6 +285,22 @@ CREATE INDEX outbox_handler_idx ON feishu_internal.outbox (roleid, end_number)
     WHERE end_number IS NOT NULL AND handler_state IS NULL;
 CREATE INDEX outbox_handler_failed_idx ON feishu_internal.outbox (server)
     WHERE handler_state = 'f';
+
+-- Nor is this one a sequence: the order in which flows with a handler have ended.  It
+-- is made after the outbox, for who ends a flow locks them in this order, and DROP
+-- EXTENSION locks them in that in which they were made.
+CREATE TABLE feishu_internal.last_end (
+    number bigint NOT NULL
+) USING heap;
+
+INSERT INTO feishu_internal.last_end VALUES (0);
+
+COMMENT ON TABLE feishu_internal.last_end IS
+'The number of the last end of a flow with a handler.';
+
+CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_internal.last_end
+  FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
+ALTER TABLE feishu_internal.last_end ENABLE REPLICA TRIGGER leave_out_row;
 
 -- Flows that are being sent, in one row for each database: its own, and those that
 -- came with a copy or by replication.  A copy of the database must not send what

@@ -238,7 +238,6 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 	};
 
 	sql_check_writable("cancel_flow()");
-	(void) sql_lock_number(LAST_END_TABLE);
 	PG_RETURN_BOOL(change_flow(id, "q", &statement, values, NULL) && is_cancelled(id));
 }
 

@@ -55,10 +55,7 @@ extern void sql_find_outbox(Oid *outbox, Oid *last_id);
 /* The same; that of the last id is locked then, until the end of the transaction. */
 extern void sql_lock_outbox(Oid *outbox, Oid *last_id);
 
-/*
- * Likewise, the table of a number that is to be drawn (flow_id.c); to be called before
- * the outbox is locked, for DROP EXTENSION locks them in this order.
- */
+/* Lock and find the table of a number that is to be drawn (flow_id.c), likewise. */
 extern Oid	sql_lock_number(const char *name);
 
 /*

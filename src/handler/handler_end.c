@@ -28,8 +28,7 @@ PG_FUNCTION_INFO_V1(feishu_draw_end);
 /*
  * feishu_internal.draw_end(on_end, roleid, database, system_identifier): strict, so
  * NULL for a flow without a handler; also for one of another database, whose handler
- * is called there.  The caller has locked the table of the number, as sql_lock_number
- * does it.
+ * is called there.
  */
 Datum
 feishu_draw_end(PG_FUNCTION_ARGS)
@@ -38,7 +37,7 @@ feishu_draw_end(PG_FUNCTION_ARGS)
 
 	if (!origin_may_be_ours(PG_GETARG_DATUM(3), PG_GETARG_DATUM(2)))
 		PG_RETURN_NULL();
-	number = flow_id_draw(sql_find_table(LAST_END_TABLE));
+	number = flow_id_draw(sql_lock_number(LAST_END_TABLE));
 	news_tell_handler(PG_GETARG_OID(1), number);
 	PG_RETURN_INT64(number);
 }

@@ -76,6 +76,9 @@ extern void handler_state_watch(void);
 /* handler_state.c: has a handler done what others of its transaction would notice? */
 extern bool handler_state_is_touched(void);
 
+/* handler_state.c: before the commit of handlers, fire what is deferred to it. */
+extern void handler_state_fire_deferred(void);
+
 /* handler_state.c: outside of a transaction, undo what handlers have left in the session. */
 extern void handler_state_clean(void);
 

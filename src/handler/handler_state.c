@@ -23,9 +23,11 @@
 
 #include "access/xact.h"
 #include "commands/discard.h"
+#include "commands/trigger.h"
 #include "nodes/parsenodes.h"
 #include "storage/lock.h"
 #include "tcop/utility.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -91,6 +93,20 @@ bool
 handler_state_is_touched(void)
 {
 	return touched;
+}
+
+/*
+ * What else would do so at the commit of handlers: their deferred triggers.  What these
+ * do to settings is undone as what handlers do to them.
+ */
+void
+handler_state_fire_deferred(void)
+{
+	ConstraintsSetStmt all_immediate = {.type = T_ConstraintsSetStmt};
+	int			settings = NewGUCNestLevel();
+
+	AfterTriggerSetState(&all_immediate);
+	AtEOXact_GUC(false, settings);
 }
 
 /*

@@ -249,6 +249,7 @@ call_some(Session *session, Handler *handlers)
 			break;
 		above = handlers[i].number;
 	}
+	handler_state_fire_deferred();
 	commit(session);
 	session->above = above;
 	return true;

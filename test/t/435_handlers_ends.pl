@@ -43,6 +43,16 @@ $other->value('COMMIT');
 is($session->value("RESET lock_timeout; SELECT feishu.cancel_flow($id)"), 't', '... but afterwards');
 is(handled($id), 'succeeded|1', '... and the handler is called');
 
+# Who has looked at the queue holds a lock that DROP EXTENSION waits for.
+$id = enqueue($session, run_at => $later, on_end => 'public.note');
+$session->value('BEGIN; SELECT count(*) FROM feishu.flows');
+$other->send('BEGIN; DROP EXTENSION feishu_flow CASCADE; ROLLBACK');
+wait_until('it waits', sub { $node->safe_psql('postgres', 'SELECT count(*) FROM pg_locks WHERE NOT granted') ne '0' });
+is($session->ask("SELECT feishu.cancel_flow($id)")->{sqlstate}, '00000', 'a flow with a handler is cancelled while a DROP EXTENSION waits');
+$session->value('COMMIT');
+is($other->result->{sqlstate}, '00000', '... which goes on then');
+is(handled($id), 'succeeded|1', '... and the handler is called, as that was rolled back');
+
 # ---- an upgrade ----
 
 $session->value("ALTER SYSTEM SET feishu_flow.dispatch = off; SELECT pg_reload_conf()");
@@ -84,6 +94,22 @@ is(handled($id), 'succeeded|1', 'a handler returns many rows');
 my $pid = $session->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
 my ($most) = slurp_file("/proc/$pid/status") =~ /VmHWM:\s+(\d+) kB/;
 cmp_ok($most, '<', 200_000, '... and its session does not keep them');
+
+# What a trigger sets at the commit.
+$session->value(<<'SQL');
+CREATE ROLE member NOLOGIN;
+CREATE FUNCTION public.set_late() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN SET work_mem = '1MB'; PERFORM set_config('lock_timeout', '7s', false); SET ROLE member; RETURN NULL; END$$;
+CREATE TABLE public.late (id bigint);
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON public.late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.set_late();
+SQL
+my $settings = "concat_ws(',', current_user, current_setting('work_mem'), current_setting('lock_timeout'))";
+$id = enqueue($session, on_end => sql_handler('insert_late', 'void', "INSERT INTO public.late VALUES ((f).id)"));
+is(handled($id), 'succeeded|1', 'a handler has a deferred trigger that changes settings');
+$id = enqueue($session, on_end => sql_handler('settings', 'void', "INSERT INTO public.journal (id, what) VALUES ((f).id, $settings)"));
+is(handled($id), 'succeeded|1', '... and the next is called');
+is($session->value("SELECT what FROM public.journal WHERE id = $id"), 'postgres,4MB,0', '... and finds nothing of it');
+is($session->value('SELECT count(*) FROM public.late'), 1, '... and the row of the first is there');
 
 # The statistics of a session that always has work.
 my $busy = sql_handler('busy', 'void', 'INSERT INTO public.journal (id) VALUES ((f).id); PERFORM pg_sleep(0.1)');
