@@ -546,19 +546,30 @@ sub request
 	  . "\r\n\r\n$body";
 	while (length $request)
 	{
-		my $sent = syswrite($socket, $request) // croak "mock: $!";
+		my $sent = syswrite($socket, $request);
+		next if !defined $sent && $!{EINTR};
+		$self->unconnected("mock: $!") if !defined $sent;
 		substr($request, 0, $sent) = '';
 	}
 	my ($answer, $length) = ('', undef);
 	until (defined $length && length $answer >= $length)
 	{
-		sysread($socket, $answer, 1 << 20, length $answer)
-		  or croak "mock: $method $path: no answer";
+		my $got = sysread($socket, $answer, 1 << 20, length $answer);
+		next if !defined $got && $!{EINTR};
+		$self->unconnected("mock: $method $path: no answer") if !$got;
 		$length //= $+[0] + $1
 		  if $answer =~ /\r\nContent-Length: (\d+)\r\n.*?\r\n\r\n/s;
 	}
 	my ($status) = $answer =~ m{^HTTP/1.1 (\d+) };
 	return ($status, $answer =~ s/^.*?\r\n\r\n//sr);
+}
+
+# Dies; no late answer is taken for that of another request.
+sub unconnected
+{
+	my ($self, $why) = @_;
+	delete $self->{socket};
+	croak $why;
 }
 
 sub control
