@@ -58,6 +58,10 @@ extern TokenFetch *token_refresh_start(MemoryContext parent, const FlowServer *s
 /* It has taken too long: nobody tries again for a while. */
 extern void token_refresh_give_up(TokenFetch *fetch);
 
+/* Feishu's names of headers. */
+#define FEISHU_HEADERS \
+	((HttpHeaderNames) {.id = "x-tt-logid", .other_id = "x-request-id", .reset = "x-ogw-ratelimit-reset"})
+
 /* What wire.h needs to know of an HTTP response. */
 static inline HttpAnswer
 http_answer(const HttpResult *result)

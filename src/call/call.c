@@ -115,6 +115,7 @@ call_send(FlowCall *call, const char *token)
 	}
 	request.proxy = call->server->proxy;
 	request.ca_file = call->server->ca_file;
+	request.headers = FEISHU_HEADERS;
 	request.version = call->server->http_version;
 	request.deadline = call->limits.deadline;
 	request.connect_timeout_ms = call->limits.connect_timeout_ms;

@@ -159,7 +159,7 @@ transport_hint(const FlowServer *server, const FlowLimits *limits,
 			return gettext_noop("Check that the server's ca_file option names a PEM file that the database server's operating-system user can read.");
 		case HTTP_TROUBLE_TLS:
 			/* not every libcurl can tell then */
-			if (server->proxy != NULL && pg_strncasecmp(server->proxy, "https:", 6) == 0)
+			if (server->proxy != NULL && http_url_has_scheme(server->proxy, "https"))
 				return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and that its certificate is of an authority in the server's ca_file option, or of the system's without that: behind a proxy that speaks TLS it may not show which of them failed.");
 			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
 		case HTTP_TROUBLE_REFUSED:
@@ -241,9 +241,8 @@ outcome_take_result(FlowOutcome *outcome, const HttpResult *result)
 	if (result->location[0] != '\0')
 		outcome->location = wire_printable(result->location, strlen(result->location),
 											HTTP_HEADER_SIZE);
-	if (result->log_id[0] != '\0')
-		outcome->log_id = wire_printable(result->log_id, strlen(result->log_id),
-										  HTTP_HEADER_SIZE);
+	if (result->id[0] != '\0')
+		outcome->log_id = wire_printable(result->id, strlen(result->id), HTTP_HEADER_SIZE);
 }
 
 void

@@ -33,6 +33,17 @@ typedef enum HttpVersion
 								 * other if the peer offers it */
 } HttpVersion;
 
+/*
+ * Names that a peer has for headers of its answers; NULL: it has none.  Static and in
+ * lower case.
+ */
+typedef struct HttpHeaderNames
+{
+	const char *id;				/* of the answer, by which the peer finds it */
+	const char *other_id;		/* where that is not there */
+	const char *reset;			/* seconds to wait, rather than Retry-After */
+} HttpHeaderNames;
+
 /* One POST (or, with a NULL body, GET).  All strings are UTF-8. */
 typedef struct HttpRequest
 {
@@ -44,6 +55,7 @@ typedef struct HttpRequest
 	size_t		body_len;
 	const char *proxy;			/* NULL: none, whatever the environment says */
 	const char *ca_file;		/* NULL: the system's */
+	HttpHeaderNames headers;	/* of the answer */
 	HttpVersion version;
 	TimestampTz deadline;
 	int			connect_timeout_ms;
@@ -148,9 +160,8 @@ typedef struct HttpResult
 	long		http_status;	/* 0 when there was none */
 	char	   *body;
 	size_t		body_len;
-	double		reset_seconds;	/* x-ogw-ratelimit-reset, else Retry-After;
-								 * -1 when absent */
-	char		log_id[HTTP_HEADER_SIZE];	/* X-Tt-Logid, else X-Request-Id */
+	double		reset_seconds;	/* to wait, see HttpHeaderNames; -1: not said */
+	char		id[HTTP_HEADER_SIZE];	/* of the answer, see HttpHeaderNames */
 	char		location[HTTP_HEADER_SIZE]; /* of a redirect */
 	char		date[HTTP_DATE_SIZE];	/* when the peer says it answered */
 	HttpTrouble trouble;
@@ -245,6 +256,33 @@ extern HttpTransfer *http_loop_next_done(HttpLoop *loop, bool *heavy);
 
 /* A date as in the header Date; false when it is none. */
 extern bool http_read_date(const char *date, TimestampTz *when);
+
+/* Why a text is no URL of scheme, host, and maybe port and path. */
+typedef enum HttpUrlFault
+{
+	HTTP_URL_FINE,
+	HTTP_URL_MEMORY,			/* has run out */
+	HTTP_URL_USER,				/* there is user info */
+	HTTP_URL_QUERY,				/* or a fragment */
+	HTTP_URL_NO_HOST,
+	HTTP_URL_HOST,
+	HTTP_URL_IPV6,
+	HTTP_URL_PORT
+} HttpUrlFault;
+
+/* Where its parts are. */
+typedef struct HttpUrl
+{
+	const char *host;
+	size_t		host_len;
+	const char *path;			/* or the end */
+} HttpUrl;
+
+/* Is it the scheme of a URL? */
+extern bool http_url_has_scheme(const char *url, const char *scheme);
+
+/* What is wrong with a URL that has a scheme? */
+extern HttpUrlFault http_url_check(const char *text, HttpUrl *url);
 
 /* A cause as text for users, or NULL. */
 extern char *http_cause_text(HttpCause of);

@@ -141,7 +141,7 @@ is_at_proxy(const HttpTransfer *transfer)
 	long		tunnel_status = 0;
 
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
-	return proxy != NULL && pg_strncasecmp(proxy, "https:", 6) == 0 && tunnel_status == 0;
+	return proxy != NULL && http_url_has_scheme(proxy, "https") && tunnel_status == 0;
 }
 
 /*

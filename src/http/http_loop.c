@@ -138,12 +138,8 @@ http_loop_get(void)
 	dlist_init(&loop->paused);
 
 	curl_enter(&saved);
-	loop->headers = http_headers_create();
-	if (loop->headers != NULL)
-		loop->pool = http_pool_create(loop);
+	loop->pool = http_pool_create(loop);
 	ok = loop->pool != NULL;
-	if (!ok)
-		curl_slist_free_all(loop->headers);
 	curl_leave(&saved);
 
 	if (!ok)
