@@ -48,6 +48,13 @@
 #define feishu_create_wait_event_set(nevents) CreateWaitEventSet(TopMemoryContext, (nevents))
 #endif
 
+/* ShmemInitHash: 19 has one number of entries. */
+#if PG_VERSION_NUM >= 190000
+#define feishu_shmem_hash(name, nelems, control, flags) ShmemInitHash(name, nelems, control, flags)
+#else
+#define feishu_shmem_hash(name, nelems, control, flags) ShmemInitHash(name, nelems, nelems, control, flags)
+#endif
+
 /*
  * Wait events: 17 lets an extension name its own.  Before, all of them show
  * as "Extension".
