@@ -79,11 +79,7 @@
 #define FEISHU_ROLE_MAY_ACT "MEMBER"
 #endif
 
-/*
- * Call a type's input function without throwing because of what the text
- * says; false when it is no value of the type, and then *error, unless NULL,
- * tells why.  16 has soft errors for this.  See compat.c for 15.
- */
+/* Call a type's input function; false when the text is no value of the type. */
 extern bool feishu_input(PGFunction function, char *text, Datum *result,
 						 ErrorData **error);
 

@@ -21,6 +21,7 @@
 
 #include "base/nls.h"
 
+/* The name of our catalog, which is ready to be looked into.  Does not throw. */
 const char *
 feishu_text_domain(void)
 {

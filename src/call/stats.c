@@ -334,6 +334,15 @@ entry_release(StatsEntry *entry)
 	LWLockRelease(shared->lock);
 }
 
+/*
+ * Count one attempt to start a flow of the current database that has ended
+ * so.  is_retry: another attempt of the same queued flow came before.
+ * duration_us: how long it took, from flow_call_start to its end.
+ *
+ * The names are in the database encoding.  Does not throw, allocate or need a
+ * transaction; takes well below a microsecond.  Does nothing when the library
+ * was not preloaded.
+ */
 void
 stats_count_call(Oid serverid, const char *namespace_name, const char *flow_id,
 				 const FlowOutcome *outcome, bool is_retry, int64 duration_us)
@@ -350,6 +359,10 @@ stats_count_call(Oid serverid, const char *namespace_name, const char *flow_id,
 	entry_release(entry);
 }
 
+/*
+ * Count a queued flow that failed without an attempt.  As stats_count_call, but
+ * nothing is counted for a server that is invalid.
+ */
 void
 stats_count_unsent(Oid serverid, const char *namespace_name, const char *flow_id)
 {

@@ -181,6 +181,10 @@ is_answered(const HttpTransfer *transfer, CURLcode code)
 	return status / 100 == 3 || status >= 405;
 }
 
+/*
+ * Fill in the outcome of a transfer that has ended; its handle,
+ * http_status and request_sent are there still
+ */
 void
 http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 {

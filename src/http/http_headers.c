@@ -36,6 +36,7 @@
 /* A day: what is said to last for longer is not meant so. */
 #define HTTP_MAX_RESET			86400
 
+/* A date as in the header Date; false when it is none. */
 bool
 http_read_date(const char *date, TimestampTz *when)
 {

@@ -224,8 +224,7 @@ extern void http_authorities_look(void);
 extern const char *http_authorities_get(const char *ca_file);
 extern bool http_authorities_set(CURL *easy, const char *authorities);
 
-/* http_body.c, http_transfer.c, http_headers.c: callbacks of every easy handle; userp is the
- * HttpHandle */
+/* Callbacks of every easy handle, which is userp. */
 extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);
 extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp);
 extern void http_transfer_close_after(HttpTransfer *transfer);
@@ -236,8 +235,7 @@ extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip
 extern void http_transfers_note_begun(HttpLoop *loop);
 #endif
 
-/* http_body.c: let paused transfers go on for which there is memory; signals are
- * blocked */
+/* http_body.c: let paused transfers go on for which there is memory; signals are blocked */
 extern void http_bodies_go_on(HttpLoop *loop);
 
 /* http_body.c: when to look for late ones; and is this one? */
@@ -259,8 +257,7 @@ extern void http_body_free(HttpTransfer *transfer);
 /* http_loop.c: start what is to be started; signals are blocked */
 extern void http_loop_run_due(HttpLoop *loop);
 
-/* http_classify.c: fill in the outcome of a transfer that has ended; its handle,
- * http_status and request_sent are there still */
+/* Fill in the outcome of a transfer that has ended. */
 extern void http_transfer_classify(HttpTransfer *transfer, CURLcode code);
 
 /* http_cause.c: why a classified transfer ended so; its handle is there still */

@@ -311,6 +311,13 @@ transfer_free_headers(HttpTransfer *transfer)
 	transfer->headers = NULL;
 }
 
+/*
+ * Begin a transfer.  It belongs to context: resetting or deleting that
+ * context gives the transfer up and frees all it holds, whatever its state.
+ * The request's strings are copied, but for the body.  owner is handed back by
+ * http_loop_next_done.  Throws 53200 when memory runs out; every other
+ * trouble is reported through the result.
+ */
 HttpTransfer *
 http_transfer_start(HttpLoop *loop, MemoryContext context,
 					const HttpRequest *request, void *owner)
@@ -470,6 +477,7 @@ transfer_on_reset(void *arg)
 	}
 }
 
+/* May the peer have received the request, or a part of it? */
 bool
 http_transfer_is_sent(const HttpTransfer *transfer)
 {
@@ -477,6 +485,10 @@ http_transfer_is_sent(const HttpTransfer *transfer)
 		transfer_is_sent(transfer);
 }
 
+/*
+ * Give a transfer up, or free a finished one, before its context goes.  The
+ * result goes with it.  Idempotent; does not throw.
+ */
 void
 http_transfer_free(HttpTransfer *transfer)
 {

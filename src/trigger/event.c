@@ -111,6 +111,11 @@ column_compare(const void *a, const void *b)
 	return memcmp(left->val.string.val, right->val.string.val, left->val.string.len);
 }
 
+/*
+ * Prepare to build the needed part of the events of a table, in the current
+ * memory context.  The plan holds until the definition of the table, or of the root
+ * that it is a partition of, or the name of a schema changes.
+ */
 EventPlan *
 event_plan_create(Relation rel, const EventNeeds *needs)
 {
@@ -176,12 +181,14 @@ event_plan_create(Relation rel, const EventNeeds *needs)
 	return plan;
 }
 
+/* The root that the table is a partition of, or InvalidOid. */
 Oid
 event_plan_root(const EventPlan *plan)
 {
 	return plan->rootid;
 }
 
+/* A statement with transition tables that changed no row. */
 bool
 event_is_empty(const TriggerData *trigdata)
 {
@@ -536,6 +543,12 @@ event_lay_out_checked(EventBuilder *builder, JsonbValue *event, EventPlan *plan,
 	error_context_stack = callback.previous;
 }
 
+/*
+ * The event as jsonb, palloc'ed in the current memory context, where scratch
+ * memory is left too.  What is not needed may be missing.  Throws 54000 when
+ * it is more than jsonb can hold.  Casts to json that users defined may run
+ * inside.
+ */
 Jsonb *
 event_build(EventPlan *plan, const TriggerData *trigdata)
 {
