@@ -37,12 +37,12 @@ sub section
 # ---- the platform's codes ----
 
 my %sqlstate_of;
-my $header = slurp_file("$root/src/codec.h");
+my $header = slurp_file("$root/src/wire/wire.h");
 $sqlstate_of{$1} = "$2$3$4$5$6"
   while $header =~ /#define (ERRCODE_FEISHU_\w+)\s+MAKE_SQLSTATE\('(.)','(.)','(.)','(.)','(.)'\)/g;
 is(scalar keys %sqlstate_of, 10, 'ten SQLSTATEs of class LK');
 
-my $codes = slurp_file("$root/src/codes.c");
+my $codes = slurp_file("$root/src/wire/codes.c");
 my %verdict;
 $verdict{$1} = $2 while $codes =~ /#define (VERDICT_\w+) \\\n\s*\{\w+, (ERRCODE_FEISHU_\w+)/g;
 my %code;
@@ -116,7 +116,7 @@ foreach my $document (@documents)
 	is("@no", '', "$document names no setting that there is not");
 }
 
-my ($options) = slurp_file("$root/src/options.c") =~ /flow_options\[\] =\s*\{(.*?)\n\};/s;
+my ($options) = slurp_file("$root/src/app/options.c") =~ /flow_options\[\] =\s*\{(.*?)\n\};/s;
 my @options = $options =~ /\{\s*"(\w+)"/g;
 cmp_ok(scalar @options, '>', 9, 'options are found in the table');
 foreach my $page (@references)
