@@ -161,6 +161,13 @@ foreach my $document (@documents)
 	is("@broken", '', "links of $document");
 }
 
+# Files of the sources that they name are there.
+foreach my $document (@documents)
+{
+	my @gone = grep { !-e "$root/src/$_" && !-e "$root/$_" } $text{$document} =~ m{`(\w+/\w+\.[ch])`}g;
+	is("@gone", '', "files that $document names");
+}
+
 # The front page is short, and leads to every other page.
 foreach my $page ("$root/README.md", "$root/README.zh-CN.md")
 {
