@@ -38,8 +38,8 @@ cmp_ok(scalar(grep { defined $_->{shown} } @examples), '>', 5, '... some with wh
 # a server that has no address of it.
 sub for_the_mock
 {
-	my ($sql) = @_;
-	return $sql =~ s{http://127\.0\.0\.1:8080}{$url}gr;
+	my ($sql, $address) = (@_, $url);
+	return $sql =~ s{http://127\.0\.0\.1:8080}{$address}gr;
 }
 
 # Digits differ from run to run, and so does the width of columns.
@@ -76,6 +76,20 @@ until_ended($session, "run_at < now() + interval '1 hour'");
 is($session->value("SELECT string_agg(DISTINCT flow_id || ' ' || state || ' ' || coalesce(sqlstate, ''), ', ') FROM feishu.flows WHERE state NOT IN ('succeeded', 'cancelled')"),
 	'refusedFlow failed LK400', 'what they queue is sent, and succeeds but for what is to be refused');
 cmp_ok($mock->started, '>', 20, '... on the platform');
+
+# Who comes from the front page may read any other one next.  Roles are there already.
+my $setting_up = join '', map { $_->{sql} } grep { $_->{page} eq 'README.md' } @examples;
+foreach my $page (grep { $_ ne 'README.md' } @pages)
+{
+	my $sql = join '', map { $_->{sql} } grep { $_->{page} eq $page } @examples;
+	next if $sql eq '';
+	my $own_mock = FeishuFlow::Mock->start(split / /, $apps);
+	$node->safe_psql('postgres', 'CREATE DATABASE one_page');
+	my (undef, undef, $said) = $node->psql('one_page', for_the_mock($setting_up . $sql, $own_mock->url), on_error_stop => 0);
+	is(join("\n", grep { /ERROR|FATAL/ && !/role "\w+" already exists/ } split /\n/, $said), '', "$page works after the front page alone");
+	$node->safe_psql('postgres', 'DROP DATABASE one_page');
+	$own_mock->stop;
+}
 
 # The writer's setting does not choose the server of a trigger that people may copy.
 foreach my $page (qw(README.md README.zh-CN.md docs/triggers.md docs/zh-CN/triggers.md script/demo.d/2_queue.sql))
