@@ -86,33 +86,36 @@ find_fault(const HttpUrl *url, CURLU *parsed, CURLUcode code)
  * Is this a URL of a scheme, which the caller has seen, a host, and maybe a port and a
  * path, written as libcurl understands it?  Whether host and path are what they should
  * be is the caller's to see; *url points into the text.  Does not throw.
+ *
+ * Where libcurl cannot be used it is not: no request is sent by such a process, and one
+ * that sends some checks again.
  */
 HttpUrlFault
 http_url_check(const char *text, HttpUrl *url)
 {
-	CURLU	   *parsed = curl_url();
-	CURLUcode	code = CURLUE_OUT_OF_MEMORY;
+	bool		is_fit = http_library_fault() != HTTP_LIBRARY_TAKEN;
+	CURLU	   *parsed = is_fit ? curl_url() : NULL;
+	CURLUcode	code = is_fit ? CURLUE_OUT_OF_MEMORY : CURLUE_OK;
 	HttpUrlFault fault;
 	char	   *origin;
 
 	url->host = strstr(text, "://") + 3;
 	url->path = url->host + strcspn(url->host, "/?#");
+	url->host_len = strcspn(url->host, url->host[0] == '[' ? "]/?#" : ":/?#");
+	url->host_len += url->host[url->host_len] == ']';
 	origin = strndup(text, url->path - text);
 	if (parsed != NULL && origin != NULL)
-	{
-		url->host_len = strcspn(origin + (url->host - text), url->host[0] == '[' ? "]" : ":");
-		url->host_len += url->host[0] == '[' && url->host + url->host_len < url->path;
 		code = curl_url_set(parsed, CURLUPART_URL, origin,
 							CURLU_NON_SUPPORT_SCHEME | CURLU_DISALLOW_USER);
-	}
 	if (code == CURLUE_OUT_OF_MEMORY)
 		fault = HTTP_URL_MEMORY;
-	else if (code == CURLUE_USER_NOT_ALLOWED)
+	else if (code == CURLUE_USER_NOT_ALLOWED ||
+			 memchr(url->host, '@', url->path - url->host) != NULL)
 		fault = HTTP_URL_USER;
 	else if (strpbrk(text, "?#") != NULL)
 		fault = HTTP_URL_QUERY;
 	else
-		fault = find_fault(url, parsed, code);
+		fault = is_fit ? find_fault(url, parsed, code) : HTTP_URL_FINE;
 	free(origin);
 	curl_url_cleanup(parsed);
 	return fault;
