@@ -1,5 +1,6 @@
 EXTENSION = feishu_flow
-EXTVERSION = 1.0
+# As in the control file, which alone says it.
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'$$/\1/p" $(srcdir)/feishu_flow.control)
 MODULE_big = feishu_flow
 
 OBJS = \
@@ -109,13 +110,13 @@ OBJS = \
 	src/wire/wire_write.o \
 	src/wire/wirejson.o \
 	src/wire/wiretext.o
-DATA = feishu_flow--1.0.sql
+DATA = feishu_flow--$(EXTVERSION).sql
 PG_CONFIG ?= pg_config
 
 # -Wno-unused-parameter: PostgreSQL's own headers have unused parameters, and so have functions of ours whose arguments
 # somebody else's interface says (callbacks, PG_FUNCTION_ARGS).
 PG_CFLAGS = -Wextra -Wno-unused-parameter $(shell curl-config --cflags)
-PG_CPPFLAGS = -I$(srcdir)/src
+PG_CPPFLAGS = -I$(srcdir)/src -DFEISHU_FLOW_VERSION='"$(EXTVERSION)"'
 SHLIB_LINK = $(shell curl-config --libs) -lz
 
 # PostgreSQL was built by gcc and hands gcc's options down.
@@ -144,7 +145,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 # A header is everybody's: no object is older than any of them.
-$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile
+$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile feishu_flow.control
 
 # The archive for PGXN: what is committed, in a folder with the version of META.json.
 DISTDIR = .

@@ -29,7 +29,7 @@
 
 #include "datatype/timestamp.h"
 
-#include "app/options.h"
+#include "app/server.h"
 
 /* Why an app's calls are held back. */
 typedef enum LimiterPause

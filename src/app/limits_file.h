@@ -14,8 +14,8 @@
 #ifndef FEISHU_LIMITS_FILE_H
 #define FEISHU_LIMITS_FILE_H
 
-#include "app/options.h"
 #include "app/rate.h"
+#include "app/server.h"
 
 #define LIMITS_FILE		"pg_stat/feishu_flow_limits"
 

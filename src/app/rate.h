@@ -16,7 +16,7 @@
 
 #include "datatype/timestamp.h"
 
-#include "app/options.h"
+#include "app/server.h"
 
 /* A window is looked at in so many parts, and the one that has just begun. */
 #define RATE_PARTS		20

@@ -16,7 +16,7 @@
 #include "lib/ilist.h"
 #include "utils/palloc.h"
 
-#include "app/options.h"
+#include "app/server.h"
 #include "http/http.h"
 
 #define TOKEN_FAILURE_BODY_SIZE	1024

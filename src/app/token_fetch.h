@@ -12,7 +12,7 @@
 #ifndef FEISHU_TOKEN_FETCH_H
 #define FEISHU_TOKEN_FETCH_H
 
-#include "app/options.h"
+#include "app/server.h"
 #include "app/token.h"
 #include "http/http.h"
 #include "wire/wire.h"

@@ -18,6 +18,7 @@
 #include "storage/lwlock.h"
 
 #include "app/token.h"
+#include "wire/wire.h"
 
 /* Whether the dispatcher of a database is asked to refresh a token. */
 typedef enum TokenAskState

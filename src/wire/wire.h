@@ -35,6 +35,8 @@
 #define ERRCODE_FEISHU_NO_CONNECTION	MAKE_SQLSTATE('L','K','5','0','3')
 #define ERRCODE_FEISHU_TIMEOUT			MAKE_SQLSTATE('L','K','5','0','4')
 
+#define TOKEN_MAX_LENGTH	4096	/* an OAuth token is a JWT */
+
 /*
  * One start of a flow.  Strings are in the database encoding; NULL pointers
  * are members that were not given and are not sent.

@@ -47,8 +47,6 @@
 
 #define MAX_HELPS			10	/* elements of error.helps that are looked at */
 
-#define MAX_TOKEN_SIZE		4096	/* as the token cache's TOKEN_MAX_LENGTH */
-
 /*
  * The platform's tokens live for 2 hours at most.  A longer life than this is
  * taken for nonsense.
@@ -410,7 +408,7 @@ read_token(JsonbContainer *root, const char *key, bool lossy)
 	JsonbValue	value;
 
 	if (!find_member(root, key, &value) || value.type != jbvString ||
-		value.val.string.len == 0 || value.val.string.len > MAX_TOKEN_SIZE)
+		value.val.string.len == 0 || value.val.string.len > TOKEN_MAX_LENGTH)
 		return NULL;
 
 	for (int i = 0; i < value.val.string.len; i++)
