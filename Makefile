@@ -16,12 +16,11 @@ OBJS = \
 	src/api/pause_server.o \
 	src/api/validator.o \
 	src/api/wait_flow.o \
-	src/app/app_share.o \
+	src/app/apps.o \
 	src/app/breaker.o \
 	src/app/gate.o \
 	src/app/limiter.o \
 	src/app/limiter_keep.o \
-	src/app/limiter_slots.o \
 	src/app/limits_file.o \
 	src/app/options.o \
 	src/app/rate.o \

@@ -112,13 +112,6 @@ typedef struct LimiterStatus
 } LimiterStatus;
 
 /*
- * Hooks of the postmaster; without them each process is on its own.  The latter
- * reads what was kept over the restart.
- */
-extern void limiter_request_shmem(void);
-extern void limiter_startup_shmem(void);
-
-/*
  * Ask to make one call of the app now, within server's max_rate and
  * max_concurrency and the app's pauses.  Does not wait.
  *

@@ -93,10 +93,6 @@ typedef struct TokenLease
 	int			room;			/* bytes that token points to; 0: a constant */
 } TokenLease;
 
-/* Hooks of the postmaster; without them each process has a cache of its own. */
-extern void token_request_shmem(void);
-extern void token_startup_shmem(void);
-
 /* A caller's business with the cache begins; a token is kept in that context. */
 extern void token_lease_init(TokenLease *lease, const AppKey *key, Oid payer,
 							 MemoryContext context);
@@ -110,11 +106,7 @@ extern void token_lease_pass_duty(TokenLease *from, TokenLease *to);
 /* Wipe the token. */
 extern void token_lease_wipe(TokenLease *lease);
 
-/*
- * Get a token.  deadline is that of the fetch that the caller would do: after
- * it, somebody else may take the duty over.  Does not wait; call wakeup_look
- * before, to be woken when any fetch ends.
- */
+/* Get a token, or hear what is to be done for one.  Does not wait. */
 extern TokenState token_cache_acquire(TokenLease *lease, TimestampTz deadline,
 									  TokenFailure *failure);
 
