@@ -199,15 +199,12 @@ fetch_finish(TokenFetch *fetch, HttpTransfer *transfer)
 {
 	const HttpResult *result = http_transfer_result(transfer);
 	MemoryContext old_context = MemoryContextSwitchTo(fetch->context);
-	TokenResponse *response = NULL;
+	FlowResponse *response = NULL;
 
 	if (result->outcome == HTTP_ANSWERED)
-	{
-		HttpAnswer	answer = http_answer(result);
-
 		/* nothing of its text is shown */
-		response = wire_read_token_answer(fetch->oauth, &answer, NULL);
-	}
+		response = wire_read_token_answer(fetch->oauth, result->http_status, result->body,
+										  result->body_len, NULL);
 
 	if (response != NULL && response->token != NULL)
 	{
@@ -223,8 +220,7 @@ fetch_finish(TokenFetch *fetch, HttpTransfer *transfer)
 		TokenFailure failure;
 		bool		shared;
 
-		shared = fetch_describe_failure(result, response ? &response->refusal : NULL,
-										&failure);
+		shared = fetch_describe_failure(result, response, &failure);
 		token_cache_fail(&fetch->lease, shared ? &failure : NULL);
 		MemoryContextSwitchTo(old_context);
 		if (fetch->ended != NULL)
@@ -287,11 +283,9 @@ refresh_on_end(TransferListener *listener, HttpTransfer *transfer)
 FlowResponse *
 token_failure_response(const FlowServer *server, const TokenFailure *failure)
 {
-	HttpAnswer	answer = {0};
 	const MaskSecrets secrets = {{server->app_secret, server->fixed_token}};
 
-	answer.http_status = failure->http_status;
-	answer.body = pnstrdup(failure->body, failure->body_len);
-	answer.body_len = failure->body_len;
-	return &wire_read_token_answer(server->protocol == TOKEN_OAUTH, &answer, &secrets)->refusal;
+	return wire_read_token_answer(server->protocol == TOKEN_OAUTH, failure->http_status,
+								  pnstrdup(failure->body, failure->body_len),
+								  failure->body_len, &secrets);
 }

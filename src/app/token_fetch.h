@@ -58,18 +58,6 @@ extern TokenFetch *token_refresh_start(MemoryContext parent, const FlowServer *s
 /* It has taken too long: nobody tries again for a while. */
 extern void token_refresh_give_up(TokenFetch *fetch);
 
-/* What wire.h needs to know of an HTTP response. */
-static inline HttpAnswer
-http_answer(const HttpResult *result)
-{
-	HttpAnswer	answer;
-
-	answer.http_status = result->http_status;
-	answer.body = result->body ? result->body : "";
-	answer.body_len = result->body_len;
-	return answer;
-}
-
 /* The refusal in a failure that carries an answer. */
 extern FlowResponse *token_failure_response(const FlowServer *server,
 											const TokenFailure *failure);

@@ -3,8 +3,7 @@
  * wire.h
  *	  The wire format: FlowRequest to path and body, bytes to FlowResponse.
  *
- * Pure functions of their arguments and the database encoding: no SPI, no
- * shared memory, no libcurl, no settings.  In a database whose encoding is
+ * Pure functions of their arguments and the database encoding.  In a database whose encoding is
  * neither UTF8 nor SQL_ASCII they look up the conversion in the catalogs, so
  * call them in a transaction.  (Reading outside of one would lose all but
  * ASCII there.)  Results are palloc'd in the current context.
@@ -100,27 +99,10 @@ typedef struct FlowResponse
 	Jsonb	   *body;			/* the whole answer; NULL when it cannot be
 								 * used as jsonb of this database */
 	char	   *excerpt;		/* of the raw answer; "" when it was empty */
-} FlowResponse;
-
-/*
- * Token endpoint's answer, read.  A refusal never has a body or an excerpt:
- * the answer's bytes may hold secrets.  Its action is FLOW_STOP_APP, FLOW_WAIT
- * or FLOW_RETRY.  A token is 1 to 4096 bytes of visible ASCII.
- */
-typedef struct TokenResponse
-{
+	/* of an answer to a request for a token alone */
 	char	   *token;			/* NULL when refused */
-	int			expires_in;		/* seconds, 0 when the answer gave no usable one */
-	FlowResponse refusal;		/* filled in when token is NULL */
-} TokenResponse;
-
-/* What is known of an HTTP response besides its body. */
-typedef struct HttpAnswer
-{
-	int			http_status;
-	const char *body;			/* a NUL byte follows; NULL when it has no bytes */
-	size_t		body_len;
-} HttpAnswer;
+	int			expires_in;		/* seconds, 0 when there is no usable number */
+} FlowResponse;
 
 /*
  * Why text cannot be one segment of the path, or NULL when it can: empty,
@@ -179,14 +161,16 @@ extern void wire_write_token_request(bool oauth, const char *app_id,
 									  StringInfo body, const char **content_type);
 
 /*
- * Read an answer.  In its text, but not in its body, secrets (or NULL) are masked
- * before it is cut.  Never throws on account of what the peer sent (out of
- * memory apart): an answer that cannot be used comes back with sqlstate LK502
- * and the action its HTTP status calls for.
+ * Read an answer; a NUL byte follows its body, which is NULL when it has no bytes.
+ * Secrets (or NULL) are masked in all that becomes of it, and in body.  Does not throw on
+ * account of what the peer sent.
  */
-extern FlowResponse *wire_read_answer(const HttpAnswer *answer, const MaskSecrets *secrets);
-extern TokenResponse *wire_read_token_answer(bool oauth, const HttpAnswer *answer,
-											  const MaskSecrets *secrets);
+extern FlowResponse *wire_read_answer(int http_status, char *body, size_t body_len,
+									  const MaskSecrets *secrets);
+
+/* The same of the answer to a request for a token; body stays as it is. */
+extern FlowResponse *wire_read_token_answer(bool oauth, int http_status, const char *body,
+											size_t body_len, const MaskSecrets *secrets);
 
 /* What stands for an answer that there was no memory for. */
 extern FlowResponse *wire_unread_answer(int http_status);

@@ -75,7 +75,7 @@ typedef struct JsonParser
 	const char *p;
 	const char *end;
 	JsonbInState state;
-	WireConversion conversion;
+	Oid			conversion;		/* from UTF-8 */
 	AnswerProblem problem;		/* what was lost */
 	bool		drop_long;		/* numbers that may be beyond numeric are null */
 } JsonParser;
@@ -256,7 +256,7 @@ parser_put_character(JsonParser *parser, pg_wchar c, char *out)
 	{
 		unicode_to_utf8(c, utf8);
 		len = pg_encoding_mblen(PG_UTF8, (char *) utf8);
-		if (wiretext_convert(&parser->conversion, (char *) utf8, len, piece) == len)
+		if (wiretext_convert(parser->conversion, (char *) utf8, len, piece) == len)
 		{
 			len = strlen(piece);
 			memcpy(out, piece, len);
@@ -537,7 +537,7 @@ parse_text(const char *text, size_t len, int64 max_values, WireJson *json)
 	scratch = AllocSetContextCreate(CurrentMemoryContext, "feishu_flow answer",
 									ALLOCSET_DEFAULT_SIZES);
 	old_context = MemoryContextSwitchTo(scratch);
-	wiretext_conversion_init(&parser.conversion);
+	parser.conversion = wiretext_conversion();
 	json->problem = parser_all(&parser) ? parser.problem : ANSWER_NOT_JSON;
 	check_between_steps(len);
 	MemoryContextSwitchTo(old_context);
