@@ -488,18 +488,19 @@ check_answer(const FuzzInput *input)
 	MemoryContext context = CurrentMemoryContext;
 	MemoryContext kept = AllocSetContextCreate(context, "fuzz answer", ALLOCSET_DEFAULT_SIZES);
 	bool		well_status = input->number >= 200 && input->number <= 299;
+	char	   *body = (char *) input->body;	/* nothing is masked in it */
 	FlowResponse *response;
 	FlowResponse *readable;
 	Jsonb	   *reference;
 
 	MemoryContextSwitchTo(kept);
-	response = wire_read_answer(input->number, input->body, input->body_len, NULL);
+	response = wire_read_answer(input->number, body, input->body_len, NULL);
 	CHECK(CurrentMemoryContext == kept);
 	CHECK(MemoryContextMemAllocated(kept, true) <= MEMORY_ANYWAY + MEMORY_PER_BYTE * input->body_len);
 	MemoryContextSwitchTo(context);
 
 	check_response(response);
-	CHECK(same_response(response, wire_read_answer(input->number, input->body, input->body_len, NULL)));
+	CHECK(same_response(response, wire_read_answer(input->number, body, input->body_len, NULL)));
 
 	CHECK(response->sqlstate != 0 || response->body != NULL);
 	if (response->action == FLOW_SUCCEEDED)
