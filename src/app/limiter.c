@@ -183,6 +183,19 @@ place_keep(bool dispatching)
 	return done;
 }
 
+/*
+ * Ask to make one call of the app now, within server's max_rate and
+ * max_concurrency and the app's pauses.  Does not wait.
+ *
+ * With WAIT, *why tells why and *retry_at when to ask again; DT_NOEND: when the
+ * latch was set, as another call has ended.  It is set as well when a pause ends
+ * early, see limiter_pause_ended; both if the process waits by
+ * flow_calls_turn.
+ *
+ * A dispatching caller is held back by everything.  A synchronous one is
+ * not by a breaker nor by refused credentials, and by a used-up quota for a
+ * second only: a person may try a repair.
+ */
 LimiterVerdict
 limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 				TimestampTz *retry_at, LimiterPause *why)
@@ -214,6 +227,10 @@ limiter_is_before(const LimiterPlace *place, const LimiterPlace *other)
 		(int32) (place->turn - other->turn) < 0;
 }
 
+/*
+ * The place was given for a request that was to go out at once, and has not:
+ * for max_rate, another one must be had.
+ */
 bool
 limiter_is_stale(const LimiterPlace *place)
 {
@@ -243,6 +260,10 @@ has_changed(pg_atomic_uint32 *counter, uint32 *seen)
 	return changed;
 }
 
+/*
+ * Has a pause of any app ended early since the process asked last?  Then all
+ * places that wait should ask again, whatever their retry_at.
+ */
 bool
 limiter_pause_ended(void)
 {
@@ -250,6 +271,10 @@ limiter_pause_ended(void)
 	return has_changed(&app_table->ends, &ends_seen);
 }
 
+/*
+ * Has a place of any app been given back since, for which somebody waits?  Then
+ * those who were told to wait for that should ask again.
+ */
 bool
 limiter_place_freed(void)
 {
@@ -309,6 +334,12 @@ place_forget(LimiterPlace *place)
 	memset(place, 0, sizeof(LimiterPlace));
 }
 
+/*
+ * The call has ended: give the place back, if there is one, and report.
+ * reset_seconds: of LIMITER_REPORT_RATE, or -1.  Writes a line to the server
+ * log when that changes the state of the app; reason (untranslated, or NULL)
+ * goes into it.
+ */
 void
 limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport report,
 				double reset_seconds, const char *reason)

@@ -355,6 +355,10 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 	wakeup_broadcast();
 }
 
+/*
+ * End of a fetch: everybody who waits for it fails the same way; with NULL, somebody
+ * else should try.  One who has a token uses it for a while before the next fetch.
+ */
 void
 token_cache_fail(TokenLease *lease, const TokenFailure *failure)
 {
@@ -424,6 +428,10 @@ token_take_refusal(AppToken *token, TimestampTz now)
 	return TOKEN_EVICTED;
 }
 
+/*
+ * The platform refused lease->token: see that nobody uses it again, unless it is to
+ * be kept for a while.
+ */
 TokenRefused
 token_cache_evict(TokenLease *lease)
 {

@@ -29,6 +29,10 @@
 
 #include "app/apps_internal.h"
 
+/*
+ * The caller, told TOKEN_READY_REFRESH by a shared cache, hands its duty on to the
+ * dispatcher of a database, which is to be told (DispatchNews.tokens).
+ */
 void
 token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked)
 {

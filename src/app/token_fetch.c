@@ -101,6 +101,11 @@ fetch_start(MemoryContext context, const FlowServer *server, TokenLease *lease,
 	return fetch;
 }
 
+/*
+ * Fetch a token and end the lease's duty by storing it, failing or giving up;
+ * the latter also when the memory context is reset before the end.  lease is
+ * copied; its own duty passes to the fetch, unless an error is thrown.
+ */
 void
 token_fetch_start(MemoryContext parent, const FlowServer *server,
 				  TokenLease *lease, TimestampTz deadline,
@@ -132,6 +137,12 @@ refresh_forgive(uint32 holdoff)
 			 errhidestmt(true), errhidecontext(true)));
 }
 
+/*
+ * As token_fetch_start, for a token that is good still: nobody waits for the fetch.  It lives in
+ * its memory as long as it needs; ended (or NULL) is to throw nothing, and may be
+ * called twice.  When memory runs out there is none (NULL is returned), or it fails;
+ * that is not thrown, and nobody tries again for a while.
+ */
 TokenFetch *
 token_refresh_start(MemoryContext parent, const FlowServer *server, TokenLease *lease,
 					int connect_timeout_ms, FetchEnded ended, void *arg)

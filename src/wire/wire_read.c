@@ -570,6 +570,11 @@ join_out_params(JsonbContainer *array)
 	return JsonbValueToJsonb(state.result);
 }
 
+/*
+ * data.out_params of a response object as one object; NULL when there are
+ * none.  Throws 22023 when response is not an object, and LK502 when the
+ * member is there and cannot be read.
+ */
 Jsonb *
 wire_out_params(Jsonb *response)
 {

@@ -406,6 +406,11 @@ parser_scalar(JsonParser *parser, JsonbValue *value)
 	}
 }
 
+/*
+ * Push the end of an array or an object, all of which was pushed: as feishu_jsonb_push,
+ * but what memory it has beyond its values is given back.  Most are small, and have room
+ * for 4 values.
+ */
 void
 wirejson_push_end(JsonbInState *state, JsonbIteratorToken token)
 {
@@ -546,6 +551,11 @@ parse_text(const char *text, size_t len, int64 max_values, WireJson *json)
 	MemoryContextDelete(scratch);
 }
 
+/*
+ * Read JSON text of any type in the database encoding, such as a string found
+ * inside other JSON.  Does not throw because of what the text says, though it
+ * may because of its sheer size.
+ */
 void
 wirejson_read_text(const char *text, size_t len, WireJson *json)
 {
@@ -565,6 +575,10 @@ skip_blanks(const char *p, const char *end)
 	return NULL;
 }
 
+/*
+ * Read bytes that claim to be a JSON object in UTF-8, and that a NUL byte follows.
+ * Does not throw, out of memory apart.
+ */
 void
 wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 {

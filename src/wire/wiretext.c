@@ -65,6 +65,10 @@ wiretext_convert(Oid conversion, const char *src, size_t len, char *dst)
 	return done;
 }
 
+/*
+ * Valid UTF-8 as text in the database encoding, palloc'd.  Characters that it
+ * lacks become "?", and then *lossy is set to true.
+ */
 char *
 wiretext_from_utf8(const char *src, size_t len, size_t *result_len, bool *lossy)
 {
@@ -90,6 +94,11 @@ wiretext_from_utf8(const char *src, size_t len, size_t *result_len, bool *lossy)
 	return result;
 }
 
+/*
+ * Text in the database encoding, with "?" for what the client's encoding
+ * cannot represent: an error's text that cannot be sent would replace the error
+ * by another one.  Needs a transaction.
+ */
 char *
 wire_for_client(char *text)
 {
@@ -191,6 +200,14 @@ is_plain(const char *bytes, size_t len, int max)
 	return true;
 }
 
+/*
+ * Text of the peer (claimed to be UTF-8) as text of this
+ * database that is fit for a message: unrepresentable characters and invalid
+ * bytes become "?", control characters (and those that change the direction
+ * of text) blanks, a run of them one, both ends are trimmed of blanks, and it
+ * is cut at max bytes, at a character's boundary, with "..." appended.  Does
+ * not throw.
+ */
 char *
 wire_printable(const char *bytes, size_t len, int max)
 {
@@ -249,6 +266,10 @@ is_iso_8859(int encoding)
 		(encoding >= PG_ISO_8859_5 && encoding <= PG_ISO_8859_8);
 }
 
+/*
+ * Text in the database encoding made fit for a message, as wire_printable
+ * does it.
+ */
 char *
 wiretext_fit(const char *text, int len, int max)
 {

@@ -28,17 +28,11 @@ extern Oid	wiretext_conversion(void);
 /* Convert as much of valid UTF-8 as the encoding can represent, to a NUL-terminated dst. */
 extern size_t wiretext_convert(Oid conversion, const char *src, size_t len, char *dst);
 
-/*
- * Valid UTF-8 as text in the database encoding, palloc'd.  Characters that it
- * lacks become "?", and then *lossy is set to true.
- */
+/* Valid UTF-8 as text in the database encoding, palloc'd. */
 extern char *wiretext_from_utf8(const char *src, size_t len, size_t *result_len,
 								bool *lossy);
 
-/*
- * Text in the database encoding made fit for a message, as wire_printable
- * does it.
- */
+/* Text in the database encoding made fit for a message, as wire_printable does it. */
 extern char *wiretext_fit(const char *text, int len, int max);
 
 /* Text that one of both made, perhaps larger, cut in the same way: itself, or a copy. */
