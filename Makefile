@@ -24,6 +24,7 @@ OBJS = \
 	src/app/limits_file.o \
 	src/app/options.o \
 	src/app/rate.o \
+	src/app/sandbox_response.o \
 	src/app/server.o \
 	src/app/server_catalog.o \
 	src/app/token.o \
@@ -36,6 +37,7 @@ OBJS = \
 	src/base/nls.o \
 	src/base/phrases.o \
 	src/base/role_settings.o \
+	src/base/sandbox_setting.o \
 	src/base/sqlrun.o \
 	src/base/waiters.o \
 	src/base/wakeup.o \
@@ -45,6 +47,7 @@ OBJS = \
 	src/call/call_end.o \
 	src/call/outcome.o \
 	src/call/report.o \
+	src/call/sandbox.o \
 	src/call/stats.o \
 	src/dispatcher/claim.o \
 	src/dispatcher/discover.o \

@@ -17,6 +17,7 @@
 #include "utils/guc.h"
 
 #include "base/guc.h"
+#include "base/sandbox_setting.h"
 
 char	   *feishu_guc_server = NULL;
 int			feishu_guc_timeout = DEFAULT_TIMEOUT_MS;
@@ -57,6 +58,14 @@ guc_define_settings(void)
 							   "feishu",
 							   PGC_USERSET, 0,
 							   NULL, NULL, NULL);
+
+	DefineCustomStringVariable(SANDBOX_SETTING,
+							   "Sets the answer of servers that are sandboxes.",
+							   "It is the body of an answer, or an HTTP status and what follows it. It counts if who set it is a superuser or owns the server.",
+							   &feishu_guc_sandbox_response,
+							   "",
+							   PGC_USERSET, 0,
+							   sandbox_setting_check, sandbox_setting_assign, NULL);
 
 	DefineCustomIntVariable("feishu_flow.timeout",
 							"Sets the maximum time of a flow call, access token included.",
