@@ -99,16 +99,27 @@ my @answers = (
 	[ '400 {"code": 2320001, "msg": "param is invalid"}', 'LK400', 'failed|1|LK400' ],
 	[ '{"code": 0, "data": {"code": "k_wf_ec_200036", "error_msg": "no such flow"}}', 'LK404', 'failed|1|LK404' ],
 	[ '{"code": 0, "data": {"code": "k_wf_ec_2001008"}}', 'LK409', undef ],
-	[ '502 <html>Bad Gateway</html>', 'LK502', 'failed|3|LK502' ],
+	[ '502 <html>Bad Gateway</html>', 'LK500', 'failed|3|LK500' ],
+	[ '200 <html>Good Gateway</html>', 'LK502', 'failed|3|LK502' ],
 	[ '503', 'LK500', 'failed|3|LK500' ],
 	[ '404 page not found', 'LK404', 'failed|1|LK404' ]);
 
+# What the platform itself says is compared.
+is_untouched('by a sandbox');
+create_server($node, 'real', { base_url => $mock->url, operator => '{"_id": 1}' });
+succeeds($owner, call(server => 'real'), 'the platform is there');
 foreach my $case (@answers)
 {
 	my ($value, $sqlstate, $end) = @$case;
+	my ($status, $body) = $value =~ /^(?:(\d{3}) ?)?(.*)$/s;
 	set($owner, $value);
 	my $result = $owner->ask(call());
 	is($result->{sqlstate}, $sqlstate, "a call is answered $value") or diag($result->{err});
+	$mock->rules([ { kind => 'execute' }, { type => 'status', status => ($status // 200) + 0, body => $body } ]);
+	my $real = $owner->ask(call(server => 'real'));
+	is(join("\n", map { $result->{$_} // '' } qw(sqlstate message hint out)), join("\n", map { $real->{$_} // '' } qw(sqlstate message hint out)),
+		'... as by the platform');
+	$mock->well;
 	next if !defined $end;
 	answers('ROLE owner', $value);
 	my $id = run($owner);
@@ -118,6 +129,8 @@ foreach my $case (@answers)
 }
 set($owner, '');
 succeeds($owner, call(), 'an empty setting is none');
+$session->value('DROP SERVER real CASCADE');
+$mock->mark;
 
 # ---- what holds an app ----
 
@@ -186,7 +199,7 @@ is($session->value('SELECT state FROM ends'), 'succeeded', '... as from the plat
 
 # ---- and back ----
 
-is_untouched('by a sandbox');
+is_untouched('by a sandbox whose answers were set');
 $owner->value("CREATE USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
 $owner->value("ALTER SERVER feishu OPTIONS (SET sandbox 'false', DROP ca_file, DROP max_rate, DROP max_concurrency, DROP proxy)");
 set($owner, $bad);
