@@ -1,0 +1,66 @@
+
+# pg_cron beside the queue: a job queues its flow once, however often it runs, and calls one.  Skipped without pg_cron.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use FeishuFlow;
+use FeishuQueue;
+use Test::More;
+
+chomp(my $share = `$ENV{PG_CONFIG} --sharedir`);
+plan skip_all => 'no pg_cron' if !-e "$share/extension/pg_cron.control";
+
+my $mock = FeishuFlow::Mock->start;
+my $node = queue_cluster('main', conf => "cron.database_name = 'postgres'\n");
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'pg_cron, feishu_flow'\ncron.host = '" . $node->host . "'");
+$node->restart;
+create_server($node, 'feishu', { base_url => $mock->url, operator => '{"_id": 1}' });
+$node->safe_psql('postgres', <<'SQL');
+CREATE EXTENSION pg_cron;
+CREATE TABLE done (at timestamptz DEFAULT now());
+CREATE PROCEDURE call_after_commit() LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO done DEFAULT VALUES;
+    COMMIT;
+    PERFORM feishu.execute_flow('app', 'calledAfterCommit');
+END
+$$;
+SQL
+
+# A job of each kind; @reboot jobs run when pg_cron starts.
+my %jobs = (
+	nightly => q{SELECT feishu.enqueue_flow('app', 'nightly', idempotent_key => 'nightly-' || current_date)},
+	again => q{SELECT feishu.enqueue_flow('app', 'nightly', idempotent_key => 'nightly-' || current_date)},
+	call => q{SELECT feishu.execute_flow('app', 'called')},
+	refused => q{SELECT feishu.execute_flow('app', 'refusedFlow')},
+	procedure => q{CALL call_after_commit()},
+	two => q{CALL call_after_commit(); SELECT 1},
+	rolled_back => q{SELECT feishu.enqueue_flow('app', 'rolledBack'); SELECT 1/0});
+$node->safe_psql('postgres', join('', map { 'SELECT cron.schedule(' . quote($_) . ", '\@reboot', " . quote($jobs{$_}) . ');' } sort keys %jobs));
+
+foreach my $workers ('off', 'on')
+{
+	my $how = $workers eq 'on' ? 'in background workers' : 'over connections';
+	$node->append_conf('postgresql.conf', "cron.use_background_workers = $workers");
+	$node->safe_psql('postgres', 'DELETE FROM cron.job_run_details; SELECT feishu.purge_flows(now())');
+	$mock->reset;
+	$node->restart;
+	my $session = FeishuFlow::Session->new($node);
+	until_true($session, 'all jobs have run', "SELECT count(*) = 7 FROM cron.job_run_details WHERE status IN ('succeeded', 'failed')");
+	is($session->value("SELECT string_agg(jobname, ' ' ORDER BY jobname) FROM cron.job_run_details JOIN cron.job USING (jobid) WHERE status = 'succeeded'"),
+		'again call nightly procedure', "$how: jobs of one command end well");
+	like($session->value("SELECT return_message FROM cron.job_run_details JOIN cron.job USING (jobid) WHERE jobname = 'refused'"),
+		qr/refused/, '... and pg_cron keeps what went wrong');
+	until_ended($session);
+	is($mock->count(kind => 'execute', flow_id => 'nightly'), 1, '... a key queues the night\'s flow once, whichever job comes first');
+	is($mock->count(kind => 'execute', flow_id => 'called'), 1, '... a call of a job');
+	is($mock->count(kind => 'execute', flow_id => 'calledAfterCommit'), 1, '... that of a procedure that commits, but not beside another command');
+	is($mock->count(kind => 'execute', flow_id => 'rolledBack'), 0, '... what a job of two commands queued is rolled back with its error');
+	$session->quit;
+}
+
+done_testing();
