@@ -180,13 +180,13 @@ public class Jdbc {
 		try (PreparedStatement s = c.prepareStatement("SELECT feishu.enqueue_flow(?, ?, params => ?::jsonb)")) {
 			for (int i = 0; i < 3; i++) {
 				s.setString(1, NS);
-				s.setString(2, "batched");
+				s.setString(2, "jdbcBatch");
 				s.setString(3, "{\"n\": " + i + "}");
 				s.addBatch();
 			}
 			s.executeBatch();
 		}
-		equal(value(c, "SELECT count(*) FROM feishu.flows WHERE flow_id = 'batched'"), 3L, "a batch queues, but does not tell the ids");
+		equal(value(c, "SELECT count(*) FROM feishu.flows WHERE flow_id = 'jdbcBatch'"), 3L, "a batch queues, but does not tell the ids");
 		try (PreparedStatement s = c.prepareStatement(
 				"SELECT count(feishu.enqueue_flow(?, ?, params => p)) FROM unnest(?::jsonb[]) AS p")) {
 			s.setString(1, NS);

@@ -1,5 +1,6 @@
 """SQLAlchemy's ORM."""
 
+import datetime
 import importlib.util
 import os
 
@@ -45,7 +46,7 @@ with Session(engine) as session, session.begin():
     equal(session.get(Order, order.id, populate_existing=True).item, "desk", "the ORM has the order's id, not that of the trigger's flow")
 
 with Session(engine) as session:
-    answer = session.scalar(select(func.feishu.wait_flow(flow, f"{PATIENCE} s")))
+    answer = session.scalar(select(func.feishu.wait_flow(flow, datetime.timedelta(seconds=PATIENCE))))
     equal(answer["code"] if isinstance(answer, dict) else answer, 0, "what func returns is a dict")
 
 with Session(engine) as session:
