@@ -1,6 +1,6 @@
 
 # An extension that is installed outside of PostgreSQL's own folders, which extension_control_path makes possible from
-# PostgreSQL 18 on: all of it works, and it speaks Chinese.
+# PostgreSQL 18 on: all of it works, and it finds its translations.
 
 use strict;
 use warnings;
@@ -25,11 +25,18 @@ sub config { my ($what) = @_; chomp(my $path = `$ENV{PG_CONFIG} --$what`); retur
 # Two layouts: that of "make install DESTDIR=", and share/ and lib/ side by side, as images of extensions have them.
 my $there = "$dir/root";
 run_command([ 'make', '-s', '-C', $root, "PG_CONFIG=$ENV{PG_CONFIG}", "DESTDIR=$there", 'install' ]);
+
+# The catalog from there has words of its own: another one is among PostgreSQL's.
+append_to_file("$dir/zh_CN.po", slurp_file("$root/po/zh_CN.po") =~ s/不能为空/不能什么都没有/gr);
+my $locales = $there . config('localedir');
+my ($catalog) = glob "$locales/zh_CN/LC_MESSAGES/feishu_flow*.mo";
+run_command([ 'msgfmt', '-o', $catalog, "$dir/zh_CN.po" ]) if defined $catalog;
+
 my $flat = "$dir/flat";
 mkdir $_ foreach $flat, "$flat/share", "$flat/lib";
 run_command([ 'cp', '-r', $there . config('sharedir') . '/extension', "$flat/share/extension" ]);
 run_command([ 'cp', $there . config('pkglibdir') . '/feishu_flow.so', "$flat/lib" ]);
-run_command([ 'cp', '-r', $there . config('localedir'), "$flat/share/locale" ]) if -d $there . config('localedir');
+run_command([ 'cp', '-r', $locales, "$flat/share/locale" ]) if defined $catalog;
 run_command([ 'localedef', '-i', 'zh_CN', '-f', 'UTF-8', "$dir/zh_CN.UTF-8" ]);
 $ENV{LOCPATH} = $dir if -d "$dir/zh_CN.UTF-8";
 
@@ -54,9 +61,9 @@ CONF
 	unlike(slurp_file("/proc/$pid/maps"), qr{(?<!\Q$lib\E)/feishu_flow\.so}, '... alone');
 	SKIP:
 	{
-		skip 'no locale zh_CN can be made here', 1 if !$ENV{LOCPATH};
+		skip 'no locale zh_CN can be made here', 1 if !$ENV{LOCPATH} || !defined $catalog;
 		$session->value("SET lc_messages = 'zh_CN.UTF-8'");
-		fails_with($session, flow(flow_id => ''), '22023', '... speaks Chinese', message => qr/不能为空/);
+		fails_with($session, flow(flow_id => ''), '22023', '... speaks Chinese, with the catalog from there', message => qr/不能什么都没有/);
 	}
 	$session->quit;
 	$node->stop;
