@@ -50,6 +50,14 @@ try {
 $answer = json_decode(value($pdo, 'SELECT feishu.execute_flow(?, ?, params => ?)', [NS, 'flow', json_encode((object) [])]), true);
 equal($answer['code'], 0, '... and an empty object is none');
 
+/* execute() makes an empty string of false. */
+try {
+	value($pdo, 'SELECT feishu.execute_flow(?, ?, is_async => ?)', [NS, 'flow', false]);
+	ok(false, 'false in the array of execute() is an error');
+} catch (PDOException $e) {
+	equal($e->getCode(), '22P02', 'false in the array of execute() is an error');
+}
+
 /* Numbers beyond 2^53 are integers of PHP; longer ones need a flag. */
 $sql = 'SELECT feishu.out_params(feishu.execute_flow(?, ?, params => ?, idempotent_key => ?, is_async => ?))';
 $statement = $pdo->prepare($sql);

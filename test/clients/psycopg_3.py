@@ -56,7 +56,12 @@ except psycopg.Error as error:
     equal(error.sqlstate, "LK403", "the SQLSTATE")
     ok("code 99991672" in error.diag.message_detail, "DETAIL")
     ok("https://" in error.diag.message_hint, "HINT")
-    ok(not isinstance(error, psycopg.OperationalError), "it is no error of the connection")
+    equal(type(error), psycopg.DatabaseError, "it is no error of the connection")
+try:
+    conn.execute("SELECT feishu.execute_flow(%s, %s, params => %s)", [NAMESPACE, "flow", {"a": 1}])
+    ok(False, "a plain dict is no parameter")
+except psycopg.ProgrammingError:
+    ok(True, "a plain dict is no parameter")
 equal(conn.broken, False, "the connection lives")
 equal(conn.execute("SELECT 1").fetchone()[0], 1, "... and works")
 

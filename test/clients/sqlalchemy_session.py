@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.util
-import os
 
 import sqlalchemy
 from sqlalchemy import Column, BigInteger, FetchedValue, Identity, Text, bindparam, create_engine, func, select, text
@@ -31,7 +30,7 @@ def enqueue_flow(session, flow_id, params, **arguments):
     names = "".join(f", {name} => :{name}" for name in arguments)
     return session.execute(
         text(f"SELECT feishu.enqueue_flow(:namespace, :flow_id, params => :params{names})").bindparams(
-            bindparam("params", type_=JSONB(none_as_null=True))
+            bindparam("params", type_=JSONB)
         ),
         {"namespace": NAMESPACE, "flow_id": flow_id, "params": params, **arguments},
     ).scalar_one()
@@ -47,7 +46,8 @@ with Session(engine) as session, session.begin():
 
 with Session(engine) as session:
     answer = session.scalar(select(func.feishu.wait_flow(flow, datetime.timedelta(seconds=PATIENCE))))
-    equal(answer["code"] if isinstance(answer, dict) else answer, 0, "what func returns is a dict")
+    equal(answer["code"], 0, "a flow that was queued with its order is sent, and what func returns is a dict")
+    equal(session.scalar(select(func.feishu.out_params(bindparam("none", None, type_=JSONB)))), None, "None is JSON's null, which stands for none, too")
 
 with Session(engine) as session:
     enqueue_flow(session, "rolledBack", {"order": 1})

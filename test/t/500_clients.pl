@@ -11,6 +11,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
+use FeishuPages;
 use FeishuQueue;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -59,15 +60,9 @@ my @wanted = split ' ', $ENV{CLIENTS} // 'psycopg_3 sqlalchemy_session php_pdo';
 
 # ---- what the page shows ----
 
-sub lines { my ($text) = @_; return grep { length } map { s/^\s+|\s+$//gr } split /\n/, $text; }
-
-my $all = join("\n", '', (map { lines(slurp_file($_)) } glob("$programs/*.* $programs/*/*.*"), __FILE__), '');
-foreach my $page (grep { -e } "$root/docs/applications.md", "$root/docs/zh-CN/applications.md")
+foreach my $page ("$root/docs/applications.md", "$root/docs/zh-CN/applications.md")
 {
-	my @blocks = slurp_file($page) =~ /^```\w+\n(.*?)^```$/msg;
-	cmp_ok(scalar @blocks, '>', 8, "$page has examples");
-	my @untested = grep { index($all, join("\n", '', lines($_), '')) < 0 } @blocks;
-	is(join("\n", @untested), '', '... each of which is part of a program that is run here');
+	examples_are_tested($page, 10, glob("$programs/*.* $programs/*/*.*"));
 }
 
 # ---- the server ----

@@ -21,26 +21,28 @@ $node->restart;
 create_server($node, 'feishu', { base_url => $mock->url, operator => '{"_id": 1}' });
 $node->safe_psql('postgres', <<'SQL');
 CREATE EXTENSION pg_cron;
-CREATE TABLE done (at timestamptz DEFAULT now());
 CREATE PROCEDURE call_after_commit() LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO done DEFAULT VALUES;
     COMMIT;
     PERFORM feishu.execute_flow('app', 'calledAfterCommit');
 END
 $$;
 SQL
 
-# A job of each kind; @reboot jobs run when pg_cron starts.
-my %jobs = (
-	nightly => q{SELECT feishu.enqueue_flow('app', 'nightly', idempotent_key => 'nightly-' || current_date)},
-	again => q{SELECT feishu.enqueue_flow('app', 'nightly', idempotent_key => 'nightly-' || current_date)},
-	call => q{SELECT feishu.execute_flow('app', 'called')},
-	refused => q{SELECT feishu.execute_flow('app', 'refusedFlow')},
-	procedure => q{CALL call_after_commit()},
-	two => q{CALL call_after_commit(); SELECT 1},
-	rolled_back => q{SELECT feishu.enqueue_flow('app', 'rolledBack'); SELECT 1/0});
-$node->safe_psql('postgres', join('', map { 'SELECT cron.schedule(' . quote($_) . ", '\@reboot', " . quote($jobs{$_}) . ');' } sort keys %jobs));
+# A job of each kind, that of docs/neighbours.md twice.
+$node->safe_psql('postgres', <<'SQL');
+SELECT cron.schedule('nightly-report', '15 2 * * *', $$
+    SELECT feishu.enqueue_flow('package_7344545d87__c', 'nightlyReport',
+        idempotent_key => 'nightly-report-' || current_date)
+$$);
+SELECT cron.schedule('again', '15 2 * * *', command) FROM cron.job;
+SELECT cron.schedule('call', '15 2 * * *', $$SELECT feishu.execute_flow('app', 'called')$$);
+SELECT cron.schedule('refused', '15 2 * * *', $$SELECT feishu.execute_flow('app', 'refusedFlow')$$);
+SELECT cron.schedule('procedure', '15 2 * * *', $$CALL call_after_commit()$$);
+SELECT cron.schedule('two', '15 2 * * *', $$CALL call_after_commit(); SELECT 1$$);
+SELECT cron.schedule('rolled-back', '15 2 * * *', $$SELECT feishu.enqueue_flow('app', 'rolledBack'); SELECT 1/0$$);
+UPDATE cron.job SET schedule = '@reboot'; -- when pg_cron starts
+SQL
 
 foreach my $workers ('off', 'on')
 {
@@ -52,11 +54,11 @@ foreach my $workers ('off', 'on')
 	my $session = FeishuFlow::Session->new($node);
 	until_true($session, 'all jobs have run', "SELECT count(*) = 7 FROM cron.job_run_details WHERE status IN ('succeeded', 'failed')");
 	is($session->value("SELECT string_agg(jobname, ' ' ORDER BY jobname) FROM cron.job_run_details JOIN cron.job USING (jobid) WHERE status = 'succeeded'"),
-		'again call nightly procedure', "$how: jobs of one command end well");
+		'again call nightly-report procedure', "$how: jobs of one command end well");
 	like($session->value("SELECT return_message FROM cron.job_run_details JOIN cron.job USING (jobid) WHERE jobname = 'refused'"),
 		qr/refused/, '... and pg_cron keeps what went wrong');
 	until_ended($session);
-	is($mock->count(kind => 'execute', flow_id => 'nightly'), 1, '... a key queues the night\'s flow once, whichever job comes first');
+	is($mock->count(kind => 'execute', flow_id => 'nightlyReport'), 1, '... a key queues the night\'s flow once, whichever job comes first');
 	is($mock->count(kind => 'execute', flow_id => 'called'), 1, '... a call of a job');
 	is($mock->count(kind => 'execute', flow_id => 'calledAfterCommit'), 1, '... that of a procedure that commits, but not beside another command');
 	is($mock->count(kind => 'execute', flow_id => 'rolledBack'), 0, '... what a job of two commands queued is rolled back with its error');

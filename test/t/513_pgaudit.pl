@@ -26,6 +26,14 @@ my $audit = sub { return join('', slurp_file($node->logfile) =~ /^(.*AUDIT: .*\n
 like($audit->(), qr/CREATE USER MAPPING.*mock-secret/, 'the audit has the text of CREATE USER MAPPING, secret included');
 
 my $before = length $audit->();
+$session->value(<<'SQL');
+BEGIN;
+SET LOCAL pgaudit.log = 'none';
+SET LOCAL log_statement = 'none';
+ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_secret 'mock-secret');
+COMMIT;
+SQL
+unlike(slurp_file($node->logfile) =~ s/^.*CREATE USER MAPPING.*$//mgr, qr/mock-secret/, '... but not that of ALTER USER MAPPING without an audit');
 succeeds($session, flow(params => '{"text": "in the call"}'), 'a call');
 my $id = enqueue($session, params => '{"text": "in the queue"}');
 until_state($session, $id, 'succeeded');
@@ -34,6 +42,7 @@ succeeds($session, 'SELECT * FROM feishu.check_server()', 'check_server');
 my $seen = substr($audit->(), $before);
 like($seen, qr/AUDIT: SESSION.*feishu\.execute_flow/, 'the audit has the calls');
 like($seen, qr/feishu_internal\.outbox/, '... and the queue\'s own statements');
+like($seen, qr/in the queue/, '... with params, for pgaudit.log_parameter is on');
 unlike($seen, qr/mock-secret/, '... but no secret');
 my $token = $mock->token;
 unlike($seen, qr/\Q$token\E/, '... and no token');
