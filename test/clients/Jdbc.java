@@ -133,6 +133,14 @@ public class Jdbc {
 		equal(((Timestamp) value(c, "SELECT run_at FROM feishu.flows WHERE id = ?", later)).toInstant(), runAt.toInstant(), "a time is a time");
 		equal(value(c, "SELECT feishu.cancel_flow(?)", later), true, "an id is a long");
 
+		try (CallableStatement s = c.prepareCall("{? = call feishu.enqueue_flow(?, ?)}")) {
+			s.registerOutParameter(1, Types.BIGINT);
+			s.setString(2, NS);
+			s.setString(3, "callable");
+			s.execute();
+			ok(s.getLong(1) > later, "a CallableStatement");
+		}
+
 		/* What went wrong. */
 		int pid = ((PGConnection) c).getBackendPID();
 		try {

@@ -47,6 +47,14 @@ flow = conn.execute("SELECT feishu.enqueue_flow(%s, %s, run_at => %s)", [NAMESPA
 equal(conn.execute("SELECT run_at FROM feishu.flows WHERE id = %s", [flow]).fetchone()[0], run_at, "a time keeps its microseconds")
 equal(conn.execute("SELECT feishu.cancel_flow(%s)", [flow]).fetchone()[0], True, "the id of a flow is an int")
 
+with conn.cursor(binary=True) as cursor:
+    cursor.execute("SELECT feishu.out_params(feishu.execute_flow(%b, %b, params => %b))", [NAMESPACE, "echoParams", Jsonb({"total": big})])
+    equal(cursor.fetchone()[0], {"total": big}, "all in binary")
+many = conn.execute(
+    "SELECT n, (r).response, (r).sqlstate, (r).hint FROM (SELECT n, feishu.execute_flows(%s, %s, params => jsonb_build_object('n', n)) OVER () AS r"
+    " FROM generate_series(1, 3) AS n) AS s", [NAMESPACE, "flow"]).fetchall()
+equal([(n, answer["code"], sqlstate, hint) for n, answer, sqlstate, hint in many], [(n, 0, None, None) for n in (1, 2, 3)], "many calls at once")
+
 # What went wrong.
 try:
     conn.execute("SELECT feishu.execute_flow(%s, %s)", [NAMESPACE, "noScope"])

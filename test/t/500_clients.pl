@@ -53,6 +53,7 @@ my %clients = (
 		run => [ 'java', '-Dfile.encoding=UTF-8', '-Dstdout.encoding=UTF-8', '-cp', $jar, "$programs/Jdbc.java" ]
 	},
 	go_pgx => go_program('go_pgx', 'github.com/jackc/pgx/v4/pgxpool'),
+	go_pgx5 => go_program('go_pgx5', 'github.com/jackc/pgx/v5/pgxpool'),
 	go_pq => go_program('go_pq', 'github.com/lib/pq'));
 
 my @wanted = split ' ', $ENV{CLIENTS} // 'psycopg_3 sqlalchemy_session php_pdo';
@@ -145,6 +146,17 @@ foreach my $name (@wanted)
 	is($mock->wait_for($hanging, kind => 'execute', flow_id => 'hangingFlow', state => 'aborted'), $hanging, "$name: no call lives on");
 }
 note("ran $ran programs");
+
+# ---- a client that is gone ----
+
+$node->safe_psql('postgres', "ALTER ROLE app SET client_connection_check_interval = '1s'");
+$mock->mark;
+my $leaver = FeishuFlow::Session->new($node, user => 'app');
+$leaver->send(flow(flow_id => 'hangingFlow'));
+$mock->wait_for(1, kind => 'execute', flow_id => 'hangingFlow');
+$leaver->{run}->kill_kill;
+$mock->wait_for(1, kind => 'execute', flow_id => 'hangingFlow', state => 'aborted');
+pass('client_connection_check_interval ends the call of a client that is gone');
 
 my ($bad) = slurp_file($node->logfile) =~ /^(.*(?:PANIC|Segmentation|signal 11|signal 6|TRAP).*)$/m;
 is($bad, undef, 'no process failed by itself');

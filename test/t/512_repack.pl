@@ -36,8 +36,8 @@ is(ends($session), 'succeeded 500', '... no flow is lost');
 is($session->value("SELECT string_agg(attname || ' ' || attnum, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'feishu_internal.outbox'::regclass AND attisdropped"), '', '... nor a column');
 
 # under load
-$session->value('CREATE SEQUENCE n START 501');
-my $load = pgbench_start($node, "SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', jsonb_build_object('n', nextval('n')));\n", '-T', 4, '-c', 2);
+$session->value('CREATE SEQUENCE n START 501; CREATE ROLE app LOGIN; GRANT USAGE ON SEQUENCE n TO app');
+my $load = pgbench_start($node, "SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', jsonb_build_object('n', nextval('n')));\n", '-T', 4, '-c', 2, '-U', 'app');
 note(repack()) foreach 1 .. 2;
 $load->finish;
 until_ended($session);
