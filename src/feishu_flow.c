@@ -15,17 +15,17 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 
-#include "batch.h"
-#include "guc.h"
-#include "http.h"
-#include "launcher.h"
-#include "launcher_sessions.h"
-#include "limiter.h"
-#include "role.h"
-#include "stats.h"
-#include "token.h"
-#include "waiters.h"
-#include "wakeup.h"
+#include "api/batch.h"
+#include "app/limiter.h"
+#include "app/token.h"
+#include "base/guc.h"
+#include "base/waiters.h"
+#include "base/wakeup.h"
+#include "call/stats.h"
+#include "http/http.h"
+#include "launcher/launcher.h"
+#include "launcher/launcher_sessions.h"
+#include "trigger/role.h"
 
 PG_MODULE_MAGIC;
 

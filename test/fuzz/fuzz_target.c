@@ -43,16 +43,16 @@
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 
-#include "codec.h"
-#include "compat.h"
+#include "base/compat.h"
 #include "fuzz_internal.h"
 #include "fuzz_target.h"
-#include "wirejson.h"
-#include "wiretext.h"
+#include "wire/wire.h"
+#include "wire/wirejson.h"
+#include "wire/wiretext.h"
 
 #define MAX_LINE		48
 
-/* The caps that codec.h promises. */
+/* The caps that wire.h promises. */
 #define MAX_ID			256
 #define MAX_MESSAGE		1024
 #define MAX_EXCERPT		512
@@ -162,7 +162,7 @@ check_text(const char *text, int max)
 static void
 check_client_text(const char *text)
 {
-	char	   *copy = codec_for_client(pstrdup(text));
+	char	   *copy = wire_for_client(pstrdup(text));
 
 	CHECK(strlen(copy) <= strlen(text));
 	CHECK(pg_verify_mbstr(GetDatabaseEncoding(), copy, (int) strlen(copy), true));
@@ -460,7 +460,7 @@ check_out_params(Jsonb *body)
 
 	PG_TRY();
 	{
-		result = codec_out_params(body);
+		result = wire_out_params(body);
 	}
 	PG_CATCH();
 	{
@@ -494,13 +494,13 @@ check_answer(const FuzzInput *input)
 	Jsonb	   *reference;
 
 	MemoryContextSwitchTo(kept);
-	response = codec_read_answer(&answer, NULL);
+	response = wire_read_answer(&answer, NULL);
 	CHECK(CurrentMemoryContext == kept);
 	CHECK(MemoryContextMemAllocated(kept, true) <= MEMORY_ANYWAY + MEMORY_PER_BYTE * input->body_len);
 	MemoryContextSwitchTo(context);
 
 	check_response(response);
-	CHECK(same_response(response, codec_read_answer(&answer, NULL)));
+	CHECK(same_response(response, wire_read_answer(&answer, NULL)));
 
 	CHECK(response->sqlstate != 0 || response->body != NULL);
 	if (response->action == FLOW_SUCCEEDED)
@@ -522,7 +522,7 @@ check_answer(const FuzzInput *input)
 
 	/* what cannot be held must not be misunderstood */
 	answer.body = replace_escapes(input->body, input->body_len);
-	readable = codec_read_answer(&answer, NULL);
+	readable = wire_read_answer(&answer, NULL);
 	CHECK(readable->action == response->action);
 	CHECK(readable->has_code == response->has_code && readable->code == response->code);
 
@@ -545,8 +545,8 @@ static void
 check_token_answer(const FuzzInput *input, bool oauth)
 {
 	HttpAnswer	answer = {input->number, input->body, input->body_len};
-	TokenResponse *token = codec_read_token_answer(oauth, &answer, NULL);
-	TokenResponse *again = codec_read_token_answer(oauth, &answer, NULL);
+	TokenResponse *token = wire_read_token_answer(oauth, &answer, NULL);
+	TokenResponse *again = wire_read_token_answer(oauth, &answer, NULL);
 	const FlowResponse *refusal = &token->refusal;
 	Jsonb	   *reference;
 
@@ -598,14 +598,14 @@ static void
 check_printable(const FuzzInput *input)
 {
 	int			max = Max(input->number, 0);
-	char	   *text = codec_printable(input->body, input->body_len, max);
+	char	   *text = wire_printable(input->body, input->body_len, max);
 
 	check_text(text, max);
 	check_client_text(text);
 
 	/* again, it is as it was, but for what follows a cut */
 	if (strlen(text) <= (size_t) max && GetDatabaseEncoding() == PG_UTF8)
-		CHECK(fuzz_same_text(text, codec_printable(text, strlen(text), max)));
+		CHECK(fuzz_same_text(text, wire_printable(text, strlen(text), max)));
 
 	if (memchr(input->body, '\0', input->body_len) == NULL &&
 		pg_verify_mbstr(GetDatabaseEncoding(), input->body, (int) input->body_len, true))

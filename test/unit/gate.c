@@ -11,7 +11,7 @@
  */
 #include "unit.h"
 
-#include "gate.h"
+#include "app/gate.h"
 
 #define NOW		EPOCH
 #define PART	MS(50)			/* of a second's window, see rate.c */

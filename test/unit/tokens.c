@@ -20,10 +20,10 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "app_share.h"
-#include "guc.h"
-#include "token_internal.h"
-#include "wakeup.h"
+#include "app/app_share.h"
+#include "app/token_internal.h"
+#include "base/guc.h"
+#include "base/wakeup.h"
 
 
 /* ---------- What those files have from others ---------- */
