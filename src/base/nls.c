@@ -21,12 +21,10 @@
 #include "postgres.h"
 
 #include <dlfcn.h>
-#include <libintl.h>
 #include <sys/stat.h>
 
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "port.h"
 
 #include "base/nls.h"
 
