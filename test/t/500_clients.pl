@@ -21,12 +21,18 @@ my $programs = "$root/test/clients";
 
 # Debian's python3 has Debian's packages, whatever stands first in PATH; so for Go.
 my $python = $ENV{CLIENTS_PYTHON} // '/usr/bin/python3';
-my $node_path = join(':', grep { defined && length } $ENV{NODE_PATH}, '/usr/share/nodejs', '/usr/lib/node_modules', '/usr/local/lib/node_modules');
+my $node_path = join(':', grep { defined && length } $ENV{NODE_PATH},
+	map { "/usr/$_" } qw(share/nodejs lib/node_modules local/lib/node_modules));
 my $jar = $ENV{CLIENTS_JDBC} // '/usr/share/java/postgresql.jar';
 my $go = PostgreSQL::Test::Utils::tempdir();
-my %environment_of_go = (GO111MODULE => 'off', GOPATH => $ENV{CLIENTS_GOPATH} // '/usr/share/gocode', GOCACHE => "$go/cache", GOFLAGS => '');
+my %environment_of_go =
+  (GO111MODULE => 'off', GOPATH => $ENV{CLIENTS_GOPATH} // '/usr/share/gocode', GOCACHE => "$go/cache", GOFLAGS => '');
 
-sub python { my ($file, $module) = @_; return { try => [ $python, '-c', "import $module" ], run => [ $python, '-B', "$programs/$file.py" ] }; }
+sub python
+{
+	my ($file, $module) = @_;
+	return { try => [ $python, '-c', "import $module" ], run => [ $python, '-B', "$programs/$file.py" ] };
+}
 
 sub go_program
 {
@@ -45,9 +51,16 @@ my %clients = (
 	django_orm => python('django_orm', 'django, psycopg2'),
 	asyncpg_pool => python('asyncpg_pool', 'asyncpg'),
 	alembic_compare => python('alembic_compare', 'alembic, psycopg2'),
-	php_pdo => { try => [ 'php', '-r', 'exit(extension_loaded("pdo_pgsql") ? 0 : 1);' ], run => [ 'php', "$programs/php_pdo.php" ] },
+	php_pdo => {
+		try => [ 'php', '-r', 'exit(extension_loaded("pdo_pgsql") ? 0 : 1);' ],
+		run => [ 'php', "$programs/php_pdo.php" ]
+	},
 	ruby_pg => { try => [ 'ruby', '-rpg', '-e', '0' ], run => [ 'ruby', "$programs/ruby_pg.rb" ] },
-	node_pg => { try => [ 'node', '-e', 'require("pg")' ], run => [ 'node', "$programs/node_pg.cjs" ], env => { NODE_PATH => $node_path } },
+	node_pg => {
+		try => [ 'node', '-e', 'require("pg")' ],
+		run => [ 'node', "$programs/node_pg.cjs" ],
+		env => { NODE_PATH => $node_path }
+	},
 	jdbc => {
 		try => [ 'sh', '-c', 'command -v javac && test -e "$0"', $jar ],
 		run => [ 'java', '-Dfile.encoding=UTF-8', '-Dstdout.encoding=UTF-8', '-cp', $jar, "$programs/Jdbc.java" ]
@@ -78,7 +91,8 @@ GRANT CREATE ON SCHEMA public TO app;
 SET ROLE app;
 CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, item text NOT NULL, status text DEFAULT 'draft');
 CREATE TRIGGER order_flow AFTER INSERT ON orders FOR EACH ROW
-    EXECUTE FUNCTION feishu.flow_trigger('package_7344545d87__c', 'fromTrigger', '{"_id": 1}', '{"order": "$.new.id"}', '{"server": "feishu"}');
+    EXECUTE FUNCTION feishu.flow_trigger('package_7344545d87__c', 'fromTrigger', '{"_id": 1}',
+        '{"order": "$.new.id"}', '{"server": "feishu"}');
 SQL
 $mock->rules([ { kind => 'execute', flow_id => 'hangingFlow' }, { type => 'hang' } ]);
 
@@ -143,7 +157,8 @@ foreach my $name (@wanted)
 	is($mock->count(kind => 'execute', flow_id => 'fromTrigger'), 1, "$name: so is what a trigger queued");
 	is($mock->count(kind => 'execute', flow_id => 'rolledBack'), 0, "$name: what was rolled back is not");
 	my $hanging = $mock->count(kind => 'execute', flow_id => 'hangingFlow');
-	is($mock->wait_for($hanging, kind => 'execute', flow_id => 'hangingFlow', state => 'aborted'), $hanging, "$name: no call lives on");
+	is($mock->wait_for($hanging, kind => 'execute', flow_id => 'hangingFlow', state => 'aborted'), $hanging,
+		"$name: no call lives on");
 }
 note("ran $ran programs");
 

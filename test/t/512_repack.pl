@@ -25,19 +25,24 @@ until_ended($session);
 
 sub repack
 {
-	my ($out, $err) = run_command([ 'pg_repack', '-h', $node->host, '-p', $node->port, '-d', 'postgres', '-t', 'feishu_internal.outbox', '--no-order', @_ ]);
+	my ($out, $err) = run_command(
+		[ 'pg_repack', '-h', $node->host, '-p', $node->port, '-d', 'postgres', '-t', 'feishu_internal.outbox', '--no-order' ]);
 	return "$out$err";
 }
 my $file = $session->value("SELECT pg_relation_filenode('feishu_internal.outbox')");
 note(repack());
 isnt($session->value("SELECT pg_relation_filenode('feishu_internal.outbox')"), $file, 'the table is packed');
-is($session->value("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'feishu_internal.outbox'::regclass"), 0, '... and left without a trigger');
+is($session->value("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'feishu_internal.outbox'::regclass"), 0,
+	'... and left without a trigger');
 is(ends($session), 'succeeded 500', '... no flow is lost');
-is($session->value("SELECT string_agg(attname || ' ' || attnum, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'feishu_internal.outbox'::regclass AND attisdropped"), '', '... nor a column');
+is($session->value("SELECT count(*) FROM pg_attribute WHERE attrelid = 'feishu_internal.outbox'::regclass AND attisdropped"), 0,
+	'... nor a column');
 
 # under load
 $session->value('CREATE SEQUENCE n START 501; CREATE ROLE app LOGIN; GRANT USAGE ON SEQUENCE n TO app');
-my $load = pgbench_start($node, "SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', jsonb_build_object('n', nextval('n')));\n", '-T', 4, '-c', 2, '-U', 'app');
+my $load = pgbench_start($node, <<'SQL', '-T', 4, '-c', 2, '-U', 'app');
+SELECT feishu.enqueue_flow('app', 'flow', '{"_id": 1}', jsonb_build_object('n', nextval('n')));
+SQL
 note(repack()) foreach 1 .. 2;
 $load->finish;
 until_ended($session);

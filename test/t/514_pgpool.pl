@@ -92,8 +92,10 @@ foreach my $list ('', "write_function_list = 'nextval,setval,feishu\\..*'\n")
 	succeeds($client, "SELECT feishu.pause_server('feishu')", 'pause_server');
 	is($primary->safe_psql('postgres', "SELECT paused FROM feishu.dispatch_status WHERE server = 'feishu'"), 't', '... there');
 	succeeds($client, "SELECT feishu.resume_server('feishu')", 'resume_server');
-	is(succeeds($client, "WITH q AS MATERIALIZED (SELECT feishu.enqueue_flow('app', 'inWith') AS id) SELECT count(*) FROM q", 'enqueue_flow in WITH'), 1, '... is found, too');
-	is(succeeds($client, "SELECT (r).sqlstate FROM (SELECT feishu.execute_flows('app', 'many') OVER () AS r) AS s", 'execute_flows'), '', '... works');
+	my $with = "WITH q AS MATERIALIZED (SELECT feishu.enqueue_flow('app', 'inWith') AS id) SELECT count(*) FROM q";
+	is(succeeds($client, $with, 'enqueue_flow in WITH'), 1, '... is found, too');
+	my $many = "SELECT (r).sqlstate FROM (SELECT feishu.execute_flows('app', 'many') OVER () AS r) AS s";
+	is(succeeds($client, $many, 'execute_flows'), '', '... works');
 
 	$mock->fault(type => 'hold');
 	$mock->mark;
