@@ -24,7 +24,7 @@
 #include "utils/hsearch.h"
 
 #include "app/limiter.h"
-#include "app/options.h"
+#include "app/server.h"
 #include "base/budget.h"
 #include "call/call.h"
 #include "wire/wire.h"
