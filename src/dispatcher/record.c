@@ -151,8 +151,8 @@ record_decide(Flight *flight, const FlowOutcome *outcome)
 	flight->log_id = outcome->log_id;
 	if (outcome->sqlstate != 0)
 	{
-		flight->error = record_error(outcome);
-		flight->report = record_report(outcome);
+		flight->error = report_sentence(outcome);
+		flight->report = report_lines(outcome);
 		flight->hint = report_hint(outcome);
 	}
 
