@@ -23,7 +23,7 @@
 
 #include "wire/mask.h"
 
-/* SQLSTATEs of the extension.  Class LK, see README "Errors". */
+/* SQLSTATEs of the extension.  Class LK, see docs/errors.md. */
 #define ERRCODE_FEISHU_REFUSED			MAKE_SQLSTATE('L','K','4','0','0')
 #define ERRCODE_FEISHU_CREDENTIALS		MAKE_SQLSTATE('L','K','4','0','1')
 #define ERRCODE_FEISHU_PERMISSION		MAKE_SQLSTATE('L','K','4','0','3')

@@ -24,6 +24,11 @@ cmp_ok(scalar keys %text, '>', 150, 'sources are found');
 is("@{[ grep { m{/} ? !defined $floor{ (split m{/})[0] } : $_ ne 'feishu_flow.c' } sort keys %text ]}",
 	'', 'each is in a folder that has a floor; in src/ itself is feishu_flow.c');
 
+foreach my $page ("$src/../docs/design.md", "$src/../docs/zh-CN/design.md")
+{
+	is("@{[ slurp_file($page) =~ /^`(\w+)` \|/mg ]}", "@floors", "$page has a map of the folders, in this order");
+}
+
 my (@up, @foreign, @short);
 foreach my $file (sort keys %text)
 {
