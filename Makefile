@@ -81,7 +81,7 @@ OBJS = \
 	src/outbox.o \
 	src/outcome.o \
 	src/pause.o \
-	src/phrases.o \
+	src/phrases.o src/pushdown.o \
 	src/rate.o \
 	src/record.o \
 	src/record_text.o \

@@ -44,6 +44,7 @@
 #include "options.h"
 #include "origin.h"
 #include "outbox.h"
+#include "pushdown.h"
 #include "record_text.h"
 #include "request.h"
 #include "sqlrun.h"
@@ -419,6 +420,7 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 {
 	QueuedFlow	flow = {0};
 	FlowServer *server;
+	int64		id;
 
 	server = server_lookup(PG_ARGISNULL(ARG_SERVER) ? NULL :
 						   NameStr(*PG_GETARG_NAME(ARG_SERVER)),
@@ -441,5 +443,7 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(ARG_ON_END))
 		flow.on_end = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ON_END));
 
-	PG_RETURN_INT64(insert_flow(&flow));
+	id = insert_flow(&flow);
+	pushdown_warn();
+	PG_RETURN_INT64(id);
 }
