@@ -76,4 +76,11 @@ $workers[2]->stop('immediate');
 is($session->value("SELECT count(DISTINCT node) FROM feishu_all.flows WHERE state IS NOT NULL"), '3', 'a node that is down hides no other');
 like($session->value("SELECT node_error FROM feishu_all.flows WHERE state IS NULL"), qr/connect/, '... and is told');
 
+# ---- the order of the libraries ----
+
+$workers[1]->append_conf('postgresql.conf', "shared_preload_libraries = 'feishu_flow, citus'\n");
+$workers[1]->stop;
+is($workers[1]->start(fail_ok => 1), 0, 'a node whose first library is not Citus does not start');
+like(PostgreSQL::Test::Utils::slurp_file($workers[1]->logfile), qr/Citus has to be loaded first/, '... and says so');
+
 done_testing();

@@ -16,7 +16,7 @@ use FeishuQueue;
 use PostgreSQL::Test::Cluster;
 use Test::More;
 
-our @EXPORT = qw(citus_cluster citus_node citus_add map_user on_workers callers shard_of worker_of);
+our @EXPORT = qw(citus_nodes citus_cluster citus_node citus_add map_user on_workers callers shard_of worker_of);
 
 my $conf = <<'CONF';
 shared_preload_libraries = 'citus, feishu_flow'
@@ -57,13 +57,20 @@ sub map_user
 	return;
 }
 
-# A coordinator and two workers, with the extension, the server "feishu" and a mapping on each.  mappings => 0: on none.
-sub citus_cluster
+# A coordinator and two workers, without the extension.
+sub citus_nodes
 {
-	my (%options) = @_;
 	my ($coordinator, @workers) = map { citus_node($_) } qw(coordinator worker1 worker2);
 	$coordinator->safe_psql('postgres', "SELECT citus_set_coordinator_host('127.0.0.1', " . $coordinator->port . ')');
 	citus_add($coordinator, $_) foreach @workers;
+	return ($coordinator, @workers);
+}
+
+# The same with the extension, the server "feishu" and a mapping on each.  mappings => 0: on none.
+sub citus_cluster
+{
+	my (%options) = @_;
+	my ($coordinator, @workers) = citus_nodes();
 	$options{mock}->config(apps => { map { ('cli_' . $_ => 's') } qw(coordinator worker1 worker2 worker3) });
 	$coordinator->safe_psql('postgres', 'CREATE EXTENSION feishu_flow; CREATE SERVER feishu FOREIGN DATA WRAPPER feishu_flow '
 		  . "OPTIONS (base_url '" . $options{mock}->url . "', operator '{\"_id\": 1111}'); GRANT USAGE ON FOREIGN SERVER feishu TO PUBLIC");
