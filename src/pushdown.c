@@ -26,6 +26,7 @@
 #include "utils/guc.h"
 #include "utils/portal.h"
 
+#include "nls.h"
 #include "pushdown.h"
 
 /* As Citus begins the application_name of its sessions that run queries. */
