@@ -1,118 +1,122 @@
 EXTENSION = feishu_flow
-EXTVERSION = 1.0
+# As in the control file, which alone says it.
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'$$/\1/p" $(srcdir)/feishu_flow.control)
 MODULE_big = feishu_flow
 
 OBJS = \
-	src/answer.o \
-	src/app_share.o \
-	src/batch.o \
-	src/batch_end.o \
-	src/breaker.o \
-	src/budget.o \
-	src/call.o \
-	src/call_end.o \
-	src/change.o \
-	src/check.o \
-	src/claim.o \
-	src/codec.o \
-	src/codec_write.o \
-	src/codes.o \
-	src/compat.o \
-	src/discover.o \
-	src/dispatch_problem.o \
-	src/dispatch_tokens.o \
-	src/dispatch_transaction.o \
-	src/dispatcher.o \
-	src/event.o \
-	src/execute.o \
-	src/execute_flows.o \
+	src/api/arguments.o \
+	src/api/batch.o \
+	src/api/batch_end.o \
+	src/api/change_flow.o \
+	src/api/check_schema.o \
+	src/api/check_server.o \
+	src/api/enqueue_flow.o \
+	src/api/execute_flow.o \
+	src/api/execute_flows.o \
+	src/api/pause_server.o \
+	src/api/validator.o \
+	src/api/wait_flow.o \
+	src/app/apps.o \
+	src/app/breaker.o \
+	src/app/gate.o \
+	src/app/limiter.o \
+	src/app/limiter_keep.o \
+	src/app/limits_file.o \
+	src/app/options.o \
+	src/app/rate.o \
+	src/app/server.o \
+	src/app/server_catalog.o \
+	src/app/token.o \
+	src/app/token_ask.o \
+	src/app/token_fetch.o \
+	src/base/budget.o \
+	src/base/compat.o \
+	src/base/guc.o \
+	src/base/lock_wait.o \
+	src/base/nls.o \
+	src/base/phrases.o \
+	src/base/role_settings.o \
+	src/base/sqlrun.o \
+	src/base/waiters.o \
+	src/base/wakeup.o \
+	src/base/worker_settings.o \
+	src/call/answer.o \
+	src/call/call.o \
+	src/call/call_end.o \
+	src/call/outcome.o \
+	src/call/report.o \
+	src/call/stats.o \
+	src/dispatcher/claim.o \
+	src/dispatcher/discover.o \
+	src/dispatcher/dispatch_tokens.o \
+	src/dispatcher/dispatch_transaction.o \
+	src/dispatcher/dispatcher.o \
+	src/dispatcher/flight.o \
+	src/dispatcher/flight_memory.o \
+	src/dispatcher/lane.o \
+	src/dispatcher/maintain.o \
+	src/dispatcher/ordering.o \
+	src/dispatcher/record.o \
+	src/dispatcher/schedule.o \
+	src/dispatcher/shutdown.o \
+	src/dispatcher/sweep.o \
 	src/feishu_flow.o \
-	src/fetch.o \
-	src/flight.o \
-	src/flight_memory.o \
-	src/flow_id.o \
-	src/gate.o \
-	src/guc.o \
 	src/handler/handler_call.o \
 	src/handler/handler_end.o \
 	src/handler/handler_mark.o \
-	src/handler/handler_name.o \
 	src/handler/handler_state.o \
 	src/handler/handler_supply.o \
 	src/handler/handler_worker.o \
 	src/handler/retry_handler.o \
-	src/http.o \
-	src/http_authorities.o \
-	src/http_body.o \
-	src/http_cause.o \
-	src/http_classify.o \
-	src/http_conn.o \
-	src/http_handle.o \
-	src/http_headers.o \
-	src/http_library.o \
-	src/http_peers.o \
-	src/http_poller.o \
-	src/http_pool.o \
-	src/http_refused.o \
-	src/http_sockets.o \
-	src/http_transfer.o \
-	src/insert.o \
-	src/install.o \
-	src/lane.o \
-	src/launcher.o \
-	src/launcher_ddl.o \
-	src/launcher_sessions.o \
-	src/launcher_slots.o \
-	src/launcher_workers.o \
-	src/limiter.o \
-	src/limiter_keep.o \
-	src/limiter_slots.o \
-	src/limits_file.o \
-	src/lock_wait.o \
-	src/maintain.o \
-	src/mask.o \
-	src/names.o \
-	src/needs.o \
-	src/news.o \
-	src/nls.o \
-	src/options.o \
-	src/ordering.o \
-	src/origin.o \
-	src/outbox.o \
-	src/outcome.o \
-	src/pause.o \
-	src/phrases.o src/pushdown.o \
-	src/rate.o \
-	src/record.o \
-	src/record_text.o \
-	src/report.o \
-	src/request.o \
-	src/role.o \
-	src/role_settings.o \
-	src/schedule.o \
-	src/server.o \
-	src/server_catalog.o \
-	src/sqlrun.o \
-	src/stats.o \
-	src/stop.o \
-	src/sweep.o \
-	src/template.o \
-	src/token.o \
-	src/token_ask.o \
-	src/trigger.o \
-	src/wait.o \
-	src/waiters.o \
-	src/wakeup.o \
-	src/wirejson.o \
-	src/wiretext.o \
-	src/worker_settings.o
-DATA = feishu_flow--1.0.sql
+	src/http/http_authorities.o \
+	src/http/http_body.o \
+	src/http/http_cause.o \
+	src/http/http_classify.o \
+	src/http/http_conn.o \
+	src/http/http_handle.o \
+	src/http/http_headers.o \
+	src/http/http_library.o \
+	src/http/http_loop.o \
+	src/http/http_peers.o \
+	src/http/http_poller.o \
+	src/http/http_pool.o \
+	src/http/http_refused.o \
+	src/http/http_sockets.o \
+	src/http/http_transfer.o \
+	src/launcher/dispatch_problem.o \
+	src/launcher/launcher.o \
+	src/launcher/launcher_ddl.o \
+	src/launcher/launcher_sessions.o \
+	src/launcher/launcher_slots.o \
+	src/launcher/launcher_workers.o \
+	src/queue/flow_id.o \
+	src/queue/insert.o \
+	src/queue/notify.o \
+	src/queue/on_end.o \
+	src/queue/origin.o \
+	src/queue/outbox.o \
+	src/queue/pushdown.o \
+	src/queue/record_text.o \
+	src/trigger/event.o \
+	src/trigger/names.o \
+	src/trigger/needs.o \
+	src/trigger/role.o \
+	src/trigger/template.o \
+	src/trigger/trigger.o \
+	src/wire/codes.o \
+	src/wire/mask.o \
+	src/wire/wire_check.o \
+	src/wire/wire_read.o \
+	src/wire/wire_write.o \
+	src/wire/wirejson.o \
+	src/wire/wiretext.o
+DATA = feishu_flow--$(EXTVERSION).sql
 PG_CONFIG ?= pg_config
 
 # -Wno-unused-parameter: PostgreSQL's own headers have unused parameters, and so have functions of ours whose arguments
 # somebody else's interface says (callbacks, PG_FUNCTION_ARGS).
 PG_CFLAGS = -Wextra -Wno-unused-parameter $(shell curl-config --cflags)
-PG_CPPFLAGS = -I$(srcdir)/src
+PG_CPPFLAGS = -I$(srcdir)/src -DFEISHU_FLOW_VERSION='"$(EXTVERSION)"'
 SHLIB_LINK = $(shell curl-config --libs) -lz
 
 # PostgreSQL was built by gcc and hands gcc's options down.
@@ -141,7 +145,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 # A header is everybody's: no object is older than any of them.
-$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile
+$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile feishu_flow.control
 
 # The archive for PGXN: what is committed, in a folder with the version of META.json.
 DISTDIR = .

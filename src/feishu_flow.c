@@ -15,17 +15,16 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 
-#include "batch.h"
-#include "guc.h"
-#include "http.h"
-#include "launcher.h"
-#include "launcher_sessions.h"
-#include "limiter.h"
-#include "role.h"
-#include "stats.h"
-#include "token.h"
-#include "waiters.h"
-#include "wakeup.h"
+#include "api/batch.h"
+#include "app/apps.h"
+#include "base/guc.h"
+#include "base/waiters.h"
+#include "base/wakeup.h"
+#include "call/stats.h"
+#include "http/http.h"
+#include "launcher/launcher.h"
+#include "launcher/launcher_sessions.h"
+#include "trigger/role.h"
 
 PG_MODULE_MAGIC;
 
@@ -42,8 +41,7 @@ feishu_flow_shmem_request(void)
 		prev_shmem_request_hook();
 	wakeup_request_shmem();
 	waiters_request_shmem();
-	token_request_shmem();
-	limiter_request_shmem();
+	apps_request_shmem();
 	launcher_request_shmem();
 	sessions_request_shmem();
 	stats_request_shmem();
@@ -57,8 +55,7 @@ feishu_flow_shmem_startup(void)
 		prev_shmem_startup_hook();
 	wakeup_startup_shmem();
 	waiters_startup_shmem();
-	token_startup_shmem();
-	limiter_startup_shmem();
+	apps_startup_shmem();
 	launcher_startup_shmem();
 	sessions_startup_shmem();
 	stats_startup_shmem();

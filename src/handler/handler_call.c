@@ -41,9 +41,9 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
-#include "guc.h"
+#include "base/guc.h"
+#include "base/nls.h"
 #include "handler/handler_internal.h"
-#include "nls.h"
 
 /* One that takes too long is cancelled so often, once a second, before its session ends. */
 #define CANCELS			5

@@ -18,10 +18,10 @@
 
 #include "fmgr.h"
 
-#include "flow_id.h"
-#include "news.h"
-#include "origin.h"
-#include "sqlrun.h"
+#include "base/sqlrun.h"
+#include "queue/flow_id.h"
+#include "queue/notify.h"
+#include "queue/origin.h"
 
 PG_FUNCTION_INFO_V1(feishu_draw_end);
 
@@ -38,6 +38,6 @@ feishu_draw_end(PG_FUNCTION_ARGS)
 	if (!origin_may_be_ours(PG_GETARG_DATUM(3), PG_GETARG_DATUM(2)))
 		PG_RETURN_NULL();
 	number = flow_id_draw(sql_lock_number(LAST_END_TABLE));
-	news_tell_handler(PG_GETARG_OID(1), number);
+	notify_handler(PG_GETARG_OID(1), number);
 	PG_RETURN_INT64(number);
 }

@@ -3,6 +3,8 @@
  * handler_internal.h
  *	  Between the files of handler/.
  *
+ * Private to src/handler/.
+ *
  * Copyright (c) 2026, feishu_flow contributors
  *
  * src/handler/handler_internal.h
@@ -13,6 +15,7 @@
 #define FEISHU_HANDLER_INTERNAL_H
 
 #include "handler/handler.h"
+#include "queue/on_end.h"
 
 /* A handler that waits. */
 typedef struct Handler

@@ -25,11 +25,11 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "guc.h"
+#include "base/guc.h"
+#include "base/nls.h"
+#include "base/sqlrun.h"
 #include "handler/handler_internal.h"
-#include "nls.h"
-#include "origin.h"
-#include "sqlrun.h"
+#include "queue/origin.h"
 
 /* Rows given up at once. */
 #define GIVE_UP_ROWS	5000

@@ -33,14 +33,14 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "compat.h"
-#include "guc.h"
+#include "base/compat.h"
+#include "base/guc.h"
+#include "base/nls.h"
+#include "base/sqlrun.h"
 #include "handler/handler_internal.h"
-#include "launcher.h"
-#include "launcher_sessions.h"
-#include "nls.h"
-#include "origin.h"
-#include "sqlrun.h"
+#include "launcher/launcher.h"
+#include "launcher/launcher_sessions.h"
+#include "queue/origin.h"
 
 /* A session that works is not asked to leave before that. */
 #define TENURE_MS			250

@@ -44,13 +44,13 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "compat.h"
-#include "guc.h"
+#include "base/compat.h"
+#include "base/guc.h"
+#include "base/nls.h"
+#include "base/sqlrun.h"
+#include "base/steady.h"
 #include "handler/handler_internal.h"
-#include "launcher_sessions.h"
-#include "nls.h"
-#include "sqlrun.h"
-#include "steady.h"
+#include "launcher/launcher_sessions.h"
 
 PGDLLEXPORT void feishu_handler_main(Datum main_arg);
 

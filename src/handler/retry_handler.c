@@ -19,12 +19,12 @@
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
-#include "compat.h"
+#include "base/compat.h"
+#include "base/sqlrun.h"
 #include "handler/handler_internal.h"
-#include "news.h"
-#include "origin.h"
-#include "outbox.h"
-#include "sqlrun.h"
+#include "queue/notify.h"
+#include "queue/origin.h"
+#include "queue/outbox.h"
 
 PG_FUNCTION_INFO_V1(feishu_retry_handler);
 
@@ -59,7 +59,7 @@ feishu_retry_handler(PG_FUNCTION_ARGS)
 		outbox_report_no_flow(id);
 	found = sql_run(&retry, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) > 0;
 	if (found)
-		news_tell_handler(DatumGetObjectId(sql_value(0, 1, NULL)), sql_int64(0, 2));
+		notify_handler(DatumGetObjectId(sql_value(0, 1, NULL)), sql_int64(0, 2));
 	sql_end_as_owner(&caller);
 	PG_RETURN_BOOL(found);
 }

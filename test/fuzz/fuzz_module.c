@@ -38,7 +38,7 @@
 
 PG_MODULE_MAGIC;
 
-/* The setting that request.c asks for, of guc.c. */
+/* The setting that wire_check.c asks for, of guc.c. */
 int			feishu_guc_max_request_size = 16 * 1024;
 
 PG_FUNCTION_INFO_V1(feishu_fuzz_replay);

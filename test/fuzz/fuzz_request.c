@@ -14,11 +14,11 @@
 
 #include "mb/pg_wchar.h"
 
-#include "codec.h"
-#include "compat.h"
+#include "base/compat.h"
 #include "fuzz_internal.h"
-#include "request.h"
-#include "wirejson.h"
+#include "wire/wire.h"
+#include "wire/wire_check.h"
+#include "wire/wirejson.h"
 
 static char *
 string_member(JsonbContainer *object, const char *key)
@@ -69,10 +69,10 @@ write_request(FlowRequest *request, StringInfo url, StringInfo body,
 	const char *type;
 
 	request_check(request);
-	appendStringInfoString(url, codec_execute_url("https://open.feishu.cn//", request));
-	codec_write_request(request, body);
-	codec_write_token_request(false, request->namespace_name, request->flow_id, legacy, &type);
-	codec_write_token_request(true, request->namespace_name, request->flow_id, form, &type);
+	appendStringInfoString(url, wire_execute_url("https://open.feishu.cn//", request));
+	wire_write_request(request, body);
+	wire_write_token_request(false, request->namespace_name, request->flow_id, legacy, &type);
+	wire_write_token_request(true, request->namespace_name, request->flow_id, form, &type);
 }
 
 void

@@ -162,7 +162,7 @@ class Coverage:
                 self._write(test)
 
     def _possible(self):
-        return self._gcov([str(path) for path in sorted((self.root / "src").glob("*.gcno"))])
+        return self._gcov([str(path) for path in sorted((self.root / "src").rglob("*.gcno"))])
 
     def _counted(self, counts):
         """The counts below a folder, to which the notes of the compiler are put."""

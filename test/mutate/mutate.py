@@ -44,7 +44,7 @@ def find_mutants(origin, coverage):
                 for path, operator, edits, line, lines, name in json.loads(kept.read_text())]
     arguments = ["-I" + output(origin.pg_config, "--includedir-server"),
                  *output(origin.pg_config, "--cppflags").split(), *output("curl-config", "--cflags").split()]
-    found = operators.Finder(root, arguments).find(sorted(f"src/{path.name}" for path in (root / "src").glob("*.c")))
+    found = operators.Finder(root, arguments).find(sorted(str(path.relative_to(root)) for path in (root / "src").rglob("*.c")))
     write(kept, [(m.path, m.operator, [(a, b, new.decode("latin-1")) for a, b, new in m.edits], m.line, m.lines, m.name)
                  for m in found])
     return found
@@ -77,10 +77,10 @@ class Judges:
         self.coverage = coverage
         self.uses = collections.defaultdict(set)  # name => (path, line) where it stands
         self.definitions = []  # (path, first line, last line, name) outside of functions
-        for path in sorted((root / "src").glob("*.[ch]")):
+        for path in sorted((root / "src").rglob("*.[ch]")):
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 for name in re.findall(r"[A-Za-z_]\w*", line):
-                    self.uses[name].add((f"src/{path.name}", number))
+                    self.uses[name].add((str(path.relative_to(root)), number))
 
     def of(self, mutant, names):
         """Cheapest first; those of the nearest lines that can be run, else of the lines that use its name."""

@@ -11,6 +11,6 @@ use lib "$FindBin::RealBin/../lib";
 use FeishuFlow;
 use Test::More;
 
-run_unit('limits', [qw(limits rate breaker gate)], [qw(gate breaker rate)]);
+run_unit('limits', [qw(limits rate breaker gate)], [qw(app/gate app/breaker app/rate)]);
 
 done_testing();

@@ -142,7 +142,7 @@ $admin->value('SELECT pg_reload_conf()');
 
 # ---- the list ----
 
-my $list = slurp_file("$FindBin::RealBin/../../src/worker_settings.c");
+my $list = slurp_file("$FindBin::RealBin/../../src/base/worker_settings.c");
 my @own = $list =~ /^\t\{"(\w+)", ".*?"\},?.*$/mg;
 cmp_ok(scalar @own, '>', 50, 'a dispatcher has settings of its own');
 my $server = $session->value('SHOW server_version_num');

@@ -11,7 +11,7 @@
  */
 #include "unit.h"
 
-#include "breaker.h"
+#include "app/breaker.h"
 
 #define NOW		EPOCH
 

@@ -11,8 +11,8 @@
  */
 #include "unit.h"
 
-#include "gate.h"
-#include "guc.h"
+#include "app/gate.h"
+#include "base/guc.h"
 
 #define NOW		EPOCH
 #define PART	MS(50)			/* of a second's window, see rate.c */

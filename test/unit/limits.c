@@ -12,7 +12,7 @@
  */
 #include "unit.h"
 
-#include "gate.h"
+#include "app/gate.h"
 
 /* What those files have from others. */
 int			MyProcPid = 4711;

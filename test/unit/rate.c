@@ -11,7 +11,7 @@
  */
 #include "unit.h"
 
-#include "rate.h"
+#include "app/rate.h"
 
 #define PART	MS(50)			/* of a second's window */
 #define MOST	40000			/* requests that are tried in one test */

@@ -1,0 +1,42 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.h
+ *	  Many calls of one statement, whose results are asked for in turn.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/api/batch.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_BATCH_H
+#define FEISHU_BATCH_H
+
+#include "access/tupdesc.h"
+#include "fmgr.h"
+
+typedef struct CallBatch CallBatch;
+
+/*
+ * Reads the arguments of the next row, as execute_read_arguments takes them, into the
+ * current memory context; false when there is none any more.
+ */
+typedef bool (*BatchSource) (void *arg, FunctionCallInfo fcinfo);
+
+/*
+ * A batch with nothing under way yet.  It is in the executor's memory "owner", by which
+ * it is known to which query it belongs, and is over when that is reset.  rows are the
+ * type of the results, and have to live as long.
+ */
+extern CallBatch *batch_create(MemoryContext owner, TupleDesc rows);
+
+/*
+ * The result of the next row in turn, in the current memory context.  Reads ahead in
+ * source.  When it throws, nothing of the batch is under way any more.
+ */
+extern Datum batch_next(CallBatch *batch, BatchSource source, void *arg);
+
+/* To be called once, from _PG_init. */
+extern void batch_install_hooks(void);
+
+#endif							/* FEISHU_BATCH_H */

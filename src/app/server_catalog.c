@@ -1,0 +1,117 @@
+/*-------------------------------------------------------------------------
+ *
+ * server_catalog.c
+ *	  A foreign server and a role's user mapping, as the catalogs have them.
+ *
+ * Both are read with one snapshot.  The system caches would not do: when both are
+ * changed by one transaction, one row could be that from before and the other that
+ * from after it, and a new secret be sent to an old address.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/app/server_catalog.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/reloptions.h"
+#include "access/table.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_user_mapping.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "app/options.h"
+
+/* Options of a row, as a list of DefElem. */
+static List *
+read_options(Relation catalog, HeapTuple tuple, AttrNumber column)
+{
+	bool		is_null;
+	Datum		options = heap_getattr(tuple, column, RelationGetDescr(catalog), &is_null);
+
+	return is_null ? NIL : untransformRelOptions(options);
+}
+
+/* The server of this name; false if there is none. */
+static bool
+read_server_row(Snapshot snapshot, const char *name, ServerRows *rows)
+{
+	Relation	catalog = table_open(ForeignServerRelationId, AccessShareLock);
+	NameData	key_name;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	namestrcpy(&key_name, name);
+	ScanKeyInit(&key, Anum_pg_foreign_server_srvname, BTEqualStrategyNumber, F_NAMEEQ,
+				NameGetDatum(&key_name));
+	scan = systable_beginscan(catalog, ForeignServerNameIndexId, true, snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_foreign_server form = (Form_pg_foreign_server) GETSTRUCT(tuple);
+
+		rows->serverid = form->oid;
+		rows->owner = form->srvowner;
+		rows->wrapperid = form->srvfdw;
+		rows->server_options = read_options(catalog, tuple, Anum_pg_foreign_server_srvoptions);
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return OidIsValid(rows->serverid);
+}
+
+/* The mapping of just this role on the server found (InvalidOid: of PUBLIC). */
+static bool
+read_mapping_row(Snapshot snapshot, Oid userid, ServerRows *rows)
+{
+	Relation	catalog = table_open(UserMappingRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&keys[0], Anum_pg_user_mapping_umuser, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(userid));
+	ScanKeyInit(&keys[1], Anum_pg_user_mapping_umserver, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(rows->serverid));
+	scan = systable_beginscan(catalog, UserMappingUserServerIndexId, true, snapshot, 2, keys);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		rows->mapping = OidIsValid(userid) ? MAPPING_OWN : MAPPING_PUBLIC;
+		rows->mapping_options = read_options(catalog, tuple, Anum_pg_user_mapping_umoptions);
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return rows->mapping != MAPPING_NONE;
+}
+
+/*
+ * For the server of this name and a role, as a snapshot has them; NULL: as they are
+ * now.
+ */
+bool
+server_read_catalogs(const char *name, Oid userid, Snapshot snapshot, ServerRows *rows)
+{
+	bool		found;
+
+	memset(rows, 0, sizeof(ServerRows));
+	if (snapshot == NULL)
+	{
+		/* not one from before what AcceptInvalidationMessages has told of */
+		InvalidateCatalogSnapshot();
+		snapshot = GetCatalogSnapshot(ForeignServerRelationId);
+	}
+	snapshot = RegisterSnapshot(snapshot);
+	found = read_server_row(snapshot, name, rows);
+	if (found && !read_mapping_row(snapshot, userid, rows))
+		(void) read_mapping_row(snapshot, InvalidOid, rows);
+	UnregisterSnapshot(snapshot);
+	return found;
+}

@@ -1,0 +1,30 @@
+/*-------------------------------------------------------------------------
+ *
+ * role_settings.h
+ *	  Limits that are set for a role or a database, in the dispatcher.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/base/role_settings.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_ROLE_SETTINGS_H
+#define FEISHU_ROLE_SETTINGS_H
+
+#include "datatype/timestamp.h"
+
+/* Note what the configuration says: before the process connects, after it has, and
+ * after each reload. */
+extern void role_settings_note_configured(void);
+
+/* See what is set for roles and databases: if that was not done in the last second,
+ * or now.  In a transaction, between sql_begin_as_owner and sql_end_as_owner. */
+extern void role_settings_read(TimestampTz now);
+extern void role_settings_read_again(void);
+
+/* What holds for queued flows of a role, in kB. */
+extern int	role_max_request_size(Oid roleid);
+extern int	role_max_response_size(Oid roleid);
+
+#endif							/* FEISHU_ROLE_SETTINGS_H */

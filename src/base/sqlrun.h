@@ -1,0 +1,96 @@
+/*-------------------------------------------------------------------------
+ *
+ * sqlrun.h
+ *	  SQL on the extension's own tables: saved plans, run as their owner.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/base/sqlrun.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_SQLRUN_H
+#define FEISHU_SQLRUN_H
+
+#include "executor/spi.h"
+#include "utils/snapshot.h"
+
+/* Where the queue's tables are; nobody else may look into it. */
+#define QUEUE_SCHEMA		"feishu_internal"
+
+#define SQL_MAX_ARGUMENTS	21
+
+/* A statement, planned at its first use and kept; to be a static variable. */
+typedef struct SqlStatement
+{
+	const char *text;			/* everything in it is qualified */
+	int			num_arguments;
+	Oid			types[SQL_MAX_ARGUMENTS];
+	int			options;		/* of cursors, see SPI_prepare_cursor */
+	SPIPlanPtr	plan;
+} SqlStatement;
+
+/* Initializer: text, number of arguments, their types (InvalidOid for none). */
+#define SQL_STATEMENT(text_, num, ...) \
+	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
+
+/* The same for arguments that may be large: a plan for any, for in one for these there
+ * would be copies of them. */
+#define SQL_STATEMENT_OF_LARGE(text_, num, ...) \
+	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}, \
+	 .options = CURSOR_OPT_GENERIC_PLAN}
+
+/* The queue's tables; these two are not written by SQL (flow_id.c). */
+#define QUEUE_TABLES		6
+#define LAST_ID_TABLE		"last_id"
+#define LAST_END_TABLE		"last_end"
+extern const char *const queue_tables[QUEUE_TABLES];
+
+/* One of them, or InvalidOid. */
+extern Oid	sql_find_table(const char *name);
+
+/* The queue's table and that of its last id.  Throws 42704 without them. */
+extern void sql_find_outbox(Oid *outbox, Oid *last_id);
+
+/* The same; that of the last id is locked then, until the end of the transaction. */
+extern void sql_lock_outbox(Oid *outbox, Oid *last_id);
+
+/* Lock and find the table of a number that is to be drawn (flow_id.c), likewise. */
+extern Oid	sql_lock_number(const char *name);
+
+/*
+ * Throw 25006 unless the transaction may write, as PostgreSQL does it; command is
+ * what cannot be executed then.
+ */
+extern void sql_check_writable(const char *command);
+
+/* Who one was before. */
+typedef struct SqlCaller
+{
+	Oid			userid;
+	int			sec_context;
+} SqlCaller;
+
+/*
+ * Between these two, SPI is connected and the current user is the owner of the
+ * tables, in a security-restricted context.  An error in between needs no
+ * care: the transaction's abort undoes both.  They nest: a trigger on our
+ * tables may call our functions, and each has to find back to its own caller.
+ */
+extern void sql_begin_as_owner(SqlCaller *caller);
+extern void sql_end_as_owner(const SqlCaller *caller);
+
+/*
+ * Run a statement; returns the number of rows.  Throws unless its result is
+ * the expected SPI_OK_*.  The result of the statement before is gone.  With a snapshot it sees that
+ * one, and what this transaction did.
+ * nulls as for SPI_execute_plan.
+ */
+extern uint64 sql_run(SqlStatement *statement, Datum *values, const char *nulls,
+					  int expected, Snapshot snapshot);
+
+/* Column (from 1) of a row (from 0) of the last result. */
+extern Datum sql_value(uint64 row, int column, bool *is_null);
+extern int64 sql_int64(uint64 row, int column);
+
+#endif							/* FEISHU_SQLRUN_H */

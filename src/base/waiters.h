@@ -1,0 +1,40 @@
+/*-------------------------------------------------------------------------
+ *
+ * waiters.h
+ *	  Sessions that wait for the end of a flow, and how they are told of it.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/base/waiters.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_WAITERS_H
+#define FEISHU_WAITERS_H
+
+/* Hooks of the postmaster; without them nobody is told. */
+extern void waiters_request_shmem(void);
+extern void waiters_startup_shmem(void);
+
+/*
+ * This process waits for the end of a flow of its database, until waiters_leave,
+ * which is to be called on every way out.  To be called before each look at the
+ * flow.
+ */
+extern void waiters_look(int64 id);
+
+/* Was it told something since its last look, so that it must not sleep? */
+extern bool waiters_is_told(void);
+
+extern void waiters_leave(void);
+
+/*
+ * Flows of this database have ended.  After the commit, not under a lock.  Sorts
+ * the ids.  Neither of these throws or allocates.
+ */
+extern void waiters_tell(int64 *ids, int num);
+
+/* Likewise, whichever flows: all who wait in this database look. */
+extern void waiters_tell_all(void);
+
+#endif							/* FEISHU_WAITERS_H */

@@ -1,0 +1,82 @@
+/*-------------------------------------------------------------------------
+ *
+ * answer.c
+ *	  Answers to requests that carried our secrets, read without these.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/call/answer.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+
+#include "base/nls.h"
+#include "base/phrases.h"
+#include "call/answer.h"
+
+void
+answer_mask_text(const MaskSecrets *secrets, char *text)
+{
+	mask_secrets(secrets, text);
+	/* only then: the secrets would not be recognised with a break in them */
+	phrases_break(text);
+}
+
+void
+answer_break_phrases(FlowResponse *response)
+{
+	if (response->sqlstate == 0)
+		return;
+	phrases_break(response->excerpt);
+	phrases_break(response->message);
+	phrases_break(response->inner_message);
+	phrases_break(response->inner_code);
+	phrases_break(response->helps);
+	phrases_break(response->log_id);
+	phrases_break(response->execution_id);
+	phrases_break(response->status);
+}
+
+FlowResponse *
+answer_read(const MaskSecrets *secrets, const HttpResult *result)
+{
+	return wire_read_answer(result->http_status, result->body, result->body_len, secrets);
+}
+
+FlowResponse *
+answer_read_or_fail(const MaskSecrets *secrets, const HttpResult *result)
+{
+	MemoryContext context = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
+	FlowResponse *volatile response = NULL;
+
+	PG_TRY();
+	{
+		response = answer_read(secrets, result);
+	}
+	PG_CATCH();
+	{
+		int			sqlerrcode = geterrcode();
+		ErrorData  *error;
+
+		if (sqlerrcode != ERRCODE_OUT_OF_MEMORY &&
+			ERRCODE_TO_CATEGORY(sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+			sqlerrcode != ERRCODE_INTERNAL_ERROR)	/* beyond what palloc gives */
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		/* the error has let them through */
+		InterruptHoldoffCount = holdoff;
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("feishu_flow could not read an answer: %s", error->message)));
+		FreeErrorData(error);
+		response = wire_unread_answer(result->http_status);
+	}
+	PG_END_TRY();
+	return response;
+}

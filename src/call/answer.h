@@ -1,0 +1,43 @@
+/*-------------------------------------------------------------------------
+ *
+ * answer.h
+ *	  Answers to requests that carried our secrets, read without these.
+ *
+ * Private to src/call/.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/call/answer.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_ANSWER_H
+#define FEISHU_ANSWER_H
+
+#include "http/http.h"
+#include "wire/mask.h"
+#include "wire/wire.h"
+
+/*
+ * Make text of the peer fit for a message, in place: secrets are overwritten,
+ * phrases that clients would take amiss are broken.  NULL is allowed.
+ */
+extern void answer_mask_text(const MaskSecrets *secrets, char *text);
+
+/* Break the phrases in all that a message shows of an answer that was read. */
+extern void answer_break_phrases(FlowResponse *response);
+
+/*
+ * Read an answer.  It is returned, and kept, whole, but for the secrets.
+ * Throws when memory runs out, and at a cancel if the answer is long.
+ */
+extern FlowResponse *answer_read(const MaskSecrets *secrets, const HttpResult *result);
+
+/*
+ * The same for a dispatcher, which nothing that a peer says may stop: one for
+ * which there is no memory is an answer that cannot be used.
+ */
+extern FlowResponse *answer_read_or_fail(const MaskSecrets *secrets,
+										 const HttpResult *result);
+
+#endif							/* FEISHU_ANSWER_H */

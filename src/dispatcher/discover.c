@@ -1,0 +1,391 @@
+/*-------------------------------------------------------------------------
+ *
+ * discover.c
+ *	  The dispatcher's lanes: which there are, and which of them have rows.
+ *
+ * A lane is found when a row of it is, and is never forgotten.  Rows that may be
+ * sent at once are read by claim.c from where it ended last; a row that becomes
+ * visible below that point (its transaction committed late, or it was put back)
+ * is told with its id (notify.c), and is found here, to be claimed by id.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/dispatcher/discover.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/sqlrun.h"
+#include "dispatcher/dispatch.h"
+#include "queue/flow_id.h"
+
+/* Rows looked at for new lanes at each news. */
+#define DISCOVER_ROWS		256
+
+/* Ids looked at for them at most, counted from the newest. */
+#define DISCOVER_IDS		20000
+
+
+int64
+discover_last_id(Dispatch *dispatch)
+{
+	Oid			outbox;
+	Oid			last_id;
+
+	sql_find_outbox(&outbox, &last_id);
+	dispatch->last_id = flow_id_last(last_id);
+	return dispatch->last_id;
+}
+
+void
+discover_reopen(Dispatch *dispatch, int64 min_id)
+{
+	for (int i = 0; i < dispatch->num_lanes; i++)
+		lane_reopen(dispatch, dispatch->lanes[i], min_id, 0);
+}
+
+/* The lane of a row of the last result. */
+static Lane *
+row_lane(Dispatch *dispatch, uint64 row)
+{
+	return lane_get(dispatch, TextDatumGetCString(sql_value(row, 1, NULL)),
+					DatumGetObjectId(sql_value(row, 2, NULL)));
+}
+
+/* Find every lane that has rows which may be sent at once, from the beginning of
+ * the index. */
+static void
+discover_ready(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH RECURSIVE ready AS ("
+		" (SELECT server, roleid FROM feishu_internal.outbox"
+		"  WHERE state = 'q' AND next_at IS NULL ORDER BY server, roleid LIMIT 1)"
+		" UNION ALL"
+		" SELECT n.server, n.roleid FROM ready l, LATERAL"
+		" (SELECT o.server, o.roleid FROM feishu_internal.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL"
+		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
+		"  ORDER BY o.server, o.roleid LIMIT 1) n)"
+		" SELECT server, roleid FROM ready",
+		0, InvalidOid);
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+
+	for (uint64 row = 0; row < num; row++)
+		lane_expect_more(dispatch, row_lane(dispatch, row));
+}
+
+static int
+compare_lanes(const void *a, const void *b)
+{
+	const LaneKey *left = &(*(Lane *const *) a)->key;
+	const LaneKey *right = &(*(Lane *const *) b)->key;
+	int			order = strcmp(left->server, right->server);
+
+	if (order == 0 && left->roleid != right->roleid)
+		order = left->roleid < right->roleid ? -1 : 1;
+	return order;
+}
+
+/*
+ * The same, but of known lanes only rows above their cursors are looked for: what
+ * an old snapshot keeps of the rows that they had is not stepped over.  New lanes
+ * are looked for in the gaps before, between and behind the known ones.
+ */
+static void
+discover_new(Dispatch *dispatch)
+{
+	/* a bound on both columns at once would not end a scan at its upper end */
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH RECURSIVE server (name, roleid, before) AS ("
+		" SELECT name COLLATE \"C\", NULL::oid, before COLLATE \"C\" FROM unnest($1, $2) AS g (name, before)"
+		" UNION ALL"
+		" SELECT n.server, n.roleid, s.before FROM server s, LATERAL"
+		" (SELECT o.server, o.roleid FROM feishu_internal.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.server > s.name AND o.server < s.before"
+		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
+		" lane (server, roleid, before, is_new) AS ("
+		" (SELECT server COLLATE \"C\", roleid, before, false"
+		"  FROM unnest($3, $4, $5) AS g (server, roleid, before)"
+		"  UNION ALL SELECT name, roleid, 4294967295::oid, true FROM server WHERE roleid IS NOT NULL)"
+		" UNION ALL"
+		" SELECT l.server, n.roleid, l.before, true FROM lane l, LATERAL"
+		" (SELECT o.roleid FROM feishu_internal.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL"
+		"  AND o.server = l.server AND o.roleid > l.roleid AND o.roleid < l.before"
+		"  ORDER BY o.roleid LIMIT 1) n)"
+		" SELECT server, roleid FROM lane WHERE is_new",
+		5, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, OIDARRAYOID, OIDARRAYOID);
+	static SqlStatement above = SQL_STATEMENT(
+		"SELECT l.n FROM unnest($1, $2, $3) WITH ORDINALITY AS l (server, roleid, cursor, n), LATERAL"
+		" (SELECT FROM feishu_internal.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
+		"  AND o.state = 'q' AND o.next_at IS NULL AND o.id > l.cursor ORDER BY o.id LIMIT 1) r",
+		3, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID);
+	int			num = dispatch->num_lanes;
+	int			num_servers = 0;
+	int			num_gaps = 0;
+	Lane	  **known = palloc(num * sizeof(Lane *));
+	Datum	   *names = palloc((num + 2) * sizeof(Datum));
+	Datum	   *servers = palloc(2 * num * sizeof(Datum));
+	Datum	   *roles = palloc(2 * num * sizeof(Datum));
+	Datum	   *ends = palloc(2 * num * sizeof(Datum));
+	Datum	   *cursors = palloc(num * sizeof(Datum));
+	char		last[NAMEDATALEN];
+	Datum		values[5];
+	uint64		found;
+
+	memcpy(known, dispatch->lanes, num * sizeof(Lane *));
+	qsort(known, num, sizeof(Lane *), compare_lanes);
+
+	/* by its bytes, no name comes after this */
+	memset(last, 0xff, sizeof(last) - 1);
+	last[sizeof(last) - 1] = '\0';
+
+	/* gaps between servers, and in each server between roles */
+	names[num_servers++] = CStringGetTextDatum("");
+	for (int i = 0; i < num; i++)
+	{
+		LaneKey    *key = &known[i]->key;
+		Datum		server = CStringGetTextDatum(key->server);
+		bool		is_first = i == 0 || strcmp(key->server, known[i - 1]->key.server) != 0;
+		bool		is_last = i == num - 1 || strcmp(key->server, known[i + 1]->key.server) != 0;
+
+		if (is_first)
+		{
+			names[num_servers++] = server;
+			servers[num_gaps] = server;
+			roles[num_gaps] = ObjectIdGetDatum(InvalidOid);
+			ends[num_gaps++] = ObjectIdGetDatum(key->roleid);
+		}
+		servers[num_gaps] = server;
+		roles[num_gaps] = ObjectIdGetDatum(key->roleid);
+		ends[num_gaps++] = ObjectIdGetDatum(is_last ? OID_MAX : known[i + 1]->key.roleid);
+		cursors[i] = Int64GetDatum(known[i]->cursor);
+	}
+	names[num_servers] = CStringGetTextDatum(last);
+	values[0] = PointerGetDatum(construct_array(names, num_servers, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(names + 1, num_servers, TEXTOID, -1, false, TYPALIGN_INT));
+	values[2] = PointerGetDatum(construct_array(servers, num_gaps, TEXTOID, -1, false, TYPALIGN_INT));
+	values[3] = PointerGetDatum(construct_array(roles, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[4] = PointerGetDatum(construct_array(ends, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	for (uint64 row = 0; row < found; row++)
+		(void) row_lane(dispatch, row); /* a new lane is open */
+
+	for (int i = 0; i < num; i++)
+	{
+		servers[i] = CStringGetTextDatum(known[i]->key.server);
+		roles[i] = ObjectIdGetDatum(known[i]->key.roleid);
+	}
+	values[0] = PointerGetDatum(construct_array(servers, num, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(roles, num, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[2] = PointerGetDatum(construct_array(cursors, num, INT8OID, 8, FLOAT8PASSBYVAL,
+												TYPALIGN_DOUBLE));
+	found = sql_run(&above, values, NULL, SPI_OK_SELECT, NULL);
+	for (uint64 row = 0; row < found; row++)
+		lane_expect_more(dispatch, known[sql_int64(row, 1) - 1]);
+}
+
+/* Find every lane that has delayed rows, and when the first is due. */
+static void
+discover_delayed(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH RECURSIVE delayed AS ("
+		" (SELECT server, roleid, next_at FROM feishu_internal.outbox"
+		"  WHERE state = 'q' AND next_at IS NOT NULL"
+		"  ORDER BY server, roleid, next_at LIMIT 1)"
+		" UNION ALL"
+		" SELECT n.server, n.roleid, n.next_at FROM delayed l, LATERAL"
+		" (SELECT o.server, o.roleid, o.next_at FROM feishu_internal.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
+		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
+		"  ORDER BY o.server, o.roleid, o.next_at LIMIT 1) n)"
+		" SELECT server, roleid, next_at FROM delayed",
+		0, InvalidOid);
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
+
+	for (uint64 row = 0; row < num; row++)
+		lane_expect_due(dispatch, row_lane(dispatch, row),
+							DatumGetTimestampTz(sql_value(row, 3, NULL)));
+}
+
+/* A row that was put back, or committed late, has an id so low that lanes look for
+ * it themselves: there may be delayed ones of new lanes, too. */
+static bool look_at_delayed = false;
+
+/*
+ * Find every lane that has rows, and have it looked at; from_start: from the
+ * beginning, for rows of which nobody told.
+ */
+void
+discover_all(Dispatch *dispatch, bool from_start)
+{
+	(void) discover_last_id(dispatch);
+	if (from_start)
+	{
+		/* discover_delayed will say which have delayed rows */
+		for (int i = 0; i < dispatch->num_lanes; i++)
+			lane_reopen(dispatch, dispatch->lanes[i], 0, DT_NOEND);
+		ordering_tell(PG_INT64_MIN);
+	}
+	if (from_start || dispatch->num_lanes == 0)
+		discover_ready(dispatch);
+	else
+		discover_new(dispatch);
+	if (from_start || look_at_delayed)
+		discover_delayed(dispatch);
+	look_at_delayed = false;
+}
+
+/*
+ * In SQL: rows to look at, and whether they may be sent.  What is behind another
+ * flow of its ordering key is left to that one's end.
+ */
+#define DISCOVER_PAGE(which) \
+	"WITH page AS MATERIALIZED (" \
+	" SELECT server, roleid, id, next_at, ordering_key, expires_at FROM feishu_internal.outbox" \
+	" WHERE state = 'q' AND id >= $1 AND " which ")" \
+	" SELECT o.server, o.roleid, o.id, o.next_at, " \
+	DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$3") \
+	", o.expires_at FROM page o ORDER BY o.id"
+
+/* Look at the rows of the last result; returns the last one's id. */
+static int64
+see_page(Dispatch *dispatch, uint64 num)
+{
+	int64		id = 0;
+
+	for (uint64 i = 0; i < num; i++)
+	{
+		bool		is_null;
+		Datum		next_at = sql_value(i, 4, &is_null);
+		Lane	   *lane = row_lane(dispatch, i);
+
+		id = sql_int64(i, 3);
+		maintain_expect(DatumGetTimestampTz(sql_value(i, 6, NULL)));
+		if (!is_null)
+			lane_expect_due(dispatch, lane, DatumGetTimestampTz(next_at));
+		else if (id > lane->cursor)
+			lane_expect_more(dispatch, lane);
+		else if (DatumGetBool(sql_value(i, 5, NULL)))
+			lane_expect_row(dispatch, lane, id);
+	}
+	return id;
+}
+
+/*
+ * Look at rows from min_id on, of which somebody told us: find new lanes, and
+ * rows that the cursors have passed already.  Returns true if there were too
+ * many to see all: then new lanes are to be found by discover_all, and a sweep
+ * sees the rest.
+ *
+ * An old id (a flow put back by retry_flow, a transaction that took long, a
+ * prepared one, of which nothing is known) may have millions of finished rows
+ * after it.  Then lanes look for themselves: their indexes have none of these.
+ */
+bool
+discover_from(Dispatch *dispatch, int64 min_id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		DISCOVER_PAGE("true ORDER BY id LIMIT $2"),
+		3, INT8OID, INT4OID, JSONBOID);
+	int64		max_cursor = 0;
+
+	if (min_id < dispatch->last_id - DISCOVER_IDS)
+	{
+		discover_reopen(dispatch, min_id);
+		maintain_expect(DT_NOBEGIN);
+		look_at_delayed = true;
+		return true;
+	}
+
+	for (int i = 0; i < dispatch->num_lanes; i++)
+		max_cursor = Max(max_cursor, dispatch->lanes[i]->cursor);
+
+	for (;;)
+	{
+		Datum		values[3] = {
+			Int64GetDatum(min_id),
+			Int32GetDatum(DISCOVER_ROWS),
+			ordering_floors(dispatch)
+		};
+		uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+		int64		id = see_page(dispatch, num);
+
+		if (num < DISCOVER_ROWS)
+			return false;
+		min_id = id + 1;
+		if (id >= max_cursor)
+		{
+			sweep_add(min_id, discover_last_id(dispatch));
+			return true;
+		}
+	}
+}
+
+/* The same with rows of these ids, which are not too many. */
+void
+discover_between(Dispatch *dispatch, int64 min_id, int64 max_id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		DISCOVER_PAGE("id <= $2"),
+		3, INT8OID, INT8OID, JSONBOID);
+	Datum		values[3] = {
+		Int64GetDatum(min_id),
+		Int64GetDatum(max_id),
+		ordering_floors(dispatch)
+	};
+
+	(void) see_page(dispatch, sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL));
+}
+
+/* Has a lane no flows at all, to be sent now or later? */
+bool
+discover_lane_is_empty(const Lane *lane)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT WHERE NOT EXISTS (SELECT FROM feishu_internal.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NULL)"
+		" AND NOT EXISTS (SELECT FROM feishu_internal.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL)",
+		2, TEXTOID, OIDOID);
+	Datum		values[2] = {
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid)
+	};
+
+	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
+}
+
+/* Read which servers pause_server has stopped. */
+void
+discover_read_pauses(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT server FROM feishu_internal.paused_server",
+		0, InvalidOid);
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, dispatch->snapshot);
+	char	  **servers = palloc(Max(num, 1) * sizeof(char *));
+
+	for (uint64 row = 0; row < num; row++)
+		servers[row] = TextDatumGetCString(sql_value(row, 1, NULL));
+	/* so many are paused by hand: few */
+	for (int i = 0; i < dispatch->num_lanes; i++)
+	{
+		Lane	   *lane = dispatch->lanes[i];
+		bool		paused = false;
+
+		for (uint64 row = 0; row < num && !paused; row++)
+			paused = strcmp(lane->key.server, servers[row]) == 0;
+		lane_set_paused(dispatch, lane, paused);
+	}
+}

@@ -1,0 +1,352 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher_workers.c
+ *	  The workers of the slots: started, attached, notified, stopped.
+ *
+ * The launcher notes in the slot that it starts a worker, and gives it the slot's
+ * generation.  The worker attaches before it connects to the database, and is
+ * refused then if the slot is held or the launcher has given it up (by then the
+ * generation is another one).  It detaches after it has left the array of
+ * processes, so that a statement that waited for this finds the database free.  As
+ * its end is seen by an exit callback, no dead worker stays in a slot: a process
+ * that cannot run its callbacks takes all shared memory with it.
+ *
+ * News are kept in the slot until the dispatcher takes them, whether or not there
+ * is one.  Backends leave them in each commit that queued something, so for that
+ * the slot's spinlock is enough; launcher_slots.c has the rules of the locks.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/launcher/launcher_workers.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "catalog/pg_extension.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "storage/condition_variable.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+
+#include "base/compat.h"
+#include "launcher/launcher_sessions.h"
+#include "launcher/launcher_slots.h"
+
+/* The slot of this process' database, when known; may be out of date. */
+static int	own_place = -1;
+
+
+/* ---------- News ---------- */
+
+static bool
+place_tell(int place, Oid database, const DispatchNews *news)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[place];
+	ProcNumber	proc = INVALID_PROC_NUMBER;
+	bool		found;
+
+	SpinLockAcquire(&slot->mutex);
+	found = slot->database == database;
+	if (found)
+	{
+		slot->news.min_id = Min(slot->news.min_id, news->min_id);
+		slot->news.control |= news->control;
+		slot->news.tokens |= news->tokens;
+		slot->news.handlers |= news->handlers;
+		slot->news.handlers_run |= news->handlers_run;
+		proc = slot->proc;
+	}
+	SpinLockRelease(&slot->mutex);
+	slots_wake(proc);
+	return found;
+}
+
+/* Tell the dispatcher of a database, if there is a slot. */
+void
+slots_tell_database(Oid database, const DispatchNews *news)
+{
+	int			place = slots_find(database);
+
+	if (place >= 0)
+		(void) place_tell(place, database, news);
+}
+
+void
+launcher_tell(const DispatchNews *news)
+{
+	bool		known;
+
+	if (!launcher_present() || !OidIsValid(MyDatabaseId))
+		return;
+	if (own_place >= 0 && place_tell(own_place, MyDatabaseId, news))
+		return;
+
+	/* Who queues has the extension: no need to look for it. */
+	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
+	known = slots_place_find(MyDatabaseId) >= 0;
+	own_place = slots_place_find_or_add(MyDatabaseId);
+	if (own_place >= 0 && !known)
+		launcher_shared->slots[own_place].extension = EXTENSION_PRESENT;
+	LWLockRelease(launcher_shared->lock);
+	if (own_place < 0)
+		return;					/* the launcher looks again when it polls */
+	(void) place_tell(own_place, MyDatabaseId, news);
+	if (!known)
+		slots_wake_launcher(false);
+}
+
+bool
+launcher_has_dispatcher(void)
+{
+	SlotView	view;
+	int			place;
+
+	if (!launcher_present() || !OidIsValid(MyDatabaseId))
+		return false;
+	place = slots_find(MyDatabaseId);
+	return place >= 0 && slots_view(place, &view) && view.database == MyDatabaseId &&
+		view.worker == WORKER_DISPATCHER && view.pid != 0 && !view.stop && !view.failing;
+}
+
+bool
+launcher_take_news(DispatchNews *news)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[own_place];
+	bool		go_on;
+
+	SpinLockAcquire(&slot->mutex);
+	go_on = !slot->stop;
+	*news = slot->news;
+	slot->news = DISPATCH_NO_NEWS;
+	SpinLockRelease(&slot->mutex);
+	return go_on;
+}
+
+void
+launcher_set_failing(bool failing)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[own_place];
+
+	SpinLockAcquire(&slot->mutex);
+	slot->failing = failing;
+	SpinLockRelease(&slot->mutex);
+}
+
+void
+launcher_set_locked_out(bool locked_out)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[own_place];
+
+	SpinLockAcquire(&slot->mutex);
+	slot->locked_out = locked_out;
+	SpinLockRelease(&slot->mutex);
+}
+
+void
+launcher_set_no_handlers(bool no_handlers)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[own_place];
+
+	SpinLockAcquire(&slot->mutex);
+	slot->no_handlers = no_handlers;
+	SpinLockRelease(&slot->mutex);
+}
+
+
+/* ---------- Workers ---------- */
+
+/* A worker ends; by now it is not among the processes of the database. */
+static void
+worker_detach(int code, Datum arg)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[DatumGetInt32(arg)];
+
+	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
+	if (slot->pid == MyProcPid)
+	{
+		slot->pid = 0;
+		slot->worker = WORKER_NONE;
+		slot->ended_well = code == 0;
+		SpinLockAcquire(&slot->mutex);
+		slot->proc = INVALID_PROC_NUMBER;
+		SpinLockRelease(&slot->mutex);
+	}
+	LWLockRelease(launcher_shared->lock);
+	ConditionVariableBroadcast(&launcher_shared->detached);
+	slots_wake_launcher(false);
+}
+
+Oid
+slots_attach_worker(int place)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[place];
+	Oid			database = InvalidOid;
+	uint32		generation;
+
+	/* Registered before the connection's own callbacks, so it runs last. */
+	on_shmem_exit(worker_detach, Int32GetDatum(place));
+	memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
+
+	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
+	if (slot->worker != WORKER_NONE && slot->generation == generation)
+	{
+		slot->pid = MyProcPid;
+		SpinLockAcquire(&slot->mutex);
+		if (slot->holds > 0)
+			slot->stop = true;
+		if (!slot->stop)
+		{
+			slot->proc = MyProcNumber;
+			database = slot->database;
+		}
+		SpinLockRelease(&slot->mutex);
+	}
+	LWLockRelease(launcher_shared->lock);
+	if (!OidIsValid(database))
+		proc_exit(0);
+	own_place = place;
+	slots_wake_launcher(false);
+	return database;
+}
+
+Oid
+launcher_attach_dispatcher(int place)
+{
+	return slots_attach_worker(place);
+}
+
+/* OID of the extension in this database, as committed by now. */
+Oid
+slots_lookup_extension(void)
+{
+	Oid			extension = InvalidOid;
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Relation	relation = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum(EXTENSION_NAME));
+	scan = systable_beginscan(relation, ExtensionNameIndexId, true, snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		extension = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
+	systable_endscan(scan);
+	table_close(relation, AccessShareLock);
+	UnregisterSnapshot(snapshot);
+	return extension;
+}
+
+Oid
+launcher_find_extension(void)
+{
+	static Oid	first = InvalidOid;
+	DatabaseSlot *slot = &launcher_shared->slots[own_place];
+	Oid			extension;
+	uint32		creations;
+
+	LWLockAcquire(launcher_shared->lock, LW_SHARED);
+	creations = slot->creations;
+	LWLockRelease(launcher_shared->lock);
+
+	extension = slots_lookup_extension();
+
+	/* unless it was created right after we looked */
+	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
+	if (OidIsValid(extension))
+	{
+		slot->extension = EXTENSION_PRESENT;
+		slot->extension_oid = extension;
+	}
+	else if (slot->creations == creations)
+		slot->extension = EXTENSION_ABSENT;
+	LWLockRelease(launcher_shared->lock);
+
+	if (!OidIsValid(first))
+		first = extension;
+	return extension == first ? extension : InvalidOid;
+}
+
+/*
+ * Note that a worker is being started; false when it must not.  It is to bring
+ * the generation with it.
+ */
+bool
+slots_start_worker(int place, WorkerKind kind, uint32 *generation)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[place];
+	bool		started = false;
+
+	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
+	if (slot->worker == WORKER_NONE && slot->holds == 0 && OidIsValid(slot->database))
+	{
+		slot->worker = kind;
+		slot->pid = 0;
+		slot->ended_well = false;
+		*generation = ++slot->generation;
+		SpinLockAcquire(&slot->mutex);
+		slot->stop = false;
+		slot->failing = slot->locked_out = slot->no_handlers = false;
+		SpinLockRelease(&slot->mutex);
+		started = true;
+	}
+	LWLockRelease(launcher_shared->lock);
+	return started;
+}
+
+/* A worker that did not attach is not waited for any longer. */
+void
+slots_forget_worker(int place, uint32 generation)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[place];
+
+	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
+	if (slot->generation == generation && slot->pid == 0)
+		slot->worker = WORKER_NONE;
+	LWLockRelease(launcher_shared->lock);
+}
+
+/* Ask the worker to end, and the sessions for handlers. */
+void
+slots_stop_worker(int place)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[place];
+	Oid			database;
+	ProcNumber	proc;
+
+	SpinLockAcquire(&slot->mutex);
+	slot->stop = true;
+	database = slot->database;
+	proc = slot->proc;
+	SpinLockRelease(&slot->mutex);
+	slots_wake(proc);
+	sessions_stop(database);
+}
+
+/* Tell them to. */
+void
+slots_terminate_worker(int place)
+{
+	DatabaseSlot *slot = &launcher_shared->slots[place];
+
+	/* It cannot detach, and so its pid not be another's, while we look. */
+	LWLockAcquire(launcher_shared->lock, LW_SHARED);
+	if (slot->pid != 0)
+		(void) kill(slot->pid, SIGTERM);
+	sessions_terminate_locked(slot->database);
+	LWLockRelease(launcher_shared->lock);
+}

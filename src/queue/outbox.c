@@ -1,0 +1,400 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.c
+ *	  The queue's table, from the side of those who queue flows.
+ *
+ * An enqueue is an insert in the caller's transaction (insert.c); what it means
+ * for the dispatcher ("look at ids from here on") is told at the end of the
+ * transaction (notify.c).
+ *
+ * The tables belong to the extension's owner and are granted to nobody.  The
+ * functions here, in change_flow.c and in wait_flow.c work on them as that owner, in a
+ * security-restricted context, with everything in their SQL qualified, after
+ * they have checked the rights of the caller themselves.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/queue/outbox.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/int.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "app/server.h"
+#include "base/compat.h"
+#include "base/guc.h"
+#include "base/nls.h"
+#include "base/sqlrun.h"
+#include "launcher/launcher.h"
+#include "queue/flow_id.h"
+#include "queue/insert.h"
+#include "queue/notify.h"
+#include "queue/on_end.h"
+#include "queue/origin.h"
+#include "queue/outbox.h"
+#include "queue/record_text.h"
+#include "wire/wire_check.h"
+
+/* To ask for random bytes costs more than the bytes: ask for those of some keys. */
+#define KEYS_AT_ONCE		16
+
+/* So often may the flow that has a key end between two looks at it. */
+#define KEY_TRIES			5
+
+
+void
+outbox_warn_without_dispatcher(void)
+{
+	static bool warned = false;
+
+	if (warned || launcher_present())
+		return;
+	warned = true;
+	ereport(WARNING,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("flows are queued, but nothing will send them"),
+			 errdetail("feishu_flow is not in shared_preload_libraries, so that there is no dispatcher."),
+			 errhint("Add it to shared_preload_libraries and restart the server; what is queued by then will be sent.")));
+}
+
+void
+outbox_report_no_flow(int64 id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("flow %lld does not exist", (long long) id),
+			 errhint("The view feishu.flows shows the flows that you may see.")));
+}
+
+char *
+outbox_random_key(void)
+{
+	static uint8 bytes[KEYS_AT_ONCE * UUID_LEN];
+	static int	num_left = 0;	/* keys */
+	static const char digits[] = "0123456789abcdef";
+	char	   *key;
+	char	   *place;
+	uint8	   *uuid;
+
+	if (num_left == 0)
+	{
+		if (!pg_strong_random(bytes, sizeof(bytes)))
+			elog(ERROR, "could not generate random values");
+		num_left = KEYS_AT_ONCE;
+	}
+	key = place = palloc(2 * UUID_LEN + sizeof("----"));
+	uuid = &bytes[--num_left * UUID_LEN];
+	uuid[6] = (uuid[6] & 0x0f) | 0x40;	/* version 4 of RFC 9562 */
+	uuid[8] = (uuid[8] & 0x3f) | 0x80;	/* its variant */
+	for (int i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*place++ = '-';
+		*place++ = digits[uuid[i] >> 4];
+		*place++ = digits[uuid[i] & 0x0f];
+	}
+	*place = '\0';
+	return key;
+}
+
+static void
+check_delivery(const QueuedFlow *flow, TimestampTz now)
+{
+	if (flow->ordering_key != NULL)
+	{
+		const char *problem = wire_check_key(flow->ordering_key);
+
+		if (problem != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("argument \"%s\" %s", "ordering_key", _(problem)),
+					 errhint("Leave it null, or give flows that must not overtake each other the same value.")));
+	}
+	if (flow->max_attempts == 0 || flow->max_attempts < -1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be positive", "max_attempts")));
+	if (TIMESTAMP_IS_NOEND(flow->run_at))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be infinity", "run_at")));
+	if (!TIMESTAMP_IS_NOBEGIN(flow->expires_at) &&
+		flow->expires_at <= Max(flow->run_at, now))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be later than run_at and now", "expires_at")));
+}
+
+TimestampTz
+outbox_expires_by_age(TimestampTz run_at)
+{
+	TimestampTz expires_at;
+
+	if (pg_add_s64_overflow(run_at, (int64) feishu_guc_max_age * USECS_PER_SEC, &expires_at) ||
+		!IS_VALID_TIMESTAMP(expires_at))
+		return DT_NOEND;
+	return expires_at;
+}
+
+/* Columns of feishu_internal.outbox, in their order there. */
+enum
+{
+	COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_ATTEMPTS, COLUMN_MAX_ATTEMPTS,
+	COLUMN_SERVER_OWNER, COLUMN_STATE, COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_UNANSWERED, COLUMN_CREATED_AT,
+	COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT, COLUMN_FINISHED_AT,
+	COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
+	COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY,
+	COLUMN_CODE, COLUMN_EXECUTION_ID, COLUMN_FLOW_STATUS, COLUMN_FLOW_CODE,
+	COLUMN_LOG_ID, COLUMN_SQLSTATE, COLUMN_ERROR, COLUMN_REPORT, COLUMN_HINT, COLUMN_RESPONSE,
+	COLUMN_ON_END, COLUMN_END_NUMBER, COLUMN_HANDLER_STATE, COLUMN_HANDLER_ATTEMPTS,
+	COLUMN_HANDLER_NEXT_AT, COLUMN_HANDLER_AT, COLUMN_HANDLER_ERROR,
+	NUM_COLUMNS
+};
+
+static const Oid column_types[NUM_COLUMNS] = {
+	INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, INT4OID,
+	OIDOID, CHAROID, BOOLOID, BOOLOID, BOOLOID, TIMESTAMPTZOID,
+	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+	TEXTOID, TEXTOID, TEXTOID, JSONBOID,
+	JSONBOID, TEXTOID, JSONBOID, TEXTOID,
+	INT8OID, TEXTOID, TEXTOID, TEXTOID,
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
+	TEXTOID, INT8OID, CHAROID, INT4OID,
+	TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID
+};
+
+#define NUM_INSERTED	21
+
+#define INSERT_STATEMENT(conflict) \
+	SQL_STATEMENT("INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts," \
+				  " server_owner, is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id," \
+				  " operator, params, idempotent_key, loop_masks, ordering_key, on_end)" \
+				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)" \
+				  conflict, \
+				  NUM_INSERTED, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID, \
+				  TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
+				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID)
+
+/*
+ * By SQL, where insert_row will not do: a superuser has put a trigger, say, on the
+ * table, or the key is the user's.  False: no row was inserted.  With look_at_key, that
+ * is so if the key is in the queue; a transaction that was queueing it was waited for.
+ */
+static bool
+insert_by_sql(Datum *values, bool *nulls, bool look_at_key)
+{
+	static SqlStatement always = INSERT_STATEMENT("");
+	static SqlStatement unless_queued = INSERT_STATEMENT(
+		" ON CONFLICT (server, roleid, idempotent_key) WHERE " OUTBOX_KEY_COUNTS " DO NOTHING");
+	static const int columns[NUM_INSERTED] = {
+		COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_MAX_ATTEMPTS,
+		COLUMN_SERVER_OWNER, COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_CREATED_AT, COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT,
+		COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
+		COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY, COLUMN_ON_END
+	};
+	Datum		arguments[NUM_INSERTED];
+	char		flags[NUM_INSERTED];
+	SqlCaller	caller;
+	bool		inserted;
+
+	for (int i = 0; i < NUM_INSERTED; i++)
+	{
+		arguments[i] = values[columns[i]];
+		flags[i] = nulls[columns[i]] ? 'n' : ' ';
+	}
+	sql_begin_as_owner(&caller);
+	inserted = sql_run(look_at_key ? &unless_queued : &always, arguments, flags,
+					   SPI_OK_INSERT, NULL) > 0;
+	sql_end_as_owner(&caller);
+	return inserted;
+}
+
+/*
+ * Cancel a flow that waits in a copy of the database that it was queued in, as the
+ * dispatcher will when it begins there: it is not to stand for one of this database.
+ */
+static void
+cancel_copied(int64 id)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"UPDATE feishu_internal.outbox SET state = 'c', next_at = NULL,"
+		" finished_at = pg_catalog.clock_timestamp(), error = $2"
+		" WHERE id OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'q'",
+		2, INT8OID, TEXTOID);
+	Datum		values[2] = {Int64GetDatum(id), CStringGetTextDatum(record_not_ours_text())};
+
+	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL) > 0)
+		notify_ended(id);
+}
+
+/*
+ * The flow that has a key of the user's; 0: none has.  Whatever the transaction's
+ * snapshot says: by now it may have failed, and then nothing would be started.
+ *
+ * One of another cluster may be ours soon, when that was upgraded (origin.c).
+ */
+static int64
+find_key(const QueuedFlow *flow)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT id, state OPERATOR(pg_catalog.=) 'q' AND system_identifier OPERATOR(pg_catalog.=) $4"
+		" AND database OPERATOR(pg_catalog.<>) $5"
+		" FROM feishu_internal.outbox WHERE server OPERATOR(pg_catalog.=) $1"
+		" AND roleid OPERATOR(pg_catalog.=) $2 AND idempotent_key OPERATOR(pg_catalog.=) $3"
+		" AND " OUTBOX_KEY_COUNTS,
+		5, TEXTOID, OIDOID, TEXTOID, INT8OID, OIDOID);
+	Datum		values[5] = {
+		CStringGetTextDatum(flow->server),
+		ObjectIdGetDatum(flow->roleid),
+		CStringGetTextDatum(flow->request.idempotent_key),
+		origin_system(),
+		origin_database()
+	};
+	SqlCaller	caller;
+	int64		id = 0;
+
+	sql_begin_as_owner(&caller);
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0)
+	{
+		id = sql_int64(0, 1);
+		if (DatumGetBool(sql_value(0, 2, NULL)))
+		{
+			cancel_copied(id);
+			id = 0;
+		}
+	}
+	sql_end_as_owner(&caller);
+	return id;
+}
+
+/*
+ * Insert the row, whose key is the user's; returns its id, or that of the flow that has
+ * the key.  That one may have ended before it is seen; but what a superuser has put on
+ * the table may throw each row away, too, and may do so.
+ */
+static int64
+insert_key(const QueuedFlow *flow, int64 id, Datum *values, bool *nulls)
+{
+	for (int i = 0; i < KEY_TRIES; i++)
+	{
+		int64		other;
+
+		if (insert_by_sql(values, nulls, true))
+			return id;
+		other = find_key(flow);
+		if (other != 0)
+			return other;
+	}
+	(void) insert_by_sql(values, nulls, false);
+	return id;
+}
+
+/*
+ * Insert a checked flow; returns its id, or that of the flow that has its key, which is
+ * looked for first: else each would draw an id in vain.
+ */
+int64
+outbox_insert(const QueuedFlow *flow)
+{
+	const FlowRequest *request = &flow->request;
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	TimestampTz run_at = flow->run_at == DT_NOBEGIN ? now : flow->run_at;
+	TimestampTz expires_at = flow->expires_at;
+	bool		delayed = run_at > now && run_at > GetCurrentTimestamp();
+	bool		own_key = request->idempotent_key == NULL;
+	Oid			outbox;
+	Oid			last_id;
+	Datum		values[NUM_COLUMNS] = {0};
+	bool		nulls[NUM_COLUMNS];
+	char	   *on_end;
+	int64		id;
+
+	check_delivery(flow, now);
+	on_end = flow->on_end != NULL ? on_end_resolve(flow->on_end, flow->roleid) : NULL;
+	if (TIMESTAMP_IS_NOBEGIN(expires_at))
+		expires_at = outbox_expires_by_age(Max(run_at, now));
+
+	/* a read-only transaction, a standby: as INSERT would */
+	sql_check_writable("enqueue_flow()");
+	PreventCommandIfParallelMode("enqueue_flow()");
+
+	sql_lock_outbox(&outbox, &last_id);
+	if (!own_key && (id = find_key(flow)) != 0)
+		return id;
+	id = flow_id_draw(last_id);
+
+	memset(nulls, true, sizeof(nulls));
+#define SET(column, datum) (values[column] = (datum), nulls[column] = false)
+	SET(COLUMN_ID, Int64GetDatum(id));
+	SET(COLUMN_ROLEID, ObjectIdGetDatum(flow->roleid));
+	SET(COLUMN_DATABASE, origin_database());
+	SET(COLUMN_SYSTEM_IDENTIFIER, origin_system());
+	SET(COLUMN_ATTEMPTS, Int32GetDatum(0));
+	if (flow->max_attempts > 0)
+		SET(COLUMN_MAX_ATTEMPTS, Int32GetDatum(flow->max_attempts));
+	SET(COLUMN_SERVER_OWNER, ObjectIdGetDatum(flow->server_owner));
+	SET(COLUMN_STATE, CharGetDatum('q'));
+	SET(COLUMN_IS_ASYNC, BoolGetDatum(request->is_async));
+	SET(COLUMN_OWN_KEY, BoolGetDatum(own_key));
+	SET(COLUMN_UNANSWERED, BoolGetDatum(false));
+	SET(COLUMN_CREATED_AT, TimestampTzGetDatum(now));
+	SET(COLUMN_RUN_AT, TimestampTzGetDatum(run_at));
+	if (delayed)
+		SET(COLUMN_NEXT_AT, TimestampTzGetDatum(run_at));
+	SET(COLUMN_EXPIRES_AT, TimestampTzGetDatum(expires_at));
+	SET(COLUMN_SERVER, CStringGetTextDatum(flow->server));
+	SET(COLUMN_NAMESPACE, CStringGetTextDatum(request->namespace_name));
+	SET(COLUMN_FLOW_ID, CStringGetTextDatum(request->flow_id));
+	SET(COLUMN_OPERATOR, JsonbPGetDatum(request->operator_id));
+	if (request->params != NULL)
+		SET(COLUMN_PARAMS, JsonbPGetDatum(request->params));
+	SET(COLUMN_IDEMPOTENT_KEY,
+		CStringGetTextDatum(own_key ? outbox_random_key() : request->idempotent_key));
+	if (request->loop_masks != NULL)
+		SET(COLUMN_LOOP_MASKS, JsonbPGetDatum(request->loop_masks));
+	if (flow->ordering_key != NULL)
+		SET(COLUMN_ORDERING_KEY, CStringGetTextDatum(flow->ordering_key));
+	if (on_end != NULL)
+		SET(COLUMN_ON_END, CStringGetTextDatum(on_end));
+
+	if (!own_key)
+	{
+		int64		other = insert_key(flow, id, values, nulls);
+
+		if (other != id)
+			return other;
+	}
+	else if (!insert_row(outbox, NUM_COLUMNS, column_types, values, nulls))
+		(void) insert_by_sql(values, nulls, false);
+
+	notify_row(id);
+	outbox_warn_without_dispatcher();
+	return id;
+}
+
+int64
+outbox_enqueue(const QueuedFlow *flow)
+{
+	QueuedFlow	complete = *flow;
+	FlowServer *server = server_lookup(flow->server, flow->roleid);
+
+	complete.server = server->name;
+	complete.server_owner = server->owner;
+	if (complete.request.operator_id == NULL)
+		complete.request.operator_id = request_default_operator(server->operator_json);
+	server_forget_secrets(server);
+	request_check(&complete.request);
+	return outbox_insert(&complete);
+}

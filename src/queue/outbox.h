@@ -1,0 +1,68 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.h
+ *	  The queue's table: rows in, and what all who change rows need.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/queue/outbox.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_OUTBOX_H
+#define FEISHU_OUTBOX_H
+
+#include "datatype/timestamp.h"
+
+#include "wire/wire.h"
+
+/* A flow to be queued: a checked request and how to deliver it. */
+typedef struct QueuedFlow
+{
+	Oid			roleid;			/* in whose name */
+	const char *server;			/* name, or NULL: feishu_flow.server */
+	Oid			server_owner;	/* set by the lookup of the server */
+	FlowRequest request;		/* checked by request_check */
+	TimestampTz run_at;			/* DT_NOBEGIN: at once */
+	char	   *ordering_key;	/* or NULL */
+	int			max_attempts;	/* or -1: the setting's at the time */
+	TimestampTz expires_at;		/* DT_NOEND: never; DT_NOBEGIN: by
+								 * feishu_flow.max_age */
+	const char *on_end;			/* name of a handler, as given, or NULL */
+} QueuedFlow;
+
+/* In SQL: a row whose key is the user's and may not be queued again; as the index has it. */
+#define OUTBOX_KEY_COUNTS \
+	"NOT own_key AND state OPERATOR(pg_catalog.=) ANY ('{q,s,u}'::pg_catalog.\"char\"[])"
+
+#define OUTBOX_KEY_INDEX	"outbox_key_idx"
+
+/* An expires_at that was given, even if it is -infinity. */
+#define OUTBOX_EXPIRES_AT(given) Max((given), DT_NOBEGIN + 1)
+
+/*
+ * Insert a row in the current transaction, in the name of flow->roleid, who
+ * needs USAGE on the server (42501) and a user mapping (42704).  Returns its id.
+ * request.operator_id may be NULL if the server has a default operator;
+ * request.idempotent_key NULL: a random UUID is made.  If the key is in the queue
+ * already, nothing is queued, and the id is that of the flow that has it.  SPI is used inside.
+ */
+extern int64 outbox_enqueue(const QueuedFlow *flow);
+
+/* Likewise one whose request is checked, and whose server is known. */
+extern int64 outbox_insert(const QueuedFlow *flow);
+
+/* A random UUID (version 4) as text: the key of a flow that was given none. */
+extern char *outbox_random_key(void);
+
+/* When a flow expires that is to be sent at a time and says nothing of it. */
+extern TimestampTz outbox_expires_by_age(TimestampTz run_at);
+
+/* Say once a session, if there is no dispatcher, that nobody will send what is
+ * queued. */
+extern void outbox_warn_without_dispatcher(void);
+
+/* Throw that there is no such flow for the caller. */
+extern void outbox_report_no_flow(int64 id);
+
+#endif							/* FEISHU_OUTBOX_H */

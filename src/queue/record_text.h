@@ -1,0 +1,27 @@
+/*-------------------------------------------------------------------------
+ *
+ * record_text.h
+ *	  What the queue tells of an end: text for the columns error, report and hint.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/queue/record_text.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_RECORD_TEXT_H
+#define FEISHU_RECORD_TEXT_H
+
+#include "call/call.h"
+
+/* Of an outcome that was no success; palloc'ed. */
+extern char *record_error(const FlowOutcome *outcome);
+extern char *record_report(const FlowOutcome *outcome);
+
+/* Of ends without an outcome. */
+extern const char *record_expired_text(void);
+extern const char *record_expired_hint(void);
+extern const char *record_unconfirmed_hint(void);
+extern const char *record_not_ours_text(void);
+
+#endif							/* FEISHU_RECORD_TEXT_H */

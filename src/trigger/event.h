@@ -1,0 +1,65 @@
+/*-------------------------------------------------------------------------
+ *
+ * event.h
+ *	  What a trigger fired for, as jsonb: the document that templates look at.
+ *
+ * Row triggers: {"op", "schema", "table", "new", "old"}.  Statement triggers:
+ * {"op", "schema", "table"}, and with transition tables "new_rows" and
+ * "old_rows", arrays of objects.  A side that the change does not have is null.
+ * Events of a partition have "root_schema" and "root_table", too.
+ *
+ * Private to src/trigger/.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/trigger/event.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_EVENT_H
+#define FEISHU_EVENT_H
+
+#include "commands/trigger.h"
+#include "nodes/pg_list.h"
+#include "utils/jsonb.h"
+
+/* The sides of a change. */
+#define EVENT_NEW			0	/* new, new_rows */
+#define EVENT_OLD			1	/* old, old_rows */
+#define EVENT_SIDES			2
+
+/* What somebody will look at.  Zeroed: at nothing. */
+typedef struct EventNeeds
+{
+	bool		any;			/* at anything at all */
+	bool		side[EVENT_SIDES];	/* at this side */
+	bool		all_columns[EVENT_SIDES];	/* at all columns of it */
+	List	   *columns[EVENT_SIDES];	/* at these: char *, not copied */
+	List	   *members;		/* of the event itself: char *, not copied */
+} EventNeeds;
+
+/* Prepared for one table. */
+typedef struct EventPlan EventPlan;
+
+/*
+ * Prepare to build the needed part of the events of a table, in the current
+ * memory context.  The plan holds until the definition of the table, or of the root
+ * that it is a partition of, or the name of a schema changes.
+ */
+extern EventPlan *event_plan_create(Relation rel, const EventNeeds *needs);
+
+/* The root that the table is a partition of, or InvalidOid. */
+extern Oid	event_plan_root(const EventPlan *plan);
+
+/* A statement with transition tables that changed no row. */
+extern bool event_is_empty(const TriggerData *trigdata);
+
+/*
+ * The event as jsonb, palloc'ed in the current memory context, where scratch
+ * memory is left too.  What is not needed may be missing.  Throws 54000 when
+ * it is more than jsonb can hold.  Casts to json that users defined may run
+ * inside.
+ */
+extern Jsonb *event_build(EventPlan *plan, const TriggerData *trigdata);
+
+#endif							/* FEISHU_EVENT_H */

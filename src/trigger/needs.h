@@ -1,0 +1,29 @@
+/*-------------------------------------------------------------------------
+ *
+ * needs.h
+ *	  What of an event a jsonpath looks at.
+ *
+ * Private to src/trigger/.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/trigger/needs.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_NEEDS_H
+#define FEISHU_NEEDS_H
+
+#include "utils/jsonpath.h"
+
+#include "trigger/event.h"
+
+/* All of an event. */
+extern void needs_add_all(EventNeeds *needs);
+
+extern bool needs_column(const EventNeeds *needs, int side, const char *name);
+
+/* Add what a jsonpath looks at.  The jsonpath has to live on. */
+extern void needs_add_path(JsonPath *path, EventNeeds *needs);
+
+#endif							/* FEISHU_NEEDS_H */
