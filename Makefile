@@ -96,6 +96,7 @@ OBJS = \
 	src/queue/origin.o \
 	src/queue/outbox.o \
 	src/queue/record_text.o \
+	src/queue/replace.o \
 	src/trigger/event.o \
 	src/trigger/names.o \
 	src/trigger/needs.o \

@@ -200,6 +200,7 @@ CREATE TABLE feishu_internal.outbox (
     is_async boolean NOT NULL,
     own_key boolean NOT NULL,           -- the key was made here: nobody else has it
     unanswered boolean NOT NULL DEFAULT false,  -- an attempt may have reached the platform
+    replaceable boolean NOT NULL DEFAULT false, -- it has a replace_key, and was never claimed
     created_at timestamptz NOT NULL,
     run_at timestamptz NOT NULL,
     next_at timestamptz,                -- not to be sent before; NULL: at once
@@ -213,6 +214,7 @@ CREATE TABLE feishu_internal.outbox (
     idempotent_key text NOT NULL,
     loop_masks jsonb,
     ordering_key text COLLATE "C",
+    replace_key text COLLATE "C",
     code bigint,
     execution_id text,
     flow_status text,
@@ -241,6 +243,7 @@ ALTER TABLE feishu_internal.outbox
     ALTER params SET STATISTICS 0,
     ALTER idempotent_key SET STATISTICS 0,
     ALTER loop_masks SET STATISTICS 0,
+    ALTER replace_key SET STATISTICS 0,
     ALTER code SET STATISTICS 0,
     ALTER execution_id SET STATISTICS 0,
     ALTER flow_status SET STATISTICS 0,
@@ -277,6 +280,10 @@ CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
 -- other query means this index, which has no row of a key that was made here
 CREATE UNIQUE INDEX outbox_key_idx ON feishu_internal.outbox (server, roleid, idempotent_key)
     WHERE NOT own_key AND state IN ('q', 's', 'u');
+-- the flow that an enqueue with its key replaces: one that waits, and that the
+-- dispatcher has never begun with
+CREATE UNIQUE INDEX outbox_replace_idx ON feishu_internal.outbox (server, roleid, replace_key)
+    WHERE replaceable AND state = 'q';
 -- what to purge
 CREATE INDEX outbox_finished_idx ON feishu_internal.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
@@ -368,13 +375,14 @@ CREATE FUNCTION feishu.enqueue_flow(
     ordering_key text DEFAULT NULL,
     max_attempts integer DEFAULT NULL,
     expires_at timestamptz DEFAULT NULL,
-    on_end text DEFAULT NULL)
+    on_end text DEFAULT NULL,
+    replace_key text DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text) IS
-'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already.';
+COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text, text) IS
+'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already, or that it replaces.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
 RETURNS boolean
@@ -449,7 +457,7 @@ SELECT o.id,
     o.server::name AS server,
     pg_get_userbyid(o.roleid) AS role,
     o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
-    o.loop_masks, o.ordering_key, o.created_at,
+    o.loop_masks, o.ordering_key, o.replace_key, o.created_at,
     COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.hint, o.response,
@@ -482,6 +490,7 @@ COMMENT ON COLUMN feishu.flows.is_async IS 'Whether its end is left open';
 COMMENT ON COLUMN feishu.flows.idempotent_key IS 'Started at most once with it';
 COMMENT ON COLUMN feishu.flows.loop_masks IS 'Masks against endless loops';
 COMMENT ON COLUMN feishu.flows.ordering_key IS 'One after the other with it';
+COMMENT ON COLUMN feishu.flows.replace_key IS 'The last one with it counts';
 COMMENT ON COLUMN feishu.flows.created_at IS 'When it was queued';
 COMMENT ON COLUMN feishu.flows.run_at IS 'Not to be sent before';
 COMMENT ON COLUMN feishu.flows.expires_at IS 'Fails if it waits until then';

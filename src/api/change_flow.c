@@ -246,7 +246,7 @@ Datum
 feishu_retry_flow(PG_FUNCTION_ARGS)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox SET state = 'q', attempts = 0, finished_at = NULL,"
+		"UPDATE feishu_internal.outbox SET state = 'q', attempts = 0, replaceable = false, finished_at = NULL,"
 		" next_at = NULL, run_at = $2, expires_at = $3, database = $5, system_identifier = $6,"
 		" idempotent_key = COALESCE($4, idempotent_key),"
 		" own_key = own_key OR $4 IS NOT NULL,"

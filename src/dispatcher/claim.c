@@ -19,7 +19,8 @@
  * To claim is to lock the row, and to write the ids of all flights into the
  * row of feishu_internal.claim, in one transaction.  After a crash that row says
  * which attempts got no answer.  SKIP LOCKED: a row that somebody is about to
- * cancel is left; should he not go through with it, change_flow.c tells its id.
+ * cancel is left; should he not go through with it, change_flow.c tells its id.  So is
+ * one that somebody replaces, of which replace.c tells.
  *
  * Pauses, servers, mappings and rows are read with one snapshot: a flow that was
  * queued after its server was paused or altered, or together with that, is not sent as
@@ -141,6 +142,38 @@ claim_recover(Dispatch *dispatch)
 }
 
 /*
+ * Flows that were claimed for the first time are not replaced any more (replace.c), but
+ * for those that were given back at once.
+ */
+static void
+close_replaceable(Dispatch *dispatch)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"UPDATE feishu_internal.outbox SET replaceable = false WHERE id = ANY ($1)",
+		1, INT8ARRAYOID);
+	dlist_head *lists[] = {&dispatch->flights, &dispatch->ended};
+	int64	   *ids = palloc((dispatch->num_flights + dispatch->num_ended + 1) * sizeof(int64));
+	Datum		values[1];
+	int			num = 0;
+	dlist_iter	iter;
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+			if (flight->replaceable && !flight->silent && flight->turn == dispatch->turn)
+				ids[num++] = flight->id;
+		}
+	}
+	if (num == 0)
+		return;
+	values[0] = ids_array(ids, num);
+	sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
+}
+
+/*
  * Write which rows are in flight.  The row is found by where it is: an old
  * snapshot may keep thousands of its former versions.  By now another may be
  * there, which came by replication.
@@ -160,6 +193,7 @@ claim_write_ids(Dispatch *dispatch)
 		all_ids_array(dispatch), origin_system(), origin_database(), PointerGetDatum(&claim_row)
 	};
 
+	close_replaceable(dispatch);
 	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1 &&
 		sql_run(&anywhere, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
 		report_no_claim();
@@ -234,7 +268,7 @@ claim_look_at_due(Dispatch *dispatch, Lane *lane, TimestampTz now)
 #define CLAIM_COLUMNS(lane) \
 	"SELECT " lane ", o.id, o.namespace, o.flow_id, o.operator, o.params," \
 	" o.is_async, o.idempotent_key, o.loop_masks, o.ordering_key, o.attempts, o.max_attempts," \
-	" o.expires_at, o.own_key, o.unanswered, o.database, o.error, o.system_identifier, o.server_owner FROM feishu_internal.outbox o"
+	" o.expires_at, o.own_key, o.unanswered, o.database, o.error, o.system_identifier, o.server_owner, o.replaceable FROM feishu_internal.outbox o"
 
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
 
@@ -247,16 +281,19 @@ claim_listed(Dispatch *dispatch, Lane *lane, int limit)
 		" AND id = ANY ($3) AND id <> ALL ($4) AND "
 		/* no more conditions, lest an index is thought of that has all keys */
 		DISPATCH_IS_FIRST("FROM feishu_internal.outbox k WHERE k.id = ANY ($3)", "$6")
+		/* it was replaced since it was listed, and is due later; then that is told */
+		" AND COALESCE(o.next_at, '-infinity') <= $7"
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
-		6, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID);
+		7, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID, TIMESTAMPTZOID);
 	int			take = Min(lane->ready.num, limit);
-	Datum		values[6] = {
+	Datum		values[7] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		ids_array(lane->ready.ids, take),
 		flight_ids_array(lane, PG_INT64_MIN),
 		Int32GetDatum(take),
-		ordering_floors(dispatch)
+		ordering_floors(dispatch),
+		TimestampTzGetDatum(GetCurrentTimestamp())
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, dispatch->snapshot);
 

@@ -140,6 +140,7 @@ typedef struct Flight
 	TimestampTz expires_at;
 	bool		own_key;
 	bool		unanswered;
+	bool		replaceable;	/* until this claim: see replace.c */
 	bool		is_ours;		/* queued in this database */
 	char	   *last_error;		/* of the attempt before, or NULL */
 	TimestampTz started;
@@ -291,7 +292,8 @@ enum
 	CLAIM_ID, CLAIM_NAMESPACE, CLAIM_FLOW_ID, CLAIM_OPERATOR, CLAIM_PARAMS,
 	CLAIM_IS_ASYNC, CLAIM_IDEMPOTENT_KEY, CLAIM_LOOP_MASKS, CLAIM_ORDERING_KEY,
 	CLAIM_ATTEMPTS, CLAIM_MAX_ATTEMPTS, CLAIM_EXPIRES_AT, CLAIM_OWN_KEY,
-	CLAIM_UNANSWERED, CLAIM_DATABASE, CLAIM_ERROR, CLAIM_SYSTEM_IDENTIFIER, CLAIM_SERVER_OWNER
+	CLAIM_UNANSWERED, CLAIM_DATABASE, CLAIM_ERROR, CLAIM_SYSTEM_IDENTIFIER, CLAIM_SERVER_OWNER,
+	CLAIM_REPLACEABLE
 };
 
 /* flight.c: make a flight of a row of the last result: it is in dispatch->claimed */

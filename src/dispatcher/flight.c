@@ -187,6 +187,7 @@ flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
 	flight->expires_at = DatumGetTimestampTz(sql_value(row, CLAIM_EXPIRES_AT, NULL));
 	flight->own_key = DatumGetBool(sql_value(row, CLAIM_OWN_KEY, NULL));
 	flight->unanswered = DatumGetBool(sql_value(row, CLAIM_UNANSWERED, NULL));
+	flight->replaceable = DatumGetBool(sql_value(row, CLAIM_REPLACEABLE, NULL));
 	flight->is_ours = origin_is_ours(sql_value(row, CLAIM_SYSTEM_IDENTIFIER, NULL),
 									 sql_value(row, CLAIM_DATABASE, NULL));
 	flight->last_error = row_text(row, CLAIM_ERROR);

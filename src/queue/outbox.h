@@ -29,6 +29,7 @@ typedef struct QueuedFlow
 	TimestampTz expires_at;		/* DT_NOEND: never; DT_NOBEGIN: by
 								 * feishu_flow.max_age */
 	const char *on_end;			/* name of a handler, as given, or NULL */
+	char	   *replace_key;	/* or NULL; none with request.idempotent_key */
 } QueuedFlow;
 
 /* In SQL: a row whose key is the user's and may not be queued again; as the index has it. */
@@ -45,7 +46,9 @@ typedef struct QueuedFlow
  * needs USAGE on the server (42501) and a user mapping (42704).  Returns its id.
  * request.operator_id may be NULL if the server has a default operator;
  * request.idempotent_key NULL: a random UUID is made.  If the key is in the queue
- * already, nothing is queued, and the id is that of the flow that has it.  SPI is used inside.
+ * already, nothing is queued, and the id is that of the flow that has it.  With a
+ * replace_key, a flow that has it, waits, and was never begun with is replaced, and
+ * the id is its.  SPI is used inside.
  */
 extern int64 outbox_enqueue(const QueuedFlow *flow);
 
