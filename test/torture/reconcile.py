@@ -44,8 +44,9 @@ ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", 
 FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts", "held up",
          "dispatcher deaths", "went wrong by itself")
 NOTES = ("given up after an attempt that was not answered, and had run",
-         "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read")
-GAVE_UP, NOT_RUN, GARBLED = NOTES
+         "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read",
+         "replaced after a crash, and had run")
+GAVE_UP, NOT_RUN, GARBLED, REPLACED = NOTES
 LIMITED = next(app for app, name in APPS.items() if name == "limited")
 CALLS = ("callFlow", "slowCall")
 NUMBER = re.compile(r'"n": ?(\d+)')  # params may have been cut
@@ -74,6 +75,10 @@ class Truth:
             self.flows[flow.n].append(flow)
         self.markers = {int(n): (flow and int(flow), kind)
                         for n, flow, kind in session.ask("SELECT n, flow, kind FROM marker")}
+        # flow id -> numbers that were saved with it, in this order
+        self.saved = collections.defaultdict(list)
+        for n, flow in session.ask("SELECT n, flow FROM marker WHERE kind = 'saved' ORDER BY step"):
+            self.saved[int(flow)].append(int(n))
         self.cancelled = {int(n) for n, in session.ask("SELECT n FROM cancelled")}
         self.retried = collections.defaultdict(list)
         for n, new_key in session.ask("SELECT n, new_key FROM retried"):
@@ -148,6 +153,12 @@ def check_committed(truth, report):
             # its key was queued by the one before it
             if flows or truth.started.get(n) or number not in (None, truth.markers[n - 1][0]):
                 report("wrong record", f"{n}: its key was queued again, as {number}")
+        elif kind == "saved" and truth.saved[number][-1] != n:
+            # a claim that a crash has lost may have sent it
+            if flows:
+                report("lost", f"{n}: was replaced in flow {number}, by {truth.saved[number]}, and is there")
+            elif truth.started.get(n):
+                report(REPLACED, f"{n}: was replaced in flow {number}, by {truth.saved[number]}, and started")
         elif not flows:
             report("lost", f"{n} ({kind}): committed, and not in the queue")
         elif len(flows) > 1 or number not in (None, flows[0].id):
