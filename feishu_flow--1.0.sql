@@ -287,6 +287,9 @@ CREATE UNIQUE INDEX outbox_replace_idx ON feishu_internal.outbox (server, roleid
 -- what to purge
 CREATE INDEX outbox_finished_idx ON feishu_internal.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
+-- what went wrong, which is kept longer, and looked at
+CREATE INDEX outbox_failed_idx ON feishu_internal.outbox (finished_at)
+    WHERE state IN ('f', 'u');
 -- handlers that wait, and those that were given up
 CREATE INDEX outbox_handler_idx ON feishu_internal.outbox (roleid, end_number)
     WHERE end_number IS NOT NULL AND handler_state IS NULL;
@@ -686,6 +689,138 @@ REVOKE ALL ON FUNCTION feishu.stat_reset() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION feishu.stat_reset() TO pg_monitor;
 
 --
+-- What is wrong.
+--
+
+-- A row for each thing that needs somebody.  What is of a server is seen by who sees it
+-- in dispatch_status; counts of flows by pg_monitor, too; what is said of a flow by
+-- who sees it in flows.  What the dispatcher writes is in the server's language, so
+-- causes are looked up in the catalogs.
+CREATE VIEW feishu.problems WITH (security_barrier) AS
+SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since, d.count,
+    (SELECT o.id FROM feishu_internal.outbox o WHERE o.state = 'q' AND o.next_at IS NULL
+     ORDER BY o.server, o.roleid, o.id LIMIT 1) AS example,
+    d.problem AS detail,
+    CASE WHEN d.problem LIKE '%feishu_flow.dispatch is off%' THEN
+             'ALTER SYSTEM SET feishu_flow.dispatch = on; SELECT pg_reload_conf()'
+         WHEN d.problem LIKE '%not in shared_preload_libraries%' THEN
+             'add feishu_flow to shared_preload_libraries in postgresql.conf, and restart the server'
+         WHEN d.problem LIKE '%there is no background worker%' THEN
+             'raise max_worker_processes, and restart the server'
+         WHEN d.problem LIKE '%is a template, or allows no connections%' THEN
+             format('ALTER DATABASE %I ALLOW_CONNECTIONS true IS_TEMPLATE false', current_database())
+         WHEN d.problem LIKE '%has row security forced%' THEN
+             format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', substring(d.problem FROM 'feishu_internal[.][a-z_]+'))
+         WHEN d.problem LIKE '%has a trigger%' OR d.problem LIKE '%has a rule%' THEN
+             format('drop what somebody put on table %s', substring(d.problem FROM 'feishu_internal[.][a-z_]+'))
+         ELSE 'see the server log, and errors.md in the documentation'
+    END AS cure
+FROM (SELECT feishu.dispatch_problem() AS problem, min(s.oldest_due) AS since, COALESCE(sum(s.queued), 0)::bigint AS count
+      FROM feishu.dispatch_status s) AS d
+WHERE d.problem IS NOT NULL
+UNION ALL
+SELECT 'server paused', s.server::text, p.paused_at, s.queued,
+    (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = p.server AND o.state = 'q' AND o.next_at IS NULL
+     ORDER BY o.server, o.roleid, o.id LIMIT 1),
+    'paused by ' || p.paused_by,
+    format('SELECT feishu.resume_server(%L)', p.server)
+FROM feishu_internal.paused_server p JOIN feishu.dispatch_status s ON s.server = p.server
+UNION ALL
+-- a limit of the rate, or the wait for a token, needs nobody
+SELECT 'flows held', format('%s, role %s', h.server, h.role), h.since, h.count, h.example, h.reason,
+    CASE WHEN h.serverid IS NULL THEN
+             format('SELECT feishu.cancel_flow(id) FROM feishu.flows WHERE finished_at IS NULL AND server = %L AND role = %L', h.server, h.role)
+         WHEN NOT h.usage THEN format('GRANT USAGE ON FOREIGN SERVER %I TO %I', h.server, h.role)
+         WHEN NOT h.mapped THEN
+             format('give the role %s credentials: CREATE USER MAPPING FOR %I SERVER %I OPTIONS (app_id ..., app_secret ...)',
+                    h.role, h.role, h.server)
+         WHEN h.of_another THEN format('SELECT feishu.resume_server(%L)', h.server)
+         WHEN h.reason LIKE '%the credentials were refused%' THEN
+             format('correct app_id and app_secret: ALTER USER MAPPING FOR ... SERVER %I OPTIONS (SET app_secret ...)', h.server)
+         WHEN h.reason LIKE '%the quota is used up%' THEN
+             format('have the quota raised, then SELECT feishu.resume_server(%L)', h.server)
+         ELSE format('see what SELECT * FROM feishu.check_server(%L) says; flows are sent again when the platform answers', h.server)
+    END
+FROM (SELECT l.server, pg_get_userbyid(l.roleid) AS role, l.reason, f.oid AS serverid, s.oldest_due AS since,
+        has_server_privilege(l.roleid, f.oid, 'USAGE') AS usage,
+        EXISTS (SELECT FROM pg_user_mapping m WHERE m.umserver = f.oid AND m.umuser IN (0, l.roleid)) AS mapped,
+        w.of_another, w.count, w.example
+      FROM feishu_internal.held_lane l JOIN feishu.dispatch_status s ON s.server = l.server
+      LEFT JOIN pg_foreign_server f ON f.srvname = l.server
+      CROSS JOIN LATERAL (SELECT count(*) AS count, min(o.id) AS example,
+            COALESCE(bool_or(o.server_owner <> f.srvowner), false) AS of_another
+          FROM (SELECT id, server_owner FROM feishu_internal.outbox
+                WHERE state = 'q' AND next_at IS NULL AND server = l.server AND roleid = l.roleid
+                UNION ALL
+                SELECT id, server_owner FROM feishu_internal.outbox
+                WHERE state = 'q' AND next_at IS NOT NULL AND server = l.server AND roleid = l.roleid) o) w
+      WHERE l.reason NOT LIKE '%the platform limits the rate%') h
+UNION ALL
+SELECT 'flows ' || g.state, format('%s, %s/%s', g.server, g.namespace, g.flow_id), g.since, g.count, g.example,
+    CASE WHEN g.is_seen THEN (SELECT concat_ws('; ', o.error, o.hint) FROM feishu_internal.outbox o WHERE o.id = g.example)
+         ELSE g.sqlstate END,
+    CASE g.state
+        WHEN 'failed' THEN
+            format('SELECT feishu.retry_flow(id) FROM feishu.flows WHERE state = %L AND server = %L AND namespace = %L AND flow_id = %L AND sqlstate IS NOT DISTINCT FROM %L',
+                   g.state, g.server, g.namespace, g.flow_id, g.sqlstate)
+        ELSE 'see on the platform which have run; start one that has not by feishu.retry_flow with new_key => true'
+    END
+FROM (SELECT CASE o.state WHEN 'f' THEN 'failed' ELSE 'unconfirmed' END AS state, o.server, o.namespace, o.flow_id,
+        o.sqlstate, min(o.finished_at) AS since, count(*) AS count, max(o.id) AS example,
+        bool_and(pg_has_role(o.roleid, 'USAGE')) AS is_seen
+      FROM feishu_internal.outbox o
+      WHERE o.state IN ('f', 'u') AND (pg_has_role(o.roleid, 'USAGE') OR pg_has_role('pg_monitor', 'USAGE'))
+      GROUP BY o.state, o.server, o.namespace, o.flow_id, o.sqlstate) g
+UNION ALL
+SELECT 'handlers given up', format('%s, %s', g.server, g.on_end), g.since, g.count, g.example,
+    CASE WHEN g.is_seen THEN (SELECT o.handler_error FROM feishu_internal.outbox o WHERE o.id = g.example) END,
+    format('SELECT feishu.retry_handler(id) FROM feishu.flows WHERE on_end_state = %L AND server = %L AND on_end = %L',
+           'failed', g.server, g.on_end)
+FROM (SELECT o.server, o.on_end, min(o.handler_at) AS since, count(*) AS count, max(o.id) AS example,
+        bool_and(pg_has_role(o.roleid, 'USAGE')) AS is_seen
+      FROM feishu_internal.outbox o
+      WHERE o.handler_state = 'f' AND (pg_has_role(o.roleid, 'USAGE') OR pg_has_role('pg_monitor', 'USAGE'))
+      GROUP BY o.server, o.on_end) g
+UNION ALL
+-- at the rate of the last ends; whose place is too far behind is counted if there are any
+SELECT 'backlog expires', b.server::text, b.oldest_due, e.count, e.example,
+    format('%s flows are due, and %s a minute have ended of late', b.due, round(60 * b.rate)),
+    format('raise max_rate or max_concurrency of server %s, if they bound it; else ask what makes the platform slow', b.server)
+FROM (SELECT s.server, s.due, s.oldest_due, r.rate, now() + s.due / r.rate * interval '1 s' AS last_at
+      FROM feishu.dispatch_status s JOIN
+        (SELECT f.server, count(*) / GREATEST(extract(epoch FROM now() - f.since), 1) AS rate
+         FROM (SELECT o.server, min(o.finished_at) OVER () AS since
+               FROM (SELECT server, finished_at FROM feishu_internal.outbox
+                     WHERE finished_at > now() - interval '10 min' AND state <> 'c'
+                     ORDER BY finished_at DESC LIMIT 10000) o) f
+         GROUP BY f.server, f.since) r ON r.server = s.server
+      WHERE s.due > 0 AND s.due / r.rate < 1e9) b
+CROSS JOIN LATERAL (SELECT count(*) AS count, min(w.id) AS example
+      FROM (SELECT o.id, o.expires_at, row_number() OVER (ORDER BY o.id) AS place FROM feishu_internal.outbox o
+            WHERE o.server = b.server AND o.state = 'q' AND o.next_at IS NULL) w
+      WHERE w.expires_at < now() + w.place / b.rate * interval '1 s') e
+WHERE e.count > 0 AND EXISTS (SELECT FROM feishu_internal.outbox o WHERE o.state = 'q' AND o.expires_at < 'infinity'
+    AND o.expires_at < b.last_at AND o.server = b.server)
+UNION ALL
+SELECT 'statistics incomplete', 'feishu_flow.track_flows', pg_postmaster_start_time(), e.evictions, NULL,
+    'flows'' statistics have made room for others',
+    format('ALTER SYSTEM SET feishu_flow.track_flows = %s, and restart the server',
+           2 * current_setting('feishu_flow.track_flows')::bigint)
+FROM (SELECT feishu.stat_evictions() AS evictions WHERE pg_has_role('pg_monitor', 'USAGE')
+      AND feishu.dispatch_problem() IS DISTINCT FROM 'feishu_flow is not in shared_preload_libraries') e
+WHERE e.evictions > 0;
+
+COMMENT ON VIEW feishu.problems IS
+'What needs somebody, and what mends it; empty when all is well.';
+COMMENT ON COLUMN feishu.problems.problem IS 'Which kind';
+COMMENT ON COLUMN feishu.problems.object IS 'What has it';
+COMMENT ON COLUMN feishu.problems.since IS 'When it began, if known';
+COMMENT ON COLUMN feishu.problems.count IS 'How many flows, or others';
+COMMENT ON COLUMN feishu.problems.example IS 'The id of one of the flows';
+COMMENT ON COLUMN feishu.problems.detail IS 'What is said of it';
+COMMENT ON COLUMN feishu.problems.cure IS 'What mends it: SQL, or a step';
+
+--
 -- Rights.  Default privileges of whoever runs this apply to what was made above:
 -- a role that they give TRIGGER or INSERT on tables could run code as the owner,
 -- or have flows sent with anybody's credentials.
@@ -712,4 +847,4 @@ END $$;
 -- Everybody may look into it; what its functions may do is decided by USAGE on
 -- a foreign server and by user mappings.
 GRANT USAGE ON SCHEMA feishu TO PUBLIC;
-GRANT SELECT ON feishu.flows, feishu.dispatch_status, feishu.stat_flows TO PUBLIC;
+GRANT SELECT ON feishu.flows, feishu.dispatch_status, feishu.problems, feishu.stat_flows TO PUBLIC;

@@ -36,6 +36,10 @@ typedef struct QueuedFlow
 #define OUTBOX_KEY_COUNTS \
 	"NOT own_key AND state OPERATOR(pg_catalog.=) ANY ('{q,s,u}'::pg_catalog.\"char\"[])"
 
+/* In SQL: a row that ended so; what went wrong has an index of its own. */
+#define OUTBOX_WENT_WELL	"state OPERATOR(pg_catalog.=) ANY ('{s,c}'::pg_catalog.\"char\"[])"
+#define OUTBOX_WENT_WRONG	"state OPERATOR(pg_catalog.=) ANY ('{f,u}'::pg_catalog.\"char\"[])"
+
 #define OUTBOX_KEY_INDEX	"outbox_key_idx"
 
 /* An expires_at that was given, even if it is -infinity. */

@@ -205,6 +205,19 @@ is(look($session, $first, "params ->> 'n'"), 100, 'a savepoint that is rolled ba
 $session->value('SELECT ' . save_call(102, replace_key => 'own') . '; SELECT ' . save_call(103, replace_key => 'own') . '; COMMIT');
 is(resume(), '100 103', '... and a transaction replaces its own');
 
+# it may begin with a flow while somebody waits to replace it
+pause();
+$first = save($session, 104);
+$session->value("BEGIN; UPDATE feishu_internal.outbox SET replaceable = false WHERE id = $first");
+$second->value('BEGIN');
+$second->send('SELECT ' . save_call(105));
+until_waits($second, 'who replaces waits for the claim');
+$session->value('COMMIT');
+isnt($second->result->{out}, $first, '... and leaves the flow alone');
+is($session->ask("SELECT FROM feishu_internal.outbox WHERE id = $first FOR UPDATE NOWAIT")->{sqlstate}, '00000', '... which is not locked: the dispatcher writes its end');
+$second->value('COMMIT');
+is(resume(), '104 105', '... both are sent');
+
 # the dispatcher passes over what is being replaced
 foreach my $end ('COMMIT', 'ROLLBACK', 'ROLLBACK TO s')
 {
