@@ -697,6 +697,17 @@ GRANT EXECUTE ON FUNCTION feishu.stat_reset() TO pg_monitor;
 -- who sees it in flows.  What the dispatcher writes is in the server's language, so
 -- causes are looked up in the catalogs.
 CREATE VIEW feishu.problems WITH (security_barrier) AS
+WITH status AS MATERIALIZED (SELECT * FROM feishu.dispatch_status),
+backlog AS MATERIALIZED
+    (SELECT s.server, s.due, s.oldest_due, r.rate, now() + s.due / r.rate * interval '1 s' AS last_at
+     FROM status s JOIN
+        (SELECT f.server, count(*) / GREATEST(extract(epoch FROM now() - f.since), 1) AS rate
+         FROM (SELECT o.server, min(o.finished_at) OVER () AS since
+               FROM (SELECT server, finished_at FROM feishu_internal.outbox
+                     WHERE finished_at > now() - interval '10 min' AND state <> 'c'
+                     ORDER BY finished_at DESC LIMIT 10000) o) f
+         GROUP BY f.server, f.since) r ON r.server = s.server
+     WHERE s.due > 0 AND s.due / r.rate < 1e9)
 SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since, d.count,
     (SELECT o.id FROM feishu_internal.outbox o WHERE o.state = 'q' AND o.next_at IS NULL
      ORDER BY o.server, o.roleid, o.id LIMIT 1) AS example,
@@ -716,7 +727,7 @@ SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since
          ELSE 'see the server log, and errors.md in the documentation'
     END AS cure
 FROM (SELECT feishu.dispatch_problem() AS problem, min(s.oldest_due) AS since, COALESCE(sum(s.queued), 0)::bigint AS count
-      FROM feishu.dispatch_status s) AS d
+      FROM status s) AS d
 WHERE d.problem IS NOT NULL
 UNION ALL
 SELECT 'server paused', s.server::text, p.paused_at, s.queued,
@@ -724,7 +735,7 @@ SELECT 'server paused', s.server::text, p.paused_at, s.queued,
      ORDER BY o.server, o.roleid, o.id LIMIT 1),
     'paused by ' || p.paused_by,
     format('SELECT feishu.resume_server(%L)', p.server)
-FROM feishu_internal.paused_server p JOIN feishu.dispatch_status s ON s.server = p.server
+FROM feishu_internal.paused_server p JOIN status s ON s.server = p.server
 UNION ALL
 -- a limit of the rate, or the wait for a token, needs nobody
 SELECT 'flows held', format('%s, role %s', h.server, h.role), h.since, h.count, h.example, h.reason,
@@ -744,16 +755,12 @@ SELECT 'flows held', format('%s, role %s', h.server, h.role), h.since, h.count, 
 FROM (SELECT l.server, pg_get_userbyid(l.roleid) AS role, l.reason, f.oid AS serverid, s.oldest_due AS since,
         has_server_privilege(l.roleid, f.oid, 'USAGE') AS usage,
         EXISTS (SELECT FROM pg_user_mapping m WHERE m.umserver = f.oid AND m.umuser IN (0, l.roleid)) AS mapped,
-        w.of_another, w.count, w.example
-      FROM feishu_internal.held_lane l JOIN feishu.dispatch_status s ON s.server = l.server
+        w.server_owner <> f.srvowner AS of_another, s.queued AS count, w.id AS example
+      FROM feishu_internal.held_lane l JOIN status s ON s.server = l.server
       LEFT JOIN pg_foreign_server f ON f.srvname = l.server
-      CROSS JOIN LATERAL (SELECT count(*) AS count, min(o.id) AS example,
-            COALESCE(bool_or(o.server_owner <> f.srvowner), false) AS of_another
-          FROM (SELECT id, server_owner FROM feishu_internal.outbox
-                WHERE state = 'q' AND next_at IS NULL AND server = l.server AND roleid = l.roleid
-                UNION ALL
-                SELECT id, server_owner FROM feishu_internal.outbox
-                WHERE state = 'q' AND next_at IS NOT NULL AND server = l.server AND roleid = l.roleid) o) w
+      LEFT JOIN LATERAL (SELECT o.id, o.server_owner FROM feishu_internal.outbox o
+          WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = l.server AND o.roleid = l.roleid
+          ORDER BY o.server, o.roleid, o.id LIMIT 1) w ON true
       WHERE l.reason NOT LIKE '%the platform limits the rate%') h
 UNION ALL
 SELECT 'flows ' || g.state, format('%s, %s/%s', g.server, g.namespace, g.flow_id), g.since, g.count, g.example,
@@ -782,25 +789,19 @@ FROM (SELECT o.server, o.on_end, min(o.handler_at) AS since, count(*) AS count, 
       WHERE o.handler_state = 'f' AND (pg_has_role(o.roleid, 'USAGE') OR pg_has_role('pg_monitor', 'USAGE'))
       GROUP BY o.server, o.on_end) g
 UNION ALL
--- at the rate of the last ends; whose place is too far behind is counted if there are any
-SELECT 'backlog expires', b.server::text, b.oldest_due, e.count, e.example,
+-- whose turn comes, at the rate of the last ends, after they have expired; looked for if
+-- the first expires before the last one's turn
+SELECT 'backlog expires', b.server::text, b.oldest_due, count(*), min(w.id),
     format('%s flows are due, and %s a minute have ended of late', b.due, round(60 * b.rate)),
     format('raise max_rate or max_concurrency of server %s, if they bound it; else ask what makes the platform slow', b.server)
-FROM (SELECT s.server, s.due, s.oldest_due, r.rate, now() + s.due / r.rate * interval '1 s' AS last_at
-      FROM feishu.dispatch_status s JOIN
-        (SELECT f.server, count(*) / GREATEST(extract(epoch FROM now() - f.since), 1) AS rate
-         FROM (SELECT o.server, min(o.finished_at) OVER () AS since
-               FROM (SELECT server, finished_at FROM feishu_internal.outbox
-                     WHERE finished_at > now() - interval '10 min' AND state <> 'c'
-                     ORDER BY finished_at DESC LIMIT 10000) o) f
-         GROUP BY f.server, f.since) r ON r.server = s.server
-      WHERE s.due > 0 AND s.due / r.rate < 1e9) b
-CROSS JOIN LATERAL (SELECT count(*) AS count, min(w.id) AS example
-      FROM (SELECT o.id, o.expires_at, row_number() OVER (ORDER BY o.id) AS place FROM feishu_internal.outbox o
-            WHERE o.server = b.server AND o.state = 'q' AND o.next_at IS NULL) w
-      WHERE w.expires_at < now() + w.place / b.rate * interval '1 s') e
-WHERE e.count > 0 AND EXISTS (SELECT FROM feishu_internal.outbox o WHERE o.state = 'q' AND o.expires_at < 'infinity'
-    AND o.expires_at < b.last_at AND o.server = b.server)
+FROM backlog b JOIN
+    (SELECT o.server, o.id, o.expires_at, row_number() OVER (PARTITION BY o.server ORDER BY o.id) AS place
+     FROM feishu_internal.outbox o
+     WHERE o.state = 'q' AND o.next_at IS NULL
+       AND (SELECT e.expires_at FROM feishu_internal.outbox e WHERE e.state = 'q' AND e.expires_at < 'infinity'
+            ORDER BY e.expires_at, e.id LIMIT 1) < (SELECT max(last_at) FROM backlog)) w ON w.server = b.server
+WHERE w.expires_at < now() + w.place / b.rate * interval '1 s'
+GROUP BY b.server, b.oldest_due, b.due, b.rate
 UNION ALL
 SELECT 'statistics incomplete', 'feishu_flow.track_flows', pg_postmaster_start_time(), e.evictions, NULL,
     'flows'' statistics have made room for others',
