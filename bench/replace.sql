@@ -1,8 +1,7 @@
 -- What script/bench --replace needs besides setup.sql. Variable: keys.
 
-SELECT feishu.pause_server('feishu');
 \o /dev/null
-
+SELECT feishu.pause_server('feishu');
 
 CREATE SCHEMA bench;
 
