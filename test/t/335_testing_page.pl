@@ -13,7 +13,7 @@ use FeishuQueue;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my ($page, $chinese) = map { slurp_file("$FindBin::RealBin/../../docs/$_") } 'testing.md', 'testing.zh-CN.md';
+my ($page, $chinese) = map { slurp_file("$FindBin::RealBin/../../docs/$_") } 'testing.md', 'zh-CN/testing.md';
 my @blocks = $page =~ /^(```.*?^```)$/msg;
 is_deeply([ $chinese =~ /^(```.*?^```)$/msg ], \@blocks, 'both pages have the same examples');
 is(scalar(() = $chinese =~ /^(?:#|-|\d\.)/mg), scalar(() = $page =~ /^(?:#|-|\d\.)/mg), '... headings, and items of lists');
