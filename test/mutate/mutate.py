@@ -20,7 +20,7 @@ from coverage import Coverage, percent, write
 from lanes import STOP, Lane, Sandbox, Stopped
 
 # What decides about flows; its score is told by itself.
-DECIDING = ("decide", "claim", "record", "outcome", "codes", "gate", "rate", "token", "sqlrun", "news")
+DECIDING = ("decide", "claim", "record", "outcome", "codes", "gate", "rate", "token", "sqlrun", "notify")
 DEPTH = 4  # of tables that tables use
 PRINT = threading.Lock()
 
@@ -42,7 +42,7 @@ def find_mutants(origin, coverage):
         return [operators.Mutant(path, operator, tuple((a, b, new.encode("latin-1")) for a, b, new in edits), line,
                                  tuple(map(tuple, lines)), name)
                 for path, operator, edits, line, lines, name in json.loads(kept.read_text())]
-    arguments = ["-I" + output(origin.pg_config, "--includedir-server"),
+    arguments = [f"-I{root}/src", "-I" + output(origin.pg_config, "--includedir-server"),
                  *output(origin.pg_config, "--cppflags").split(), *output("curl-config", "--cflags").split()]
     found = operators.Finder(root, arguments).find(sorted(str(path.relative_to(root)) for path in (root / "src").rglob("*.c")))
     write(kept, [(m.path, m.operator, [(a, b, new.decode("latin-1")) for a, b, new in m.edits], m.line, m.lines, m.name)
