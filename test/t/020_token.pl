@@ -313,10 +313,27 @@ is($mock->executes, 2, '... after exactly two executes');
 is($mock->token_requests, 1, '... and one fetch');
 $mock->reset;
 
-# ---- the secret changes ----
-
 forget_tokens();
 succeeds($session, flow(), 'a call');
+
+# The second one has been accepted from others before it is refused, too.
+my %twice = (kind => 'execute', flow_id => 'twice');
+$mock->mark;
+$mock->revoke;
+$mock->rules([ \%twice, { type => 'hold', started => JSON::PP::false } ]);
+$session->send(flow(flow_id => 'twice'));
+$mock->wait_for(1, %twice);
+$mock->release;
+$mock->wait_for(2, %twice);
+succeeds($second, flow(), 'a token is accepted');
+$mock->revoke;
+$mock->well;
+fails_with($session, $session->result, 'LK401', '... and refused to a call whose first was refused');
+is($mock->count(%twice), 2, '... which is not sent a third time');
+succeeds($session, flow(), '... but with another token, the next one is');
+
+# ---- the secret changes ----
+
 succeeds($second, flow(), 'a call of another session');
 set_mapping(app_id => 'cli_mock', app_secret => 'new-secret');
 $mock->mark;
