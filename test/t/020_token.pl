@@ -162,6 +162,17 @@ $mock->config(apps => { cli_mock => 'mock-secret' });
 $mock->well;
 succeeds($session, flow(), 'the failure is not remembered: the next call asks again');
 
+# ... and it is one failure: nobody takes it for an outage.
+my $gone = FeishuFlow::Mock->start;
+create_server($node, 'gone', { base_url => $gone->url });
+$gone->rules([ \%token, { type => 'hold' } ]);
+$_->send(flow(server => 'gone')) foreach @sessions;
+wait_for_callers(8);
+is($gone->token_requests, 1, 'others wait for a fetch');
+$gone->stop;
+is_deeply([ map { $_->result->{sqlstate} } @sessions ], [ ('LK503') x 8 ], '... that ends without an answer');
+unlike(slurp_file($node->logfile), qr/"gone" does not answer/, '... which is one trouble of the platform, and not one of each');
+
 forget_tokens();
 $mock->rules([ \%token, { type => 'hang' }, times => 1 ]);
 $session->send(flow());

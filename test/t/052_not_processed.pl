@@ -13,7 +13,9 @@ use FeishuFront;
 use FeishuQueue;
 use IO::Select;
 use IO::Socket::INET;
+use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
 my @http11 = qw(rst_http11 goaway_http11 goaway_http11_last);
@@ -182,5 +184,29 @@ is($front->hits('rst_http11', 'refused'), $before, '... has nothing to refuse');
 alter_server($session, 'rst_http11', 'SET', http_version => '2');
 fails_with($fresh, flow(server => 'rst_http11'), 'LK503', 'with http_version 2 nothing else is tried', hint => qr/http_version/);
 $fresh->quit;
+
+# ---- what a refusal says of the platform ----
+
+# A peer that gives requests back is there: no flows are held for that.
+my $given_back = $front->hits('refuse_all', 'refused');
+enqueue_many($session, 1, 20, server => 'refused');
+wait_until('all are refused', sub { $front->hits('refuse_all', 'refused') >= $given_back + 120 });
+unlike(slurp_file($node->logfile), qr/"refused" does not answer/, 'a peer that gives requests back answers');
+is($session->value("SELECT paused FROM feishu.dispatch_status WHERE server = 'refused'"), 'f', '... and nothing is held');
+$session->value("SELECT feishu.pause_server('refused')");
+
+# But one that did not answer does not yet do so: its probes go on as before.
+create_server($node, 'probed', $front->options('rst_protocol', http_version => '2'), { tenant_access_token => $mock->token });
+enqueue_many($session, 101, 160, server => 'probed', max_attempts => 1000);
+until_true($session, 'it is probed', "SELECT paused AND sending <= 1 FROM feishu.dispatch_status WHERE server = 'probed'");
+$front->change('rst_protocol', 'refuse:9999');
+wait_until('its probes are refused', sub { $front->hits('refuse:9999', 'refused') >= 6 });
+my ($count, $begun) = ($front->hits('refuse:9999', 'refused'), time());
+wait_until('a second has passed', sub { time() - $begun > 1 });
+$count = $front->hits('refuse:9999', 'refused') - $count;
+cmp_ok($count / (time() - $begun), '<', 40, "a platform that did not answer, and gives probes back, is probed with pauses: $count requests");
+$front->change('rst_protocol', 'none');
+until_ended($session, "server = 'probed'");
+is(ends($session, "server = 'probed'"), 'succeeded 60', '... until it processes one');
 
 done_testing();
