@@ -94,6 +94,17 @@ queues('BEGIN; SET ROLE writer; DO $$BEGIN EXECUTE \'EXPLAIN INSERT INTO plain V
 queues('BEGIN; SET ROLE writer; DO $$BEGIN INSERT INTO loose VALUES (1); EXCEPTION WHEN insufficient_privilege THEN END$$; SET ROLE other; INSERT INTO plain VALUES (903); COMMIT',
 	each_kind('INSERT:other'), 'one role may not run a statement, another runs one');
 
+# ... nor is what an error has undone.
+my $n = 903;
+foreach my $error ('INSERT INTO loose VALUES (1)', 'INSERT INTO plain VALUES (900, 1/0)', 'INSERT INTO nowhere VALUES (1)', "COPY plain FROM '/nowhere'")
+{
+	$session->value('DELETE FROM feishu_internal.outbox');
+	$n++;
+	$pool->ask("BEGIN; SET ROLE writer; SAVEPOINT s; $error; ROLLBACK TO s; SET ROLE other; INSERT INTO plain VALUES ($n); COMMIT; RESET ROLE");
+	is($session->value("SELECT string_agg(flow_id || ' ' || role, ', ' ORDER BY flow_id) FROM feishu.flows"),
+		'atonce other, deferred other, delayable other, statement other', "one role has an error, another runs a statement: $error");
+}
+
 # ---- what foreign keys do ----
 
 my $rows = 'SET ROLE owner; INSERT INTO parent SELECT generate_series(1, 9); INSERT INTO child SELECT n, n FROM generate_series(1, 9) AS n; INSERT INTO loose SELECT n, n FROM generate_series(1, 9) AS n;'
@@ -111,6 +122,11 @@ $session->value('CREATE TABLE chain (id int); GRANT ALL ON chain TO PUBLIC; CREA
 queues('SET ROLE writer; DELETE FROM chain', $cascade->('definer'), '... by a trigger of another role');
 queues('SET ROLE other; DO $$BEGIN BEGIN DELETE FROM parent WHERE id = 5; RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN END; DELETE FROM parent WHERE id = 6; END$$',
 	$cascade->('other'), '... after an error that was caught');
+
+$session->value('CREATE TABLE noted (id int); GRANT ALL ON noted TO PUBLIC; CREATE FUNCTION note_first() RETURNS trigger LANGUAGE plpgsql AS'
+	  . ' $$BEGIN INSERT INTO public.noted VALUES (OLD.id); RETURN NULL; END$$;'
+	  . 'CREATE TRIGGER "A first one" AFTER DELETE ON parent FOR EACH ROW EXECUTE FUNCTION note_first()');
+queues('SET ROLE writer; DELETE FROM parent WHERE id = 8', $cascade->('writer'), '... after a trigger that writes, too');
 
 # ---- COPY ----
 
