@@ -76,6 +76,10 @@ my $result = fails_with($session, flow(server => 'refused'), 'LK503', 'a call th
 	message => qr/not processed/, hint => qr/http_version/);
 unlike($result->{hint}, qr/may have started/, '... and has not started');
 cmp_ok($front->hits('refuse_all', 'refused'), '<=', 5, '... a few requests were made of it');
+$session->value('SET feishu_flow.max_concurrent_calls = 1');
+unlike($session->value(q{SELECT string_agg((r).error, '; ') FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}', server => 'refused') OVER () AS r}
+	  . ' FROM generate_series(1, 8)) s'), qr/does not answer/, '... of many calls, all are tried');
+$session->value('RESET feishu_flow.max_concurrent_calls');
 my $id = enqueue($session, server => 'refused', max_attempts => 1);
 wait_until('the flow was refused many times',
 	sub { $front->hits('refuse_all', 'refused') >= 30 && look($session, $id, 'error IS NOT NULL') eq 't' });

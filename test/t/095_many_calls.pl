@@ -246,6 +246,16 @@ my ($tried) = $result->{out} =~ /^(\d+) LK503 .*could not be reached/m;
 like($result->{out}, qr/^\d{4} LK503 .*the platform does not answer$/m, 'nobody listens: the rest is not tried') or diag($result->{out});
 cmp_ok($tried, '<=', 40, '... after a few');
 
+# The rest would wait for the same token.
+create_server($node, 'tokenless', { base_url => $mock->url, operator => '{"_id": 1}' }, { app_id => 'cli_tokenless', app_secret => 'x' });
+$mock->rules([ { kind => 'token' }, { type => 'hang' } ]);
+$mock->mark;
+$session->value('SET feishu_flow.max_concurrent_calls = 1');
+is($session->value(q{SELECT string_agg((r).sqlstate, ' ' ORDER BY id) FROM } . flows(8, q{'a', 'b', server => 'tokenless', timeout => '300ms'})),
+	'LK504' . ' LK503' x 7, 'no token in time: the rest is not tried');
+is($mock->token_requests, 1, '... after one request');
+$session->value('RESET feishu_flow.max_concurrent_calls');
+
 $mock->fault(type => 'hang');
 $mock->mark;
 $result = $session->ask(q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK504') <= 40 AND count(*) = count(*) FILTER (WHERE (r).sqlstate IN ('LK503', 'LK504')) FROM }
