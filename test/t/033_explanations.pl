@@ -8,6 +8,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
+use MIME::Base64 qw(encode_base64);
 use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
@@ -15,7 +16,13 @@ my $node = new_cluster('main');
 create_server($node, 'feishu', { base_url => $mock->url }, { tenant_access_token => 't-x' });
 my $session = FeishuFlow::Session->new($node);
 
-sub answers { $mock->fault(type => 'status', status => $_[0], body => $_[1], content_type => 'application/json'); return; }
+sub answers
+{
+	my ($status, $body) = @_;
+	$mock->fault(type => 'raw', bytes_b64 => encode_base64("HTTP/1.1 $status Here\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: "
+		. length($body) . "\r\n\r\n$body"));
+	return;
+}
 
 # ---- where to read on ----
 
@@ -43,6 +50,21 @@ foreach my $case (
 	answers(400, qq({"code": 2320001, "msg": "no", "error": {$members}}));
 	my $result = fails_with($session, flow(), 'LK400', $name);
 	is($result->{hint} =~ /\bSee (\S+)$/ ? $1 : undef, $url, '... is in the hint');
+}
+
+# ---- what is shown of its words ----
+
+# Nothing that breaks a line, or changes how the rest is shown.
+foreach my $case (
+	(map { [ $_, 0 ] } 0x7f, 0x80, 0x9f, 0x200e, 0x200f, 0x2028, 0x202e, 0x2066, 0x2069, 0xfeff),
+	(map { [ $_, 1 ] } 0x7e, 0xa0, 0x200d, 0x2010, 0x2027, 0x202f, 0x2065, 0x206a, 0xfefe, 0x4f60, 0x1f600))
+{
+	my ($character, $shown) = @$case;
+	my $bytes = chr($character);
+	utf8::encode($bytes);
+	answers(400, qq({"code": 2320001, "msg": "a${bytes}b"}));
+	my $name = sprintf('U+%04X', $character);
+	fails_with($session, flow(), 'LK400', $name, detail => $shown ? qr/"a\Q$bytes\Eb"/ : qr/"a b"/);
 }
 
 # ---- codes ----
