@@ -67,6 +67,10 @@ foreach my $case (
 	fails_with($session, flow(), 'LK400', $name, detail => $shown ? qr/"a\Q$bytes\Eb"/ : qr/"a b"/);
 }
 
+answers(400, qq(\n  {"code": 2320001,\r\n\t"msg": "no"}  \n \n));
+my $result = fails_with($session, flow(), 'LK400', 'an answer of several lines');
+is($result->{detail} =~ /answer: (.*)/s ? $1 : undef, '{"code": 2320001, "msg": "no"}', '... is shown as one');
+
 # ---- codes ----
 
 foreach my $case (
