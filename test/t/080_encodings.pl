@@ -189,4 +189,15 @@ fails_with($utf8, flow(), 'LK403', '... so does the Chinese that the platform ad
 $mock->well;
 succeeds($utf8, flow(), 'the next call works');
 
+# ---- control characters ----
+
+foreach my $database (sort keys %session)
+{
+	$mock->fault(type => 'status', status => 200, body => '{"code": 0, "data": {"code": "k_ec_000014", "error_msg": "a\u0085b\u001bc\u00e9d"}}');
+	my $refused = enqueue($session{$database}, max_attempts => \1);
+	until_ended($session{$database}, "id = $refused");
+	like(look($session{$database}, $refused, 'error'), qr/a b c\W+d/, "$database: what the platform says is kept without control characters");
+}
+$mock->well;
+
 done_testing();
