@@ -48,7 +48,7 @@ PG_FUNCTION_INFO_V1(feishu_purge_flows);
  * The state of a row as it is now, whatever the transaction's snapshot says.
  * Throws when there is none or it belongs to a role that userid may not act as.
  */
-static char
+static OutboxState
 read_state(int64 id, Oid userid)
 {
 	static SqlStatement statement = SQL_STATEMENT(
@@ -59,7 +59,7 @@ read_state(int64 id, Oid userid)
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) == 0 ||
 		!feishu_role_may_act(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
 		outbox_report_no_flow(id);
-	return DatumGetChar(sql_value(0, 1, NULL));
+	return (OutboxState) DatumGetChar(sql_value(0, 1, NULL));
 }
 
 /*
@@ -132,12 +132,25 @@ report_key_is_taken(int64 id)
 					 (long long) id)));
 }
 
+/* States that a flow can be cancelled in, and those that it can be retried in. */
+static bool
+may_cancel(OutboxState state)
+{
+	return state == OUTBOX_QUEUED;
+}
+
+static bool
+may_retry(OutboxState state)
+{
+	return state == OUTBOX_FAILED || state == OUTBOX_UNCONFIRMED || state == OUTBOX_CANCELLED;
+}
+
 /*
- * Change a row by a statement whose first argument is its id, if it is in one
- * of the states and not claimed; true if it was changed.
+ * Change a row by a statement whose first argument is its id, if its state is one that
+ * may be changed and it is not claimed; true if it was changed.
  */
 static bool
-change_flow(int64 id, const char *states, SqlStatement *statement,
+change_flow(int64 id, bool (*may_change) (OutboxState state), SqlStatement *statement,
 			Datum *values, const char *nulls)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -150,12 +163,11 @@ change_flow(int64 id, const char *states, SqlStatement *statement,
 	PG_TRY();
 	{
 		sql_begin_as_owner(&caller);
-		if (strchr(states, read_state(id, userid)) != NULL && !is_claimed(id))
+		if (may_change(read_state(id, userid)) && !is_claimed(id))
 		{
 			/* at commit, too: whoever waits for it in an ordering key may go */
 			notify_locked_row(id);
-			if (lock_flow(id) &&
-				strchr(states, read_state(id, userid)) != NULL && !is_claimed(id))
+			if (lock_flow(id) && may_change(read_state(id, userid)) && !is_claimed(id))
 			{
 				sql_run(statement, values, nulls, SPI_OK_UPDATE, NULL);
 				changed = true;
@@ -238,7 +250,7 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 	};
 
 	sql_check_writable("cancel_flow()");
-	PG_RETURN_BOOL(change_flow(id, "q", &statement, values, NULL) && is_cancelled(id));
+	PG_RETURN_BOOL(change_flow(id, may_cancel, &statement, values, NULL) && is_cancelled(id));
 }
 
 /* retry_flow(id, new_key) */
@@ -272,7 +284,7 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	sql_check_writable("retry_flow()");
-	queued = change_flow(id, "fuc", &statement, values, nulls);
+	queued = change_flow(id, may_retry, &statement, values, nulls);
 	if (queued)
 		outbox_warn_without_dispatcher();
 	PG_RETURN_BOOL(queued);

@@ -14,7 +14,8 @@ import wire
 from load import OPERATOR, Worker
 
 CANCELLED = "57014"
-NOT_SENT = re.compile(r"not (been )?(sent|started)")  # a CONTEXT says so of a call that was cancelled before
+NOT_SENT = re.compile(r"not (been )?sent")  # a CONTEXT says so of a call that was cancelled before
+NOT_STARTED = re.compile(r"not (been )?started")
 REST = 1.2  # seconds from a cancel to the next call
 
 SCHEMA = """
@@ -159,10 +160,13 @@ class Caller(Worker):
 
 def check_ghosts(truth, report):
     """No request arrives after the statement that made it has ended; nor ever, where the error said that it had not
-    been sent. A request that was on its way may take a moment to be seen by a platform that is busy."""
+    been sent, or not started, but for one that was refused, as for its token. A request that was on its way may take a
+    moment to be seen by a platform that is busy."""
     for key, (at, context) in truth.calls_ended.items():
         late = [when - at for when in truth.calls_arrived.get(key, ()) if when > at + 1]
         if late:
             report("ghosts", f"{key}: arrived {max(late):.1f} s after its statement had ended")
         elif NOT_SENT.search(context) and truth.calls_arrived.get(key):
             report("ghosts", f"{key}: arrived, and was said not to have been sent: {context}")
+        elif NOT_STARTED.search(context) and key in truth.calls_not_refused:
+            report("ghosts", f"{key}: may have started, and was said not to have: {context}")

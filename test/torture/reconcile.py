@@ -89,6 +89,7 @@ class Truth:
         when a request of a queued flow arrived and ended."""
         self.started, self.requests = collections.defaultdict(list), collections.defaultdict(list)
         self.calls_started, self.calls_arrived = collections.Counter(), collections.defaultdict(list)
+        self.calls_not_refused = set()  # keys of those that the platform has not answered with a refusal
         self.spans, self.most_at_once, self.limited = [], 0, []
         self.count_started = self.count_requests = 0
         for line in lines_of(platform.state):
@@ -103,6 +104,8 @@ class Truth:
                 self.limited.append(line["time"])
             if line["kind"] == "execute" and line["flow_id"] in CALLS:
                 self.calls_arrived[line["key"]].append(line["time"])
+                if line["status"] != 400 or line["aborted"]:
+                    self.calls_not_refused.add(line["key"])
             elif line["kind"] == "execute":
                 n = int(NUMBER.search(line["json"]["params"])[1])
                 self.requests[n].append((line["time"], line["key"]))

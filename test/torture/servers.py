@@ -262,10 +262,6 @@ class Pair:
                 with open(path, encoding="utf-8", errors="replace") as file:
                     yield file
 
-    def logs(self):
-        for lines in self.logs_of_each():
-            yield from lines
-
     def stop(self):
         for server in filter(None, (self.standby, self.primary)):
             server.stop("immediate")
