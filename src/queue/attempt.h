@@ -1,0 +1,32 @@
+/*-------------------------------------------------------------------------
+ *
+ * attempt.h
+ *	  Attempts of flows that went wrong.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/queue/attempt.h
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef FEISHU_ATTEMPT_H
+#define FEISHU_ATTEMPT_H
+
+#include "base/sqlrun.h"
+
+/* In SQL: the number of the next failure of a row of the outbox, whose columns are so
+ * qualified ("o." or ""). */
+#define ATTEMPT_NEXT(row) \
+	"COALESCE(" row "failures, 0) OPERATOR(pg_catalog.+) 1"
+
+/* These need a transaction and sql_begin_as_owner. */
+
+/* Run a statement that inserts attempts, and returns their flows and numbers; what is
+ * too many of a flow goes. */
+extern void attempt_insert(SqlStatement *statement, Datum *values, const char *nulls);
+
+/* Before a flow, whose row is locked, is given other params or another operator: keep
+ * those that it has. */
+extern void attempt_keep_request(int64 flow);
+
+#endif							/* FEISHU_ATTEMPT_H */
