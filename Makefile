@@ -46,20 +46,28 @@ OBJS = \
 	src/call/outcome.o \
 	src/call/report.o \
 	src/call/stats.o \
+	src/dispatcher/arrays.o \
 	src/dispatcher/claim.o \
+	src/dispatcher/claim_ids.o \
+	src/dispatcher/claim_rows.o \
+	src/dispatcher/decide.o \
 	src/dispatcher/discover.o \
-	src/dispatcher/dispatch_tokens.o \
-	src/dispatcher/dispatch_transaction.o \
 	src/dispatcher/dispatcher.o \
+	src/dispatcher/end_text.o \
 	src/dispatcher/flight.o \
 	src/dispatcher/flight_memory.o \
+	src/dispatcher/flight_room.o \
 	src/dispatcher/lane.o \
+	src/dispatcher/lane_server.o \
 	src/dispatcher/maintain.o \
 	src/dispatcher/ordering.o \
 	src/dispatcher/record.o \
 	src/dispatcher/schedule.o \
 	src/dispatcher/shutdown.o \
 	src/dispatcher/sweep.o \
+	src/dispatcher/tokens.o \
+	src/dispatcher/transaction.o \
+	src/dispatcher/work.o \
 	src/feishu_flow.o \
 	src/handler/handler_call.o \
 	src/handler/handler_end.o \

@@ -50,7 +50,7 @@ PG_FUNCTION_INFO_V1(feishu_purge_flows);
  * The state of a row as it is now, whatever the transaction's snapshot says.
  * Throws when there is none or it belongs to a role that userid may not act as.
  */
-static char
+static OutboxState
 read_state(int64 id, Oid userid)
 {
 	static SqlStatement statement = SQL_STATEMENT(
@@ -61,7 +61,7 @@ read_state(int64 id, Oid userid)
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) == 0 ||
 		!feishu_role_may_act(userid, DatumGetObjectId(sql_value(0, 2, NULL))))
 		outbox_report_no_flow(id);
-	return DatumGetChar(sql_value(0, 1, NULL));
+	return (OutboxState) DatumGetChar(sql_value(0, 1, NULL));
 }
 
 /*
@@ -134,6 +134,19 @@ report_key_is_taken(int64 id)
 					 (long long) id)));
 }
 
+/* States that a flow can be cancelled in, and those that it can be retried in. */
+static bool
+may_cancel(OutboxState state)
+{
+	return state == OUTBOX_QUEUED;
+}
+
+static bool
+may_retry(OutboxState state)
+{
+	return state == OUTBOX_FAILED || state == OUTBOX_UNCONFIRMED || state == OUTBOX_CANCELLED;
+}
+
 /* What a flow is to carry from now on; NULL: what it has. */
 typedef struct Repair
 {
@@ -181,12 +194,12 @@ prepare_repair(int64 id, const Repair *repair)
 }
 
 /*
- * Change a row by a statement whose first argument is its id, if it is in one
- * of the states and not claimed; true if it was changed.  repair may be NULL.
+ * Change a row by a statement whose first argument is its id, if its state is one that
+ * may be changed and it is not claimed; true if it was changed.  repair may be NULL.
  */
 static bool
-change_flow(int64 id, const char *states, const Repair *repair, SqlStatement *statement,
-			Datum *values, const char *nulls)
+change_flow(int64 id, bool (*may_change) (OutboxState state), const Repair *repair,
+			SqlStatement *statement, Datum *values, const char *nulls)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -198,12 +211,11 @@ change_flow(int64 id, const char *states, const Repair *repair, SqlStatement *st
 	PG_TRY();
 	{
 		sql_begin_as_owner(&caller);
-		if (strchr(states, read_state(id, userid)) != NULL && !is_claimed(id))
+		if (may_change(read_state(id, userid)) && !is_claimed(id))
 		{
 			/* at commit, too: whoever waits for it in an ordering key may go */
 			notify_locked_row(id);
-			if (lock_flow(id) &&
-				strchr(states, read_state(id, userid)) != NULL && !is_claimed(id))
+			if (lock_flow(id) && may_change(read_state(id, userid)) && !is_claimed(id))
 			{
 				if (repair != NULL)
 					prepare_repair(id, repair);
@@ -288,7 +300,7 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 	};
 
 	sql_check_writable("cancel_flow()");
-	PG_RETURN_BOOL(change_flow(id, "q", NULL, &statement, values, NULL) && is_cancelled(id));
+	PG_RETURN_BOOL(change_flow(id, may_cancel, NULL, &statement, values, NULL) && is_cancelled(id));
 }
 
 /* retry_flow(id, new_key, params, operator) */
@@ -334,7 +346,7 @@ feishu_retry_flow(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	sql_check_writable("retry_flow()");
-	queued = change_flow(id, "fuc", repaired ? &repair : NULL, &statement, values, nulls);
+	queued = change_flow(id, may_retry, repaired ? &repair : NULL, &statement, values, nulls);
 	if (queued)
 		outbox_warn_without_dispatcher();
 	PG_RETURN_BOOL(queued);

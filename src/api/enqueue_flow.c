@@ -58,7 +58,7 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(ARG_MAX_ATTEMPTS) && flow.max_attempts < 1)
 		flow.max_attempts = 0;	/* refused by check_delivery */
 	flow.expires_at = PG_ARGISNULL(ARG_EXPIRES_AT) ? DT_NOBEGIN :
-		OUTBOX_EXPIRES_AT(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
+		OUTBOX_GIVEN_EXPIRY(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
 	if (!PG_ARGISNULL(ARG_ON_END))
 		flow.on_end = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ON_END));
 

@@ -38,7 +38,9 @@
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "call/stats.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/flight.h"
+#include "dispatcher/maintain.h"
+#include "dispatcher/ordering.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
 #include "queue/origin.h"
@@ -62,6 +64,7 @@ static int64 expire_floor_id = 0;
 static TimestampTz purge_floor = DT_NOBEGIN;
 
 
+/* Forget what was seen. */
 void
 maintain_begin_anew(void)
 {
@@ -69,6 +72,7 @@ maintain_begin_anew(void)
 	purge_floor = DT_NOBEGIN;
 }
 
+/* A row that waits, and may have appeared late, expires then. */
 void
 maintain_expect(TimestampTz expires_at)
 {
@@ -80,6 +84,8 @@ maintain_expect(TimestampTz expires_at)
 }
 
 /*
+ * Delete some old flows; true if there may be more.
+ *
  * In these statements an array has the ids: for a join, a plan may well read the
  * whole table where there is nothing to do.
  */
@@ -111,26 +117,6 @@ maintain_purge(TimestampTz now)
 	return true;
 }
 
-/* The floor after all that have expired by now, flights aside, were ended. */
-static void
-raise_expire_floor(Dispatch *dispatch, TimestampTz now)
-{
-	dlist_head *lists[2] = {&dispatch->flights, &dispatch->ended};
-	dlist_iter	iter;
-
-	expire_floor = now;
-	for (int i = 0; i < 2; i++)
-	{
-		dlist_foreach(iter, lists[i])
-		{
-			Flight	   *flight = dlist_container(Flight, node, iter.cur);
-
-			expire_floor = Min(expire_floor, flight->expires_at);
-		}
-	}
-	expire_floor_id = expire_floor == now ? PG_INT64_MAX : PG_INT64_MIN;
-}
-
 /*
  * Count those of the rows returned that failed without an attempt.  The columns are
  * that of the server, and the first of attempts, namespace and flow id.
@@ -152,7 +138,7 @@ count_unsent(uint64 num, int server_column, int column)
  * being sent; true if there may be more.
  */
 bool
-maintain_expire(Dispatch *dispatch, TimestampTz now)
+maintain_expire(TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = clock_timestamp(),"
@@ -204,10 +190,12 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 		keys[num_keys].key = TextDatumGetCString(key);
 		keys[num_keys++].id = id;
 	}
-	ordering_find_successors(dispatch, keys, num_keys);
+	ordering_find_successors(keys, num_keys);
 	if (num == EXPIRE_ROWS)
 		return true;
-	raise_expire_floor(dispatch, now);
+	/* all that have expired by now were ended, but for flights */
+	expire_floor = Min(now, flight_first_expiry());
+	expire_floor_id = expire_floor == now ? PG_INT64_MAX : PG_INT64_MIN;
 	return false;
 }
 
@@ -232,7 +220,7 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 
 /* Fail flows of a lane that can never be sent, some at a time. */
 void
-maintain_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const char *error)
+maintain_fail_lane(Lane *lane, const char *sqlstate, const char *error)
 {
 	static SqlStatement statements[] = {
 		FAIL_STATEMENT("IS NULL"),
@@ -260,5 +248,5 @@ maintain_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const c
 		more |= failed >= FAIL_ROWS;
 	}
 	if (!more)
-		lane_close(dispatch, lane);
+		lane_close(lane);
 }

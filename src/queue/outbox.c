@@ -148,22 +148,8 @@ outbox_expires_by_age(TimestampTz run_at)
 	return expires_at;
 }
 
-/* Columns of feishu_internal.outbox, in their order there. */
-enum
-{
-	COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_ATTEMPTS, COLUMN_MAX_ATTEMPTS,
-	COLUMN_SERVER_OWNER, COLUMN_STATE, COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_UNANSWERED, COLUMN_CREATED_AT,
-	COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT, COLUMN_FINISHED_AT,
-	COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
-	COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY,
-	COLUMN_CODE, COLUMN_EXECUTION_ID, COLUMN_FLOW_STATUS, COLUMN_FLOW_CODE,
-	COLUMN_LOG_ID, COLUMN_SQLSTATE, COLUMN_ERROR, COLUMN_REPORT, COLUMN_HINT, COLUMN_RESPONSE,
-	COLUMN_ON_END, COLUMN_END_NUMBER, COLUMN_HANDLER_STATE, COLUMN_HANDLER_ATTEMPTS,
-	COLUMN_HANDLER_NEXT_AT, COLUMN_HANDLER_AT, COLUMN_HANDLER_ERROR, COLUMN_FAILURES,
-	NUM_COLUMNS
-};
-
-static const Oid column_types[NUM_COLUMNS] = {
+/* As OutboxColumn has them. */
+static const Oid column_types[OUTBOX_COLUMNS] = {
 	INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, INT4OID,
 	OIDOID, CHAROID, BOOLOID, BOOLOID, BOOLOID, TIMESTAMPTZOID,
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
@@ -199,10 +185,10 @@ insert_by_sql(Datum *values, bool *nulls, bool look_at_key)
 	static SqlStatement unless_queued = INSERT_STATEMENT(
 		" ON CONFLICT (server, roleid, idempotent_key) WHERE " OUTBOX_KEY_COUNTS " DO NOTHING");
 	static const int columns[NUM_INSERTED] = {
-		COLUMN_ID, COLUMN_ROLEID, COLUMN_DATABASE, COLUMN_SYSTEM_IDENTIFIER, COLUMN_MAX_ATTEMPTS,
-		COLUMN_SERVER_OWNER, COLUMN_IS_ASYNC, COLUMN_OWN_KEY, COLUMN_CREATED_AT, COLUMN_RUN_AT, COLUMN_NEXT_AT, COLUMN_EXPIRES_AT,
-		COLUMN_SERVER, COLUMN_NAMESPACE, COLUMN_FLOW_ID, COLUMN_OPERATOR,
-		COLUMN_PARAMS, COLUMN_IDEMPOTENT_KEY, COLUMN_LOOP_MASKS, COLUMN_ORDERING_KEY, COLUMN_ON_END
+		OUTBOX_ID, OUTBOX_ROLEID, OUTBOX_DATABASE, OUTBOX_SYSTEM_IDENTIFIER, OUTBOX_MAX_ATTEMPTS,
+		OUTBOX_SERVER_OWNER, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_CREATED_AT, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT,
+		OUTBOX_SERVER, OUTBOX_NAMESPACE, OUTBOX_FLOW_ID, OUTBOX_OPERATOR,
+		OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS, OUTBOX_ORDERING_KEY, OUTBOX_ON_END
 	};
 	Datum		arguments[NUM_INSERTED];
 	char		flags[NUM_INSERTED];
@@ -316,8 +302,8 @@ outbox_insert(const QueuedFlow *flow)
 	bool		own_key = request->idempotent_key == NULL;
 	Oid			outbox;
 	Oid			last_id;
-	Datum		values[NUM_COLUMNS] = {0};
-	bool		nulls[NUM_COLUMNS];
+	Datum		values[OUTBOX_COLUMNS] = {0};
+	bool		nulls[OUTBOX_COLUMNS];
 	char	   *on_end;
 	int64		id;
 
@@ -337,37 +323,37 @@ outbox_insert(const QueuedFlow *flow)
 
 	memset(nulls, true, sizeof(nulls));
 #define SET(column, datum) (values[column] = (datum), nulls[column] = false)
-	SET(COLUMN_ID, Int64GetDatum(id));
-	SET(COLUMN_ROLEID, ObjectIdGetDatum(flow->roleid));
-	SET(COLUMN_DATABASE, origin_database());
-	SET(COLUMN_SYSTEM_IDENTIFIER, origin_system());
-	SET(COLUMN_ATTEMPTS, Int32GetDatum(0));
+	SET(OUTBOX_ID, Int64GetDatum(id));
+	SET(OUTBOX_ROLEID, ObjectIdGetDatum(flow->roleid));
+	SET(OUTBOX_DATABASE, origin_database());
+	SET(OUTBOX_SYSTEM_IDENTIFIER, origin_system());
+	SET(OUTBOX_ATTEMPTS, Int32GetDatum(0));
 	if (flow->max_attempts > 0)
-		SET(COLUMN_MAX_ATTEMPTS, Int32GetDatum(flow->max_attempts));
-	SET(COLUMN_SERVER_OWNER, ObjectIdGetDatum(flow->server_owner));
-	SET(COLUMN_STATE, CharGetDatum('q'));
-	SET(COLUMN_IS_ASYNC, BoolGetDatum(request->is_async));
-	SET(COLUMN_OWN_KEY, BoolGetDatum(own_key));
-	SET(COLUMN_UNANSWERED, BoolGetDatum(false));
-	SET(COLUMN_CREATED_AT, TimestampTzGetDatum(now));
-	SET(COLUMN_RUN_AT, TimestampTzGetDatum(run_at));
+		SET(OUTBOX_MAX_ATTEMPTS, Int32GetDatum(flow->max_attempts));
+	SET(OUTBOX_SERVER_OWNER, ObjectIdGetDatum(flow->server_owner));
+	SET(OUTBOX_STATE, CharGetDatum(OUTBOX_QUEUED));
+	SET(OUTBOX_IS_ASYNC, BoolGetDatum(request->is_async));
+	SET(OUTBOX_OWN_KEY, BoolGetDatum(own_key));
+	SET(OUTBOX_UNANSWERED, BoolGetDatum(false));
+	SET(OUTBOX_CREATED_AT, TimestampTzGetDatum(now));
+	SET(OUTBOX_RUN_AT, TimestampTzGetDatum(run_at));
 	if (delayed)
-		SET(COLUMN_NEXT_AT, TimestampTzGetDatum(run_at));
-	SET(COLUMN_EXPIRES_AT, TimestampTzGetDatum(expires_at));
-	SET(COLUMN_SERVER, CStringGetTextDatum(flow->server));
-	SET(COLUMN_NAMESPACE, CStringGetTextDatum(request->namespace_name));
-	SET(COLUMN_FLOW_ID, CStringGetTextDatum(request->flow_id));
-	SET(COLUMN_OPERATOR, JsonbPGetDatum(request->operator_id));
+		SET(OUTBOX_NEXT_AT, TimestampTzGetDatum(run_at));
+	SET(OUTBOX_EXPIRES_AT, TimestampTzGetDatum(expires_at));
+	SET(OUTBOX_SERVER, CStringGetTextDatum(flow->server));
+	SET(OUTBOX_NAMESPACE, CStringGetTextDatum(request->namespace_name));
+	SET(OUTBOX_FLOW_ID, CStringGetTextDatum(request->flow_id));
+	SET(OUTBOX_OPERATOR, JsonbPGetDatum(request->operator_id));
 	if (request->params != NULL)
-		SET(COLUMN_PARAMS, JsonbPGetDatum(request->params));
-	SET(COLUMN_IDEMPOTENT_KEY,
+		SET(OUTBOX_PARAMS, JsonbPGetDatum(request->params));
+	SET(OUTBOX_IDEMPOTENT_KEY,
 		CStringGetTextDatum(own_key ? outbox_random_key() : request->idempotent_key));
 	if (request->loop_masks != NULL)
-		SET(COLUMN_LOOP_MASKS, JsonbPGetDatum(request->loop_masks));
+		SET(OUTBOX_LOOP_MASKS, JsonbPGetDatum(request->loop_masks));
 	if (flow->ordering_key != NULL)
-		SET(COLUMN_ORDERING_KEY, CStringGetTextDatum(flow->ordering_key));
+		SET(OUTBOX_ORDERING_KEY, CStringGetTextDatum(flow->ordering_key));
 	if (on_end != NULL)
-		SET(COLUMN_ON_END, CStringGetTextDatum(on_end));
+		SET(OUTBOX_ON_END, CStringGetTextDatum(on_end));
 
 	if (!own_key)
 	{
@@ -376,7 +362,7 @@ outbox_insert(const QueuedFlow *flow)
 		if (other != id)
 			return other;
 	}
-	else if (!insert_row(outbox, NUM_COLUMNS, column_types, values, nulls))
+	else if (!insert_row(outbox, OUTBOX_COLUMNS, column_types, values, nulls))
 		(void) insert_by_sql(values, nulls, false);
 
 	notify_row(id);

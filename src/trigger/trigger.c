@@ -223,7 +223,7 @@ set_expires_at(const char *name, const JsonbValue *value, QueuedFlow *flow)
 {
 	TimestampTz expires_at = option_time(name, value);
 
-	flow->expires_at = OUTBOX_EXPIRES_AT(expires_at);
+	flow->expires_at = OUTBOX_GIVEN_EXPIRY(expires_at);
 }
 
 static void
