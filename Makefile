@@ -47,6 +47,7 @@ OBJS = \
 	src/call/report.o \
 	src/call/stats.o \
 	src/dispatcher/arrays.o \
+	src/dispatcher/attempts.o \
 	src/dispatcher/claim.o \
 	src/dispatcher/claim_ids.o \
 	src/dispatcher/claim_rows.o \

@@ -19,6 +19,7 @@
 
 #include "base/sqlrun.h"
 #include "dispatcher/arrays.h"
+#include "dispatcher/attempts.h"
 #include "dispatcher/claim.h"
 #include "queue/origin.h"
 
@@ -43,11 +44,6 @@ report_no_claim(void)
 void
 claim_recover(void)
 {
-	static SqlStatement recover = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox SET attempts = attempts + 1, unanswered = true"
-		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu_internal.claim"
-		" WHERE system_identifier = $1 AND database = $2)::bigint[])",
-		2, INT8OID, OIDOID);
 	static SqlStatement begin = SQL_STATEMENT(
 		"UPDATE feishu_internal.claim SET ids = '{}' WHERE system_identifier = $1 AND database = $2"
 		" RETURNING ctid",
@@ -58,7 +54,7 @@ claim_recover(void)
 	Datum		values[2] = {origin_system(), origin_database()};
 
 	origin_settle();
-	sql_run(&recover, values, NULL, SPI_OK_UPDATE, NULL);
+	attempts_recover();
 	sql_run(&forget_holds, NULL, NULL, SPI_OK_DELETE, NULL);
 	if (sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
 		report_no_claim();

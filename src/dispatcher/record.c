@@ -22,10 +22,12 @@
 
 #include "base/sqlrun.h"
 #include "dispatcher/arrays.h"
+#include "dispatcher/attempts.h"
 #include "dispatcher/lane.h"
 #include "dispatcher/ordering.h"
 #include "dispatcher/record.h"
 #include "dispatcher/transaction.h"
+#include "queue/attempt.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
 
@@ -33,7 +35,7 @@
  * times. */
 #define RECORD_BYTES		(1024 * 1024)
 
-#define END_COLUMNS 15
+#define END_COLUMNS 16
 
 /* All at once failed: the next ones are written one by one. */
 static bool one_by_one = false;
@@ -81,6 +83,7 @@ fill_row(Column *columns, int row, const Flight *flight, TimestampTz now)
 	columns[14].nulls[row] = response == NULL || response->body == NULL;
 	columns[14].values[row] = columns[14].nulls[row] ? (Datum) 0 :
 		JsonbPGetDatum(response->body);
+	columns[15].values[row] = BoolGetDatum(end->went_wrong);
 }
 
 /* Who is next in the ordering keys of flights that have ended. */
@@ -110,10 +113,11 @@ find_successors(Flight **flights, int num)
 	" " HANDLER_ON_END_IF("e.state <> 'q'", "o.") "," \
 	" code = e.code, execution_id = e.execution_id, flow_status = e.flow_status," \
 	" flow_code = e.flow_code, log_id = e.log_id, sqlstate = e.sqlstate," \
-	" error = e.error, report = e.report, hint = e.hint, response = e.response" \
+	" error = e.error, report = e.report, hint = e.hint, response = e.response," \
+	" failures = CASE WHEN e.went_wrong THEN " ATTEMPT_NEXT("o.") " ELSE o.failures END" \
 	" FROM " ends \
 	" AS e (id, state, attempts, unanswered, at, code, execution_id, flow_status," \
-	" flow_code, log_id, sqlstate, error, report, hint, response)" \
+	" flow_code, log_id, sqlstate, error, report, hint, response, went_wrong)" \
 	" WHERE o.id = e.id AND o.state = 'q'"
 
 /*
@@ -126,17 +130,18 @@ static uint64
 write_ends(Flight **flights, int num)
 {
 	static SqlStatement many = SQL_STATEMENT(
-		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"),
+		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"),
 		END_COLUMNS, INT8ARRAYOID, CHARARRAYOID, INT4ARRAYOID, BOOLARRAYOID,
 		TIMESTAMPTZARRAYOID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID);
+		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID,
+		BOOLARRAYOID);
 	static SqlStatement one = SQL_STATEMENT_OF_LARGE(
-		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15))"),
+		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16))"),
 		END_COLUMNS, INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID);
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BOOLOID);
 	static const Oid types[END_COLUMNS] = {
 		INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BOOLOID
 	};
 	Column		columns[END_COLUMNS];
 	Datum		values[END_COLUMNS];
@@ -168,6 +173,8 @@ write_ends(Flight **flights, int num)
 	written = sql_run(num == 1 ? &one : &many, values, nulls, SPI_OK_UPDATE, NULL);
 	/* the next ones may have large answers, too */
 	MemoryContextDelete(context);
+	if (written == (uint64) num)
+		attempts_write(flights, num);
 	return written;
 }
 

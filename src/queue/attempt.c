@@ -24,6 +24,7 @@
 #include "utils/rel.h"
 
 #include "queue/attempt.h"
+#include "queue/outbox.h"
 
 PG_FUNCTION_INFO_V1(feishu_forget_attempts);
 
@@ -122,7 +123,7 @@ feishu_forget_attempts(PG_FUNCTION_ARGS)
 	{
 		bool		is_null;
 		Datum		values[1] = {
-			heap_getattr(data->tg_trigtuple, 1, RelationGetDescr(data->tg_relation), &is_null)
+			heap_getattr(data->tg_trigtuple, OUTBOX_ID + 1, RelationGetDescr(data->tg_relation), &is_null)
 		};
 
 		sql_run(&of_flow, values, NULL, SPI_OK_DELETE, NULL);

@@ -57,6 +57,12 @@ record_report(const FlowOutcome *outcome)
 }
 
 const char *
+record_lost_text(void)
+{
+	return _("the dispatcher ended before an answer came");
+}
+
+const char *
 record_expired_text(void)
 {
 	return _("expired before it could be sent");

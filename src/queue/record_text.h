@@ -19,6 +19,7 @@ extern char *record_error(const FlowOutcome *outcome);
 extern char *record_report(const FlowOutcome *outcome);
 
 /* Of ends without an outcome. */
+extern const char *record_lost_text(void);
 extern const char *record_expired_text(void);
 extern const char *record_expired_hint(void);
 extern const char *record_unconfirmed_hint(void);
