@@ -127,8 +127,7 @@ discover_new(void)
 		" (SELECT FROM feishu_internal.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
 		"  AND o.state = 'q' AND o.next_at IS NULL AND o.id > l.cursor ORDER BY o.id LIMIT 1) r",
 		3, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID);
-	int			num;
-	Lane	   *const *lanes = lane_all(&num);
+	int			num = lane_count();
 	int			num_servers = 0;
 	int			num_gaps = 0;
 	Lane	  **known = palloc(num * sizeof(Lane *));
@@ -141,7 +140,7 @@ discover_new(void)
 	Datum		values[5];
 	uint64		found;
 
-	memcpy(known, lanes, num * sizeof(Lane *));
+	memcpy(known, lane_all(), num * sizeof(Lane *));
 	qsort(known, num, sizeof(Lane *), compare_lanes);
 
 	/* by its bytes, no name comes after this */
@@ -227,17 +226,14 @@ static bool look_at_delayed = false;
 void
 discover_all(bool from_start)
 {
-	int			num_lanes;
-
 	(void) discover_last_id();
-	(void) lane_all(&num_lanes);
 	if (from_start)
 	{
 		/* discover_delayed will say which have delayed rows */
 		lane_reopen_all(0, DT_NOEND);
 		ordering_expect(PG_INT64_MIN);
 	}
-	if (from_start || num_lanes == 0)
+	if (from_start || lane_count() == 0)
 		discover_ready();
 	else
 		discover_new();
@@ -299,8 +295,6 @@ discover_from(int64 min_id)
 		DISCOVER_PAGE("true ORDER BY id LIMIT $2"),
 		3, INT8OID, INT4OID, JSONBOID);
 	int64		max_cursor = 0;
-	int			num_lanes;
-	Lane	   *const *lanes = lane_all(&num_lanes);
 
 	if (min_id < last_id - DISCOVER_IDS)
 	{
@@ -310,8 +304,8 @@ discover_from(int64 min_id)
 		return true;
 	}
 
-	for (int i = 0; i < num_lanes; i++)
-		max_cursor = Max(max_cursor, lanes[i]->cursor);
+	for (int i = 0; i < lane_count(); i++)
+		max_cursor = Max(max_cursor, lane_all()[i]->cursor);
 
 	for (;;)
 	{
@@ -377,15 +371,13 @@ discover_read_pauses(Snapshot snapshot)
 		0, InvalidOid);
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, snapshot);
 	char	  **servers = palloc(Max(num, 1) * sizeof(char *));
-	int			num_lanes;
-	Lane	   *const *lanes = lane_all(&num_lanes);
 
 	for (uint64 row = 0; row < num; row++)
 		servers[row] = TextDatumGetCString(sql_value(row, 1, NULL));
 	/* so many are paused by hand: few */
-	for (int i = 0; i < num_lanes; i++)
+	for (int i = 0; i < lane_count(); i++)
 	{
-		Lane	   *lane = lanes[i];
+		Lane	   *lane = lane_all()[i];
 		bool		paused = false;
 
 		for (uint64 row = 0; row < num && !paused; row++)

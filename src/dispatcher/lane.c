@@ -132,12 +132,17 @@ lane_get(const char *server, Oid roleid)
 	return lane;
 }
 
-/* All lanes, in the order in which they were found. */
+/* All lanes, in the order in which they were found; and how many. */
 Lane *const *
-lane_all(int *num)
+lane_all(void)
 {
-	*num = num_lanes;
 	return lanes;
+}
+
+int
+lane_count(void)
+{
+	return num_lanes;
 }
 
 

@@ -96,7 +96,8 @@ typedef struct Lane
 
 extern void lane_init(void);
 extern Lane *lane_get(const char *server, Oid roleid);
-extern Lane *const *lane_all(int *num);
+extern Lane *const *lane_all(void);
+extern int	lane_count(void);
 
 /* what there is to do */
 extern void lane_expect_row(Lane *lane, int64 id);

@@ -35,55 +35,78 @@
  * times. */
 #define RECORD_BYTES		(1024 * 1024)
 
-#define END_COLUMNS 16
-
 /* All at once failed: the next ones are written one by one. */
 static bool one_by_one = false;
 
-/* One column of all ends, as arrays are built. */
-typedef struct Column
+/* Columns of an end, as WRITE_ENDS has them. */
+enum
 {
-	Datum	   *values;
-	bool	   *nulls;
-} Column;
+	END_ID, END_STATE, END_ATTEMPTS, END_UNANSWERED, END_AT, END_CODE, END_EXECUTION_ID,
+	END_FLOW_STATUS, END_FLOW_CODE, END_LOG_ID, END_SQLSTATE, END_ERROR, END_REPORT, END_HINT,
+	END_RESPONSE, END_WENT_WRONG,
+	END_COLUMNS
+};
+
+/* The values of one end. */
+typedef struct EndRow
+{
+	Datum		values[END_COLUMNS];
+	bool		nulls[END_COLUMNS];
+} EndRow;
 
 static void
-set_text(Column *column, int row, const char *text)
+set_value(EndRow *row, int column, Datum value, bool is_null)
 {
-	column->nulls[row] = text == NULL;
-	column->values[row] = text ? CStringGetTextDatum(text) : (Datum) 0;
+	row->values[column] = value;
+	row->nulls[column] = is_null;
 }
 
-/* Fill row of the columns from a flight. */
 static void
-fill_row(Column *columns, int row, const Flight *flight, TimestampTz now)
+set_text(EndRow *row, int column, const char *text)
+{
+	set_value(row, column, text ? CStringGetTextDatum(text) : (Datum) 0, text == NULL);
+}
+
+static void
+fill_row(EndRow *row, const Flight *flight, TimestampTz now)
 {
 	const FlightEnd *end = &flight->end;
 	const FlowResponse *response = end->response;
 	TimestampTz at = end->state != OUTBOX_QUEUED ? now : end->next_at;
+	bool		has_code = response != NULL && response->has_code;
+	bool		has_body = response != NULL && response->body != NULL;
 
-	for (int i = 0; i < END_COLUMNS; i++)
-		columns[i].nulls[row] = false;
-	columns[0].values[row] = Int64GetDatum(flight->id);
-	columns[1].values[row] = CharGetDatum(end->state);
-	columns[2].values[row] = Int32GetDatum(end->attempts);
-	columns[3].values[row] = BoolGetDatum(end->unanswered);
-	columns[4].values[row] = TimestampTzGetDatum(at);
-	columns[4].nulls[row] = at == 0;
-	columns[5].values[row] = Int64GetDatum(response ? response->code : 0);
-	columns[5].nulls[row] = response == NULL || !response->has_code;
-	set_text(&columns[6], row, response ? response->execution_id : NULL);
-	set_text(&columns[7], row, response ? response->status : NULL);
-	set_text(&columns[8], row, response ? response->inner_code : NULL);
-	set_text(&columns[9], row, end->log_id);
-	set_text(&columns[10], row, end->sqlstate ? unpack_sql_state(end->sqlstate) : NULL);
-	set_text(&columns[11], row, end->error);
-	set_text(&columns[12], row, end->report);
-	set_text(&columns[13], row, end->hint);
-	columns[14].nulls[row] = response == NULL || response->body == NULL;
-	columns[14].values[row] = columns[14].nulls[row] ? (Datum) 0 :
-		JsonbPGetDatum(response->body);
-	columns[15].values[row] = BoolGetDatum(end->went_wrong);
+	set_value(row, END_ID, Int64GetDatum(flight->id), false);
+	set_value(row, END_STATE, CharGetDatum(end->state), false);
+	set_value(row, END_ATTEMPTS, Int32GetDatum(end->attempts), false);
+	set_value(row, END_UNANSWERED, BoolGetDatum(end->unanswered), false);
+	set_value(row, END_AT, TimestampTzGetDatum(at), at == 0);
+	set_value(row, END_CODE, Int64GetDatum(has_code ? response->code : 0), !has_code);
+	set_text(row, END_EXECUTION_ID, response ? response->execution_id : NULL);
+	set_text(row, END_FLOW_STATUS, response ? response->status : NULL);
+	set_text(row, END_FLOW_CODE, response ? response->inner_code : NULL);
+	set_text(row, END_LOG_ID, end->log_id);
+	set_text(row, END_SQLSTATE, end->sqlstate ? unpack_sql_state(end->sqlstate) : NULL);
+	set_text(row, END_ERROR, end->error);
+	set_text(row, END_REPORT, end->report);
+	set_text(row, END_HINT, end->hint);
+	set_value(row, END_RESPONSE, has_body ? JsonbPGetDatum(response->body) : (Datum) 0, !has_body);
+	set_value(row, END_WENT_WRONG, BoolGetDatum(end->went_wrong), false);
+}
+
+/* One column of all ends, as an array. */
+static Datum
+column_array(const EndRow *rows, int num, int column, Oid type)
+{
+	Datum	   *values = palloc(num * sizeof(Datum));
+	bool	   *nulls = palloc(num * sizeof(bool));
+
+	for (int i = 0; i < num; i++)
+	{
+		values[i] = rows[i].values[column];
+		nulls[i] = rows[i].nulls[column];
+	}
+	return array_of_nullable(values, nulls, num, type);
 }
 
 /* Who is next in the ordering keys of flights that have ended. */
@@ -139,35 +162,25 @@ write_ends(Flight **flights, int num)
 		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16))"),
 		END_COLUMNS, INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
 		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BOOLOID);
-	static const Oid types[END_COLUMNS] = {
-		INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BOOLOID
-	};
-	Column		columns[END_COLUMNS];
 	Datum		values[END_COLUMNS];
 	char		nulls[END_COLUMNS];
 	TimestampTz now = GetCurrentTimestamp();
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "feishu_flow ends",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
+	EndRow	   *rows = palloc(num * sizeof(EndRow));
 	uint64		written;
 
-	for (int i = 0; i < END_COLUMNS; i++)
+	for (int i = 0; i < num; i++)
 	{
-		columns[i].values = palloc(num * sizeof(Datum));
-		columns[i].nulls = palloc(num * sizeof(bool));
-	}
-	for (int row = 0; row < num; row++)
-	{
-		fill_row(columns, row, flights[row], now);
-		if (flights[row]->end.state != OUTBOX_QUEUED)
-			notify_ended(flights[row]->id);
+		fill_row(&rows[i], flights[i], now);
+		if (flights[i]->end.state != OUTBOX_QUEUED)
+			notify_ended(flights[i]->id);
 	}
 	for (int i = 0; i < END_COLUMNS; i++)
 	{
-		values[i] = num == 1 ? columns[i].values[0] : 
-			array_of_nullable(columns[i].values, columns[i].nulls, num, types[i]);
-		nulls[i] = num == 1 && columns[i].nulls[0] ? 'n' : ' ';
+		values[i] = num == 1 ? rows[0].values[i] : column_array(rows, num, i, one.types[i]);
+		nulls[i] = num == 1 && rows[0].nulls[i] ? 'n' : ' ';
 	}
 	MemoryContextSwitchTo(old_context);
 	written = sql_run(num == 1 ? &one : &many, values, nulls, SPI_OK_UPDATE, NULL);

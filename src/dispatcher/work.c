@@ -129,53 +129,42 @@ read_clock(void)
 	return now;
 }
 
-/* Is a transaction worth while now? */
-bool
-work_is_due(void)
-{
-	const FlightTotals *flights = flight_totals();
-	TimestampTz now = read_clock();
-
-	work.now = now;
-	if (work.failures > 0 || work.locked_out > 0)
-		return work.retry_at <= now;
-	if (flights->stuck > 0 && flights->stuck_until <= now)
-		return true;
-	if (work.control || work.tokens || work.discover_all || work.min_id != PG_INT64_MAX ||
-		work.poll_at <= now || work.discover_at <= now || work.purge_at <= now ||
-		work.expire_at <= now || work.sweep_at <= now || work.handlers || work.handlers_at <= now)
-		return true;
-	if (flights->ended >= FLIGHT_BATCH || (flights->ended > 0 && flow_calls_are_full()) ||
-		(flights->ended > 0 &&
-		 (flights->load.in_flight == 0 ||
-		  now >= TimestampTzPlusMilliseconds(flights->ended_since, BATCH_DELAY_MS))))
-		return true;
-	return schedule_next(now, work.claimed_at) <= now;
-}
-
-/* When work_is_due may become true, or something else be to do, without anything
- * happening. */
-TimestampTz
-work_next(void)
+/* When a transaction is worth while, if nothing happens until then. */
+static TimestampTz
+due_at(void)
 {
 	const FlightTotals *flights = flight_totals();
 	TimestampTz at = Min(work.poll_at, Min(work.discover_at, work.purge_at));
 
-	at = Min(at, Min(work.expire_at, Min(work.sweep_at, work.handlers_at)));
-	if (ConfigReloadPending || shutdown_is_told())
-		return 0;
 	if (work.failures > 0 || work.locked_out > 0)
 		return work.retry_at;
 	if (work.control || work.tokens || work.handlers || work.discover_all ||
 		work.min_id != PG_INT64_MAX)
 		return 0;
-	if (flights->ended > 0 && flow_calls_are_full())
+	if (flights->ended > 0 && (flights->ended >= FLIGHT_BATCH || flights->load.in_flight == 0 ||
+							   flow_calls_are_full()))
 		return 0;
+	at = Min(at, Min(work.expire_at, Min(work.sweep_at, work.handlers_at)));
 	if (flights->ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(flights->ended_since, BATCH_DELAY_MS));
 	if (flights->stuck > 0)
 		at = Min(at, flights->stuck_until);
-	return Min(at, schedule_next(work.now, work.claimed_at));
+	return at <= work.now ? at : Min(at, schedule_next(work.now, work.claimed_at));
+}
+
+/* Is a transaction worth while now? */
+bool
+work_is_due(void)
+{
+	work.now = read_clock();
+	return due_at() <= work.now;
+}
+
+/* When there may be something to do, without anything happening. */
+TimestampTz
+work_next(void)
+{
+	return ConfigReloadPending || shutdown_is_told() ? 0 : due_at();
 }
 
 /* Once a minute: what nobody notifies us of, what is too old. */
@@ -255,8 +244,7 @@ do_work(TimestampTz now)
 {
 	const FlightTotals *flights = flight_totals();
 	int			before = flights->load.in_flight;
-	int			num_before;
-	int			num_lanes;
+	int			num_lanes = lane_count();
 	int			num_ended;
 	bool		record_only;
 
@@ -273,7 +261,6 @@ do_work(TimestampTz now)
 	}
 	num_ended = flights->ended;
 	record_only = work.failures > 0 && num_ended > 0;
-	(void) lane_all(&num_before);
 	if (work.min_id != PG_INT64_MAX)
 		ordering_expect(work.min_id);
 	if (num_ended > 0)
@@ -311,8 +298,7 @@ do_work(TimestampTz now)
 		if (work.sweep_at <= now)
 			work.sweep_at = next_step(sweep_step(), now, SWEEP_DELAY_MS);
 		/* new lanes may be paused, whoever found them */
-		(void) lane_all(&num_lanes);
-		if (work.control || num_lanes > num_before)
+		if (work.control || lane_count() > num_lanes)
 			discover_read_pauses(NULL);
 		if (work.control)
 			lane_look_again_all();
