@@ -234,4 +234,10 @@ count_all();
 my $USE = "SELECT seq_scan + idx_scan + n_tup_ins + n_tup_del FROM pg_stat_all_tables WHERE relid = 'feishu_internal.attempt'::regclass";
 is($session->value('SELECT n_tup_del FROM pg_stat_all_tables WHERE relid = \'feishu_internal.outbox\'::regclass'), '200', 'flows are counted');
 is($session->value($USE), '0', '... a queue in which nothing fails does not touch the table, purges included');
+
+# That the table of the queue has triggers of ours costs a flow that is queued nothing.
+$session->value("LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on; SET client_min_messages = log");
+my $INSERT = qr/INSERT INTO feishu_internal\.outbox/;
+like($session->ask('SELECT ' . enqueue_call(idempotent_key => 'by SQL'))->{err}, $INSERT, 'a flow with a key is queued by a statement');
+unlike($session->ask('SELECT ' . enqueue_call())->{err}, $INSERT, '... a usual one is not');
 done_testing();
