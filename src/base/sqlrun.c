@@ -44,6 +44,7 @@ report_not_installed(void)
 			 errhint("CREATE EXTENSION feishu_flow.")));
 }
 
+/* Has one of them a trigger that the extension did not make? */
 bool
 sql_has_triggers(Relation table)
 {

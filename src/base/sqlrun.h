@@ -48,7 +48,6 @@ typedef struct SqlStatement
 #define ATTEMPT_TABLE		"attempt"
 extern const char *const queue_tables[QUEUE_TABLES];
 
-/* Has one of them a trigger that the extension did not make? */
 extern bool sql_has_triggers(Relation table);
 
 /* One of them, or InvalidOid. */

@@ -66,6 +66,10 @@ trim(uint64 num)
 	pfree(numbers);
 }
 
+/*
+ * Run a statement that inserts attempts, and returns their flows and numbers; what is
+ * too many of a flow goes.
+ */
 void
 attempt_insert(SqlStatement *statement, Datum *values, const char *nulls)
 {
@@ -73,6 +77,9 @@ attempt_insert(SqlStatement *statement, Datum *values, const char *nulls)
 }
 
 /*
+ * Before a flow, whose row is locked, is given other params or another operator: keep
+ * those that it has.
+ *
  * The last attempt carried them, unless an attempt before was given others since: then,
  * or if there was none, the flow ended without one, and that gets a row of its own.
  */

@@ -20,13 +20,7 @@
 	"COALESCE(" row "failures, 0) OPERATOR(pg_catalog.+) 1"
 
 /* These need a transaction and sql_begin_as_owner. */
-
-/* Run a statement that inserts attempts, and returns their flows and numbers; what is
- * too many of a flow goes. */
 extern void attempt_insert(SqlStatement *statement, Datum *values, const char *nulls);
-
-/* Before a flow, whose row is locked, is given other params or another operator: keep
- * those that it has. */
 extern void attempt_keep_request(int64 flow);
 
 #endif							/* FEISHU_ATTEMPT_H */
