@@ -1,5 +1,6 @@
 EXTENSION = feishu_flow
-EXTVERSION = 1.0
+# As in the control file, which alone says it.
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'$$/\1/p" $(srcdir)/feishu_flow.control)
 MODULE_big = feishu_flow
 
 OBJS = \
@@ -15,12 +16,11 @@ OBJS = \
 	src/api/pause_server.o \
 	src/api/validator.o \
 	src/api/wait_flow.o \
-	src/app/app_share.o \
+	src/app/apps.o \
 	src/app/breaker.o \
 	src/app/gate.o \
 	src/app/limiter.o \
 	src/app/limiter_keep.o \
-	src/app/limiter_slots.o \
 	src/app/limits_file.o \
 	src/app/options.o \
 	src/app/rate.o \
@@ -119,13 +119,13 @@ OBJS = \
 	src/wire/wire_write.o \
 	src/wire/wirejson.o \
 	src/wire/wiretext.o
-DATA = feishu_flow--1.0.sql
+DATA = feishu_flow--$(EXTVERSION).sql
 PG_CONFIG ?= pg_config
 
 # -Wno-unused-parameter: PostgreSQL's own headers have unused parameters, and so have functions of ours whose arguments
 # somebody else's interface says (callbacks, PG_FUNCTION_ARGS).
 PG_CFLAGS = -Wextra -Wno-unused-parameter $(shell curl-config --cflags)
-PG_CPPFLAGS = -I$(srcdir)/src
+PG_CPPFLAGS = -I$(srcdir)/src -DFEISHU_FLOW_VERSION='"$(EXTVERSION)"'
 SHLIB_LINK = $(shell curl-config --libs) -lz
 
 # PostgreSQL was built by gcc and hands gcc's options down.
@@ -154,7 +154,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 # A header is everybody's: no object is older than any of them.
-$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile
+$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile feishu_flow.control
 
 # The archive for PGXN: what is committed, in a folder with the version of META.json.
 DISTDIR = .

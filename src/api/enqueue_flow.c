@@ -17,7 +17,7 @@
 #include "utils/timestamp.h"
 
 #include "api/arguments.h"
-#include "app/options.h"
+#include "app/server.h"
 #include "queue/outbox.h"
 
 PG_FUNCTION_INFO_V1(feishu_enqueue_flow);

@@ -28,7 +28,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-#include "app/options.h"
+#include "app/server.h"
 #include "base/compat.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"

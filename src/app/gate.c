@@ -106,6 +106,10 @@ gate_must_keep(const AppGate *gate, TimestampTz now)
 		(gate->history.last != 0 && gate->history.last + gate->span > now);
 }
 
+/*
+ * Would something of now be lost with this state?  What matters no more is due
+ * for another trial anyway.
+ */
 bool
 gate_is_live(AppGate *gate, TimestampTz now)
 {
@@ -202,7 +206,11 @@ gate_count(AppGate *gate, const FlowRate *rate, LimiterPlace *place, TimestampTz
 		gate->allowance--;
 }
 
-/* Decide on a place, and take it or draw a turn. */
+/*
+ * Decide on a place, and take it or draw a turn; as limiter_acquire.  keeps: what
+ * goes out under a max_rate has to be kept.  If that alone stands in the way,
+ * *unkept is set: to write it is worth asking again.
+ */
 LimiterVerdict
 gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps,
 		   LimiterPlace *place, TimestampTz now,
@@ -322,7 +330,10 @@ gate_note_rate(AppGate *gate, double reset_seconds, TimestampTz now)
 	return is_news ? GATE_RATE : 0;
 }
 
-/* Take a report in.  Returns what changed. */
+/*
+ * Take a report of a role's call in, before gate_give_back.  may_break: a breaker
+ * may open.  Returns flags of what changed.
+ */
 int
 gate_report(AppGate *gate, Oid roleid, const LimiterPlace *place, LimiterReport report,
 			double reset_seconds, TimestampTz now, bool may_break)
@@ -387,6 +398,10 @@ gate_forget_process(AppGate *gate, int pid, int places, int turns)
 	breakers_forget_process(&gate->breakers, pid);
 }
 
+/*
+ * A pause that the platform asked for has changed so much that it is to be
+ * written; says so once.
+ */
 bool
 gate_pause_is_unkept(AppGate *gate, TimestampTz now)
 {

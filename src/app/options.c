@@ -36,8 +36,10 @@
 #include "base/nls.h"
 #include "wire/wire_check.h"
 
-/* A fixed token may have 4 kB; nothing else comes near. */
-#define OPTION_MAX_LENGTH	8192
+/* A fixed token may have TOKEN_MAX_LENGTH; nothing else comes near. */
+#define OPTION_MAX_LENGTH		8192
+
+#define CREDENTIAL_MAX_LENGTH	255 /* app_id, app_secret */
 
 /*
  * Check one value and, unless server is NULL, store it.  Returns NULL, or
@@ -590,6 +592,7 @@ options_check(List *options, Oid catalog)
 		check_credentials_complete(options);
 }
 
+/* Throws class HV on an option that the validator would refuse. */
 void
 options_store(List *options, Oid catalog, FlowServer *server)
 {

@@ -38,7 +38,7 @@ extern int	feishu_guc_track_flows; /* entries of the statistics */
 extern int	feishu_guc_max_handlers;	/* sessions of a database */
 extern int	feishu_guc_handler_timeout; /* ms */
 extern int	feishu_guc_handler_attempts;
-extern int	feishu_guc_max_apps;	/* slots of the shared token cache and limiter */
+extern int	feishu_guc_max_apps;	/* slots of the table of apps */
 extern int	feishu_guc_retry_base_delay;	/* ms, after the first failure */
 extern int	feishu_guc_retry_max_delay; /* ms */
 extern bool feishu_guc_dispatch;	/* are queued flows to be sent? */

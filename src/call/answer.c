@@ -13,7 +13,6 @@
 
 #include "miscadmin.h"
 
-#include "app/token_fetch.h"
 #include "base/nls.h"
 #include "base/phrases.h"
 #include "call/answer.h"
@@ -44,20 +43,7 @@ answer_break_phrases(FlowResponse *response)
 FlowResponse *
 answer_read(const MaskSecrets *secrets, const HttpResult *result)
 {
-	HttpAnswer	answer = http_answer(result);
-	FlowResponse *response;
-
-	for (int i = 0; i < MASK_SECRETS; i++)
-		mask_secret_bytes(result->body, result->body_len, secrets->secrets[i]);
-	response = wire_read_answer(&answer, secrets);
-
-	/* what the peer has escaped shows itself when it has been read */
-	if (result->body_len > 0 && memchr(result->body, '\\', result->body_len) != NULL)
-	{
-		for (int i = 0; i < MASK_SECRETS; i++)
-			response->body = mask_secret_jsonb(response->body, secrets->secrets[i]);
-	}
-	return response;
+	return wire_read_answer(result->http_status, result->body, result->body_len, secrets);
 }
 
 FlowResponse *

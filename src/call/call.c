@@ -188,11 +188,11 @@ call_take_token(FlowCall *call, const void *arg)
 
 		if (result->outcome == HTTP_ANSWERED)
 		{
-			HttpAnswer	answer = http_answer(result);
 			MaskSecrets secrets = call_secrets(call);
 
-			response = &wire_read_token_answer(call->server->protocol == TOKEN_OAUTH,
-												&answer, &secrets)->refusal;
+			response = wire_read_token_answer(call->server->protocol == TOKEN_OAUTH,
+											  result->http_status, result->body,
+											  result->body_len, &secrets);
 		}
 		call_finish_transfer(call, result, true, false, response);
 		return;

@@ -13,7 +13,7 @@
 #define FEISHU_CALL_H
 
 #include "app/limiter.h"
-#include "app/options.h"
+#include "app/server.h"
 #include "http/http.h"
 #include "wire/wire.h"
 

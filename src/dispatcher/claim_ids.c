@@ -17,6 +17,7 @@
 
 #include "catalog/pg_type.h"
 
+#include "base/nls.h"
 #include "base/sqlrun.h"
 #include "dispatcher/arrays.h"
 #include "dispatcher/attempts.h"

@@ -4,7 +4,7 @@
  *	  The dispatcher's lanes: which there are, and which of them have rows.
  *
  * A lane is found when a row of it is, and is never forgotten.  Rows that may be
- * sent at once are read by claim.c from where it ended last; a row that becomes
+ * sent at once are read by claim_rows.c from where it ended last; a row that becomes
  * visible below that point (its transaction committed late, or it was put back)
  * is told with its id (notify.c), and is found here, to be claimed by id.
  *

@@ -50,6 +50,7 @@
 
 #include "base/compat.h"
 #include "base/guc.h"
+#include "base/nls.h"
 #include "base/role_settings.h"
 #include "base/worker_settings.h"
 #include "dispatcher/claim.h"

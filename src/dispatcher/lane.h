@@ -18,7 +18,7 @@
 #include "lib/ilist.h"
 
 #include "app/limiter.h"
-#include "app/options.h"
+#include "app/server.h"
 #include "dispatcher/flight.h"
 #include "dispatcher/schedule.h"
 

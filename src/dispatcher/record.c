@@ -20,6 +20,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "base/nls.h"
 #include "base/sqlrun.h"
 #include "dispatcher/arrays.h"
 #include "dispatcher/attempts.h"

@@ -7,7 +7,7 @@
  * waits for somebody to change it.  Servers with lanes that are due take turns,
  * and so do the lanes of a server: whose turn is over goes to the end.  So what a
  * turn costs depends on how much is claimed, not on how many lanes there are.
- * How many flows a lane may have under way is flight.c's to say.
+ * How many flows a lane may have under way is flight_room.c's to say.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *

@@ -23,6 +23,7 @@
 #include "utils/timestamp.h"
 
 #include "base/guc.h"
+#include "base/nls.h"
 #include "base/role_settings.h"
 #include "base/steady.h"
 #include "call/call.h"

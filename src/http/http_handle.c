@@ -20,7 +20,6 @@
  */
 #include "postgres.h"
 
-#include "base/version.h"
 #include "http/http_internal.h"
 
 /*

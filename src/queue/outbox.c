@@ -32,7 +32,7 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
-#include "app/options.h"
+#include "app/server.h"
 #include "base/compat.h"
 #include "base/guc.h"
 #include "base/nls.h"

@@ -136,6 +136,12 @@ wire_check_key(const char *text)
 	return result;
 }
 
+/*
+ * Why text cannot be one segment of the path, or NULL when it can: empty,
+ * ".", "..", longer than 255 bytes in UTF-8, or with a control character.
+ * The result completes the sentence "namespace ...", is static, and to be shown
+ * with _().  Throws 22021/22P05 when the text cannot be converted to UTF-8.
+ */
 const char *
 wire_check_segment(const char *text)
 {
@@ -170,6 +176,11 @@ init_url(StringInfo url, const char *base_url)
 		url->data[--url->len] = '\0';
 }
 
+/*
+ * base_url + /open-apis/application/v6/scopes: which permissions the tenant
+ * granted to the app whose token asks.  Itself it needs none.  From the
+ * platform's documentation, "Query the tenant's authorization status".
+ */
 char *
 wire_scopes_url(const char *base_url)
 {
@@ -180,6 +191,12 @@ wire_scopes_url(const char *base_url)
 	return url.data;
 }
 
+/*
+ * base_url + /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute
+ * with everything but RFC 3986's unreserved characters percent-encoded, in
+ * UTF-8.  Throws 22023 on a bad segment and 22021/22P05 when the text cannot
+ * be converted to UTF-8.
+ */
 char *
 wire_execute_url(const char *base_url, const FlowRequest *request)
 {
@@ -520,6 +537,10 @@ wire_jsonb_size(Jsonb *json, int64 limit)
 	return sink.size;
 }
 
+/*
+ * Is a body so small that it need not be counted, and is there nothing in it that
+ * cannot be converted?  False: nobody knows.
+ */
 bool
 wire_request_is_small(const FlowRequest *request, int64 limit)
 {
@@ -535,6 +556,11 @@ wire_request_is_small(const FlowRequest *request, int64 limit)
 	return (size + 1) * MAX_GROWTH <= limit;
 }
 
+/*
+ * The body of an execute request, JSON in UTF-8, replaces what is in body,
+ * which the caller initialised.  Throws 22021/22P05 when it cannot be
+ * converted to UTF-8.  The caller has seen to its size.
+ */
 void
 wire_write_request(const FlowRequest *request, StringInfo body)
 {
