@@ -92,6 +92,7 @@ OBJS = \
 	src/http/http_refused.o \
 	src/http/http_sockets.o \
 	src/http/http_transfer.o \
+	src/http/http_url.o \
 	src/launcher/dispatch_problem.o \
 	src/launcher/launcher.o \
 	src/launcher/launcher_ddl.o \

@@ -89,6 +89,7 @@ fetch_start(MemoryContext context, const FlowServer *server, TokenLease *lease,
 	request.body_len = fetch->body.len;
 	request.proxy = server->proxy;
 	request.ca_file = server->ca_file;
+	request.headers = FEISHU_HEADERS;
 	request.version = server->http_version;
 	request.deadline = deadline;
 	request.connect_timeout_ms = connect_timeout_ms;

@@ -49,6 +49,10 @@ extern TokenFetch *token_refresh_start(MemoryContext parent, const FlowServer *s
 /* It has taken too long: nobody tries again for a while. */
 extern void token_refresh_give_up(TokenFetch *fetch);
 
+/* Feishu's names of headers. */
+#define FEISHU_HEADERS \
+	((HttpHeaderNames) {.id = "x-tt-logid", .other_id = "x-request-id", .reset = "x-ogw-ratelimit-reset"})
+
 /* The refusal in a failure that carries an answer. */
 extern FlowResponse *token_failure_response(const FlowServer *server,
 											const TokenFailure *failure);

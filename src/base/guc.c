@@ -39,6 +39,7 @@ int			feishu_guc_max_handlers = 2;
 int			feishu_guc_handler_timeout = 60 * 1000;
 int			feishu_guc_handler_attempts = 10;
 
+/* To be called once, from _PG_init. */
 void
 guc_define_settings(void)
 {

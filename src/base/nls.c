@@ -71,6 +71,7 @@ find_catalogs(char *path)
 
 #endif							/* ENABLE_NLS */
 
+/* The name of our catalog, which is ready to be looked into.  Does not throw. */
 const char *
 feishu_text_domain(void)
 {

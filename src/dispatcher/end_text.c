@@ -35,8 +35,8 @@ end_text_fill(FlightEnd *end, const FlightFacts *facts, const FlowOutcome *outco
 
 	if (outcome != NULL && outcome->sqlstate != 0)
 	{
-		end->error = record_error(outcome);
-		end->report = record_report(outcome);
+		end->error = report_sentence(outcome);
+		end->report = report_lines(outcome);
 		end->hint = report_hint(outcome);
 	}
 	switch (end->reason)

@@ -188,7 +188,7 @@ dispatcher_problem(int *pid)
 	/* the slot may become another database's meanwhile */
 	place = slots_find(MyDatabaseId);
 	known = place >= 0 && slots_view(place, &view) && view.database == MyDatabaseId;
-	if (known && view.worker != WORKER_NONE)
+	if (known && view.worker)
 	{
 		*pid = view.pid;
 		return view.failing ? DISPATCH_FAILS :

@@ -164,6 +164,13 @@ make_plan(Relation table, int num_columns, const Oid *types)
 	MemoryContextSwitchTo(old_context);
 }
 
+/*
+ * Insert a row of all columns, which have these types, into the table and its
+ * indexes, as INSERT would.  Returns false, having done nothing, when the table
+ * is another one than the caller thinks, or has something that only the
+ * executor does right (triggers, check constraints, row security, ...): then use
+ * SQL.  The caller has checked rights and NOT NULL.
+ */
 bool
 insert_row(Oid relid, int num_columns, const Oid *types, Datum *values, bool *nulls)
 {

@@ -257,6 +257,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 								environment, dest, completion);
 }
 
+/* Watch statements from here on.  To be called once, when the library is loaded. */
 void
 role_install_hooks(void)
 {
@@ -355,6 +356,10 @@ role_of_row(const TriggerData *trigdata)
 	return commands_find(command);
 }
 
+/*
+ * The role that was current_user of the statement that made the change.
+ * Throws 55000 when that cannot be known.
+ */
 Oid
 role_of_change(const TriggerData *trigdata)
 {

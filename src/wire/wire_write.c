@@ -47,10 +47,6 @@
  */
 #define MAX_GROWTH			11000
 
-/* A longer operator is written anew for each request. */
-#define KEPT_OPERATOR_SIZE	512
-
-
 /* Append UTF-8 text with all but RFC 3986's unreserved characters encoded. */
 static void
 append_percent_encoded(StringInfo buf, const char *utf8)
@@ -448,57 +444,11 @@ sink_put_jsonb_string(JsonSink *sink, Jsonb *json)
 	sink_put(sink, "\"", 1);
 }
 
-/*
- * The operator written last.  It is nearly always that of the next request, too,
- * and to check and write one takes some 4,000 instructions of a call's 130,000.
- */
-typedef struct KeptOperator
-{
-	Size		size;			/* of value; 0: none is kept */
-	int			len;			/* of text */
-	char		value[KEPT_OPERATOR_SIZE];	/* jsonb */
-	char		text[KEPT_OPERATOR_SIZE];	/* as written */
-} KeptOperator;
-
-static KeptOperator last_operator = {0};
-
-static bool
-is_last_operator(const Jsonb *operator_id)
-{
-	return VARSIZE(operator_id) == last_operator.size &&
-		memcmp(operator_id, last_operator.value, last_operator.size) == 0;
-}
-
-static void
-sink_put_operator(JsonSink *sink, Jsonb *operator_id)
-{
-	int			start = sink->out != NULL ? sink->out->len : 0;
-	int			len;
-
-	if (is_last_operator(operator_id))
-	{
-		sink_put(sink, last_operator.text, last_operator.len);
-		return;
-	}
-	sink_put_jsonb_string(sink, operator_id);
-	if (sink->out == NULL)
-		return;
-	len = sink->out->len - start;
-	last_operator.size = 0;
-	if (VARSIZE(operator_id) <= KEPT_OPERATOR_SIZE && len <= KEPT_OPERATOR_SIZE)
-	{
-		memcpy(last_operator.value, operator_id, VARSIZE(operator_id));
-		memcpy(last_operator.text, sink->out->data + start, len);
-		last_operator.len = len;
-		last_operator.size = VARSIZE(operator_id);
-	}
-}
-
 static void
 sink_put_request(JsonSink *sink, const FlowRequest *request)
 {
 	sink_put_json(sink, "{\"operator\":");
-	sink_put_operator(sink, request->operator_id);
+	sink_put_jsonb_string(sink, request->operator_id);
 	if (request->params != NULL)
 	{
 		sink_put_json(sink, ",\"params\":");
