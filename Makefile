@@ -106,6 +106,7 @@ OBJS = \
 	src/queue/on_end.o \
 	src/queue/origin.o \
 	src/queue/outbox.o \
+	src/queue/pushdown.o \
 	src/queue/record_text.o \
 	src/trigger/event.o \
 	src/trigger/names.o \

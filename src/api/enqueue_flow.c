@@ -19,6 +19,7 @@
 #include "api/arguments.h"
 #include "app/server.h"
 #include "queue/outbox.h"
+#include "queue/pushdown.h"
 
 PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 
@@ -40,6 +41,7 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 {
 	QueuedFlow	flow = {0};
 	FlowServer *server;
+	int64		id;
 
 	server = server_lookup(PG_ARGISNULL(ARG_SERVER) ? NULL :
 						   NameStr(*PG_GETARG_NAME(ARG_SERVER)),
@@ -62,5 +64,7 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(ARG_ON_END))
 		flow.on_end = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ON_END));
 
-	PG_RETURN_INT64(outbox_insert(&flow));
+	id = outbox_insert(&flow);
+	pushdown_warn();
+	PG_RETURN_INT64(id);
 }
