@@ -36,12 +36,7 @@ report_no_claim(void)
 			 errmsg("table feishu_internal.claim does not have one row")));
 }
 
-/*
- * Take over from the dispatcher before us, if there was one (origin.c).
- *
- * Rows that it had claimed: that attempt got no answer, as far as anybody
- * knows.
- */
+/* Take over from the dispatcher before us, if there was one (origin.c). */
 void
 claim_recover(void)
 {
