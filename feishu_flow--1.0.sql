@@ -231,7 +231,8 @@ CREATE TABLE feishu_internal.outbox (
     handler_attempts integer,           -- NULL: none
     handler_next_at timestamptz,        -- not to be called before; NULL: at once; -infinity: is being called
     handler_at timestamptz,             -- when it was called last
-    handler_error text
+    handler_error text,
+    failures integer                    -- attempts that went wrong, retry_flow or not: see feishu_internal.attempt
 ) USING heap;
 
 -- Statistics are kept of what the dispatcher's plans look at, and of nothing else: who
@@ -258,7 +259,8 @@ ALTER TABLE feishu_internal.outbox
     ALTER handler_attempts SET STATISTICS 0,
     ALTER handler_next_at SET STATISTICS 0,
     ALTER handler_at SET STATISTICS 0,
-    ALTER handler_error SET STATISTICS 0;
+    ALTER handler_error SET STATISTICS 0,
+    ALTER failures SET STATISTICS 0;
 
 COMMENT ON TABLE feishu_internal.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
@@ -312,6 +314,61 @@ CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_interna
   FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
 ALTER TABLE feishu_internal.last_end ENABLE REPLICA TRIGGER leave_out_row;
 
+-- What went wrong with flows, the last 100 attempts of each.  One that succeeds has no
+-- row here, so that a queue in which nothing fails does not write here.  It is made after
+-- last_end for the same reason as that one after the outbox.
+CREATE TABLE feishu_internal.attempt (
+    flow bigint,
+    attempt integer,                    -- retry_flow or not, the first is 1
+    started_at timestamptz,             -- NULL: nobody knows, or the flow ended without one
+    duration interval,
+    sqlstate text,
+    code bigint,
+    flow_code text,
+    http_status integer,
+    log_id text,
+    error text,
+    hint text,
+    repaired_at timestamptz,            -- when retry_flow gave its flow others than these:
+    params jsonb,
+    operator jsonb,
+    PRIMARY KEY (flow, attempt)
+) USING heap;
+
+ALTER TABLE feishu_internal.attempt
+    ALTER started_at SET STATISTICS 0,
+    ALTER duration SET STATISTICS 0,
+    ALTER sqlstate SET STATISTICS 0,
+    ALTER code SET STATISTICS 0,
+    ALTER flow_code SET STATISTICS 0,
+    ALTER http_status SET STATISTICS 0,
+    ALTER log_id SET STATISTICS 0,
+    ALTER error SET STATISTICS 0,
+    ALTER hint SET STATISTICS 0,
+    ALTER repaired_at SET STATISTICS 0,
+    ALTER params SET STATISTICS 0,
+    ALTER operator SET STATISTICS 0;
+
+COMMENT ON TABLE feishu_internal.attempt IS
+'Attempts of flows that went wrong. See the view feishu.attempts.';
+
+CREATE FUNCTION feishu_internal.forget_attempts()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'feishu_forget_attempts'
+LANGUAGE C;
+
+REVOKE ALL ON FUNCTION feishu_internal.forget_attempts() FROM PUBLIC;
+
+COMMENT ON FUNCTION feishu_internal.forget_attempts() IS
+'Deletes the attempts of flows that are deleted.';
+
+-- Not a foreign key, which would have a part in each insert, and look at the attempts of
+-- each flow that is deleted.
+CREATE TRIGGER forget_attempts AFTER DELETE ON feishu_internal.outbox
+  FOR EACH ROW WHEN (OLD.failures IS NOT NULL) EXECUTE FUNCTION feishu_internal.forget_attempts();
+CREATE TRIGGER forget_all_attempts AFTER TRUNCATE ON feishu_internal.outbox
+  FOR EACH STATEMENT EXECUTE FUNCTION feishu_internal.forget_attempts();
+
 -- Flows that are being sent, in one row for each database: its own, and those that
 -- came with a copy or by replication.  A copy of the database must not send what
 -- waits in the original, but what was upgraded must (origin.c decides which it is).
@@ -359,6 +416,7 @@ COMMENT ON TABLE feishu_internal.held_lane IS
 -- even for members of pg_read_all_data and pg_write_all_data.  Who may write
 -- rows has flows sent with anybody's credentials.
 ALTER TABLE feishu_internal.outbox ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.attempt ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.held_lane ENABLE ROW LEVEL SECURITY;
@@ -395,13 +453,17 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION feishu.cancel_flow(bigint) IS
 'Cancels a queued flow; true when it had not been sent and now never will be.';
 
-CREATE FUNCTION feishu.retry_flow(id bigint, new_key boolean DEFAULT false)
+CREATE FUNCTION feishu.retry_flow(
+    id bigint,
+    new_key boolean DEFAULT false,
+    params jsonb DEFAULT NULL,
+    operator jsonb DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'feishu_retry_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean) IS
-'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one; true when it did.';
+COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean, jsonb, jsonb) IS
+'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one, and with other params or another operator if they are given; true when it did.';
 
 CREATE FUNCTION feishu.retry_handler(id bigint)
 RETURNS boolean
@@ -514,6 +576,30 @@ COMMENT ON COLUMN feishu.flows.on_end_state IS 'What became of that call';
 COMMENT ON COLUMN feishu.flows.on_end_attempts IS 'How often it was called';
 COMMENT ON COLUMN feishu.flows.on_end_error IS 'Why it failed';
 COMMENT ON COLUMN feishu.flows.on_end_at IS 'When it was called last';
+
+CREATE VIEW feishu.attempts WITH (security_barrier) AS
+SELECT a.flow, a.attempt, a.started_at, a.duration, a.sqlstate, a.code, a.flow_code, a.http_status,
+    a.log_id, a.error, a.hint, a.repaired_at, a.params, a.operator
+FROM feishu_internal.outbox o
+JOIN feishu_internal.attempt a ON a.flow = o.id
+WHERE pg_has_role(o.roleid, 'USAGE');
+
+COMMENT ON VIEW feishu.attempts IS
+'Attempts that went wrong, the last 100 of each flow in feishu.flows.';
+COMMENT ON COLUMN feishu.attempts.flow IS 'Its id in feishu.flows';
+COMMENT ON COLUMN feishu.attempts.attempt IS 'Which of its attempts';
+COMMENT ON COLUMN feishu.attempts.started_at IS 'NULL if nobody knows';
+COMMENT ON COLUMN feishu.attempts.duration IS 'Until what went wrong';
+COMMENT ON COLUMN feishu.attempts.sqlstate IS 'As execute_flow raises it';
+COMMENT ON COLUMN feishu.attempts.code IS 'code of its answer';
+COMMENT ON COLUMN feishu.attempts.flow_code IS 'data.code of its answer';
+COMMENT ON COLUMN feishu.attempts.http_status IS 'NULL without an answer';
+COMMENT ON COLUMN feishu.attempts.log_id IS 'For the platform''s support';
+COMMENT ON COLUMN feishu.attempts.error IS 'What went wrong';
+COMMENT ON COLUMN feishu.attempts.hint IS 'What to do about it';
+COMMENT ON COLUMN feishu.attempts.repaired_at IS 'When it got other values';
+COMMENT ON COLUMN feishu.attempts.params IS 'Those that it had until then';
+COMMENT ON COLUMN feishu.attempts.operator IS 'The one it had until then';
 
 CREATE FUNCTION feishu.dispatch_problem()
 RETURNS text
@@ -848,4 +934,4 @@ END $$;
 -- Everybody may look into it; what its functions may do is decided by USAGE on
 -- a foreign server and by user mappings.
 GRANT USAGE ON SCHEMA feishu TO PUBLIC;
-GRANT SELECT ON feishu.flows, feishu.dispatch_status, feishu.problems, feishu.stat_flows TO PUBLIC;
+GRANT SELECT ON feishu.flows, feishu.attempts, feishu.dispatch_status, feishu.problems, feishu.stat_flows TO PUBLIC;

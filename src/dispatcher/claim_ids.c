@@ -20,6 +20,7 @@
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "dispatcher/arrays.h"
+#include "dispatcher/attempts.h"
 #include "dispatcher/claim.h"
 #include "queue/origin.h"
 
@@ -35,20 +36,10 @@ report_no_claim(void)
 			 errmsg("table feishu_internal.claim does not have one row")));
 }
 
-/*
- * Take over from the dispatcher before us, if there was one (origin.c).
- *
- * Rows that it had claimed: that attempt got no answer, as far as anybody
- * knows.
- */
+/* Take over from the dispatcher before us, if there was one (origin.c). */
 void
 claim_recover(void)
 {
-	static SqlStatement recover = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox SET attempts = attempts + 1, unanswered = true"
-		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu_internal.claim"
-		" WHERE system_identifier = $1 AND database = $2)::bigint[])",
-		2, INT8OID, OIDOID);
 	static SqlStatement begin = SQL_STATEMENT(
 		"UPDATE feishu_internal.claim SET ids = '{}' WHERE system_identifier = $1 AND database = $2"
 		" RETURNING ctid",
@@ -59,7 +50,7 @@ claim_recover(void)
 	Datum		values[2] = {origin_system(), origin_database()};
 
 	origin_settle();
-	sql_run(&recover, values, NULL, SPI_OK_UPDATE, NULL);
+	attempts_recover();
 	sql_run(&forget_holds, NULL, NULL, SPI_OK_DELETE, NULL);
 	if (sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
 		report_no_claim();

@@ -381,6 +381,7 @@ flight_take_ended(void)
 		TimestampTz hold_until;
 		LimiterStatus status;
 
+		flight->ended = by.now;
 		set_end(flight, decide_outcome(&flight->facts, outcome, &by), outcome);
 		flight_memory_take_answer(flight, outcome->response);
 		if (!outcome->held_back)

@@ -73,6 +73,7 @@ typedef struct Flight
 	Oid			serverid;
 	FlowCall   *call;			/* NULL: ended before it was called */
 	TimestampTz started;
+	TimestampTz ended;			/* if there was a call */
 	FlightEnd	end;
 	bool		recorded;		/* by the transaction under way */
 } Flight;

@@ -369,10 +369,11 @@ END $$; RESET ROLE""")
             return
         n, flow = self.random.choice(self.recent)
         new_key = self.random.choice(("true", "false"))
+        repair = self.random.choice(("NULL", "NULL", f"'{{\"n\": {n}, \"repaired\": true}}'"))
         done = []
 
         def work(_):
-            if self.session.value(f"SELECT feishu.retry_flow({flow}, {new_key})") == "t":
+            if self.session.value(f"SELECT feishu.retry_flow({flow}, {new_key}, {repair})") == "t":
                 self.session.ask(f"INSERT INTO retried VALUES ({n}, {new_key})")
                 done.append(n)
         if self.transact(work) and done:
