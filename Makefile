@@ -50,6 +50,7 @@ OBJS = \
 	src/call/sandbox.o \
 	src/call/stats.o \
 	src/dispatcher/arrays.o \
+	src/dispatcher/attempts.o \
 	src/dispatcher/claim.o \
 	src/dispatcher/claim_ids.o \
 	src/dispatcher/claim_rows.o \
@@ -101,6 +102,7 @@ OBJS = \
 	src/launcher/launcher_sessions.o \
 	src/launcher/launcher_slots.o \
 	src/launcher/launcher_workers.o \
+	src/queue/attempt.o \
 	src/queue/flow_id.o \
 	src/queue/insert.o \
 	src/queue/notify.o \
@@ -109,6 +111,7 @@ OBJS = \
 	src/queue/outbox.o \
 	src/queue/pushdown.o \
 	src/queue/record_text.o \
+	src/queue/replace.o \
 	src/trigger/event.o \
 	src/trigger/names.o \
 	src/trigger/needs.o \

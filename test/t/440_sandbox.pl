@@ -10,7 +10,6 @@ use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
-use PostgreSQL::Test::Utils qw(slurp_file);
 use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
@@ -197,20 +196,6 @@ $session->value('CREATE TABLE ends (id bigint, state text); GRANT INSERT ON ends
 my $id = enqueue($app, on_end => 'public.note');
 until_true($session, 'handlers are called', "SELECT on_end_state = 'succeeded' FROM feishu.flows WHERE id = $id");
 is($session->value('SELECT state FROM ends'), 'succeeded', '... as from the platform');
-
-# ---- all servers of a copy ----
-
-my $page = slurp_file("$FindBin::RealBin/../../docs/testing.md");
-my ($all) = $page =~ /^(SELECT format\('ALTER SERVER.*?\\gexec)$/ms;
-my ($others) = $page =~ /should have no rows.*?^```sql\n(.*?);\n```/ms;
-$node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE template0');
-$node->safe_psql('copy', 'CREATE EXTENSION feishu_flow; CREATE FOREIGN DATA WRAPPER other; CREATE SERVER other FOREIGN DATA WRAPPER other; '
-	  . join('', map { "CREATE SERVER $_ FOREIGN DATA WRAPPER feishu_flow;" } qw(plain "Odd'name" with_options was_one is_one))
-	  . "ALTER SERVER with_options OPTIONS (timeout '1s'); ALTER SERVER was_one OPTIONS (sandbox 'false'); ALTER SERVER is_one OPTIONS (sandbox 'true')");
-is($node->safe_psql('copy', "SELECT count(*) FROM ($others) s"), 4, 'the page finds the servers that are no sandboxes');
-$node->safe_psql('copy', $all);
-is($node->safe_psql('copy', $others), '', '... and makes them some');
-is($node->safe_psql('copy', 'SELECT count(*) FROM feishu.dispatch_status WHERE sandbox'), 5, '... which dispatch_status shows');
 
 # ---- and back ----
 
