@@ -47,6 +47,7 @@ OBJS = \
 	src/call/report.o \
 	src/call/stats.o \
 	src/dispatcher/arrays.o \
+	src/dispatcher/attempts.o \
 	src/dispatcher/claim.o \
 	src/dispatcher/claim_ids.o \
 	src/dispatcher/claim_rows.o \
@@ -98,6 +99,7 @@ OBJS = \
 	src/launcher/launcher_sessions.o \
 	src/launcher/launcher_slots.o \
 	src/launcher/launcher_workers.o \
+	src/queue/attempt.o \
 	src/queue/flow_id.o \
 	src/queue/insert.o \
 	src/queue/notify.o \
@@ -106,6 +108,7 @@ OBJS = \
 	src/queue/outbox.o \
 	src/queue/pushdown.o \
 	src/queue/record_text.o \
+	src/queue/replace.o \
 	src/trigger/event.o \
 	src/trigger/names.o \
 	src/trigger/needs.o \

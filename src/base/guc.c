@@ -34,6 +34,7 @@ int			feishu_guc_max_in_flight = 256;
 int			feishu_guc_max_attempts = 20;
 int			feishu_guc_max_age = 24 * 60 * 60;
 int			feishu_guc_retention = 7 * 24 * 60 * 60;
+int			feishu_guc_retention_failed = 30 * 24 * 60 * 60;
 int			feishu_guc_track_flows = 1000;
 int			feishu_guc_max_handlers = 2;
 int			feishu_guc_handler_timeout = 60 * 1000;
@@ -149,10 +150,18 @@ guc_define_settings(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.retention",
-							"Sets how long finished flows are kept.",
+							"Sets how long flows that succeeded or were cancelled are kept.",
 							NULL,
 							&feishu_guc_retention,
 							7 * 24 * 60 * 60, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.retention_failed",
+							"Sets how long flows that failed or are unconfirmed are kept.",
+							NULL,
+							&feishu_guc_retention_failed,
+							30 * 24 * 60 * 60, 1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
 

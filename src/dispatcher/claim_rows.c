@@ -140,16 +140,19 @@ claim_by_id(const Claim *claim, int num_ids, List **claimed)
 		" AND id = ANY ($3) AND id <> ALL ($4) AND "
 		/* no more conditions, lest an index is thought of that has all keys */
 		ORDERING_IS_FIRST("FROM feishu_internal.outbox k WHERE k.id = ANY ($3)", "$6")
+		/* it was replaced since it was listed, and is due later; then that is told */
+		" AND COALESCE(o.next_at, '-infinity') <= $7"
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
-		6, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID);
+		7, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID, TIMESTAMPTZOID);
 	Lane	   *lane = claim->lane;
-	Datum		values[6] = {
+	Datum		values[7] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		array_of_ids(lane->ready.ids, num_ids),
 		flying_ids(lane, PG_INT64_MIN),
 		Int32GetDatum(num_ids),
-		ordering_floors()
+		ordering_floors(),
+		TimestampTzGetDatum(GetCurrentTimestamp())
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
 

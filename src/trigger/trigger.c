@@ -232,6 +232,12 @@ set_on_end(const char *name, const JsonbValue *value, QueuedFlow *flow)
 	flow->on_end = option_text(name, value);
 }
 
+static void
+set_replace_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
+{
+	flow->replace_key = option_text(name, value);
+}
+
 /* Those arguments of enqueue_flow that the trigger does not take itself. */
 static const TriggerOption trigger_options[] = {
 	{"is_async", set_is_async},
@@ -243,6 +249,7 @@ static const TriggerOption trigger_options[] = {
 	{"max_attempts", set_max_attempts},
 	{"expires_at", set_expires_at},
 	{"on_end", set_on_end},
+	{"replace_key", set_replace_key},
 };
 
 static const TriggerOption *
