@@ -31,7 +31,6 @@ double		feishu_guc_rate_share = 1.0;
 int			feishu_guc_max_apps = 5;
 int			feishu_guc_retry_base_delay = 1000;
 int			feishu_guc_retry_max_delay = 300 * 1000;
-double		feishu_guc_rate_share = 1.0;
 Oid			MyDatabaseId = 5;
 MemoryContext TopMemoryContext = NULL;
 MemoryContext CurrentMemoryContext = NULL;
