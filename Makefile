@@ -160,7 +160,14 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 # A header is everybody's: no object is older than any of them.
-$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile feishu_flow.control
+$(OBJS): $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h) Makefile feishu_flow.control
+
+# Outside of the sources (make -f ../Makefile) there are no folders yet. With their whole names: make would find those
+# of the sources.
+FOLDERS = $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS) $(MO_FILES))))
+$(OBJS) $(MO_FILES): | $(FOLDERS)
+$(FOLDERS):
+	mkdir -p $@
 
 # The archive for PGXN: what is committed, in a folder with the version of META.json.
 DISTDIR = .

@@ -630,6 +630,19 @@ test_room(void)
 	(void) gets(caller(0, 5, 99));
 	is(app_find(&callers[5].key)->payer, InvalidOid, "an app that two pay for is nobody's");
 
+	/* tokens that have expired */
+	begin();
+	for (int app = 1; app <= 5; app++)
+	{
+		(void) gets(caller(app, app, 10 + app));
+		token_cache_store(&callers[app], "some", 7200, now);
+	}
+	now += SECONDS(7200);
+	is(gets(caller(6, 6, 16)), TOKEN_FETCH, "an app whose token has expired makes room");
+	is(token_find(&callers[6].key) != NULL, 1, "... for another");
+	is(losses, 0, "... which is no loss");
+	token_cache_abandon(&callers[6]);
+
 	/* places in use */
 	begin();
 	for (int app = 1; app <= 5; app++)
