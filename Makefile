@@ -46,20 +46,29 @@ OBJS = \
 	src/call/outcome.o \
 	src/call/report.o \
 	src/call/stats.o \
+	src/dispatcher/arrays.o \
+	src/dispatcher/attempts.o \
 	src/dispatcher/claim.o \
+	src/dispatcher/claim_ids.o \
+	src/dispatcher/claim_rows.o \
+	src/dispatcher/decide.o \
 	src/dispatcher/discover.o \
-	src/dispatcher/dispatch_tokens.o \
-	src/dispatcher/dispatch_transaction.o \
 	src/dispatcher/dispatcher.o \
+	src/dispatcher/end_text.o \
 	src/dispatcher/flight.o \
 	src/dispatcher/flight_memory.o \
+	src/dispatcher/flight_room.o \
 	src/dispatcher/lane.o \
+	src/dispatcher/lane_server.o \
 	src/dispatcher/maintain.o \
 	src/dispatcher/ordering.o \
 	src/dispatcher/record.o \
 	src/dispatcher/schedule.o \
 	src/dispatcher/shutdown.o \
 	src/dispatcher/sweep.o \
+	src/dispatcher/tokens.o \
+	src/dispatcher/transaction.o \
+	src/dispatcher/work.o \
 	src/feishu_flow.o \
 	src/handler/handler_call.o \
 	src/handler/handler_end.o \
@@ -90,13 +99,16 @@ OBJS = \
 	src/launcher/launcher_sessions.o \
 	src/launcher/launcher_slots.o \
 	src/launcher/launcher_workers.o \
+	src/queue/attempt.o \
 	src/queue/flow_id.o \
 	src/queue/insert.o \
 	src/queue/notify.o \
 	src/queue/on_end.o \
 	src/queue/origin.o \
 	src/queue/outbox.o \
+	src/queue/pushdown.o \
 	src/queue/record_text.o \
+	src/queue/replace.o \
 	src/trigger/event.o \
 	src/trigger/names.o \
 	src/trigger/needs.o \

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * dispatch_tokens.c
+ * tokens.c
  *	  The dispatcher refreshes the tokens that sessions of its database use.
  *
  * Who asks says whose credentials on which server it used (token_ask.c).  They are
@@ -10,7 +10,7 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/dispatch_tokens.c
+ * src/dispatcher/tokens.c
  *
  *-------------------------------------------------------------------------
  */
@@ -23,7 +23,8 @@
 #include "app/token_fetch.h"
 #include "base/compat.h"
 #include "base/guc.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/tokens.h"
+#include "dispatcher/transaction.h"
 
 /* Copied at once from the cache. */
 #define MAX_ASKED	16
@@ -62,6 +63,7 @@ refresh_token(void *arg)
 	server_forget_secrets(server);
 }
 
+/* Refresh tokens for the sessions that asked.  In a transaction. */
 void
 tokens_refresh_asked(void)
 {

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * dispatch_transaction.c
+ * transaction.c
  *	  The dispatcher's transactions: as the owner of the queue's tables, and as
  *	  durable as what they write.
  *
@@ -8,7 +8,7 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/dispatch_transaction.c
+ * src/dispatcher/transaction.c
  *
  *-------------------------------------------------------------------------
  */
@@ -30,19 +30,31 @@
 
 #include "base/compat.h"
 #include "base/sqlrun.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/transaction.h"
 #include "http/http.h"
 #include "launcher/launcher.h"
+
+MemoryContext transaction_scratch;
 
 /* Where the last commit ends that did not wait for the disk. */
 static XLogRecPtr unflushed = InvalidXLogRecPtr;
 
-/* The transaction that was begun last has committed. */
+/* The transaction that was begun last: has it committed, and which is it? */
 static bool committed;
+static uint64 number = 0;
 
 /* Who we are outside of transactions. */
 static SqlCaller caller;
 
+
+/* Once a process. */
+void
+transaction_init(void)
+{
+	transaction_scratch = AllocSetContextCreate(TopMemoryContext, "feishu_flow dispatcher turn",
+												ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(transaction_scratch);
+}
 
 /*
  * Lock the queue's tables for the transaction, unless somebody has locked one or
@@ -63,12 +75,17 @@ lock_tables(void)
 	return true;
 }
 
+/*
+ * Begin one as the owner of the tables, with a snapshot and the tables locked; false:
+ * somebody else has locked them, and there is none.  Exits when the extension is gone.
+ */
 bool
 transaction_begin(void)
 {
 	Oid			extension;
 
 	committed = false;
+	number++;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 
@@ -92,6 +109,10 @@ transaction_begin(void)
 	return true;
 }
 
+/*
+ * Do something in a subtransaction, with the memory context as it is.  False and the
+ * error if that throws; a cancel or the like is thrown on.
+ */
 bool
 transaction_try(void (*action) (void *arg), void *arg, ErrorData **error)
 {
@@ -143,7 +164,7 @@ transaction_standby_waits(void)
  *	 what was sent, and cancel_flow would promise there that it never was.
  */
 void
-transaction_end(Dispatch *dispatch, bool durable)
+transaction_end(bool durable)
 {
 	sql_end_as_owner(&caller);
 	PopActiveSnapshot();
@@ -157,8 +178,8 @@ transaction_end(Dispatch *dispatch, bool durable)
 	if (!durable)
 		unflushed = XactLastCommitEnd;
 	pgstat_report_stat(false);
-	MemoryContextReset(dispatch->scratch);
-	MemoryContextSwitchTo(dispatch->scratch);
+	MemoryContextReset(transaction_scratch);
+	MemoryContextSwitchTo(transaction_scratch);
 }
 
 /*
@@ -186,7 +207,14 @@ transaction_lock_database(void)
 	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
-/* Has the transaction that was begun last committed? */
+/* Which one is it that was begun last, from 1 on? */
+uint64
+transaction_number(void)
+{
+	return number;
+}
+
+/* Has it committed? */
 bool
 transaction_committed(void)
 {
