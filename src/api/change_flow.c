@@ -130,7 +130,7 @@ report_key_is_taken(int64 id)
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
 			 errmsg("flow %lld cannot be retried: its idempotent_key was queued again",
 					(long long) id),
-			 errhint("That flow stands for this one. To start both, retry this one with a key of its own: feishu.retry_flow(%lld, new_key => true).",
+			 errhint("The other flow replaces this one. To start both, retry this one with a new key: feishu.retry_flow(%lld, new_key => true).",
 					 (long long) id)));
 }
 

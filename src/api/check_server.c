@@ -227,7 +227,7 @@ dispatch_hint(void)
 		case DISPATCH_CLOSED:
 			return _("Calls work, but nothing sends queued flows: the database is a template, or allows no connections. ALTER DATABASE changes that.");
 		case DISPATCH_NO_WORKER:
-			return psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server; the server log tells if it is something else."),
+			return psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server. The server log says if there is another reason."),
 							max_worker_processes);
 		case DISPATCH_FAILS:
 			return _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why.");
@@ -243,7 +243,7 @@ dispatch_hint(void)
 		case DISPATCH_TABLE_DISTRIBUTED:
 		case DISPATCH_TABLE_TRIGGER:
 		case DISPATCH_TABLE_RULE:
-			return psprintf(_("Calls work, but queued flows may not be sent, or be lost: %s. Undo that, for the extension's tables are not made for it."),
+			return psprintf(_("Calls work, but queued flows may not be sent, or may be lost: %s. Undo this change: the extension's tables do not support it."),
 							launcher_problem_text(true));
 	}
 	return NULL;

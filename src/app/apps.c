@@ -221,10 +221,10 @@ tell_loss(AppLoss loss)
 		return;
 	ereport(LOG,
 			(loss == APP_LOSS_LIMITS ?
-			 errmsg("feishu_flow has forgotten the limits of an app, to make room for those of another") :
+			 errmsg("feishu_flow has dropped the limits of an app, because another app needed the place") :
 			 loss == APP_LOSS_TOKEN ?
-			 errmsg("feishu_flow has forgotten the access token of an app, to make room for that of another") :
-			 errmsg("feishu_flow has no room to keep the limits of another app: its calls wait"),
+			 errmsg("feishu_flow has dropped the access token of an app, because another app needed the place") :
+			 errmsg("feishu_flow has no place left for the limits of another app: its calls wait"),
 			 errhint("Set feishu_flow.max_apps, which is %d, to more than there are apps, and restart the server.",
 					 feishu_guc_max_apps),
 			 errhidestmt(true), errhidecontext(true)));

@@ -242,8 +242,8 @@ report_no_credentials(const FlowServer *server, bool is_own)
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("user mapping for server \"%s\" has no credentials", server->name),
-			 errdetail("A dump by a role that may not see the options of user mappings has none."),
-			 errhint("Give it some: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD app_id 'cli_...', ADD app_secret '...').",
+			 errdetail("A dump does not contain the options of user mappings that the dumping role may not see."),
+			 errhint("Add them: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD app_id 'cli_...', ADD app_secret '...').",
 					 is_own ? quote_identifier(GetUserNameFromId(server->userid, false)) : "PUBLIC",
 					 quote_identifier(server->name))));
 }

@@ -162,7 +162,7 @@ library_complain(int elevel)
 		ereport(elevel,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("libcurl was set up by another library"),
-				 errdetail("\"%s\" may have given it memory that does not last.", owner),
+				 errdetail("\"%s\" may have given libcurl memory that does not last.", owner),
 				 errhint("Name feishu_flow in shared_preload_libraries, and before that library if it is named there, and restart the server.")));
 }
 

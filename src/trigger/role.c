@@ -282,7 +282,7 @@ report_unknown(const TriggerData *trigdata)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("cannot tell which role made the change for which trigger \"%s\" fires",
+			 errmsg("could not determine which role made the change that fired trigger \"%s\"",
 					trigdata->tg_trigger->tgname),
 			 errdetail("The flow would be queued in the name of that role, but the change was not made by a statement that began after feishu_flow was loaded."),
 			 trigdata->tg_trigger->tgdeferrable ?

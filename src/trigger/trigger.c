@@ -547,7 +547,7 @@ check_timing(const TriggerData *trigdata)
 				 errmsg("trigger \"%s\" must be an AFTER trigger", trigdata->tg_trigger->tgname),
 				 TRIGGER_FIRED_INSTEAD(trigdata->tg_event) ?
 				 errhint("An INSTEAD OF trigger of a view can call feishu.enqueue_flow(), or put AFTER triggers on the tables that it changes.") :
-				 errhint("Create it as AFTER: what a BEFORE trigger sees, later triggers may still change or suppress.")));
+				 errhint("Create it as AFTER: later triggers may still change or suppress what a BEFORE trigger sees.")));
 }
 
 /* Queue the flow of a firing. */

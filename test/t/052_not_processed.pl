@@ -73,7 +73,7 @@ is($front->versions($mock), '2', '... and HTTP/2 is not given up for that');
 # The token comes from another server: a refused flow is what is looked at.
 create_server($node, 'refused', $front->options('refuse_all'), { tenant_access_token => $mock->token });
 my $result = fails_with($session, flow(server => 'refused'), 'LK503', 'a call that is always refused is LK503',
-	message => qr/not processed/, hint => qr/http_version/);
+	message => qr/without processing it/, hint => qr/http_version/);
 unlike($result->{hint}, qr/may have started/, '... and has not started');
 cmp_ok($front->hits('refuse_all', 'refused'), '<=', 5, '... a few requests were made of it');
 $session->value('SET feishu_flow.max_concurrent_calls = 1');
@@ -85,7 +85,7 @@ wait_until('the flow was refused many times',
 	sub { $front->hits('refuse_all', 'refused') >= 30 && look($session, $id, 'error IS NOT NULL') eq 't' });
 is(look($session, $id, 'attempts, finished_at IS NULL, sqlstate'), '0|t|LK503',
 	'a queued flow that is always refused waits, with all its attempts left');
-like(look($session, $id, 'error'), qr/not processed/, '... and says why');
+like(look($session, $id, 'error'), qr/without processing it/, '... and says why');
 unlike(slurp_file($node->logfile), qr/"refused" does not answer/, '... which is no outage: who gives requests back is there');
 wait_until('it is cancelled between two tries', sub { $session->value("SELECT feishu.cancel_flow($id)") eq 't' });
 

@@ -42,7 +42,7 @@ sub waits_for
 	my $before = -s $node->logfile;
 	append_to_file($file, '');
 	fails_with($session, flow(server => $server), 'LK503', "a call without a $what",
-		message => qr/the database host ran short/, hint => qr/^See that the database host.* ${what}s/);
+		message => qr/the database host ran short/, hint => qr/^Check that the database host.* ${what}s/);
 	my $waits = FeishuFlow::Session->new($node);
 	my $ended = $waits->value('SELECT count(*) FROM feishu.flows');
 	enqueue_many($waits, $ended + 1, $ended + 10, server => $server);

@@ -238,8 +238,8 @@ is($mock->token_requests, 0, '... still has its token');
 enqueue($session, server => $quota);
 until_lanes_had_a_turn();
 is($session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$quota'"), 'the quota is used up', '... and a third its pause');
-is(log_lines('has forgotten the limits of an app'), 1, 'that apps are forgotten is told to the log, once');
-is(log_lines('has forgotten the access token of an app'), 1, '... of the tokens, too');
+is(log_lines('has dropped the limits of an app'), 1, 'that apps are forgotten is told to the log, once');
+is(log_lines('has dropped the access token of an app'), 1, '... of the tokens, too');
 like(slurp_file($node->logfile), qr/HINT: .*feishu_flow\.max_apps, which is 12/, '... with what to do');
 
 done_testing();

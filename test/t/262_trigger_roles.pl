@@ -153,7 +153,7 @@ $session->value('CREATE TABLE plain (id int); CREATE TABLE atonce (id int);' . t
 if ($session->value('SHOW server_version_num') < 180000)
 {
 	fails_with(FeishuFlow::Session->new($late), 'INSERT INTO plain VALUES (1)', '55000', 'a deferred trigger for a statement that was not watched',
-		message => qr/cannot tell which role made the change/, hint => qr/without DEFERRABLE/);
+		message => qr/could not determine which role made the change/, hint => qr/without DEFERRABLE/);
 }
 else
 {
@@ -161,7 +161,7 @@ else
 		  . "GRANT ALL ON parent TO owner; CREATE TRIGGER t AFTER DELETE ON child FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('app', 't', '$operator');"
 		  . "INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1)");
 	fails_with(FeishuFlow::Session->new($late), 'DELETE FROM parent', '55000', 'the action of a foreign key for a statement that was not watched',
-		message => qr/cannot tell which role made the change/, hint => qr/shared_preload_libraries/);
+		message => qr/could not determine which role made the change/, hint => qr/shared_preload_libraries/);
 }
 my $fresh = FeishuFlow::Session->new($late);
 succeeds($fresh, 'INSERT INTO atonce VALUES (1)', 'a trigger that is not deferrable needs no watching');

@@ -97,7 +97,7 @@ sub status
 	return $session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$name'");
 }
 
-my $held = qr/belonged to another role when flows that wait were queued; a superuser can have them sent: SELECT feishu.resume_server\('shop'\)/;
+my $held = qr/belonged to another role when its waiting flows were queued; a superuser can have them sent: SELECT feishu.resume_server\('shop'\)/;
 
 sub until_held
 {

@@ -135,7 +135,7 @@ $from = -s $node->logfile;
 $mock->fault(type => 'reset_before');
 enqueue_many($as{eve}, 1, 20);
 enqueue_many($as{mallory}, 21, 40);
-until_told($from, qr/LOG:.*"feishu" does not answer, queued flows wait but for single probes/);
+until_told($from, qr/LOG:.*"feishu" does not answer, queued flows wait except for single probes/);
 enqueue_many($as{third}, 41, 60);
 until_true($session, 'a third waits', "SELECT count(*) > 0 FROM feishu_internal.held_lane WHERE roleid = 'third'::regrole");
 is($session->value("SELECT sum(attempts) < 10 FROM feishu.flows WHERE role = 'third'"), 't', 'the trouble of several roles is that of the platform: others wait');
@@ -216,7 +216,7 @@ fails_with($as{third}, flow(server => $second, timeout => '500ms'), 'LK429', 'wi
 $id = enqueue($as{third}, server => $second);
 until_true($session, 'a queued flow waits', "SELECT pause_reason = 'more apps are busy than feishu_flow.max_apps has room for' FROM feishu.dispatch_status WHERE server = '$second'");
 is($mock->executes, 0, '... and nothing is sent');
-cmp_ok(log_lines(qr/LOG:.*has no room to keep the limits of another app: its calls wait/), '>=', 1, '... which the log says');
+cmp_ok(log_lines(qr/LOG:.*has no place left for the limits of another app: its calls wait/), '>=', 1, '... which the log says');
 fails_with($as{app}, flow(server => $limited, timeout => '1s'), 'LK429', '... limits that are kept stay', message => qr/max_rate leaves no room/);
 $session->value("SELECT pg_terminate_backend($_)") foreach dispatcher($session);
 $mock->well;

@@ -163,7 +163,7 @@ wait_until('the row is gone', sub {
 	return $session->value("SELECT pg_relation_size('feishu_internal.last_id')") eq '0';
 });
 my $result = fails_with($session, 'SELECT ' . enqueue_call(), '55000', 'without its row no flow is queued');
-is($result->{message}, 'no id can be given to a flow', '... which is said');
+is($result->{message}, 'could not assign an id to a flow', '... which is said');
 like($result->{hint}, qr/TRUNCATE feishu_internal\.last_id; INSERT INTO feishu_internal\.last_id/, '... with how to mend it');
 my $dispatcher = until_dispatcher($session);
 $session->value("SELECT pg_terminate_backend($dispatcher)");

@@ -21,7 +21,7 @@ my %text = map { $_ => slurp_file($_) } @documents;
 
 # Pages in English, and the same in Chinese.
 my %chinese = (
-	(map { ("$root/$_.md" => "$root/$_.zh-CN.md") } qw(README CONTRIBUTING)),
+	(map { ("$root/$_.md" => "$root/$_.zh-CN.md") } qw(README CONTRIBUTING monitoring/README)),
 	map { ($_ => dirname($_) . '/zh-CN/' . basename($_)) } glob "$root/docs/*.md");
 my @errors = ("$root/docs/errors.md", "$root/docs/zh-CN/errors.md");
 my @references = ("$root/docs/reference.md", "$root/docs/zh-CN/reference.md");

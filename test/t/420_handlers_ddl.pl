@@ -182,7 +182,7 @@ is(meanwhile('REVOKE CONNECT ON DATABASE work FROM PUBLIC'), 'failed|3', 'a role
 like(look($session, $id, 'on_end_error'), qr/may not connect/, '... and that is told');
 $session->value('GRANT CONNECT ON DATABASE work TO PUBLIC');
 is(meanwhile("ALTER ROLE app SET session_preload_libraries = 'nothing'"), 'failed|3', 'a role that can have no session');
-like(look($session, $id, 'on_end_error'), qr/no session could be begun/, '... and that is told');
+like(look($session, $id, 'on_end_error'), qr/could not start a session/, '... and that is told');
 $session->value('ALTER ROLE app RESET ALL');
 $session->value('CREATE ROLE short LOGIN');
 my $short = FeishuFlow::Session->new($node, database => 'work', user => 'short');

@@ -175,7 +175,7 @@ errfinish(const char *file, int line, const char *function)
 int
 errmsg(const char *format,...)
 {
-	losses += strstr(format, "has forgotten the access token") != NULL;
+	losses += strstr(format, "has dropped the access token") != NULL;
 	return 0;
 }
 
