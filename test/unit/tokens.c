@@ -171,7 +171,7 @@ errfinish(const char *file, int line, const char *function)
 }
 
 int
-errmsg(const char *format,...)
+errmsg(const char *format, ...)
 {
 	return 0;
 }
@@ -488,7 +488,7 @@ test_refusals(void)
 static void
 test_asking(void)
 {
-	TokenAsked	asked = {.database = 5,.serverid = 77,.userid = 88};
+	TokenAsked	asked = {.database = 5, .serverid = 77, .userid = 88};
 	TokenAsked	found[3];
 
 	begin();
