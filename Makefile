@@ -1,5 +1,6 @@
 EXTENSION = feishu_flow
-EXTVERSION = 1.0
+# As in the control file, which alone says it.
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'$$/\1/p" $(srcdir)/feishu_flow.control)
 MODULE_big = feishu_flow
 
 OBJS = \
@@ -15,12 +16,11 @@ OBJS = \
 	src/api/pause_server.o \
 	src/api/validator.o \
 	src/api/wait_flow.o \
-	src/app/app_share.o \
+	src/app/apps.o \
 	src/app/breaker.o \
 	src/app/gate.o \
 	src/app/limiter.o \
 	src/app/limiter_keep.o \
-	src/app/limiter_slots.o \
 	src/app/limits_file.o \
 	src/app/options.o \
 	src/app/rate.o \
@@ -46,20 +46,29 @@ OBJS = \
 	src/call/outcome.o \
 	src/call/report.o \
 	src/call/stats.o \
+	src/dispatcher/arrays.o \
+	src/dispatcher/attempts.o \
 	src/dispatcher/claim.o \
+	src/dispatcher/claim_ids.o \
+	src/dispatcher/claim_rows.o \
+	src/dispatcher/decide.o \
 	src/dispatcher/discover.o \
-	src/dispatcher/dispatch_tokens.o \
-	src/dispatcher/dispatch_transaction.o \
 	src/dispatcher/dispatcher.o \
+	src/dispatcher/end_text.o \
 	src/dispatcher/flight.o \
 	src/dispatcher/flight_memory.o \
+	src/dispatcher/flight_room.o \
 	src/dispatcher/lane.o \
+	src/dispatcher/lane_server.o \
 	src/dispatcher/maintain.o \
 	src/dispatcher/ordering.o \
 	src/dispatcher/record.o \
 	src/dispatcher/schedule.o \
 	src/dispatcher/shutdown.o \
 	src/dispatcher/sweep.o \
+	src/dispatcher/tokens.o \
+	src/dispatcher/transaction.o \
+	src/dispatcher/work.o \
 	src/feishu_flow.o \
 	src/handler/handler_call.o \
 	src/handler/handler_end.o \
@@ -83,19 +92,23 @@ OBJS = \
 	src/http/http_refused.o \
 	src/http/http_sockets.o \
 	src/http/http_transfer.o \
+	src/http/http_url.o \
 	src/launcher/dispatch_problem.o \
 	src/launcher/launcher.o \
 	src/launcher/launcher_ddl.o \
 	src/launcher/launcher_sessions.o \
 	src/launcher/launcher_slots.o \
 	src/launcher/launcher_workers.o \
+	src/queue/attempt.o \
 	src/queue/flow_id.o \
 	src/queue/insert.o \
 	src/queue/notify.o \
 	src/queue/on_end.o \
 	src/queue/origin.o \
 	src/queue/outbox.o \
+	src/queue/pushdown.o \
 	src/queue/record_text.o \
+	src/queue/replace.o \
 	src/trigger/event.o \
 	src/trigger/names.o \
 	src/trigger/needs.o \
@@ -109,13 +122,13 @@ OBJS = \
 	src/wire/wire_write.o \
 	src/wire/wirejson.o \
 	src/wire/wiretext.o
-DATA = feishu_flow--1.0.sql
+DATA = feishu_flow--$(EXTVERSION).sql
 PG_CONFIG ?= pg_config
 
 # -Wno-unused-parameter: PostgreSQL's own headers have unused parameters, and so have functions of ours whose arguments
 # somebody else's interface says (callbacks, PG_FUNCTION_ARGS).
 PG_CFLAGS = -Wextra -Wno-unused-parameter $(shell curl-config --cflags)
-PG_CPPFLAGS = -I$(srcdir)/src
+PG_CPPFLAGS = -I$(srcdir)/src -DFEISHU_FLOW_VERSION='"$(EXTVERSION)"'
 SHLIB_LINK = $(shell curl-config --libs) -lz
 
 # PostgreSQL was built by gcc and hands gcc's options down.
@@ -144,7 +157,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 # A header is everybody's: no object is older than any of them.
-$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile
+$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile feishu_flow.control
 
 # The archive for PGXN: what is committed, in a folder with the version of META.json.
 DISTDIR = .

@@ -200,6 +200,7 @@ CREATE TABLE feishu_internal.outbox (
     is_async boolean NOT NULL,
     own_key boolean NOT NULL,           -- the key was made here: nobody else has it
     unanswered boolean NOT NULL DEFAULT false,  -- an attempt may have reached the platform
+    replaceable boolean NOT NULL DEFAULT false, -- it has a replace_key, and was never claimed
     created_at timestamptz NOT NULL,
     run_at timestamptz NOT NULL,
     next_at timestamptz,                -- not to be sent before; NULL: at once
@@ -213,6 +214,7 @@ CREATE TABLE feishu_internal.outbox (
     idempotent_key text NOT NULL,
     loop_masks jsonb,
     ordering_key text COLLATE "C",
+    replace_key text COLLATE "C",
     code bigint,
     execution_id text,
     flow_status text,
@@ -229,7 +231,8 @@ CREATE TABLE feishu_internal.outbox (
     handler_attempts integer,           -- NULL: none
     handler_next_at timestamptz,        -- not to be called before; NULL: at once; -infinity: is being called
     handler_at timestamptz,             -- when it was called last
-    handler_error text
+    handler_error text,
+    failures integer                    -- attempts that went wrong, retry_flow or not: see feishu_internal.attempt
 ) USING heap;
 
 -- Statistics are kept of what the dispatcher's plans look at, and of nothing else: who
@@ -241,6 +244,7 @@ ALTER TABLE feishu_internal.outbox
     ALTER params SET STATISTICS 0,
     ALTER idempotent_key SET STATISTICS 0,
     ALTER loop_masks SET STATISTICS 0,
+    ALTER replace_key SET STATISTICS 0,
     ALTER code SET STATISTICS 0,
     ALTER execution_id SET STATISTICS 0,
     ALTER flow_status SET STATISTICS 0,
@@ -255,7 +259,8 @@ ALTER TABLE feishu_internal.outbox
     ALTER handler_attempts SET STATISTICS 0,
     ALTER handler_next_at SET STATISTICS 0,
     ALTER handler_at SET STATISTICS 0,
-    ALTER handler_error SET STATISTICS 0;
+    ALTER handler_error SET STATISTICS 0,
+    ALTER failures SET STATISTICS 0;
 
 COMMENT ON TABLE feishu_internal.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
@@ -277,9 +282,16 @@ CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
 -- other query means this index, which has no row of a key that was made here
 CREATE UNIQUE INDEX outbox_key_idx ON feishu_internal.outbox (server, roleid, idempotent_key)
     WHERE NOT own_key AND state IN ('q', 's', 'u');
+-- the flow that an enqueue with its key replaces: one that waits, and that the
+-- dispatcher has never begun with
+CREATE UNIQUE INDEX outbox_replace_idx ON feishu_internal.outbox (server, roleid, replace_key)
+    WHERE replaceable AND state = 'q';
 -- what to purge
 CREATE INDEX outbox_finished_idx ON feishu_internal.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
+-- what went wrong, which is kept longer, and looked at
+CREATE INDEX outbox_failed_idx ON feishu_internal.outbox (finished_at)
+    WHERE state IN ('f', 'u');
 -- handlers that wait, and those that were given up
 CREATE INDEX outbox_handler_idx ON feishu_internal.outbox (roleid, end_number)
     WHERE end_number IS NOT NULL AND handler_state IS NULL;
@@ -301,6 +313,61 @@ COMMENT ON TABLE feishu_internal.last_end IS
 CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_internal.last_end
   FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
 ALTER TABLE feishu_internal.last_end ENABLE REPLICA TRIGGER leave_out_row;
+
+-- What went wrong with flows, the last 100 attempts of each.  One that succeeds has no
+-- row here, so that a queue in which nothing fails does not write here.  It is made after
+-- last_end for the same reason as that one after the outbox.
+CREATE TABLE feishu_internal.attempt (
+    flow bigint,
+    attempt integer,                    -- retry_flow or not, the first is 1
+    started_at timestamptz,             -- NULL: nobody knows, or the flow ended without one
+    duration interval,
+    sqlstate text,
+    code bigint,
+    flow_code text,
+    http_status integer,
+    log_id text,
+    error text,
+    hint text,
+    repaired_at timestamptz,            -- when retry_flow gave its flow others than these:
+    params jsonb,
+    operator jsonb,
+    PRIMARY KEY (flow, attempt)
+) USING heap;
+
+ALTER TABLE feishu_internal.attempt
+    ALTER started_at SET STATISTICS 0,
+    ALTER duration SET STATISTICS 0,
+    ALTER sqlstate SET STATISTICS 0,
+    ALTER code SET STATISTICS 0,
+    ALTER flow_code SET STATISTICS 0,
+    ALTER http_status SET STATISTICS 0,
+    ALTER log_id SET STATISTICS 0,
+    ALTER error SET STATISTICS 0,
+    ALTER hint SET STATISTICS 0,
+    ALTER repaired_at SET STATISTICS 0,
+    ALTER params SET STATISTICS 0,
+    ALTER operator SET STATISTICS 0;
+
+COMMENT ON TABLE feishu_internal.attempt IS
+'Attempts of flows that went wrong. See the view feishu.attempts.';
+
+CREATE FUNCTION feishu_internal.forget_attempts()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'feishu_forget_attempts'
+LANGUAGE C;
+
+REVOKE ALL ON FUNCTION feishu_internal.forget_attempts() FROM PUBLIC;
+
+COMMENT ON FUNCTION feishu_internal.forget_attempts() IS
+'Deletes the attempts of flows that are deleted.';
+
+-- Not a foreign key, which would have a part in each insert, and look at the attempts of
+-- each flow that is deleted.
+CREATE TRIGGER forget_attempts AFTER DELETE ON feishu_internal.outbox
+  FOR EACH ROW WHEN (OLD.failures IS NOT NULL) EXECUTE FUNCTION feishu_internal.forget_attempts();
+CREATE TRIGGER forget_all_attempts AFTER TRUNCATE ON feishu_internal.outbox
+  FOR EACH STATEMENT EXECUTE FUNCTION feishu_internal.forget_attempts();
 
 -- Flows that are being sent, in one row for each database: its own, and those that
 -- came with a copy or by replication.  A copy of the database must not send what
@@ -349,6 +416,7 @@ COMMENT ON TABLE feishu_internal.held_lane IS
 -- even for members of pg_read_all_data and pg_write_all_data.  Who may write
 -- rows has flows sent with anybody's credentials.
 ALTER TABLE feishu_internal.outbox ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.attempt ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.held_lane ENABLE ROW LEVEL SECURITY;
@@ -368,13 +436,14 @@ CREATE FUNCTION feishu.enqueue_flow(
     ordering_key text DEFAULT NULL,
     max_attempts integer DEFAULT NULL,
     expires_at timestamptz DEFAULT NULL,
-    on_end text DEFAULT NULL)
+    on_end text DEFAULT NULL,
+    replace_key text DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text) IS
-'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already.';
+COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text, text) IS
+'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already, or that it replaces.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
 RETURNS boolean
@@ -384,13 +453,17 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION feishu.cancel_flow(bigint) IS
 'Cancels a queued flow; true when it had not been sent and now never will be.';
 
-CREATE FUNCTION feishu.retry_flow(id bigint, new_key boolean DEFAULT false)
+CREATE FUNCTION feishu.retry_flow(
+    id bigint,
+    new_key boolean DEFAULT false,
+    params jsonb DEFAULT NULL,
+    operator jsonb DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'feishu_retry_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean) IS
-'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one; true when it did.';
+COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean, jsonb, jsonb) IS
+'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one, and with other params or another operator if they are given; true when it did.';
 
 CREATE FUNCTION feishu.retry_handler(id bigint)
 RETURNS boolean
@@ -449,7 +522,7 @@ SELECT o.id,
     o.server::name AS server,
     pg_get_userbyid(o.roleid) AS role,
     o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
-    o.loop_masks, o.ordering_key, o.created_at,
+    o.loop_masks, o.ordering_key, o.replace_key, o.created_at,
     COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.hint, o.response,
@@ -482,6 +555,7 @@ COMMENT ON COLUMN feishu.flows.is_async IS 'Whether its end is left open';
 COMMENT ON COLUMN feishu.flows.idempotent_key IS 'Started at most once with it';
 COMMENT ON COLUMN feishu.flows.loop_masks IS 'Masks against endless loops';
 COMMENT ON COLUMN feishu.flows.ordering_key IS 'One after the other with it';
+COMMENT ON COLUMN feishu.flows.replace_key IS 'The last one with it counts';
 COMMENT ON COLUMN feishu.flows.created_at IS 'When it was queued';
 COMMENT ON COLUMN feishu.flows.run_at IS 'Not to be sent before';
 COMMENT ON COLUMN feishu.flows.expires_at IS 'Fails if it waits until then';
@@ -502,6 +576,30 @@ COMMENT ON COLUMN feishu.flows.on_end_state IS 'What became of that call';
 COMMENT ON COLUMN feishu.flows.on_end_attempts IS 'How often it was called';
 COMMENT ON COLUMN feishu.flows.on_end_error IS 'Why it failed';
 COMMENT ON COLUMN feishu.flows.on_end_at IS 'When it was called last';
+
+CREATE VIEW feishu.attempts WITH (security_barrier) AS
+SELECT a.flow, a.attempt, a.started_at, a.duration, a.sqlstate, a.code, a.flow_code, a.http_status,
+    a.log_id, a.error, a.hint, a.repaired_at, a.params, a.operator
+FROM feishu_internal.outbox o
+JOIN feishu_internal.attempt a ON a.flow = o.id
+WHERE pg_has_role(o.roleid, 'USAGE');
+
+COMMENT ON VIEW feishu.attempts IS
+'Attempts that went wrong, the last 100 of each flow in feishu.flows.';
+COMMENT ON COLUMN feishu.attempts.flow IS 'Its id in feishu.flows';
+COMMENT ON COLUMN feishu.attempts.attempt IS 'Which of its attempts';
+COMMENT ON COLUMN feishu.attempts.started_at IS 'NULL if nobody knows';
+COMMENT ON COLUMN feishu.attempts.duration IS 'Until what went wrong';
+COMMENT ON COLUMN feishu.attempts.sqlstate IS 'As execute_flow raises it';
+COMMENT ON COLUMN feishu.attempts.code IS 'code of its answer';
+COMMENT ON COLUMN feishu.attempts.flow_code IS 'data.code of its answer';
+COMMENT ON COLUMN feishu.attempts.http_status IS 'NULL without an answer';
+COMMENT ON COLUMN feishu.attempts.log_id IS 'For the platform''s support';
+COMMENT ON COLUMN feishu.attempts.error IS 'What went wrong';
+COMMENT ON COLUMN feishu.attempts.hint IS 'What to do about it';
+COMMENT ON COLUMN feishu.attempts.repaired_at IS 'When it got other values';
+COMMENT ON COLUMN feishu.attempts.params IS 'Those that it had until then';
+COMMENT ON COLUMN feishu.attempts.operator IS 'The one it had until then';
 
 CREATE FUNCTION feishu.dispatch_problem()
 RETURNS text
@@ -677,6 +775,139 @@ REVOKE ALL ON FUNCTION feishu.stat_reset() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION feishu.stat_reset() TO pg_monitor;
 
 --
+-- What is wrong.
+--
+
+-- A row for each thing that needs somebody.  What is of a server is seen by who sees it
+-- in dispatch_status; counts of flows by pg_monitor, too; what is said of a flow by
+-- who sees it in flows.  What the dispatcher writes is in the server's language, so
+-- causes are looked up in the catalogs.
+CREATE VIEW feishu.problems WITH (security_barrier) AS
+WITH status AS MATERIALIZED (SELECT * FROM feishu.dispatch_status),
+backlog AS MATERIALIZED
+    (SELECT s.server, s.due, s.oldest_due, r.rate, now() + s.due / r.rate * interval '1 s' AS last_at
+     FROM status s JOIN
+        (SELECT f.server, count(*) / GREATEST(extract(epoch FROM now() - f.since), 1) AS rate
+         FROM (SELECT o.server, min(o.finished_at) OVER () AS since
+               FROM (SELECT server, finished_at FROM feishu_internal.outbox
+                     WHERE finished_at > now() - interval '10 min' AND state <> 'c'
+                     ORDER BY finished_at DESC LIMIT 10000) o) f
+         GROUP BY f.server, f.since) r ON r.server = s.server
+     WHERE s.due > 0 AND s.due / r.rate < 1e9)
+SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since, d.count,
+    (SELECT o.id FROM feishu_internal.outbox o WHERE o.state = 'q' AND o.next_at IS NULL
+     ORDER BY o.server, o.roleid, o.id LIMIT 1) AS example,
+    d.problem AS detail,
+    CASE WHEN d.problem LIKE '%feishu_flow.dispatch is off%' THEN
+             'ALTER SYSTEM SET feishu_flow.dispatch = on; SELECT pg_reload_conf()'
+         WHEN d.problem LIKE '%not in shared_preload_libraries%' THEN
+             'add feishu_flow to shared_preload_libraries in postgresql.conf, and restart the server'
+         WHEN d.problem LIKE '%there is no background worker%' THEN
+             'raise max_worker_processes, and restart the server'
+         WHEN d.problem LIKE '%is a template, or allows no connections%' THEN
+             format('ALTER DATABASE %I ALLOW_CONNECTIONS true IS_TEMPLATE false', current_database())
+         WHEN d.problem LIKE '%has row security forced%' THEN
+             format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', substring(d.problem FROM 'feishu_internal[.][a-z_]+'))
+         WHEN d.problem LIKE '%has a trigger%' OR d.problem LIKE '%has a rule%' THEN
+             format('drop what somebody put on table %s', substring(d.problem FROM 'feishu_internal[.][a-z_]+'))
+         ELSE 'see the server log, and errors.md in the documentation'
+    END AS cure
+FROM (SELECT feishu.dispatch_problem() AS problem, min(s.oldest_due) AS since, COALESCE(sum(s.queued), 0)::bigint AS count
+      FROM status s) AS d
+WHERE d.problem IS NOT NULL
+UNION ALL
+SELECT 'server paused', s.server::text, p.paused_at, s.queued,
+    (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = p.server AND o.state = 'q' AND o.next_at IS NULL
+     ORDER BY o.server, o.roleid, o.id LIMIT 1),
+    'paused by ' || p.paused_by,
+    format('SELECT feishu.resume_server(%L)', p.server)
+FROM feishu_internal.paused_server p JOIN status s ON s.server = p.server
+UNION ALL
+-- a limit of the rate, or the wait for a token, needs nobody
+SELECT 'flows held', format('%s, role %s', h.server, h.role), h.since, h.count, h.example, h.reason,
+    CASE WHEN h.serverid IS NULL THEN
+             format('SELECT feishu.cancel_flow(id) FROM feishu.flows WHERE finished_at IS NULL AND server = %L AND role = %L', h.server, h.role)
+         WHEN NOT h.usage THEN format('GRANT USAGE ON FOREIGN SERVER %I TO %I', h.server, h.role)
+         WHEN NOT h.mapped THEN
+             format('give the role %s credentials: CREATE USER MAPPING FOR %I SERVER %I OPTIONS (app_id ..., app_secret ...)',
+                    h.role, h.role, h.server)
+         WHEN h.of_another THEN format('SELECT feishu.resume_server(%L)', h.server)
+         WHEN h.reason LIKE '%the credentials were refused%' THEN
+             format('correct app_id and app_secret: ALTER USER MAPPING FOR ... SERVER %I OPTIONS (SET app_secret ...)', h.server)
+         WHEN h.reason LIKE '%the quota is used up%' THEN
+             format('have the quota raised, then SELECT feishu.resume_server(%L)', h.server)
+         ELSE format('see what SELECT * FROM feishu.check_server(%L) says; flows are sent again when the platform answers', h.server)
+    END
+FROM (SELECT l.server, pg_get_userbyid(l.roleid) AS role, l.reason, f.oid AS serverid, s.oldest_due AS since,
+        has_server_privilege(l.roleid, f.oid, 'USAGE') AS usage,
+        EXISTS (SELECT FROM pg_user_mapping m WHERE m.umserver = f.oid AND m.umuser IN (0, l.roleid)) AS mapped,
+        w.server_owner <> f.srvowner AS of_another, s.queued AS count, w.id AS example
+      FROM feishu_internal.held_lane l JOIN status s ON s.server = l.server
+      LEFT JOIN pg_foreign_server f ON f.srvname = l.server
+      LEFT JOIN LATERAL (SELECT o.id, o.server_owner FROM feishu_internal.outbox o
+          WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = l.server AND o.roleid = l.roleid
+          ORDER BY o.server, o.roleid, o.id LIMIT 1) w ON true
+      WHERE l.reason NOT LIKE '%the platform limits the rate%') h
+UNION ALL
+SELECT 'flows ' || g.state, format('%s, %s/%s', g.server, g.namespace, g.flow_id), g.since, g.count, g.example,
+    CASE WHEN g.is_seen THEN (SELECT concat_ws('; ', o.error, o.hint) FROM feishu_internal.outbox o WHERE o.id = g.example)
+         ELSE g.sqlstate END,
+    CASE g.state
+        WHEN 'failed' THEN
+            format('SELECT feishu.retry_flow(id) FROM feishu.flows WHERE state = %L AND server = %L AND namespace = %L AND flow_id = %L AND sqlstate IS NOT DISTINCT FROM %L',
+                   g.state, g.server, g.namespace, g.flow_id, g.sqlstate)
+        ELSE 'see on the platform which have run; start one that has not by feishu.retry_flow with new_key => true'
+    END
+FROM (SELECT CASE o.state WHEN 'f' THEN 'failed' ELSE 'unconfirmed' END AS state, o.server, o.namespace, o.flow_id,
+        o.sqlstate, min(o.finished_at) AS since, count(*) AS count, max(o.id) AS example,
+        bool_and(pg_has_role(o.roleid, 'USAGE')) AS is_seen
+      FROM feishu_internal.outbox o
+      WHERE o.state IN ('f', 'u') AND (pg_has_role(o.roleid, 'USAGE') OR pg_has_role('pg_monitor', 'USAGE'))
+      GROUP BY o.state, o.server, o.namespace, o.flow_id, o.sqlstate) g
+UNION ALL
+SELECT 'handlers given up', format('%s, %s', g.server, g.on_end), g.since, g.count, g.example,
+    CASE WHEN g.is_seen THEN (SELECT o.handler_error FROM feishu_internal.outbox o WHERE o.id = g.example) END,
+    format('SELECT feishu.retry_handler(id) FROM feishu.flows WHERE on_end_state = %L AND server = %L AND on_end = %L',
+           'failed', g.server, g.on_end)
+FROM (SELECT o.server, o.on_end, min(o.handler_at) AS since, count(*) AS count, max(o.id) AS example,
+        bool_and(pg_has_role(o.roleid, 'USAGE')) AS is_seen
+      FROM feishu_internal.outbox o
+      WHERE o.handler_state = 'f' AND (pg_has_role(o.roleid, 'USAGE') OR pg_has_role('pg_monitor', 'USAGE'))
+      GROUP BY o.server, o.on_end) g
+UNION ALL
+-- whose turn comes, at the rate of the last ends, after they have expired; looked for if
+-- the first expires before the last one's turn
+SELECT 'backlog expires', b.server::text, b.oldest_due, count(*), min(w.id),
+    format('%s flows are due, and %s a minute have ended of late', b.due, round(60 * b.rate)),
+    format('raise max_rate or max_concurrency of server %s, if they bound it; else ask what makes the platform slow', b.server)
+FROM backlog b JOIN
+    (SELECT o.server, o.id, o.expires_at, row_number() OVER (PARTITION BY o.server ORDER BY o.id) AS place
+     FROM feishu_internal.outbox o
+     WHERE o.state = 'q' AND o.next_at IS NULL
+       AND (SELECT e.expires_at FROM feishu_internal.outbox e WHERE e.state = 'q' AND e.expires_at < 'infinity'
+            ORDER BY e.expires_at, e.id LIMIT 1) < (SELECT max(last_at) FROM backlog)) w ON w.server = b.server
+WHERE w.expires_at < now() + w.place / b.rate * interval '1 s'
+GROUP BY b.server, b.oldest_due, b.due, b.rate
+UNION ALL
+SELECT 'statistics incomplete', 'feishu_flow.track_flows', pg_postmaster_start_time(), e.evictions, NULL,
+    'flows'' statistics have made room for others',
+    format('ALTER SYSTEM SET feishu_flow.track_flows = %s, and restart the server',
+           2 * current_setting('feishu_flow.track_flows')::bigint)
+FROM (SELECT feishu.stat_evictions() AS evictions WHERE pg_has_role('pg_monitor', 'USAGE')
+      AND feishu.dispatch_problem() IS DISTINCT FROM 'feishu_flow is not in shared_preload_libraries') e
+WHERE e.evictions > 0;
+
+COMMENT ON VIEW feishu.problems IS
+'What needs somebody, and what mends it; empty when all is well.';
+COMMENT ON COLUMN feishu.problems.problem IS 'Which kind';
+COMMENT ON COLUMN feishu.problems.object IS 'What has it';
+COMMENT ON COLUMN feishu.problems.since IS 'When it began, if known';
+COMMENT ON COLUMN feishu.problems.count IS 'How many flows, or others';
+COMMENT ON COLUMN feishu.problems.example IS 'The id of one of the flows';
+COMMENT ON COLUMN feishu.problems.detail IS 'What is said of it';
+COMMENT ON COLUMN feishu.problems.cure IS 'What mends it: SQL, or a step';
+
+--
 -- Rights.  Default privileges of whoever runs this apply to what was made above:
 -- a role that they give TRIGGER or INSERT on tables could run code as the owner,
 -- or have flows sent with anybody's credentials.
@@ -703,4 +934,4 @@ END $$;
 -- Everybody may look into it; what its functions may do is decided by USAGE on
 -- a foreign server and by user mappings.
 GRANT USAGE ON SCHEMA feishu TO PUBLIC;
-GRANT SELECT ON feishu.flows, feishu.dispatch_status, feishu.stat_flows TO PUBLIC;
+GRANT SELECT ON feishu.flows, feishu.attempts, feishu.dispatch_status, feishu.problems, feishu.stat_flows TO PUBLIC;

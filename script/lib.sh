@@ -177,7 +177,7 @@ sandbox_remove() {
 	rm -rf "$1" 2>/dev/null || { sleep 1; rm -rf "$1"; }
 }
 
-# Servers, mocks, nginx and pgbouncer of the sandbox in folder $1: the processes that were started with a path inside it.
+# Servers, mocks, poolers and clients of the sandbox in folder $1: the processes that were started with a path inside it.
 sandbox_processes() {
 	local dir pid
 	for dir in /proc/[0-9]*; do
@@ -189,7 +189,7 @@ sandbox_processes() {
 }
 
 sandbox_has() {
-	{ grep -qxE 'postgres|nginx|pgbouncer|arrival|python3.*|perl' "/proc/$2/comm" &&
+	{ grep -qxE 'postgres|nginx|pgbouncer|pgpool|arrival|python3.*|perl|php.*|ruby.*|node|java|go_.*' "/proc/$2/comm" &&
 		tr '\0' ' ' <"/proc/$2/cmdline" | grep -qF "$1/"; } 2>/dev/null
 }
 

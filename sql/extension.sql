@@ -57,7 +57,7 @@ SELECT name, short_desc, extra_desc
 FROM pg_settings
 WHERE name ~ '^feishu_flow\.'
   AND (short_desc !~ '^[A-Z].*\.$' OR extra_desc !~ '^[A-Z].*\.$'
-       OR vartype IN ('integer', 'real') AND unit IS NULL AND name !~ '\.(max|track)_|_attempts$');
+       OR vartype IN ('integer', 'real') AND unit IS NULL AND name !~ '\.(max|track)_|_attempts$|_share$');
 
 SET feishu_flow.timeout = '1min';
 SHOW feishu_flow.timeout;

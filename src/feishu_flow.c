@@ -16,8 +16,7 @@
 #include "storage/ipc.h"
 
 #include "api/batch.h"
-#include "app/limiter.h"
-#include "app/token.h"
+#include "app/apps.h"
 #include "base/guc.h"
 #include "base/waiters.h"
 #include "base/wakeup.h"
@@ -42,8 +41,7 @@ feishu_flow_shmem_request(void)
 		prev_shmem_request_hook();
 	wakeup_request_shmem();
 	waiters_request_shmem();
-	token_request_shmem();
-	limiter_request_shmem();
+	apps_request_shmem();
 	launcher_request_shmem();
 	sessions_request_shmem();
 	stats_request_shmem();
@@ -57,8 +55,7 @@ feishu_flow_shmem_startup(void)
 		prev_shmem_startup_hook();
 	wakeup_startup_shmem();
 	waiters_startup_shmem();
-	token_startup_shmem();
-	limiter_startup_shmem();
+	apps_startup_shmem();
 	launcher_startup_shmem();
 	sessions_startup_shmem();
 	stats_startup_shmem();

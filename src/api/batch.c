@@ -482,6 +482,10 @@ batch_run(CallBatch *batch, BatchSource source, void *arg)
 	}
 }
 
+/*
+ * The result of the next row in turn, in the current memory context.  Reads ahead in
+ * source.  When it throws, nothing of the batch is under way any more.
+ */
 Datum
 batch_next(CallBatch *batch, BatchSource source, void *arg)
 {
@@ -521,6 +525,7 @@ batch_next(CallBatch *batch, BatchSource source, void *arg)
 	return HeapTupleHeaderGetDatum(result);
 }
 
+/* Wait until nothing is under way any more */
 void
 batch_wait_all(CallBatch *batch)
 {
@@ -534,6 +539,11 @@ batch_wait_all(CallBatch *batch)
 	error_context_stack = error_context.previous;
 }
 
+/*
+ * A batch with nothing under way yet.  It is in the executor's memory "owner", by which
+ * it is known to which query it belongs, and is over when that is reset.  rows are the
+ * type of the results, and have to live as long.
+ */
 CallBatch *
 batch_create(MemoryContext owner, TupleDesc rows)
 {

@@ -23,17 +23,10 @@ typedef struct CallBatch CallBatch;
  */
 typedef bool (*BatchSource) (void *arg, FunctionCallInfo fcinfo);
 
-/*
- * A batch with nothing under way yet.  It is in the executor's memory "owner", by which
- * it is known to which query it belongs, and is over when that is reset.  rows are the
- * type of the results, and have to live as long.
- */
+/* A batch with nothing under way yet. */
 extern CallBatch *batch_create(MemoryContext owner, TupleDesc rows);
 
-/*
- * The result of the next row in turn, in the current memory context.  Reads ahead in
- * source.  When it throws, nothing of the batch is under way any more.
- */
+/* The result of the next row in turn, in the current memory context. */
 extern Datum batch_next(CallBatch *batch, BatchSource source, void *arg);
 
 /* To be called once, from _PG_init. */

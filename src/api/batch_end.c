@@ -42,6 +42,7 @@ batch_on_reset(void *arg)
 	batch->context = NULL;
 }
 
+/* End all that is under way; does not throw */
 void
 batch_give_up(CallBatch *batch)
 {
@@ -97,6 +98,7 @@ batches_on_subxact(SubXactEvent event, SubTransactionId subid, SubTransactionId 
 	}
 }
 
+/* Give a new batch its memory, and see to it that it ends */
 void
 batch_enlist(CallBatch *batch)
 {
@@ -206,6 +208,7 @@ batch_executor_run(FEISHU_EXECUTOR_RUN_PARAMETERS)
 	batches_leave_query(queryDesc, count);
 }
 
+/* To be called once, from _PG_init. */
 void
 batch_install_hooks(void)
 {

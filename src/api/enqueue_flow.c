@@ -17,8 +17,9 @@
 #include "utils/timestamp.h"
 
 #include "api/arguments.h"
-#include "app/options.h"
+#include "app/server.h"
 #include "queue/outbox.h"
+#include "queue/pushdown.h"
 
 PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 
@@ -29,17 +30,20 @@ PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 #define ARG_MAX_ATTEMPTS	10
 #define ARG_EXPIRES_AT		11
 #define ARG_ON_END			12
+#define ARG_REPLACE_KEY		13
 
 
 /*
  * enqueue_flow(namespace, flow_id, operator, params, is_async, idempotent_key,
- * loop_masks, server, run_at, ordering_key, max_attempts, expires_at, on_end)
+ * loop_masks, server, run_at, ordering_key, max_attempts, expires_at, on_end,
+ * replace_key)
  */
 Datum
 feishu_enqueue_flow(PG_FUNCTION_ARGS)
 {
 	QueuedFlow	flow = {0};
 	FlowServer *server;
+	int64		id;
 
 	server = server_lookup(PG_ARGISNULL(ARG_SERVER) ? NULL :
 						   NameStr(*PG_GETARG_NAME(ARG_SERVER)),
@@ -58,9 +62,13 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(ARG_MAX_ATTEMPTS) && flow.max_attempts < 1)
 		flow.max_attempts = 0;	/* refused by check_delivery */
 	flow.expires_at = PG_ARGISNULL(ARG_EXPIRES_AT) ? DT_NOBEGIN :
-		OUTBOX_EXPIRES_AT(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
+		OUTBOX_GIVEN_EXPIRY(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
 	if (!PG_ARGISNULL(ARG_ON_END))
 		flow.on_end = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ON_END));
+	if (!PG_ARGISNULL(ARG_REPLACE_KEY))
+		flow.replace_key = text_to_cstring(PG_GETARG_TEXT_PP(ARG_REPLACE_KEY));
 
-	PG_RETURN_INT64(outbox_insert(&flow));
+	id = outbox_insert(&flow);
+	pushdown_warn();
+	PG_RETURN_INT64(id);
 }

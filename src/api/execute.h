@@ -43,10 +43,7 @@ typedef void (*CallScopeWork) (const CallScope *scope, void *arg);
 /* Do something that makes calls: they live as long as that. */
 extern void call_scope_run(CallScopeWork work, void *arg);
 
-/*
- * The parent for memory of calls that outlive the function that makes them.  Who
- * makes it deletes it; the exit of the process does at the latest.
- */
+/* The parent for memory of calls that outlive the function that makes them. */
 extern MemoryContext call_memory_parent(void);
 
 /* Shown in pg_stat_activity while a call is under way, on 17 and later. */
@@ -66,25 +63,16 @@ typedef struct ExecuteArguments
 	int			timeout_ms;		/* or -1 */
 } ExecuteArguments;
 
-/*
- * Read namespace ... loop_masks, server, timeout.  Throws, before anything is sent,
- * what is wrong with them; nothing is held then that wants cleaning up.
- */
+/* Read namespace ... */
 extern void execute_read_arguments(FunctionCallInfo fcinfo, ExecuteArguments *arguments);
 
-/*
- * The answer as jsonb in the current memory context, or NULL if there is none
- * that says by its code what became of the flow.
- */
+/* The answer as jsonb, or NULL if none says what became of the flow. */
 extern Jsonb *execute_answer(const FlowOutcome *outcome);
 
 /* The limits of a call: argument (or -1), server option, setting. */
 extern FlowLimits execute_limits(const FlowServer *server, int timeout_ms);
 
-/*
- * Run one call (request as in flow_call_start) to its end.  started, unless NULL, is
- * set to it while it is under way.
- */
+/* Run one call (request as in flow_call_start) to its end. */
 extern FlowCall *execute_call(const CallScope *scope, FlowServer *server,
 							  const FlowRequest *request, const FlowLimits *limits,
 							  FlowCall **started);

@@ -63,6 +63,10 @@ scopes_on_exit(int code, Datum arg)
 	MemoryContextDeleteChildren(scopes);
 }
 
+/*
+ * The parent for memory of calls that outlive the function that makes them.  Who
+ * makes it deletes it; the exit of the process does at the latest.
+ */
 MemoryContext
 call_memory_parent(void)
 {
@@ -103,6 +107,7 @@ call_scope_run(CallScopeWork work, void *arg)
 
 /* ---------- Calls ---------- */
 
+/* Shown in pg_stat_activity while a call is under way, on 17 and later. */
 uint32
 call_wait_event(void)
 {
@@ -140,6 +145,7 @@ interval_to_ms(const Interval *interval)
 	return (int) Min(ms, INT_MAX);
 }
 
+/* The limits of a call: argument (or -1), server option, setting. */
 FlowLimits
 execute_limits(const FlowServer *server, int timeout_ms)
 {
@@ -158,6 +164,7 @@ execute_limits(const FlowServer *server, int timeout_ms)
 	return limits;
 }
 
+/* Mark the owners of all calls of the session that have ended by now. */
 void
 execute_take_ended(void)
 {
@@ -167,6 +174,10 @@ execute_take_ended(void)
 		((CallWaiter *) flow_call_owner(call))->has_ended = true;
 }
 
+/*
+ * Run one call (request as in flow_call_start) to its end.  started, unless NULL, is
+ * set to it while it is under way.
+ */
 FlowCall *
 execute_call(const CallScope *scope, FlowServer *server, const FlowRequest *request,
 			 const FlowLimits *limits, FlowCall **started)
@@ -244,9 +255,10 @@ call_run_flow(const CallScope *scope, FlowServer *server, const FlowRequest *req
 }
 
 /*
- * Without a code, there is no answer to give: a failure must not look like a
- * success to who reads it.  Of a token request's answer, which may hold more
- * than is good to show, only code and message.
+ * The answer as jsonb in the current memory context, or NULL if there is none that says by
+ * its code what became of the flow.  Without a code, there is no answer to give: a failure
+ * must not look like a success to who reads it.  Of a token request's answer, which may
+ * hold more than is good to show, only code and message.
  */
 Jsonb *
 execute_answer(const FlowOutcome *outcome)
@@ -276,6 +288,10 @@ execute_answer(const FlowOutcome *outcome)
 	return answer;
 }
 
+/*
+ * Read namespace ... loop_masks, server, timeout.  Throws, before anything is sent,
+ * what is wrong with them; nothing is held then that wants cleaning up.
+ */
 void
 execute_read_arguments(FunctionCallInfo fcinfo, ExecuteArguments *arguments)
 {

@@ -34,7 +34,7 @@
 #include "utils/rel.h"
 
 #include "app/limiter.h"
-#include "app/options.h"
+#include "app/server.h"
 #include "base/compat.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"

@@ -16,7 +16,7 @@
 #include "catalog/pg_user_mapping.h"
 #include "fmgr.h"
 
-#include "app/options.h"
+#include "app/server.h"
 #include "queue/notify.h"
 
 PG_FUNCTION_INFO_V1(feishu_flow_validator);

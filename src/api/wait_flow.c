@@ -28,7 +28,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-#include "app/options.h"
+#include "app/server.h"
 #include "base/compat.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
@@ -49,7 +49,7 @@ PG_FUNCTION_INFO_V1(feishu_wait_flow);
 /* A flow's end, in the caller's memory context; while it has none, only the state. */
 typedef struct FlowEnd
 {
-	char		state;
+	OutboxState state;
 	int			sqlstate;
 	char	   *namespace_name;
 	char	   *flow_id;
@@ -94,7 +94,7 @@ read_end(int64 id, Oid userid, MemoryContext context, FlowEnd *end)
 	}
 	memset(end, 0, sizeof(FlowEnd));
 	end->state = DatumGetChar(sql_value(0, 1, NULL));
-	if (end->state == 'q')
+	if (end->state == OUTBOX_QUEUED)
 	{
 		/* what the last attempt got is not the end: nothing is copied */
 		if (TransactionIdIsCurrentTransactionId(DatumGetTransactionId(sql_value(0, 6, NULL))))
@@ -197,7 +197,7 @@ wait_for_end(int64 id, TimestampTz deadline, FlowEnd *end)
 		/* first ask to be woken, then look: so no end is missed */
 		waiters_look(id);
 		read_end(id, userid, CurrentMemoryContext, end);
-		if (end->state != 'q')
+		if (end->state != OUTBOX_QUEUED)
 			break;
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (left <= 0)
@@ -228,10 +228,10 @@ report_end(const FlowEnd *end)
 	if (detail != NULL)
 		*detail++ = '\0';
 	if (detail == NULL || detail[0] == '\0')
-		detail = end->state == 'f' ? NULL : end->error;
-	if (end->state == 'c')
+		detail = end->state == OUTBOX_FAILED ? NULL : end->error;
+	if (end->state == OUTBOX_CANCELLED)
 		message = psprintf(_("flow \"%s\" was cancelled"), name);
-	else if (end->state == 'u')
+	else if (end->state == OUTBOX_UNCONFIRMED)
 		message = psprintf(_("flow \"%s\" is unconfirmed: it most likely ran, but its answer was lost"), name);
 	else
 		message = psprintf(_("could not execute flow \"%s/%s\": %s"), end->namespace_name,
@@ -273,7 +273,7 @@ feishu_wait_flow(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 
-	if (end.state != 's')
+	if (end.state != OUTBOX_SUCCEEDED)
 		report_end(&end);
 	error_context_stack = callback.previous;
 	if (end.response == NULL)

@@ -176,6 +176,10 @@ breaker_of(const Breakers *breakers, Oid roleid)
 
 /* ---------- Probes ---------- */
 
+/*
+ * May a role's queued flow go?  As a probe, if *probe says so.  Else *retry_at is
+ * when to ask again.
+ */
 bool
 breakers_admit(const Breakers *breakers, Oid roleid, TimestampTz now,
 			   LimiterProbe *probe, TimestampTz *retry_at)

@@ -64,10 +64,7 @@ typedef struct Breakers
 extern void breakers_check_clock(Breakers *breakers, TimestampTz now);
 extern bool breakers_are_live(const Breakers *breakers, TimestampTz now);
 
-/*
- * May a role's queued flow go?  As a probe, if *probe says so.  Else *retry_at is
- * when to ask again.
- */
+/* May a role's queued flow go, perhaps as a probe? */
 extern bool breakers_admit(const Breakers *breakers, Oid roleid, TimestampTz now,
 						   LimiterProbe *probe, TimestampTz *retry_at);
 

@@ -21,6 +21,10 @@
  * it, and say nothing about the new state: each change begins an epoch, and
  * most reports count only in the epoch in which their call went out.
  *
+ * Shares.  Where several PostgreSQL servers send for one app, each keeps to its
+ * share of the limits (feishu_flow.rate_share), for they do not know of each
+ * other.  gate_admit alone reads the limits.
+ *
  * A restart forgets what one trial finds out again: refused credentials, a used-up
  * quota, the breakers.  What was sent, and a pause that the platform asked for,
  * are kept (limiter_keep.c).
@@ -35,6 +39,8 @@
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
+
+#include <math.h>
 
 #include "utils/timestamp.h"
 
@@ -66,6 +72,9 @@
 
 /* A pause is worth keeping, and a change of it, from here on. */
 #define GATE_KEEP_MS			1000
+
+/* A share that is so close to a whole number is one, but for its binary form. */
+#define GATE_SHARE_EPSILON		1e-6
 
 
 /* ---------- Places ---------- */
@@ -106,6 +115,10 @@ gate_must_keep(const AppGate *gate, TimestampTz now)
 		(gate->history.last != 0 && gate->history.last + gate->span > now);
 }
 
+/*
+ * Would something of now be lost with this state?  What matters no more is due
+ * for another trial anyway.
+ */
 bool
 gate_is_live(AppGate *gate, TimestampTz now)
 {
@@ -202,16 +215,36 @@ gate_count(AppGate *gate, const FlowRate *rate, LimiterPlace *place, TimestampTz
 		gate->allowance--;
 }
 
-/* Decide on a place, and take it or draw a turn. */
+/* What this PostgreSQL server may have of a limit. */
+static double
+gate_share(double limit)
+{
+	double		share = limit * feishu_guc_rate_share;
+	double		whole = rint(share);
+
+	return whole >= 1 && fabs(share - whole) < GATE_SHARE_EPSILON ? whole : share;
+}
+
+/*
+ * Decide on a place, and take it or draw a turn; as limiter_acquire.  keeps: what
+ * goes out under a max_rate has to be kept.  If that alone stands in the way,
+ * *unkept is set: to write it is worth asking again.
+ */
 LimiterVerdict
 gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps,
 		   LimiterPlace *place, TimestampTz now,
 		   TimestampTz *retry_at, LimiterPause *why, bool *unkept)
 {
 	bool		has_rate = server->max_rate.requests > 0;
+	FlowRate	max_rate = server->max_rate;
+	int			max_concurrency = server->max_concurrency;
 	uint32		ahead;			/* who goes first */
 	TimestampTz ready_at = now;
 	bool		full;
+
+	max_rate.requests = gate_share(max_rate.requests);
+	if (max_concurrency > 0)
+		max_concurrency = Max((int) gate_share(max_concurrency), 1);
 
 	gate_check_clock(gate, now);
 	if (!gate_check_pauses(gate, server->userid, dispatching, place, now, retry_at, why))
@@ -230,7 +263,7 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps
 	*why = LIMITER_RUNNING;
 	if (has_rate)
 	{
-		ready_at = rate_ready_at(&gate->history, &server->max_rate,
+		ready_at = rate_ready_at(&gate->history, &max_rate,
 								 place->has_turn ? 1 : ahead + 1, now);
 		if (ready_at > now)
 			*why = LIMITER_MAX_RATE;
@@ -242,19 +275,19 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps
 		ready_at = gate->rate_until;
 		*why = LIMITER_RATE;
 	}
-	full = server->max_concurrency >= 0 &&
-		gate->in_flight + (place->has_turn ? 0 : (int64) ahead) >= server->max_concurrency;
+	full = max_concurrency >= 0 &&
+		gate->in_flight + (place->has_turn ? 0 : (int64) ahead) >= max_concurrency;
 
 	if (ready_at <= now && !full && has_rate && keeps && gate->allowance == 0)
 	{
-		gate_note_rate_used(gate, &server->max_rate, now);
-		gate->allowance_size = rate_allowance(&server->max_rate);
+		gate_note_rate_used(gate, &max_rate, now);
+		gate->allowance_size = rate_allowance(&max_rate);
 		*unkept = true;
 	}
 	if (ready_at <= now && !full && !*unkept)
 	{
 		if (has_rate)
-			gate_count(gate, &server->max_rate, place, now);
+			gate_count(gate, &max_rate, place, now);
 		if (place->is_trial)
 			gate->tried_at = now;
 		breakers_begin_probe(&gate->breakers, server->userid, place->probe);
@@ -266,7 +299,7 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps
 	{
 		/* others of our kind will go first then */
 		if (*why == LIMITER_MAX_RATE)
-			ready_at = rate_ready_at(&gate->history, &server->max_rate, ahead + 1, now);
+			ready_at = rate_ready_at(&gate->history, &max_rate, ahead + 1, now);
 		*retry_at = ready_at;
 	}
 	else if (*unkept)
@@ -278,10 +311,10 @@ gate_admit(AppGate *gate, const FlowServer *server, bool dispatching, bool keeps
 	else
 	{
 		*why = LIMITER_MAX_CONCURRENCY;
-		*retry_at = gate->in_flight >= server->max_concurrency ?
+		*retry_at = gate->in_flight >= max_concurrency ?
 			DT_NOEND : ms_after(now, GATE_COURTESY_MS);
 	}
-	if (!place->has_turn && (has_rate || server->max_concurrency >= 0))
+	if (!place->has_turn && (has_rate || max_concurrency >= 0))
 	{
 		place->has_turn = true;
 		place->turn = gate->turns_drawn++;
@@ -322,7 +355,10 @@ gate_note_rate(AppGate *gate, double reset_seconds, TimestampTz now)
 	return is_news ? GATE_RATE : 0;
 }
 
-/* Take a report in.  Returns what changed. */
+/*
+ * Take a report of a role's call in, before gate_give_back.  may_break: a breaker
+ * may open.  Returns flags of what changed.
+ */
 int
 gate_report(AppGate *gate, Oid roleid, const LimiterPlace *place, LimiterReport report,
 			double reset_seconds, TimestampTz now, bool may_break)
@@ -387,6 +423,10 @@ gate_forget_process(AppGate *gate, int pid, int places, int turns)
 	breakers_forget_process(&gate->breakers, pid);
 }
 
+/*
+ * A pause that the platform asked for has changed so much that it is to be
+ * written; says so once.
+ */
 bool
 gate_pause_is_unkept(AppGate *gate, TimestampTz now)
 {

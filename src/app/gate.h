@@ -70,10 +70,7 @@ gate_is_open(const AppGate *gate)
 	return gate->stop == LIMITER_RUNNING && gate->rate_until == 0 && !gate->breakers.any_open;
 }
 
-/*
- * Would something of now be lost with this state?  What matters no more is due
- * for another trial anyway.
- */
+/* Would something of now be lost with this state? */
 extern bool gate_is_live(AppGate *gate, TimestampTz now);
 
 /* Is there something that must outlive shared memory? */
@@ -82,20 +79,13 @@ extern bool gate_must_keep(const AppGate *gate, TimestampTz now);
 /* Take a place without asking. */
 extern void gate_take(AppGate *gate, LimiterPlace *place);
 
-/*
- * Decide on a place, and take it or draw a turn; as limiter_acquire.  keeps: what
- * goes out under a max_rate has to be kept.  If that alone stands in the way,
- * *unkept is set: to write it is worth asking again.
- */
+/* Decide on a place, and take it or draw a turn; as limiter_acquire. */
 extern LimiterVerdict gate_admit(AppGate *gate, const FlowServer *server,
 								 bool dispatching, bool keeps, LimiterPlace *place,
 								 TimestampTz now, TimestampTz *retry_at,
 								 LimiterPause *why, bool *unkept);
 
-/*
- * Take a report of a role's call in, before gate_give_back.  may_break: a breaker
- * may open.  Returns flags of what changed.
- */
+/* Take a report of a role's call in, before gate_give_back; flags of what changed. */
 extern int	gate_report(AppGate *gate, Oid roleid, const LimiterPlace *place,
 						LimiterReport report, double reset_seconds, TimestampTz now,
 						bool may_break);
@@ -106,10 +96,7 @@ extern bool gate_give_back(AppGate *gate, LimiterPlace *place);
 /* A process is gone that held so many places and turns. */
 extern void gate_forget_process(AppGate *gate, int pid, int places, int turns);
 
-/*
- * A pause that the platform asked for has changed so much that it is to be
- * written; says so once.
- */
+/* Is a pause that the platform asked for to be written? */
 extern bool gate_pause_is_unkept(AppGate *gate, TimestampTz now);
 
 /* As it is for a role. */

@@ -3,19 +3,13 @@
  * limiter.c
  *	  What an app may do now: rate, concurrency, pauses, breaker.
  *
- * With shared_preload_libraries the limiter is in shared memory, so that all
- * backends and dispatchers of the cluster keep an app's limits together; else
- * each process has one of its own.  There is a slot for each app (AppKey) in
- * use (limiter_slots.c).
+ * Each app in use has a gate in the table of apps (apps.c).  What its state is, and
+ * what follows from it, is in gate.c.  What of it outlives shared memory, and how, is in
+ * limiter_keep.c.  The app of a place that is taken or has a turn stays in its slot, and
+ * is found without the table's lock.  A gate's spinlock is held for a few comparisons.
  *
- * What an app's state is, and what follows from it, is in gate.c.  What of it
- * outlives shared memory, and how, is in limiter_keep.c.
- *
- * The lock protects which app has which slot; it is held shared to find one,
- * and exclusively to give one to another app, which only happens to a slot
- * without calls and turns.  So the slot of a place that is taken or has a
- * turn stays, and is found without the lock.  A slot's spinlock protects the
- * rest of it and is held for a few comparisons.  All of it is plain data.
+ * Where there is no room for an app, its calls wait if its server has limits, and go
+ * without a gate if it has not.
  *
  * What a process holds is given back when its memory goes (call.c), and at the
  * latest by its exit.
@@ -28,9 +22,12 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "app/limiter_internal.h"
+#include "app/apps_internal.h"
 #include "base/nls.h"
 #include "base/wakeup.h"
 
@@ -47,20 +44,67 @@
 #define LIMITER_ROOM_MS			1000
 #define LIMITER_ROOM_NOW_MS		100
 
+/* What this process holds of an app. */
+typedef struct LimiterHeld
+{
+	int			places;
+	int			turns;
+} LimiterHeld;
+
+static LimiterHeld *held = NULL;	/* by slot */
 static int	num_waiting = 0;	/* places of this process that wait */
 static uint32 ends_seen = 0;	/* by limiter_pause_ended */
 static uint32 frees_seen = 0;	/* by limiter_place_freed */
 
 
-/* ---------- Places ---------- */
+/* ---------- What a process holds ---------- */
+
+/* Tell those who wait that a place was given back. */
+static void
+tell_free(void)
+{
+	pg_atomic_fetch_add_u32(&app_table->frees, 1);
+	wakeup_broadcast();
+}
+
+/* At the exit of a process: give back what it still holds. */
+static void
+limiter_on_exit(int code, Datum arg)
+{
+	for (int i = 0; i < app_table->num_slots; i++)
+	{
+		if (held[i].places == 0 && held[i].turns == 0)
+			continue;
+		SpinLockAcquire(&apps[i].mutex);
+		gate_forget_process(&apps[i].gate, MyProcPid, held[i].places, held[i].turns);
+		SpinLockRelease(&apps[i].mutex);
+		held[i].places = held[i].turns = 0;
+		tell_free();
+	}
+}
+
+/* At the first use in a process. */
+static void
+limiter_ensure(void)
+{
+	if (held != NULL)
+		return;
+	app_table_ensure();
+	held = MemoryContextAllocZero(TopMemoryContext,
+								  app_table->num_slots * sizeof(LimiterHeld));
+	on_shmem_exit(limiter_on_exit, (Datum) 0);
+}
 
 /* Remember what this process holds, after a change of one of its places. */
 static void
 place_note(const LimiterPlace *before, const LimiterPlace *place)
 {
-	limiter_slot_hold(place->slot, place->taken - before->taken,
-					  place->has_turn - before->has_turn);
+	held[place->slot].places += place->taken - before->taken;
+	held[place->slot].turns += place->has_turn - before->has_turn;
 }
+
+
+/* ---------- Places ---------- */
 
 /* One attempt of limiter_acquire; *unkept: see gate_admit. */
 static LimiterVerdict
@@ -69,62 +113,56 @@ place_ask(const FlowServer *server, bool dispatching, LimiterPlace *place,
 {
 	bool		has_limits = server->max_rate.requests > 0 || server->max_concurrency >= 0;
 	LimiterVerdict verdict = LIMITER_GO;
-	int			n;
+	TimestampTz now = GetCurrentTimestamp();
+	App		   *app;
 
-	n = limiter_slot_find_or_add(server);
-	if (place->has_turn && place->slot != n)
+	app = app_find_or_add(&server->app_key, server->payer, LW_SHARED);
+	if (place->has_turn && (app == NULL || place->slot != app - apps))
 	{
 		/* the credentials have changed: that turn is one of another app */
-		limiter_unlock();
+		app_table_unlock();
 		limiter_abandon(place);
-		n = limiter_slot_find_or_add(server);
+		app = app_find_or_add(&server->app_key, server->payer, LW_SHARED);
 	}
 	place->roleid = server->userid;
-	if (n < 0 && has_limits)
+	if (app != NULL)
+	{
+		LimiterPlace before = *place;
+
+		app->last_used = now;
+		SpinLockAcquire(&app->mutex);
+		if (!has_limits && !place->has_turn && gate_is_open(&app->gate))
+		{
+			/* nearly always */
+			gate_take(&app->gate, place);
+			SpinLockRelease(&app->mutex);
+		}
+		else
+		{
+			SpinLockRelease(&app->mutex);
+			wakeup_look();
+			now = GetCurrentTimestamp();
+			SpinLockAcquire(&app->mutex);
+			verdict = gate_admit(&app->gate, server, dispatching, app_table->lock != NULL,
+								 place, now, retry_at, why, unkept);
+			SpinLockRelease(&app->mutex);
+		}
+		place->slot = app - apps;
+		place_note(&before, place);
+	}
+	else if (has_limits)
 	{
 		/* it cannot be known what its limits allow */
 		*why = LIMITER_NO_ROOM;
-		*retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-												dispatching ? LIMITER_ROOM_MS : LIMITER_ROOM_NOW_MS);
+		*retry_at = TimestampTzPlusMilliseconds(now, dispatching ? LIMITER_ROOM_MS : LIMITER_ROOM_NOW_MS);
 		verdict = LIMITER_WAIT;
 	}
-	else if (n < 0)
+	else
 	{
 		place->taken = true;
 		place->slot = -1;
 	}
-	else
-	{
-		LimiterSlot *slot = &limiter_slots[n];
-		LimiterPlace before = *place;
-
-		SpinLockAcquire(&slot->mutex);
-		slot->recently_used = true;
-		if (slot->payer != server->payer)
-			slot->payer = InvalidOid;
-		if (!has_limits && !place->has_turn && gate_is_open(&slot->gate))
-		{
-			/* nearly always */
-			gate_take(&slot->gate, place);
-			SpinLockRelease(&slot->mutex);
-		}
-		else
-		{
-			TimestampTz now;
-
-			SpinLockRelease(&slot->mutex);
-			wakeup_look();
-			now = GetCurrentTimestamp();
-			SpinLockAcquire(&slot->mutex);
-			verdict = gate_admit(&slot->gate, server, dispatching, limiter->lock != NULL,
-								 place, now, retry_at, why, unkept);
-			SpinLockRelease(&slot->mutex);
-		}
-		place->slot = n;
-		place_note(&before, place);
-	}
-	limiter_unlock();
-	limiter_log_losses();
+	app_table_unlock();
 	return verdict;
 }
 
@@ -145,6 +183,19 @@ place_keep(bool dispatching)
 	return done;
 }
 
+/*
+ * Ask to make one call of the app now, within server's max_rate and
+ * max_concurrency and the app's pauses.  Does not wait.
+ *
+ * With WAIT, *why tells why and *retry_at when to ask again; DT_NOEND: when the
+ * latch was set, as another call has ended.  It is set as well when a pause ends
+ * early, see limiter_pause_ended; both if the process waits by
+ * flow_calls_turn.
+ *
+ * A dispatching caller is held back by everything.  A synchronous one is
+ * not by a breaker nor by refused credentials, and by a used-up quota for a
+ * second only: a person may try a repair.
+ */
 LimiterVerdict
 limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 				TimestampTz *retry_at, LimiterPause *why)
@@ -176,6 +227,10 @@ limiter_is_before(const LimiterPlace *place, const LimiterPlace *other)
 		(int32) (place->turn - other->turn) < 0;
 }
 
+/*
+ * The place was given for a request that was to go out at once, and has not:
+ * for max_rate, another one must be had.
+ */
 bool
 limiter_is_stale(const LimiterPlace *place)
 {
@@ -205,25 +260,33 @@ has_changed(pg_atomic_uint32 *counter, uint32 *seen)
 	return changed;
 }
 
+/*
+ * Has a pause of any app ended early since the process asked last?  Then all
+ * places that wait should ask again, whatever their retry_at.
+ */
 bool
 limiter_pause_ended(void)
 {
 	limiter_ensure();
-	return has_changed(&limiter->ends, &ends_seen);
+	return has_changed(&app_table->ends, &ends_seen);
 }
 
+/*
+ * Has a place of any app been given back since, for which somebody waits?  Then
+ * those who were told to wait for that should ask again.
+ */
 bool
 limiter_place_freed(void)
 {
 	limiter_ensure();
-	return has_changed(&limiter->frees, &frees_seen);
+	return has_changed(&app_table->frees, &frees_seen);
 }
 
 /* Tell those who wait that a pause has ended early. */
 static void
 tell_pause_ended(void)
 {
-	pg_atomic_fetch_add_u32(&limiter->ends, 1);
+	pg_atomic_fetch_add_u32(&app_table->ends, 1);
 	wakeup_broadcast();
 }
 
@@ -271,6 +334,12 @@ place_forget(LimiterPlace *place)
 	memset(place, 0, sizeof(LimiterPlace));
 }
 
+/*
+ * The call has ended: give the place back, if there is one, and report.
+ * reset_seconds: of LIMITER_REPORT_RATE, or -1.  Writes a line to the server
+ * log when that changes the state of the app; reason (untranslated, or NULL)
+ * goes into it.
+ */
 void
 limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport report,
 				double reset_seconds, const char *reason)
@@ -281,7 +350,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 	int			changes = 0;
 	LimiterPause stop = LIMITER_RUNNING;
 	double		wait_s = 0;
-	int			n;
+	App		   *app;
 
 	if (report == LIMITER_REPORT_NOTHING)
 	{
@@ -291,41 +360,37 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 
 	limiter_ensure();
 	if (is_pinned)
-		n = place->slot;
+		app = &apps[place->slot];
 	else if (report > LIMITER_REPORT_REACHED)
-		n = limiter_slot_find_or_add(server);
+		app = app_find_or_add(&server->app_key, server->payer, LW_SHARED);
 	else
 	{
-		limiter_lock(LW_SHARED);
-		n = limiter_slot_find(&server->app_key);
+		app_table_lock(LW_SHARED);
+		app = app_find(&server->app_key);
 	}
-	if (n >= 0)
+	if (app != NULL)
 	{
-		LimiterSlot *slot = &limiter_slots[n];
 		TimestampTz now = 0;
 		LimiterPlace before = *place;
 
 		/* that it works is no news, and needs no time */
 		if (report != LIMITER_REPORT_ANSWERED)
 			now = GetCurrentTimestamp();
-		SpinLockAcquire(&slot->mutex);
-		changes = gate_report(&slot->gate, server->userid, place, report, reset_seconds, now,
-							  limiter->lock != NULL);
-		stop = slot->gate.stop;
-		wait_s = (slot->gate.rate_until - now) / 1e6;
+		SpinLockAcquire(&app->mutex);
+		changes = gate_report(&app->gate, server->userid, place, report, reset_seconds, now,
+							  app_table->lock != NULL);
+		stop = app->gate.stop;
+		wait_s = (app->gate.rate_until - now) / 1e6;
 		if (report == LIMITER_REPORT_RATE)
-			unkept = gate_pause_is_unkept(&slot->gate, now);
+			unkept = gate_pause_is_unkept(&app->gate, now);
 		if (is_pinned)
-			wake = gate_give_back(&slot->gate, place);
-		SpinLockRelease(&slot->mutex);
+			wake = gate_give_back(&app->gate, place);
+		SpinLockRelease(&app->mutex);
 		if (is_pinned)
 			place_note(&before, place);
 	}
 	if (!is_pinned)
-	{
-		limiter_unlock();
-		limiter_log_losses();
-	}
+		app_table_unlock();
 	place_forget(place);
 
 	if (unkept)
@@ -334,7 +399,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 	if (changes & (BREAKER_CLOSED | BREAKER_ROLE_CLOSED | BREAKER_PROBE_DUE | GATE_RESUMED))
 		tell_pause_ended();
 	else if (wake)
-		limiter_tell_free();
+		tell_free();
 	if (changes != 0)
 		log_changes(server, changes, stop, reason, wait_s);
 }
@@ -346,59 +411,57 @@ limiter_abandon(LimiterPlace *place)
 
 	if (place->has_turn || (place->taken && place->slot >= 0))
 	{
-		LimiterSlot *slot = &limiter_slots[place->slot];
+		App		   *app = &apps[place->slot];
 		LimiterPlace before = *place;
 
-		SpinLockAcquire(&slot->mutex);
-		(void) gate_report(&slot->gate, place->roleid, place, LIMITER_REPORT_NOTHING, -1, 0, false);
-		wake = gate_give_back(&slot->gate, place);
-		SpinLockRelease(&slot->mutex);
+		SpinLockAcquire(&app->mutex);
+		(void) gate_report(&app->gate, place->roleid, place, LIMITER_REPORT_NOTHING, -1, 0, false);
+		wake = gate_give_back(&app->gate, place);
+		SpinLockRelease(&app->mutex);
 		place_note(&before, place);
 	}
 	place_forget(place);
 	if (wake)
-		limiter_tell_free();
+		tell_free();
 }
 
 
 /* ---------- To look at, and to act on ---------- */
 
-/* An app's slot, locked until slot_unlock; NULL when nothing is known of it. */
-static LimiterSlot *
-slot_lock(const AppKey *key)
+/* An app with its gate, locked until app_unlock; NULL when nothing is known of it. */
+static App *
+app_lock(const AppKey *key)
 {
-	int			n;
+	App		   *app;
 
 	limiter_ensure();
-	limiter_lock(LW_SHARED);
-	n = limiter_slot_find(key);
-	if (n < 0)
-	{
-		limiter_unlock();
-		return NULL;
-	}
-	SpinLockAcquire(&limiter_slots[n].mutex);
-	return &limiter_slots[n];
+	app_table_lock(LW_SHARED);
+	app = app_find(key);
+	if (app != NULL)
+		SpinLockAcquire(&app->mutex);
+	else
+		app_table_unlock();
+	return app;
 }
 
 static void
-slot_unlock(LimiterSlot *slot)
+app_unlock(App *app)
 {
-	SpinLockRelease(&slot->mutex);
-	limiter_unlock();
+	SpinLockRelease(&app->mutex);
+	app_table_unlock();
 }
 
 bool
 limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	LimiterSlot *slot = slot_lock(key);
+	App		   *app = app_lock(key);
 
 	memset(status, 0, sizeof(LimiterStatus));
-	if (slot == NULL)
+	if (app == NULL)
 		return false;
-	gate_status(&slot->gate, roleid, now, status);
-	slot_unlock(slot);
+	gate_status(&app->gate, roleid, now, status);
+	app_unlock(app);
 	return true;
 }
 
@@ -432,15 +495,15 @@ void
 limiter_resume(const char *server_name, const AppKey *key)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	LimiterSlot *slot = slot_lock(key);
+	App		   *app = app_lock(key);
 	bool		was_paused = false;
 	bool		unkept = false;
 
-	if (slot != NULL)
+	if (app != NULL)
 	{
-		was_paused = gate_resume(&slot->gate);
-		unkept = gate_pause_is_unkept(&slot->gate, now);
-		slot_unlock(slot);
+		was_paused = gate_resume(&app->gate);
+		unkept = gate_pause_is_unkept(&app->gate, now);
+		app_unlock(app);
 	}
 	tell_pause_ended();
 	if (unkept)

@@ -29,7 +29,7 @@
 
 #include "datatype/timestamp.h"
 
-#include "app/options.h"
+#include "app/server.h"
 
 /* Why an app's calls are held back. */
 typedef enum LimiterPause
@@ -111,36 +111,12 @@ typedef struct LimiterStatus
 	int			waiting;		/* for max_rate or max_concurrency */
 } LimiterStatus;
 
-/*
- * Hooks of the postmaster; without them each process is on its own.  The latter
- * reads what was kept over the restart.
- */
-extern void limiter_request_shmem(void);
-extern void limiter_startup_shmem(void);
-
-/*
- * Ask to make one call of the app now, within server's max_rate and
- * max_concurrency and the app's pauses.  Does not wait.
- *
- * With WAIT, *why tells why and *retry_at when to ask again; DT_NOEND: when the
- * latch was set, as another call has ended.  It is set as well when a pause ends
- * early, see limiter_pause_ended; both if the process waits by
- * flow_calls_turn.
- *
- * A dispatching caller is held back by everything.  A synchronous one is
- * not by a breaker nor by refused credentials, and by a used-up quota for a
- * second only: a person may try a repair.
- */
+/* Ask to make one call of the app now.  Does not wait. */
 extern LimiterVerdict limiter_acquire(const FlowServer *server, bool dispatching,
 									  LimiterPlace *place, TimestampTz *retry_at,
 									  LimiterPause *why);
 
-/*
- * The call has ended: give the place back, if there is one, and report.
- * reset_seconds: of LIMITER_REPORT_RATE, or -1.  Writes a line to the server
- * log when that changes the state of the app; reason (untranslated, or NULL)
- * goes into it.
- */
+/* The call has ended: give the place back, if there is one, and report. */
 extern void limiter_release(const FlowServer *server, LimiterPlace *place,
 							LimiterReport report, double reset_seconds,
 							const char *reason);
@@ -148,10 +124,7 @@ extern void limiter_release(const FlowServer *server, LimiterPlace *place,
 /* Do both wait for a turn of one app, and does the first go before the other? */
 extern bool limiter_is_before(const LimiterPlace *place, const LimiterPlace *other);
 
-/*
- * The place was given for a request that was to go out at once, and has not:
- * for max_rate, another one must be had.
- */
+/* Was the place given for a request that was to go out at once, and has not? */
 extern bool limiter_is_stale(const LimiterPlace *place);
 
 /* Give the place or the turn back, if there is one.  Does not throw. */
@@ -160,16 +133,10 @@ extern void limiter_abandon(LimiterPlace *place);
 /* Is any place of this process waiting? */
 extern bool limiter_is_waiting(void);
 
-/*
- * Has a pause of any app ended early since the process asked last?  Then all
- * places that wait should ask again, whatever their retry_at.
- */
+/* Has a pause of any app ended early since the process asked last? */
 extern bool limiter_pause_ended(void);
 
-/*
- * Has a place of any app been given back since, for which somebody waits?  Then
- * those who were told to wait for that should ask again.
- */
+/* Has a place been given back since, for which somebody waits? */
 extern bool limiter_place_freed(void);
 
 /* Copy the state of an app, for a role; false when nothing is known of it. */

@@ -37,24 +37,23 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "app/app_share.h"
-#include "app/limiter_internal.h"
+#include "app/apps_internal.h"
 #include "app/limits_file.h"
 #include "base/nls.h"
 
 /* Where a record comes from. */
-typedef struct KeptSlot
+typedef struct KeptApp
 {
 	int			slot;
 	uint32		added;			/* to its allowance, once this is written */
-} KeptSlot;
+} KeptApp;
 
 /*
- * Copy what is to be kept of a slot, with the allowance that it will have.
- * False if nothing is.  The slot's spinlock is held.
+ * Copy what is to be kept of an app, with the allowance that it will have.
+ * False if nothing is.  The gate's spinlock is held.
  */
 static bool
-slot_copy(AppGate *gate, TimestampTz now, LimitsRecord *record, uint32 *added)
+gate_copy(AppGate *gate, TimestampTz now, LimitsRecord *record, uint32 *added)
 {
 	bool		asked = gate->allowance == 0 && gate->allowance_size > 0;
 
@@ -75,23 +74,23 @@ slot_copy(AppGate *gate, TimestampTz now, LimitsRecord *record, uint32 *added)
 
 /* Copy what is to be kept of all apps; the number of records. */
 static int
-slots_copy(LimitsRecord *records, KeptSlot *kept, int room, TimestampTz now)
+apps_copy(LimitsRecord *records, KeptApp *kept, int room, TimestampTz now)
 {
 	int			num = 0;
 
-	for (int i = 0; i < limiter->num_used && num < room; i++)
+	for (int i = 0; i < app_table->num_used && num < room; i++)
 	{
-		LimiterSlot *slot = &limiter_slots[i];
+		App		   *app = &apps[i];
 		LimitsRecord *record = &records[num];
 		bool		keep;
 
-		SpinLockAcquire(&slot->mutex);
-		keep = slot_copy(&slot->gate, now, record, &kept[num].added);
-		SpinLockRelease(&slot->mutex);
+		SpinLockAcquire(&app->mutex);
+		keep = gate_copy(&app->gate, now, record, &kept[num].added);
+		SpinLockRelease(&app->mutex);
 		if (!keep)
 			continue;
-		record->key = limiter->keys[i];
-		record->payer = slot->payer;
+		record->key = app_table->keys[i];
+		record->payer = app->payer;
 		kept[num++].slot = i;
 	}
 	return num;
@@ -99,33 +98,33 @@ slots_copy(LimitsRecord *records, KeptSlot *kept, int room, TimestampTz now)
 
 /* What was copied is written: let so many requests go out. */
 static void
-slots_allow(const LimitsRecord *records, const KeptSlot *kept, int num)
+apps_allow(const LimitsRecord *records, const KeptApp *kept, int num)
 {
 	for (int i = 0; i < num; i++)
 	{
-		LimiterSlot *slot = &limiter_slots[kept[i].slot];
+		App		   *app = &apps[kept[i].slot];
 
 		/* it may be another app's meanwhile */
-		if (memcmp(&limiter->keys[kept[i].slot], &records[i].key, sizeof(AppKey)) != 0)
+		if (memcmp(&app_table->keys[kept[i].slot], &records[i].key, sizeof(AppKey)) != 0)
 			continue;
-		SpinLockAcquire(&slot->mutex);
-		slot->gate.allowance += kept[i].added;
-		SpinLockRelease(&slot->mutex);
+		SpinLockAcquire(&app->mutex);
+		app->gate.allowance += kept[i].added;
+		SpinLockRelease(&app->mutex);
 	}
 }
 
 /* It could not be written, which must hold nobody up. */
 static void
-slots_allow_unwritten(void)
+apps_allow_unwritten(void)
 {
-	for (int i = 0; i < limiter->num_used; i++)
+	for (int i = 0; i < app_table->num_used; i++)
 	{
-		LimiterSlot *slot = &limiter_slots[i];
+		App		   *app = &apps[i];
 
-		SpinLockAcquire(&slot->mutex);
-		if (slot->gate.allowance == 0)
-			slot->gate.allowance = slot->gate.allowance_size;
-		SpinLockRelease(&slot->mutex);
+		SpinLockAcquire(&app->mutex);
+		if (app->gate.allowance == 0)
+			app->gate.allowance = app->gate.allowance_size;
+		SpinLockRelease(&app->mutex);
 	}
 }
 
@@ -133,12 +132,12 @@ slots_allow_unwritten(void)
 static int
 keep_all(void)
 {
-	int			room = limiter->num_slots;
+	int			room = app_table->num_slots;
 	LimitsRecord *records = MemoryContextAllocExtended(TopMemoryContext,
 													   room * sizeof(LimitsRecord),
 													   MCXT_ALLOC_NO_OOM | MCXT_ALLOC_ZERO);
-	KeptSlot   *kept = MemoryContextAllocExtended(TopMemoryContext,
-												  room * sizeof(KeptSlot),
+	KeptApp    *kept = MemoryContextAllocExtended(TopMemoryContext,
+												  room * sizeof(KeptApp),
 												  MCXT_ALLOC_NO_OOM | MCXT_ALLOC_ZERO);
 	int			error = ENOMEM;
 
@@ -147,15 +146,15 @@ keep_all(void)
 		TimestampTz now = GetCurrentTimestamp();
 		int			num;
 
-		limiter_lock(LW_SHARED);
-		num = slots_copy(records, kept, room, now);
-		limiter_unlock();
+		app_table_lock(LW_SHARED);
+		num = apps_copy(records, kept, room, now);
+		app_table_unlock();
 		error = limits_file_write(records, num);
 		if (error == 0)
 		{
-			limiter_lock(LW_SHARED);
-			slots_allow(records, kept, num);
-			limiter_unlock();
+			app_table_lock(LW_SHARED);
+			apps_allow(records, kept, num);
+			app_table_unlock();
 		}
 	}
 	if (records != NULL)
@@ -186,36 +185,36 @@ limiter_keep(bool must)
 {
 	bool		done = false;
 
-	if (limiter->lock == NULL)
+	if (app_table->lock == NULL)
 		return false;
 	if (must)
-		pg_atomic_fetch_add_u32(&limiter->keep_asked, 1);
+		pg_atomic_fetch_add_u32(&app_table->keep_asked, 1);
 	do
 	{
 		uint32		asked;
 		int			error;
 		bool		is_news;
 
-		if (!LWLockConditionalAcquire(limiter->file_lock, LW_EXCLUSIVE))
+		if (!LWLockConditionalAcquire(app_table->file_lock, LW_EXCLUSIVE))
 			break;				/* who has it looks after its release, too */
-		asked = pg_atomic_read_u32(&limiter->keep_asked);
+		asked = pg_atomic_read_u32(&app_table->keep_asked);
 		error = keep_all();
-		is_news = error != 0 && !limiter->file_failed;
-		limiter->file_failed = error != 0;
-		pg_atomic_write_u32(&limiter->keep_done, asked);
-		LWLockRelease(limiter->file_lock);
+		is_news = error != 0 && !app_table->file_failed;
+		app_table->file_failed = error != 0;
+		pg_atomic_write_u32(&app_table->keep_done, asked);
+		LWLockRelease(app_table->file_lock);
 
 		if (error != 0)
 		{
-			limiter_lock(LW_SHARED);
-			slots_allow_unwritten();
-			limiter_unlock();
+			app_table_lock(LW_SHARED);
+			apps_allow_unwritten();
+			app_table_unlock();
 		}
 		if (is_news)
 			log_failure(error);
 		done = true;
-	} while (pg_atomic_read_u32(&limiter->keep_done) !=
-			 pg_atomic_read_u32(&limiter->keep_asked));
+	} while (pg_atomic_read_u32(&app_table->keep_done) !=
+			 pg_atomic_read_u32(&app_table->keep_asked));
 	return done;
 }
 
@@ -223,9 +222,9 @@ limiter_keep(bool must)
 static void
 limiter_at_shutdown(int code, Datum arg)
 {
-	int			room = limiter->num_used;
+	int			room = app_table->num_used;
 	LimitsRecord *records;
-	KeptSlot   *kept;
+	KeptApp    *kept;
 	int			num;
 	int			error = ENOMEM;
 
@@ -235,14 +234,14 @@ limiter_at_shutdown(int code, Datum arg)
 	for (int i = 0; i < room; i++)
 	{
 		/* a process that an immediate shutdown has ended may hold it */
-		SpinLockInit(&limiter_slots[i].mutex);
-		limiter_slots[i].gate.allowance = limiter_slots[i].gate.allowance_size = 0;
+		SpinLockInit(&apps[i].mutex);
+		apps[i].gate.allowance = apps[i].gate.allowance_size = 0;
 	}
 	records = calloc(Max(room, 1), sizeof(LimitsRecord));
-	kept = calloc(Max(room, 1), sizeof(KeptSlot));
+	kept = calloc(Max(room, 1), sizeof(KeptApp));
 	if (records != NULL && kept != NULL)
 	{
-		num = slots_copy(records, kept, room, GetCurrentTimestamp());
+		num = apps_copy(records, kept, room, GetCurrentTimestamp());
 		if (num > 0)
 			error = limits_file_write(records, num);
 		else
@@ -257,19 +256,19 @@ limiter_at_shutdown(int code, Datum arg)
 		log_failure(error);
 }
 
-/* Give an app back what was kept of it; what may have been sent, as of now. */
-static void
-slot_restore(LimiterSlot *slot, const LimitsRecord *record, TimestampTz now)
+/* The gate as it was kept; what may have been sent, as of now. */
+static AppGate
+gate_restore(const LimitsRecord *record, TimestampTz now)
 {
-	AppGate    *gate = &slot->gate;
+	AppGate		gate = {0};
 
-	slot->payer = record->payer;
-	gate->history = record->history;
-	rate_repair(&gate->history);
-	gate->span = record->span;
-	gate->rate_until = gate->rate_kept = record->rate_until;
+	gate.history = record->history;
+	rate_repair(&gate.history);
+	gate.span = record->span;
+	gate.rate_until = gate.rate_kept = record->rate_until;
 	if (record->allowance > 0)
-		rate_count_many(&gate->history, record->allowance, now);
+		rate_count_many(&gate.history, record->allowance, now);
+	return gate;
 }
 
 /* In the postmaster, when shared memory is new. */
@@ -279,30 +278,23 @@ limiter_restore(void)
 	LimitsRecord *records = NULL;
 	int			num = limits_file_read(&records);
 	TimestampTz now = GetCurrentTimestamp();
-	bool		is_full = false;
 
+	app_table_lock(LW_EXCLUSIVE);
 	for (int i = 0; i < num; i++)
 	{
-		int			n = limiter->num_used;
+		AppGate		gate = gate_restore(&records[i], now);
+		App		   *app;
 
-		if (n == limiter->num_slots)
-		{
-			is_full = true;		/* max_apps was lowered */
-			break;
-		}
-		slot_restore(&limiter_slots[n], &records[i], now);
-		if (gate_must_keep(&limiter_slots[n].gate, now))
-		{
-			limiter->keys[n] = records[i].key;
-			limiter->num_used++;
-		}
-		else
-			memset(&limiter_slots[n].gate, 0, sizeof(AppGate));
+		if (!gate_must_keep(&gate, now))
+			continue;
+		app = app_append(&records[i].key, records[i].payer);
+		if (app == NULL)
+			break;				/* max_apps was lowered */
+		app->gate = gate;
 	}
+	app_table_unlock();
 	if (records != NULL)
 		pfree(records);
-	if (is_full)
-		app_share_log(&limiter->loss_logged_at, APP_LOSS_LIMITS);
 	if (!IsUnderPostmaster)
 		on_shmem_exit(limiter_at_shutdown, (Datum) 0);
 }

@@ -164,6 +164,10 @@ header_is_ours(const LimitsHeader *header, off_t file_size)
 							  header->num_records * sizeof(LimitsRecord));
 }
 
+/*
+ * Read the file; *records is allocated unless there are none.  What cannot be
+ * used is told to the log.  Does not throw.
+ */
 int
 limits_file_read(LimitsRecord **records)
 {

@@ -14,8 +14,8 @@
 #ifndef FEISHU_LIMITS_FILE_H
 #define FEISHU_LIMITS_FILE_H
 
-#include "app/options.h"
 #include "app/rate.h"
+#include "app/server.h"
 
 #define LIMITS_FILE		"pg_stat/feishu_flow_limits"
 
@@ -33,10 +33,7 @@ typedef struct LimitsRecord
 /* Replace the file; 0 or an errno.  Does not throw.  One process at a time. */
 extern int	limits_file_write(const LimitsRecord *records, int num_records);
 
-/*
- * Read the file; *records is allocated unless there are none.  What cannot be
- * used is told to the log.  Does not throw.
- */
+/* Read the file; *records is allocated unless there are none.  Does not throw. */
 extern int	limits_file_read(LimitsRecord **records);
 
 /* No app has anything to keep. */

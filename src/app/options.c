@@ -36,8 +36,10 @@
 #include "base/nls.h"
 #include "wire/wire_check.h"
 
-/* A fixed token may have 4 kB; nothing else comes near. */
-#define OPTION_MAX_LENGTH	8192
+/* A fixed token may have TOKEN_MAX_LENGTH; nothing else comes near. */
+#define OPTION_MAX_LENGTH		8192
+
+#define CREDENTIAL_MAX_LENGTH	255 /* app_id, app_secret */
 
 /*
  * Check one value and, unless server is NULL, store it.  Returns NULL, or
@@ -64,19 +66,6 @@ is_path_char(unsigned char c)
 		(c >= '0' && c <= '9') || (c != '\0' && strchr("-._~!$&'()*+,;=:@%/", c) != NULL);
 }
 
-static bool
-is_ipv6_address(const char *host, size_t len)
-{
-	char		text[INET6_ADDRSTRLEN];
-	struct in6_addr address;
-
-	if (len >= sizeof(text))
-		return false;
-	memcpy(text, host, len);
-	text[len] = '\0';
-	return inet_pton(AF_INET6, text, &address) == 1;
-}
-
 /*
  * Labels of at most 63 characters with a dot between each two, and maybe one at
  * the end.  If the last one is a number, they must be an IPv4 address: as a
@@ -85,11 +74,14 @@ is_ipv6_address(const char *host, size_t len)
 static bool
 is_host_name(const char *host, size_t len)
 {
+	static const char chars[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
 	char		text[INET_ADDRSTRLEN];
 	struct in_addr address;
 	size_t		label_len = 0;
 	size_t		digits = 0;
 
+	if (strspn(host, chars) < len)
+		return false;
 	if (len > 1 && host[len - 1] == '.')
 		len--;
 	for (size_t i = 0; i < len; i++)
@@ -120,63 +112,47 @@ is_host_name(const char *host, size_t len)
  * the API is appended.
  */
 static const char *
-check_url(const char *url, const char *const *schemes, bool path_allowed)
+check_url(const char *text, const char *const *schemes, bool path_allowed)
 {
-	const char *p = NULL;
-	const char *authority_end;
-	size_t		host_len;
+	HttpUrl		url;
+	HttpUrlFault fault;
 
-	for (int i = 0; schemes[i] != NULL; i++)
-	{
-		size_t		len = strlen(schemes[i]);
-
-		if (pg_strncasecmp(url, schemes[i], len) == 0 && strncmp(url + len, "://", 3) == 0)
-			p = url + len + 3;
-	}
-	if (p == NULL)
+	while (*schemes != NULL && !http_url_has_scheme(text, *schemes))
+		schemes++;
+	if (*schemes == NULL)
 		return path_allowed ? gettext_noop("must begin with \"http://\" or \"https://\"") :
 			gettext_noop("must begin with a supported scheme");
-
-	authority_end = p + strcspn(p, "/?#");
-	if (memchr(p, '@', authority_end - p) != NULL)
-		return gettext_noop("must not contain user info");
-	if (strchr(url, '?') != NULL || strchr(url, '#') != NULL)
-		return gettext_noop("must not contain a query or a fragment");
-
-	if (*p == '[')
+	fault = http_url_check(text, &url);
+	if ((fault == HTTP_URL_FINE || fault == HTTP_URL_PORT) && url.host[0] != '[')
 	{
-		p++;
-		host_len = strspn(p, "0123456789abcdefABCDEF:.");
-		p += host_len;
-		if (*p++ != ']' || !is_ipv6_address(p - 1 - host_len, host_len))
+		if (url.host_len > 253)
+			return gettext_noop("has a host name that is too long");
+		if (!is_host_name(url.host, url.host_len))
+			fault = HTTP_URL_HOST;
+	}
+	switch (fault)
+	{
+		case HTTP_URL_FINE:
+			break;
+		case HTTP_URL_MEMORY:
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+			break;
+		case HTTP_URL_USER:
+			return gettext_noop("must not contain user info");
+		case HTTP_URL_QUERY:
+			return gettext_noop("must not contain a query or a fragment");
+		case HTTP_URL_NO_HOST:
+			return gettext_noop("must name a host");
+		case HTTP_URL_HOST:
+			return gettext_noop("has a malformed host name");
+		case HTTP_URL_IPV6:
 			return gettext_noop("has a malformed IPv6 address");
-	}
-	else
-	{
-		host_len = strspn(p, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._");
-		p += host_len;
-	}
-	if (host_len == 0 &&
-		(p == authority_end || (*p == ':' && memchr(p + 1, ':', authority_end - p - 1) == NULL)))
-		return gettext_noop("must name a host");
-	if (host_len > 253)
-		return gettext_noop("has a host name that is too long");
-	if (host_len > 0 && p[-1] != ']' && !is_host_name(p - host_len, host_len))
-		return gettext_noop("has a malformed host name");
-	if (host_len > 0 && *p == ':' && memchr(p + 1, ':', authority_end - p - 1) == NULL)
-	{
-		size_t		digits = strspn(p + 1, "0123456789");
-		int			port = digits >= 1 && digits <= 5 ? atoi(p + 1) : 0;
-
-		if (port < 1 || port > 65535 || p + 1 + digits != authority_end)
+		case HTTP_URL_PORT:
 			return gettext_noop("has a malformed port");
-		p += 1 + digits;
 	}
-	if (p != authority_end)
-		return gettext_noop("has a malformed host name");
-	if (!path_allowed && *p != '\0' && strcmp(p, "/") != 0)
+	if (!path_allowed && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
 		return gettext_noop("must not contain a path");
-	for (; *p != '\0'; p++)
+	for (const char *p = url.path; *p != '\0'; p++)
 	{
 		if (!is_path_char(*p) ||
 			(*p == '%' && !(isxdigit((unsigned char) p[1]) && isxdigit((unsigned char) p[2]))))
@@ -590,6 +566,7 @@ options_check(List *options, Oid catalog)
 		check_credentials_complete(options);
 }
 
+/* Throws class HV on an option that the validator would refuse. */
 void
 options_store(List *options, Oid catalog, FlowServer *server)
 {

@@ -126,6 +126,10 @@ window_ready_at(RateWindow *window, RateUnit unit, uint32 limit, uint32 wanted,
 	return ready_at + whole * RATE_SIZE * part_us(unit);
 }
 
+/*
+ * When "wanted" more requests keep to the rate, which must not be unlimited:
+ * at once (now, or earlier), or so late.
+ */
 TimestampTz
 rate_ready_at(RateHistory *history, const FlowRate *rate, uint32 wanted, TimestampTz now)
 {
@@ -156,6 +160,10 @@ rate_ready_at(RateHistory *history, const FlowRate *rate, uint32 wanted, Timesta
 	return ready_at;
 }
 
+/*
+ * Was a request counted so long ago that the windows do not tell of it if it
+ * goes out only now?
+ */
 bool
 rate_is_stale(TimestampTz counted_at, TimestampTz now)
 {
@@ -182,6 +190,10 @@ rate_count(RateHistory *history, TimestampTz now)
 	rate_count_many(history, 1, now);
 }
 
+/*
+ * A request did not go out after all.  counted_at: when it was counted; last: history->last
+ * before that.
+ */
 void
 rate_uncount(RateHistory *history, TimestampTz counted_at, TimestampTz last)
 {
@@ -225,6 +237,10 @@ rate_span(const FlowRate *rate)
 	return RATE_SIZE * part_us(unit);
 }
 
+/*
+ * So many requests may go out before what is kept of the app must be written
+ * again: few enough that it does not matter much if they are counted twice.
+ */
 uint32
 rate_allowance(const FlowRate *rate)
 {

@@ -26,6 +26,7 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -153,6 +154,9 @@ complete_server(FlowServer *server)
 	compute_app_key(server);
 }
 
+/*
+ * userid may be InvalidOid, for PUBLIC.  Whatever anybody's rights.
+ */
 bool
 server_app_key(ForeignServer *foreign_server, Oid userid, AppKey *key)
 {
@@ -310,6 +314,14 @@ remember_server(const FlowServer *server)
 	MemoryContextSwitchTo(old_context);
 }
 
+/*
+ * name may be NULL: that of the setting feishu_flow.server.
+ *
+ * Throws 42704 when there is no such server, 42809 when it belongs to another
+ * wrapper, 42501 without USAGE, 42704 without a user mapping or when the mapping
+ * lacks app_id, app_secret and tenant_access_token; each with a HINT that says what to
+ * type.
+ */
 FlowServer *
 server_lookup(const char *name, Oid userid)
 {

@@ -92,6 +92,10 @@ read_mapping_row(Snapshot snapshot, Oid userid, ServerRows *rows)
 	return rows->mapping != MAPPING_NONE;
 }
 
+/*
+ * For the server of this name and a role, as a snapshot has them; NULL: as they are
+ * now.
+ */
 bool
 server_read_catalogs(const char *name, Oid userid, Snapshot snapshot, ServerRows *rows)
 {

@@ -16,7 +16,7 @@
 #include "lib/ilist.h"
 #include "utils/palloc.h"
 
-#include "app/options.h"
+#include "app/server.h"
 #include "http/http.h"
 
 #define TOKEN_FAILURE_BODY_SIZE	1024
@@ -93,10 +93,6 @@ typedef struct TokenLease
 	int			room;			/* bytes that token points to; 0: a constant */
 } TokenLease;
 
-/* Hooks of the postmaster; without them each process has a cache of its own. */
-extern void token_request_shmem(void);
-extern void token_startup_shmem(void);
-
 /* A caller's business with the cache begins; a token is kept in that context. */
 extern void token_lease_init(TokenLease *lease, const AppKey *key, Oid payer,
 							 MemoryContext context);
@@ -110,11 +106,7 @@ extern void token_lease_pass_duty(TokenLease *from, TokenLease *to);
 /* Wipe the token. */
 extern void token_lease_wipe(TokenLease *lease);
 
-/*
- * Get a token.  deadline is that of the fetch that the caller would do: after
- * it, somebody else may take the duty over.  Does not wait; call wakeup_look
- * before, to be woken when any fetch ends.
- */
+/* Get a token, or hear what is to be done for one.  Does not wait. */
 extern TokenState token_cache_acquire(TokenLease *lease, TimestampTz deadline,
 									  TokenFailure *failure);
 
@@ -125,10 +117,7 @@ extern void token_cache_bypass(TokenLease *lease);
 extern void token_cache_store(TokenLease *lease, const char *token, int expires_in,
 							  TimestampTz requested_at);
 
-/*
- * End of a fetch: everybody who waits for it fails the same way; with NULL, somebody
- * else should try.  One who has a token uses it for a while before the next fetch.
- */
+/* End of a fetch, which failed. */
 extern void token_cache_fail(TokenLease *lease, const TokenFailure *failure);
 
 /* The fetch was given up: somebody else should try.  Does not throw. */
@@ -137,19 +126,13 @@ extern void token_cache_abandon(TokenLease *lease);
 /* Does the cache serve all processes? */
 extern bool token_cache_is_shared(void);
 
-/*
- * The platform refused lease->token: see that nobody uses it again, unless it is to
- * be kept for a while.
- */
+/* The platform refused lease->token: nobody is to use it again, as a rule. */
 extern TokenRefused token_cache_evict(TokenLease *lease);
 
 /* The platform accepted lease->token. */
 extern void token_cache_prove(TokenLease *lease);
 
-/*
- * token_ask.c: the caller, told TOKEN_READY_REFRESH by a shared cache, hands its duty on
- * to the dispatcher of a database, which is to be told (DispatchNews.tokens).
- */
+/* token_ask.c: hand the duty to refresh on to the dispatcher of a database. */
 extern void token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked);
 
 /* token_ask.c, for the dispatcher: what it is asked for; at most max. */

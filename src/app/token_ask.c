@@ -6,12 +6,12 @@
  * A session drives its HTTP loop only while it has calls under way, and may end
  * after the first: a refresh that it begins gets no further, though many such
  * sessions use the token.  A dispatcher always drives its loop.  So the session
- * that finds a token due hands the duty on, by a note in the token's slot, and the
+ * that finds a token due hands the duty on, by a note beside the token, and the
  * dispatcher takes it from there.
  *
  * The note holds no secret: it says whose credentials on which server gave the
  * token.  The dispatcher looks them up itself, with that role's rights, and fetches
- * a token if they still have the identity (AppKey) of the slot.  If they have not,
+ * a token if they still have the identity (AppKey) of the token.  If they have not,
  * or cannot be looked up (what made them may not have committed), it says so; or it
  * is too busy to, or has ended, and the note becomes too old.  Then the session
  * that comes next has the duty, and is told (asked_in_vain) to see to it itself.
@@ -27,26 +27,30 @@
 #include "miscadmin.h"
 #include "utils/timestamp.h"
 
-#include "app/token_internal.h"
+#include "app/apps_internal.h"
 
+/*
+ * The caller, told TOKEN_READY_REFRESH by a shared cache, hands its duty on to the
+ * dispatcher of a database, which is to be told (DispatchNews.tokens).
+ */
 void
 token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TokenSlot  *slot;
+	AppToken   *token;
 
 	Assert(lease->fetching && lease->flight != 0);
 	token_lease_drop_duty(lease);
-	token_cache_lock(LW_EXCLUSIVE);
-	slot = token_slot_of_flight(lease);
-	if (slot != NULL)
+	app_table_lock(LW_EXCLUSIVE);
+	token = token_of_flight(lease);
+	if (token != NULL)
 	{
-		slot->flight = 0;
-		slot->ask = TOKEN_ASK_PENDING;
-		slot->ask_until = TimestampTzPlusMilliseconds(now, TOKEN_TAKEOVER_MS);
-		slot->asked = *asked;
+		token->flight = 0;
+		token->ask = TOKEN_ASK_PENDING;
+		token->ask_until = TimestampTzPlusMilliseconds(now, TOKEN_TAKEOVER_MS);
+		token->asked = *asked;
 	}
-	token_cache_unlock();
+	app_table_unlock();
 }
 
 int
@@ -56,17 +60,17 @@ token_asks_of_database(TokenAsked *asked, int max)
 
 	if (!token_cache_is_shared())
 		return 0;
-	token_cache_lock(LW_SHARED);
-	for (int i = 0; i < token_cache->num_used && num < max; i++)
+	app_table_lock(LW_SHARED);
+	for (int i = 0; i < app_table->num_used && num < max; i++)
 	{
-		if (token_slots[i].ask == TOKEN_ASK_PENDING &&
-			token_slots[i].asked.database == MyDatabaseId)
+		if (apps[i].token.ask == TOKEN_ASK_PENDING &&
+			apps[i].token.asked.database == MyDatabaseId)
 		{
-			asked[num] = token_slots[i].asked;
-			asked[num++].key = token_cache->keys[i];
+			asked[num] = apps[i].token.asked;
+			asked[num++].key = app_table->keys[i];
 		}
 	}
-	token_cache_unlock();
+	app_table_unlock();
 	return num;
 }
 
@@ -74,33 +78,33 @@ bool
 token_ask_accept(TokenLease *lease)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TokenSlot  *slot;
+	AppToken   *token;
 	bool		accepted = false;
 
-	token_cache_lock(LW_EXCLUSIVE);
-	slot = token_slot_find(&lease->key);
-	if (slot != NULL && slot->ask == TOKEN_ASK_PENDING)
+	app_table_lock(LW_EXCLUSIVE);
+	token = token_find(&lease->key);
+	if (token != NULL && token->ask == TOKEN_ASK_PENDING)
 	{
-		slot->ask = TOKEN_ASK_NONE;
+		token->ask = TOKEN_ASK_NONE;
 		/* it may have expired, or somebody may be at it who needs it more */
-		accepted = token_slot_is_good(slot, now) && slot->refresh_at <= now &&
-			(slot->flight == 0 || slot->flight_deadline <= now);
+		accepted = token_is_good(token, now) && token->refresh_at <= now &&
+			!token_is_fetched(token, now);
 		if (accepted)
-			token_slot_start_flight(slot, lease,
-									TimestampTzPlusMilliseconds(now, TOKEN_REFRESH_MS), true);
+			token_start_flight(token, lease,
+							   TimestampTzPlusMilliseconds(now, TOKEN_REFRESH_MS), true);
 	}
-	token_cache_unlock();
+	app_table_unlock();
 	return accepted;
 }
 
 void
 token_ask_refuse(const AppKey *key)
 {
-	TokenSlot  *slot;
+	AppToken   *token;
 
-	token_cache_lock(LW_EXCLUSIVE);
-	slot = token_slot_find(key);
-	if (slot != NULL && slot->ask == TOKEN_ASK_PENDING)
-		slot->ask = TOKEN_ASK_IN_VAIN;
-	token_cache_unlock();
+	app_table_lock(LW_EXCLUSIVE);
+	token = token_find(key);
+	if (token != NULL && token->ask == TOKEN_ASK_PENDING)
+		token->ask = TOKEN_ASK_IN_VAIN;
+	app_table_unlock();
 }

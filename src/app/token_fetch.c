@@ -89,6 +89,7 @@ fetch_start(MemoryContext context, const FlowServer *server, TokenLease *lease,
 	request.body_len = fetch->body.len;
 	request.proxy = server->proxy;
 	request.ca_file = server->ca_file;
+	request.headers = FEISHU_HEADERS;
 	request.version = server->http_version;
 	request.deadline = deadline;
 	request.connect_timeout_ms = connect_timeout_ms;
@@ -101,6 +102,11 @@ fetch_start(MemoryContext context, const FlowServer *server, TokenLease *lease,
 	return fetch;
 }
 
+/*
+ * Fetch a token and end the lease's duty by storing it, failing or giving up;
+ * the latter also when the memory context is reset before the end.  lease is
+ * copied; its own duty passes to the fetch, unless an error is thrown.
+ */
 void
 token_fetch_start(MemoryContext parent, const FlowServer *server,
 				  TokenLease *lease, TimestampTz deadline,
@@ -132,6 +138,12 @@ refresh_forgive(uint32 holdoff)
 			 errhidestmt(true), errhidecontext(true)));
 }
 
+/*
+ * As token_fetch_start, for a token that is good still: nobody waits for the fetch.  It lives in
+ * its memory as long as it needs; ended (or NULL) is to throw nothing, and may be
+ * called twice.  When memory runs out there is none (NULL is returned), or it fails;
+ * that is not thrown, and nobody tries again for a while.
+ */
 TokenFetch *
 token_refresh_start(MemoryContext parent, const FlowServer *server, TokenLease *lease,
 					int connect_timeout_ms, FetchEnded ended, void *arg)
@@ -199,15 +211,12 @@ fetch_finish(TokenFetch *fetch, HttpTransfer *transfer)
 {
 	const HttpResult *result = http_transfer_result(transfer);
 	MemoryContext old_context = MemoryContextSwitchTo(fetch->context);
-	TokenResponse *response = NULL;
+	FlowResponse *response = NULL;
 
 	if (result->outcome == HTTP_ANSWERED)
-	{
-		HttpAnswer	answer = http_answer(result);
-
 		/* nothing of its text is shown */
-		response = wire_read_token_answer(fetch->oauth, &answer, NULL);
-	}
+		response = wire_read_token_answer(fetch->oauth, result->http_status, result->body,
+										  result->body_len, NULL);
 
 	if (response != NULL && response->token != NULL)
 	{
@@ -223,8 +232,7 @@ fetch_finish(TokenFetch *fetch, HttpTransfer *transfer)
 		TokenFailure failure;
 		bool		shared;
 
-		shared = fetch_describe_failure(result, response ? &response->refusal : NULL,
-										&failure);
+		shared = fetch_describe_failure(result, response, &failure);
 		token_cache_fail(&fetch->lease, shared ? &failure : NULL);
 		MemoryContextSwitchTo(old_context);
 		if (fetch->ended != NULL)
@@ -287,11 +295,9 @@ refresh_on_end(TransferListener *listener, HttpTransfer *transfer)
 FlowResponse *
 token_failure_response(const FlowServer *server, const TokenFailure *failure)
 {
-	HttpAnswer	answer = {0};
 	const MaskSecrets secrets = {{server->app_secret, server->fixed_token}};
 
-	answer.http_status = failure->http_status;
-	answer.body = pnstrdup(failure->body, failure->body_len);
-	answer.body_len = failure->body_len;
-	return &wire_read_token_answer(server->protocol == TOKEN_OAUTH, &answer, &secrets)->refusal;
+	return wire_read_token_answer(server->protocol == TOKEN_OAUTH, failure->http_status,
+								  pnstrdup(failure->body, failure->body_len),
+								  failure->body_len, &secrets);
 }

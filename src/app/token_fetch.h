@@ -12,7 +12,7 @@
 #ifndef FEISHU_TOKEN_FETCH_H
 #define FEISHU_TOKEN_FETCH_H
 
-#include "app/options.h"
+#include "app/server.h"
 #include "app/token.h"
 #include "http/http.h"
 #include "wire/wire.h"
@@ -33,11 +33,7 @@ typedef struct TransferListener
  */
 typedef void (*FetchEnded) (void *arg, const TokenLease *lease, const HttpResult *result);
 
-/*
- * Fetch a token and end the lease's duty by storing it, failing or giving up;
- * the latter also when the memory context is reset before the end.  lease is
- * copied; its own duty passes to the fetch, unless an error is thrown.
- */
+/* Fetch a token and so end the lease's duty. */
 extern void token_fetch_start(MemoryContext parent, const FlowServer *server,
 							  TokenLease *lease, TimestampTz deadline,
 							  int connect_timeout_ms, FetchEnded ended, void *arg);
@@ -45,12 +41,7 @@ extern void token_fetch_start(MemoryContext parent, const FlowServer *server,
 /* A refresh that is under way. */
 typedef struct TokenFetch TokenFetch;
 
-/*
- * The same for a token that is good still: nobody waits for the fetch.  It lives in
- * its memory as long as it needs; ended (or NULL) is to throw nothing, and may be
- * called twice.  When memory runs out there is none (NULL is returned), or it fails;
- * that is not thrown, and nobody tries again for a while.
- */
+/* The same for a token that is good still, for which nobody waits; may be NULL. */
 extern TokenFetch *token_refresh_start(MemoryContext parent, const FlowServer *server,
 									   TokenLease *lease, int connect_timeout_ms,
 									   FetchEnded ended, void *arg);
@@ -58,17 +49,9 @@ extern TokenFetch *token_refresh_start(MemoryContext parent, const FlowServer *s
 /* It has taken too long: nobody tries again for a while. */
 extern void token_refresh_give_up(TokenFetch *fetch);
 
-/* What wire.h needs to know of an HTTP response. */
-static inline HttpAnswer
-http_answer(const HttpResult *result)
-{
-	HttpAnswer	answer;
-
-	answer.http_status = result->http_status;
-	answer.body = result->body ? result->body : "";
-	answer.body_len = result->body_len;
-	return answer;
-}
+/* Feishu's names of headers. */
+#define FEISHU_HEADERS \
+	((HttpHeaderNames) {.id = "x-tt-logid", .other_id = "x-request-id", .reset = "x-ogw-ratelimit-reset"})
 
 /* The refusal in a failure that carries an answer. */
 extern FlowResponse *token_failure_response(const FlowServer *server,

@@ -36,6 +36,7 @@ count(BudgetAccount *account, int64 bytes)
 		share->bytes += bytes;
 }
 
+/* Take them in any case: they are there already, or few. */
 void
 budget_take_anyway(BudgetAccount *account, int64 bytes)
 {
@@ -65,18 +66,21 @@ take_of(int64 all, BudgetAccount *account, int64 bytes)
 	return true;
 }
 
+/* Take so many bytes more, if there is room for them (always when beyond). */
 bool
 budget_take(BudgetAccount *account, int64 bytes)
 {
 	return take_of(BUDGET_BYTES, account, bytes);
 }
 
+/* budget_take for what cannot wait: of more. */
 bool
 budget_take_at_once(BudgetAccount *account, int64 bytes)
 {
 	return take_of(BUDGET_BYTES_AT_ONCE, account, bytes);
 }
 
+/* Give bytes back; with the last ones it is not beyond any more. */
 void
 budget_give_back(BudgetAccount *account, int64 bytes)
 {
@@ -90,6 +94,10 @@ budget_give_back(BudgetAccount *account, int64 bytes)
 	}
 }
 
+/*
+ * From now on all bytes of this one are had beyond the budget; false when another
+ * of its kind does that.
+ */
 bool
 budget_go_beyond(BudgetAccount *account)
 {
@@ -101,6 +109,7 @@ budget_go_beyond(BudgetAccount *account)
 	return true;
 }
 
+/* Whose turn is it rather: one's (or nobody's), or the other's?  And it has its turn. */
 bool
 budget_is_before(const BudgetShare *other, const BudgetShare *one, BudgetKind kind)
 {

@@ -58,8 +58,7 @@ extern void budget_take_anyway(BudgetAccount *account, int64 bytes);
 /* Give bytes back; with the last ones it is not beyond any more. */
 extern void budget_give_back(BudgetAccount *account, int64 bytes);
 
-/* From now on all bytes of this one are had beyond the budget; false when another
- * of its kind does that. */
+/* From now on all bytes are had beyond the budget; false when another does that. */
 extern bool budget_go_beyond(BudgetAccount *account);
 
 /* Whose turn is it rather: one's (or nobody's), or the other's?  And it has its turn. */

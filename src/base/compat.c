@@ -25,6 +25,11 @@
 
 #if PG_VERSION_NUM >= 160000
 
+/*
+ * Call a type's input function without throwing because of what the text
+ * says; false when it is no value of the type, and then *error, unless NULL,
+ * tells why.  16 has soft errors for this.  See compat.c for 15.
+ */
 bool
 feishu_input(PGFunction function, char *text, Datum *result, ErrorData **error)
 {
@@ -107,6 +112,7 @@ feishu_have_createdb(void)
 
 #endif
 
+/* Parse JSON text in the database encoding; false when jsonb cannot hold it. */
 bool
 feishu_jsonb_from_cstring(char *json, Jsonb **result)
 {

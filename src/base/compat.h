@@ -48,6 +48,13 @@
 #define feishu_create_wait_event_set(nevents) CreateWaitEventSet(TopMemoryContext, (nevents))
 #endif
 
+/* ShmemInitHash: 19 has one number of entries. */
+#if PG_VERSION_NUM >= 190000
+#define feishu_shmem_hash(name, nelems, control, flags) ShmemInitHash(name, nelems, control, flags)
+#else
+#define feishu_shmem_hash(name, nelems, control, flags) ShmemInitHash(name, nelems, nelems, control, flags)
+#endif
+
 /*
  * Wait events: 17 lets an extension name its own.  Before, all of them show
  * as "Extension".
@@ -72,11 +79,7 @@
 #define FEISHU_ROLE_MAY_ACT "MEMBER"
 #endif
 
-/*
- * Call a type's input function without throwing because of what the text
- * says; false when it is no value of the type, and then *error, unless NULL,
- * tells why.  16 has soft errors for this.  See compat.c for 15.
- */
+/* Call a type's input function; false when the text is no value of the type. */
 extern bool feishu_input(PGFunction function, char *text, Datum *result,
 						 ErrorData **error);
 

@@ -34,11 +34,14 @@ int			feishu_guc_max_in_flight = 256;
 int			feishu_guc_max_attempts = 20;
 int			feishu_guc_max_age = 24 * 60 * 60;
 int			feishu_guc_retention = 7 * 24 * 60 * 60;
+int			feishu_guc_retention_failed = 30 * 24 * 60 * 60;
 int			feishu_guc_track_flows = 1000;
 int			feishu_guc_max_handlers = 2;
 int			feishu_guc_handler_timeout = 60 * 1000;
 int			feishu_guc_handler_attempts = 10;
+double		feishu_guc_rate_share = 1.0;
 
+/* To be called once, from _PG_init. */
 void
 guc_define_settings(void)
 {
@@ -147,10 +150,18 @@ guc_define_settings(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.retention",
-							"Sets how long finished flows are kept.",
+							"Sets how long flows that succeeded or were cancelled are kept.",
 							NULL,
 							&feishu_guc_retention,
 							7 * 24 * 60 * 60, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.retention_failed",
+							"Sets how long flows that failed or are unconfirmed are kept.",
+							NULL,
+							&feishu_guc_retention_failed,
+							30 * 24 * 60 * 60, 1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
 
@@ -209,6 +220,14 @@ guc_define_settings(void)
 							10, 1, INT_MAX,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
+
+	DefineCustomRealVariable("feishu_flow.rate_share",
+							 "Sets this PostgreSQL server's share of each max_rate and max_concurrency.",
+							 "For clusters in which several PostgreSQL servers send for one app. At least one call may be under way.",
+							 &feishu_guc_rate_share,
+							 1.0, MIN_RATE_SHARE, 1.0,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("feishu_flow");
 }

@@ -24,6 +24,9 @@
 #define MAX_RESPONSE_SIZE_LIMIT	(128 * 1024)
 #define MAX_REQUEST_SIZE_LIMIT	(512 * 1024)
 
+/* The least that feishu_flow.rate_share can be: more than nothing. */
+#define MIN_RATE_SHARE			0.001
+
 /* The most that feishu_flow.max_handlers can be. */
 #define MAX_HANDLERS_LIMIT		256
 
@@ -38,16 +41,18 @@ extern int	feishu_guc_track_flows; /* entries of the statistics */
 extern int	feishu_guc_max_handlers;	/* sessions of a database */
 extern int	feishu_guc_handler_timeout; /* ms */
 extern int	feishu_guc_handler_attempts;
-extern int	feishu_guc_max_apps;	/* slots of the shared token cache and limiter */
+extern int	feishu_guc_max_apps;	/* slots of the table of apps */
 extern int	feishu_guc_retry_base_delay;	/* ms, after the first failure */
 extern int	feishu_guc_retry_max_delay; /* ms */
+extern double feishu_guc_rate_share;	/* of max_rate and max_concurrency */
 extern bool feishu_guc_dispatch;	/* are queued flows to be sent? */
 extern int	feishu_guc_poll_interval;	/* ms, between looks without a wake-up */
 
 extern int	feishu_guc_max_in_flight;	/* requests of one dispatcher at once */
 extern int	feishu_guc_max_attempts;
 extern int	feishu_guc_max_age; /* s, from run_at until a flow is given up */
-extern int	feishu_guc_retention;	/* s, that finished flows are kept */
+extern int	feishu_guc_retention;	/* s, that flows which went well are kept */
+extern int	feishu_guc_retention_failed;	/* s, that others are */
 
 /* To be called once, from _PG_init. */
 extern void guc_define_settings(void);

@@ -40,6 +40,7 @@ typedef struct Obstacle
 	const char *table;			/* of the queue; NULL: none */
 } Obstacle;
 
+/* Has a process waited for a lock for longer than a second? */
 bool
 lock_wait_is_long(int pid)
 {
@@ -116,6 +117,10 @@ process_role(int pid)
 	return proc != NULL && OidIsValid(proc->roleId) ? GetUserNameFromId(proc->roleId, true) : NULL;
 }
 
+/*
+ * Whose lock that is, in words; if it does not wait, whose lock is on the queue's
+ * tables.  palloc'd.  In a transaction.
+ */
 char *
 lock_wait_text(int pid, bool translated)
 {

@@ -15,10 +15,7 @@
 /* Has a process waited for a lock for longer than a second? */
 extern bool lock_wait_is_long(int pid);
 
-/*
- * Whose lock that is, in words; if it does not wait, whose lock is on the queue's
- * tables.  palloc'd.  In a transaction.
- */
+/* Whose lock that is, in words; if it does not wait, whose lock is on the queue's tables. */
 extern char *lock_wait_text(int pid, bool translated);
 
 #endif							/* FEISHU_LOCK_WAIT_H */

@@ -142,6 +142,7 @@ break_part(char *found, const char *part)
 	found[at] = found[at] == '_' ? '-' : '_';
 }
 
+/* Break them in text that is not ours, in place; NULL is allowed. */
 void
 phrases_break(char *text)
 {

@@ -73,8 +73,9 @@ static int	noted[LIMIT_KINDS];
 
 
 /*
- * Once connected, the process has the database's value as its own, which hides a
- * change of the configuration: then what that said at the start holds.
+ * Note what the configuration says: before the process connects, after it has, and after
+ * each reload.  Once connected, the process has the database's value as its own, which
+ * hides a change of the configuration: then what that said at the start holds.
  */
 void
 role_settings_note_configured(void)
@@ -163,6 +164,10 @@ role_settings_read_again(void)
 	}
 }
 
+/*
+ * See what is set for roles and databases: if that was not done in the last second,
+ * or now.  In a transaction, between sql_begin_as_owner and sql_end_as_owner.
+ */
 void
 role_settings_read(TimestampTz now)
 {
@@ -190,6 +195,7 @@ find_limit(LimitKind kind, Oid roleid, int *kilobytes)
 	return found;
 }
 
+/* What holds for queued flows of a role, in kB. */
 int
 role_max_request_size(Oid roleid)
 {

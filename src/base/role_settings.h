@@ -14,12 +14,10 @@
 
 #include "datatype/timestamp.h"
 
-/* Note what the configuration says: before the process connects, after it has, and
- * after each reload. */
+/* Note what the configuration says: before and after connecting, and at each reload. */
 extern void role_settings_note_configured(void);
 
-/* See what is set for roles and databases: if that was not done in the last second,
- * or now.  In a transaction, between sql_begin_as_owner and sql_end_as_owner. */
+/* See what is set for roles and databases: if that was not done in the last second, or now. */
 extern void role_settings_read(TimestampTz now);
 extern void role_settings_read_again(void);
 

@@ -23,6 +23,7 @@
 #include "storage/lmgr.h"
 #include "storage/sinval.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #include "base/nls.h"
@@ -30,7 +31,7 @@
 
 const char *const queue_tables[QUEUE_TABLES] = {
 	"outbox", "claim", "paused_server", "held_lane", LAST_ID_TABLE,
-	LAST_END_TABLE
+	LAST_END_TABLE, "attempt"
 };
 
 /* Throw that the tables are not there. */
@@ -43,6 +44,21 @@ report_not_installed(void)
 			 errhint("CREATE EXTENSION feishu_flow.")));
 }
 
+/* Has a table of ours a trigger that the extension did not make? */
+bool
+sql_has_triggers(Relation table)
+{
+	TriggerDesc *triggers = table->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		if (get_func_namespace(triggers->triggers[i].tgfoid) != RelationGetNamespace(table))
+			return true;
+	}
+	return false;
+}
+
+/* A table of ours, or InvalidOid. */
 Oid
 sql_find_table(const char *name)
 {
@@ -51,6 +67,7 @@ sql_find_table(const char *name)
 	return OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
 }
 
+/* The queue's table and that of its last id.  Throws 42704 without them. */
 void
 sql_find_outbox(Oid *outbox, Oid *last_id)
 {
@@ -93,6 +110,7 @@ sql_lock_number(const char *name)
 	}
 }
 
+/* sql_find_outbox; the table of the last id is locked then, until the end of the transaction. */
 void
 sql_lock_outbox(Oid *outbox, Oid *last_id)
 {
@@ -102,6 +120,10 @@ sql_lock_outbox(Oid *outbox, Oid *last_id)
 		report_not_installed();
 }
 
+/*
+ * Throw 25006 unless the transaction may write, as PostgreSQL does it; command is
+ * what cannot be executed then.
+ */
 void
 sql_check_writable(const char *command)
 {
@@ -133,6 +155,12 @@ find_owner(void)
 	return owner;
 }
 
+/*
+ * From here to sql_end_as_owner, SPI is connected and the current user is the owner of the
+ * tables, in a security-restricted context.  An error in between needs no
+ * care: the transaction's abort undoes both.  They nest: a trigger on our
+ * tables may call our functions, and each has to find back to its own caller.
+ */
 void
 sql_begin_as_owner(SqlCaller *caller)
 {
@@ -152,6 +180,12 @@ sql_end_as_owner(const SqlCaller *caller)
 	SPI_finish();
 }
 
+/*
+ * Run a statement; returns the number of rows.  Throws unless its result is
+ * the expected SPI_OK_*.  The result of the statement before is gone.  With a snapshot it sees that
+ * one, and what this transaction did.
+ * nulls as for SPI_execute_plan.
+ */
 uint64
 sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 		int expected, Snapshot snapshot)
@@ -181,6 +215,7 @@ sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 	return SPI_processed;
 }
 
+/* Column (from 1) of a row (from 0) of the last result. */
 Datum
 sql_value(uint64 row, int column, bool *is_null)
 {

@@ -13,12 +13,13 @@
 #define FEISHU_SQLRUN_H
 
 #include "executor/spi.h"
+#include "utils/relcache.h"
 #include "utils/snapshot.h"
 
 /* Where the queue's tables are; nobody else may look into it. */
 #define QUEUE_SCHEMA		"feishu_internal"
 
-#define SQL_MAX_ARGUMENTS	21
+#define SQL_MAX_ARGUMENTS	23
 
 /* A statement, planned at its first use and kept; to be a static variable. */
 typedef struct SqlStatement
@@ -41,10 +42,12 @@ typedef struct SqlStatement
 	 .options = CURSOR_OPT_GENERIC_PLAN}
 
 /* The queue's tables; these two are not written by SQL (flow_id.c). */
-#define QUEUE_TABLES		6
+#define QUEUE_TABLES		7
 #define LAST_ID_TABLE		"last_id"
 #define LAST_END_TABLE		"last_end"
 extern const char *const queue_tables[QUEUE_TABLES];
+
+extern bool sql_has_triggers(Relation table);
 
 /* One of them, or InvalidOid. */
 extern Oid	sql_find_table(const char *name);
@@ -58,10 +61,7 @@ extern void sql_lock_outbox(Oid *outbox, Oid *last_id);
 /* Lock and find the table of a number that is to be drawn (flow_id.c), likewise. */
 extern Oid	sql_lock_number(const char *name);
 
-/*
- * Throw 25006 unless the transaction may write, as PostgreSQL does it; command is
- * what cannot be executed then.
- */
+/* Throw 25006 unless the transaction may write. */
 extern void sql_check_writable(const char *command);
 
 /* Who one was before. */
@@ -71,21 +71,11 @@ typedef struct SqlCaller
 	int			sec_context;
 } SqlCaller;
 
-/*
- * Between these two, SPI is connected and the current user is the owner of the
- * tables, in a security-restricted context.  An error in between needs no
- * care: the transaction's abort undoes both.  They nest: a trigger on our
- * tables may call our functions, and each has to find back to its own caller.
- */
+/* Between these two, SPI is connected and the current user owns the tables. */
 extern void sql_begin_as_owner(SqlCaller *caller);
 extern void sql_end_as_owner(const SqlCaller *caller);
 
-/*
- * Run a statement; returns the number of rows.  Throws unless its result is
- * the expected SPI_OK_*.  The result of the statement before is gone.  With a snapshot it sees that
- * one, and what this transaction did.
- * nulls as for SPI_execute_plan.
- */
+/* Run a statement; returns the number of rows. */
 extern uint64 sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 					  int expected, Snapshot snapshot);
 

@@ -60,6 +60,7 @@ waiters_size(void)
 	return add_size(offsetof(Waiters, slots), mul_size(MaxBackends, sizeof(WaiterSlot)));
 }
 
+/* Hooks of the postmaster; without them nobody is notified. */
 void
 waiters_request_shmem(void)
 {
@@ -111,6 +112,11 @@ have_slot(void)
 	return true;
 }
 
+/*
+ * This process waits for the end of a flow of its database, until waiters_leave,
+ * which is to be called on every way out.  To be called before each look at the
+ * flow.
+ */
 void
 waiters_look(int64 id)
 {
@@ -125,6 +131,7 @@ waiters_look(int64 id)
 	pg_atomic_exchange_u32(&my_slot->is_told, 0);	/* a barrier before the look */
 }
 
+/* Was the process notified of something since its last look, so that it must not sleep? */
 bool
 waiters_is_told(void)
 {
@@ -183,6 +190,10 @@ anybody_waits(void)
 	return pg_atomic_read_u32(&waiters->num_waiting) > 0;
 }
 
+/*
+ * Flows of this database have ended.  After the commit, not under a lock.  Sorts
+ * the ids.  Neither of these throws or allocates.
+ */
 void
 waiters_tell(int64 *ids, int num)
 {
@@ -192,6 +203,7 @@ waiters_tell(int64 *ids, int num)
 	wake(ids, num);
 }
 
+/* Any flows may have ended: all who wait in this database look. */
 void
 waiters_tell_all(void)
 {

@@ -16,11 +16,7 @@
 extern void waiters_request_shmem(void);
 extern void waiters_startup_shmem(void);
 
-/*
- * This process waits for the end of a flow of its database, until waiters_leave,
- * which is to be called on every way out.  To be called before each look at the
- * flow.
- */
+/* This process waits for the end of a flow of its database, until waiters_leave. */
 extern void waiters_look(int64 id);
 
 /* Was it told something since its last look, so that it must not sleep? */
@@ -28,10 +24,7 @@ extern bool waiters_is_told(void);
 
 extern void waiters_leave(void);
 
-/*
- * Flows of this database have ended.  After the commit, not under a lock.  Sorts
- * the ids.  Neither of these throws or allocates.
- */
+/* Flows of this database have ended. */
 extern void waiters_tell(int64 *ids, int num);
 
 /* Likewise, whichever flows: all who wait in this database look. */

@@ -61,6 +61,7 @@ wakeup_size(void)
 					mul_size(MaxBackends, sizeof(pg_atomic_uint32)));
 }
 
+/* Hooks of the postmaster; without them a process can only wait for itself. */
 void
 wakeup_request_shmem(void)
 {
@@ -99,6 +100,10 @@ my_flag(void)
 	return number < wakeup->num_flags ? &wakeup->wanted[number] : NULL;
 }
 
+/*
+ * To be called before looking at shared state that one may have to wait for.
+ * Cheap, and does no harm when there is nothing to wait for after all.
+ */
 void
 wakeup_look(void)
 {
@@ -109,6 +114,11 @@ wakeup_look(void)
 	pg_memory_barrier();		/* read the count before what one looks at */
 }
 
+/*
+ * To be called right before the process waits on its latch for what it did
+ * not find: has the latch set at the next broadcast, or at once if there was
+ * one since the first look after the last wait.
+ */
 void
 wakeup_wait_begin(void)
 {
@@ -123,6 +133,7 @@ wakeup_wait_begin(void)
 	looked = false;
 }
 
+/* There is nothing to wait for any more. */
 void
 wakeup_wait_end(void)
 {
@@ -133,6 +144,10 @@ wakeup_wait_end(void)
 	looked = false;
 }
 
+/*
+ * Something changed that others may wait for.  Not under a lock.  Does not
+ * throw.
+ */
 void
 wakeup_broadcast(void)
 {

@@ -16,26 +16,16 @@
 extern void wakeup_request_shmem(void);
 extern void wakeup_startup_shmem(void);
 
-/*
- * To be called before looking at shared state that one may have to wait for.
- * Cheap, and does no harm when there is nothing to wait for after all.
- */
+/* To be called before looking at shared state that one may have to wait for. */
 extern void wakeup_look(void);
 
-/*
- * To be called right before the process waits on its latch for what it did
- * not find: has the latch set at the next broadcast, or at once if there was
- * one since the first look after the last wait.
- */
+/* To be called right before the process waits on its latch. */
 extern void wakeup_wait_begin(void);
 
 /* There is nothing to wait for any more. */
 extern void wakeup_wait_end(void);
 
-/*
- * Something changed that others may wait for.  Not under a lock.  Does not
- * throw.
- */
+/* Something changed that others may wait for. */
 extern void wakeup_broadcast(void);
 
 #endif							/* FEISHU_WAKEUP_H */

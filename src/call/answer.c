@@ -13,11 +13,14 @@
 
 #include "miscadmin.h"
 
-#include "app/token_fetch.h"
 #include "base/nls.h"
 #include "base/phrases.h"
 #include "call/answer.h"
 
+/*
+ * Make text of the peer fit for a message, in place: secrets are overwritten,
+ * phrases that clients would take amiss are broken.  NULL is allowed.
+ */
 void
 answer_mask_text(const MaskSecrets *secrets, char *text)
 {
@@ -26,6 +29,7 @@ answer_mask_text(const MaskSecrets *secrets, char *text)
 	phrases_break(text);
 }
 
+/* Break the phrases in all that a message shows of an answer that was read. */
 void
 answer_break_phrases(FlowResponse *response)
 {
@@ -41,25 +45,20 @@ answer_break_phrases(FlowResponse *response)
 	phrases_break(response->status);
 }
 
+/*
+ * Read an answer.  It is returned, and kept, whole, but for the secrets.
+ * Throws when memory runs out, and at a cancel if the answer is long.
+ */
 FlowResponse *
 answer_read(const MaskSecrets *secrets, const HttpResult *result)
 {
-	HttpAnswer	answer = http_answer(result);
-	FlowResponse *response;
-
-	for (int i = 0; i < MASK_SECRETS; i++)
-		mask_secret_bytes(result->body, result->body_len, secrets->secrets[i]);
-	response = wire_read_answer(&answer, secrets);
-
-	/* what the peer has escaped shows itself when it has been read */
-	if (result->body_len > 0 && memchr(result->body, '\\', result->body_len) != NULL)
-	{
-		for (int i = 0; i < MASK_SECRETS; i++)
-			response->body = mask_secret_jsonb(response->body, secrets->secrets[i]);
-	}
-	return response;
+	return wire_read_answer(result->http_status, result->body, result->body_len, secrets);
 }
 
+/*
+ * answer_read for a dispatcher, which nothing that a peer says may stop: one for
+ * which there is no memory is an answer that cannot be used.
+ */
 FlowResponse *
 answer_read_or_fail(const MaskSecrets *secrets, const HttpResult *result)
 {

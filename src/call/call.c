@@ -89,6 +89,7 @@ call_step(FlowCall *call, void (*step) (FlowCall *call, const void *arg), const 
 	MemoryContextSwitchTo(old_context);
 }
 
+/* Wait until somebody else has done something, or call->retry_at */
 void
 call_wait(FlowCall *call, CallState state)
 {
@@ -115,6 +116,7 @@ call_send(FlowCall *call, const char *token)
 	}
 	request.proxy = call->server->proxy;
 	request.ca_file = call->server->ca_file;
+	request.headers = FEISHU_HEADERS;
 	request.version = call->server->http_version;
 	request.deadline = call->limits.deadline;
 	request.connect_timeout_ms = call->limits.connect_timeout_ms;
@@ -188,11 +190,11 @@ call_take_token(FlowCall *call, const void *arg)
 
 		if (result->outcome == HTTP_ANSWERED)
 		{
-			HttpAnswer	answer = http_answer(result);
 			MaskSecrets secrets = call_secrets(call);
 
-			response = &wire_read_token_answer(call->server->protocol == TOKEN_OAUTH,
-												&answer, &secrets)->refusal;
+			response = wire_read_token_answer(call->server->protocol == TOKEN_OAUTH,
+											  result->http_status, result->body,
+											  result->body_len, &secrets);
 		}
 		call_finish_transfer(call, result, true, false, response);
 		return;
@@ -505,6 +507,21 @@ calls_catch_up(void)
 	calls_take_ended(loop);
 }
 
+/*
+ * Start a call.  Its memory is a child of parent, and so is everything that
+ * has to be given up with it.  server and request must outlive it; server's
+ * secrets are wiped when it goes.  Needs a transaction.  When it throws, nothing
+ * of the call is left, and the place is given back.
+ *
+ * place is one that the caller got from limiter_acquire; it passes to the call
+ * (and is zeroed), and is given back when the call ends or goes.  With NULL the
+ * call asks for one itself and waits for it as long as its deadline
+ * allows; else it ends with LK429 and held_back.
+ *
+ * With a NULL request the call is a check: it obtains a token, past the cache
+ * and the limiter, and asks what the app may do.  It succeeds when a token was
+ * had (a fixed one: when the platform answers and does not refuse it).
+ */
 FlowCall *
 flow_call_start(MemoryContext parent, FlowServer *server,
 				const FlowRequest *request, const FlowLimits *limits,
@@ -554,12 +571,17 @@ flow_call_start(MemoryContext parent, FlowServer *server,
 	return call;
 }
 
+/*
+ * The call is one of many of its session, as those of a dispatcher are: when this
+ * process is short of something for its next step, that ends this call alone.
+ */
 void
 flow_call_set_batched(FlowCall *call)
 {
 	call->batched = true;
 }
 
+/* Has its request yet to be sent, for want of a token or of a place? */
 bool
 flow_call_is_waiting(const FlowCall *call)
 {
@@ -567,12 +589,17 @@ flow_call_is_waiting(const FlowCall *call)
 		call->state == CALL_LIMITED;
 }
 
+/*
+ * From now on a call that got its place from its caller asks for no token, also
+ * not for another one: it ends as held back.  For a process that is about to end.
+ */
 void
 flow_calls_send_no_more(void)
 {
 	send_no_more = true;
 }
 
+/* May the platform have received the flow?  Also true of any call that has ended. */
 bool
 flow_call_is_sent(const FlowCall *call)
 {
@@ -598,6 +625,12 @@ flow_call_free(FlowCall *call)
 	MemoryContextDelete(call->context);
 }
 
+/*
+ * One turn for all calls of the process: returns when one has ended, the
+ * latch was set, or at "until".  Handles interrupts.  Places of the process
+ * that wait (limiter_acquire) have the latch set when to ask again is worth
+ * while.
+ */
 void
 flow_calls_turn(TimestampTz until, uint32 wait_event)
 {

@@ -13,7 +13,7 @@
 #define FEISHU_CALL_H
 
 #include "app/limiter.h"
-#include "app/options.h"
+#include "app/server.h"
 #include "http/http.h"
 #include "wire/wire.h"
 
@@ -72,21 +72,7 @@ typedef struct FlowLimits
 	BudgetShare *share;			/* of memory for the answer; NULL: none to share */
 } FlowLimits;
 
-/*
- * Start a call.  Its memory is a child of parent, and so is everything that
- * has to be given up with it.  server and request must outlive it; server's
- * secrets are wiped when it goes.  Needs a transaction.  When it throws, nothing
- * of the call is left, and the place is given back.
- *
- * place is one that the caller got from limiter_acquire; it passes to the call
- * (and is zeroed), and is given back when the call ends or goes.  With NULL the
- * call asks for one itself and waits for it as long as its deadline
- * allows; else it ends with LK429 and held_back.
- *
- * With a NULL request the call is a check: it obtains a token, past the cache
- * and the limiter, and asks what the app may do.  It succeeds when a token was
- * had (a fixed one: when the platform answers and does not refuse it).
- */
+/* Start a call. */
 extern FlowCall *flow_call_start(MemoryContext parent, FlowServer *server,
 								 const FlowRequest *request,
 								 const FlowLimits *limits, LimiterPlace *place,
@@ -95,19 +81,10 @@ extern const FlowOutcome *flow_call_outcome(const FlowCall *call);
 extern void *flow_call_owner(const FlowCall *call);
 extern void flow_call_free(FlowCall *call);
 
-/*
- * One turn for all calls of the process: returns when one has ended, the
- * latch was set, or at "until".  Handles interrupts.  Places of the process
- * that wait (limiter_acquire) have the latch set when to ask again is worth
- * while.
- */
+/* One turn for all calls of the process. */
 extern void flow_calls_turn(TimestampTz until, uint32 wait_event);
 
-/*
- * Answers of so many bytes are in the memory of calls that have ended that no more
- * heavy ones are read before some of these calls are freed.  In a process whose calls
- * have shares of memory.
- */
+/* Must calls that have ended be freed before more heavy answers are read? */
 extern bool flow_calls_are_full(void);
 
 /* A call that has ended will not be freed soon: others do not wait for that. */
@@ -116,19 +93,13 @@ extern void flow_call_set_aside(FlowCall *call);
 /* The next call that has ended and was not handed out, or NULL. */
 extern FlowCall *flow_calls_next_done(void);
 
-/*
- * The call is one of many of its session, as those of a dispatcher are: when this
- * process is short of something for its next step, that ends this call alone.
- */
+/* The call is one of many of its session: a shortage ends this call alone. */
 extern void flow_call_set_batched(FlowCall *call);
 
 /* Has its request yet to be sent, for want of a token or of a place? */
 extern bool flow_call_is_waiting(const FlowCall *call);
 
-/*
- * From now on a call that got its place from its caller asks for no token, also
- * not for another one: it ends as held back.  For a process that is about to end.
- */
+/* From now on a call with a place asks for no token, and ends as held back. */
 extern void flow_calls_send_no_more(void);
 
 /* May the platform have received the flow?  Also true of any call that has ended. */

@@ -282,12 +282,18 @@ call_forget_held(FlowCall *call)
 	call->held = 0;
 }
 
+/* A call that has ended will not be freed soon: others do not wait for that. */
 void
 flow_call_set_aside(FlowCall *call)
 {
 	call_forget_held(call);
 }
 
+/*
+ * Answers of so many bytes are in the memory of calls that have ended that no more
+ * heavy ones are read before some of these calls are freed.  In a process whose calls
+ * have shares of memory.
+ */
 bool
 flow_calls_are_full(void)
 {
@@ -301,6 +307,7 @@ call_any_done(void)
 	return !dlist_is_empty(&done);
 }
 
+/* The next call that has ended and was not handed out, or NULL. */
 FlowCall *
 flow_calls_next_done(void)
 {

@@ -16,6 +16,7 @@
 
 #include "call/outcome.h"
 
+/* What to report of a call that ended so. */
 LimiterReport
 outcome_report(const FlowOutcome *outcome, TokenProtocol protocol)
 {
@@ -66,6 +67,10 @@ outcome_report(const FlowOutcome *outcome, TokenProtocol protocol)
 	}
 }
 
+/*
+ * The outcome of a call that the limiter holds back for longer than it can
+ * wait: LK429.
+ */
 void
 outcome_hold_back(FlowOutcome *outcome, LimiterPause why, TimestampTz retry_at)
 {
@@ -99,6 +104,7 @@ outcome_hold_back(FlowOutcome *outcome, LimiterPause why, TimestampTz retry_at)
 	}
 }
 
+/* The outcome of a call that was not made, as those before it had no answer: LK503. */
 void
 outcome_give_up_on_platform(FlowOutcome *outcome)
 {
@@ -159,7 +165,7 @@ transport_hint(const FlowServer *server, const FlowLimits *limits,
 			return gettext_noop("Check that the server's ca_file option names a PEM file that the database server's operating-system user can read.");
 		case HTTP_TROUBLE_TLS:
 			/* not every libcurl can tell then */
-			if (server->proxy != NULL && pg_strncasecmp(server->proxy, "https:", 6) == 0)
+			if (server->proxy != NULL && http_url_has_scheme(server->proxy, "https"))
 				return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and that its certificate is of an authority in the server's ca_file option, or of the system's without that: behind a proxy that speaks TLS it may not show which of them failed.");
 			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
 		case HTTP_TROUBLE_REFUSED:
@@ -175,6 +181,7 @@ transport_hint(const FlowServer *server, const FlowLimits *limits,
 	}
 }
 
+/* The outcome of a transfer that brought no usable HTTP response. */
 void
 outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 				   const FlowLimits *limits, const HttpResult *result)
@@ -231,6 +238,7 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 	}
 }
 
+/* What a transfer's result shows whatever became of it; text in the current context. */
 void
 outcome_take_result(FlowOutcome *outcome, const HttpResult *result)
 {
@@ -241,11 +249,11 @@ outcome_take_result(FlowOutcome *outcome, const HttpResult *result)
 	if (result->location[0] != '\0')
 		outcome->location = wire_printable(result->location, strlen(result->location),
 											HTTP_HEADER_SIZE);
-	if (result->log_id[0] != '\0')
-		outcome->log_id = wire_printable(result->log_id, strlen(result->log_id),
-										  HTTP_HEADER_SIZE);
+	if (result->id[0] != '\0')
+		outcome->log_id = wire_printable(result->id, strlen(result->id), HTTP_HEADER_SIZE);
 }
 
+/* The platform's clock against ours, as far as an answer shows it. */
 void
 outcome_check_clock(FlowCheck *check, const HttpResult *result)
 {

@@ -19,10 +19,7 @@
 /* What to report of a call that ended so. */
 extern LimiterReport outcome_report(const FlowOutcome *outcome, TokenProtocol protocol);
 
-/*
- * The outcome of a call that the limiter holds back for longer than it can
- * wait: LK429.
- */
+/* The outcome of a call that the limiter holds back for longer than it can wait: LK429. */
 extern void outcome_hold_back(FlowOutcome *outcome, LimiterPause why,
 							  TimestampTz retry_at);
 

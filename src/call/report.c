@@ -1,7 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * report.c
- *	  What a user is told of the outcome of a call.
+ *	  What a user is told of the outcome of a call: by an error, a row of
+ *	  execute_flows, and the queue.
+ *
+ * All text of an outcome is put together here.  It is in the language of the process,
+ * for the queue that of the server, in the database encoding, and without secrets.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -14,6 +18,7 @@
 #include "base/nls.h"
 #include "call/report.h"
 
+/* The second half of the primary message. */
 char *
 report_message(const FlowOutcome *outcome)
 {
@@ -26,6 +31,7 @@ report_message(const FlowOutcome *outcome)
 	return pstrdup(reason);
 }
 
+/* DETAIL: all that helps support to find the request. */
 char *
 report_detail(const FlowOutcome *outcome)
 {
@@ -81,6 +87,7 @@ report_detail(const FlowOutcome *outcome)
 	return detail.data;
 }
 
+/* HINT: what to do, and where the platform says more; or NULL. */
 char *
 report_hint(const FlowOutcome *outcome)
 {
@@ -93,6 +100,7 @@ report_hint(const FlowOutcome *outcome)
 	return outcome->hint ? pstrdup(_(outcome->hint)) : NULL;
 }
 
+/* The whole report on a flow that did not succeed. */
 FlowReport
 report_failure(const FlowOutcome *outcome, const FlowRequest *request)
 {
@@ -106,4 +114,34 @@ report_failure(const FlowOutcome *outcome, const FlowRequest *request)
 	};
 
 	return report;
+}
+
+/* One sentence for who looks into the queue. */
+char *
+report_sentence(const FlowOutcome *outcome)
+{
+	const FlowResponse *response = outcome->response;
+	StringInfoData text;
+
+	initStringInfo(&text);
+	appendStringInfoString(&text, report_message(outcome));
+	if (outcome->http_status != 0)
+		appendStringInfo(&text, _("; HTTP status %d"), outcome->http_status);
+	if (outcome->cause != NULL)
+		appendStringInfo(&text, _("; %s"), outcome->cause);
+	if (response != NULL && response->inner_message != NULL)
+		appendStringInfo(&text, _("; %s"), response->inner_message);
+	else if (response != NULL && response->message != NULL)
+		appendStringInfo(&text, _("; %s"), response->message);
+	return text.data;
+}
+
+/*
+ * What execute_flow would have said, for wait_flow: the message, and on the next lines
+ * the DETAIL.
+ */
+char *
+report_lines(const FlowOutcome *outcome)
+{
+	return psprintf("%s\n%s", report_message(outcome), report_detail(outcome));
 }

@@ -14,11 +14,6 @@
 
 #include "call/call.h"
 
-/*
- * All in the user's language and the database encoding, palloc'd, without
- * secrets.
- */
-
 /* All that an error has, and a row of execute_flows. */
 typedef struct FlowReport
 {
@@ -28,16 +23,14 @@ typedef struct FlowReport
 	char	   *hint;			/* or NULL */
 } FlowReport;
 
-/* The whole report on a flow that did not succeed. */
+/* All palloc'ed. */
 extern FlowReport report_failure(const FlowOutcome *outcome, const FlowRequest *request);
-
-/* Second half of the primary message. */
 extern char *report_message(const FlowOutcome *outcome);
-
-/* DETAIL: all that helps support to find the request. */
 extern char *report_detail(const FlowOutcome *outcome);
-
-/* HINT: what to do, and where the platform says more; or NULL. */
 extern char *report_hint(const FlowOutcome *outcome);
+
+/* For the queue's columns error and report. */
+extern char *report_sentence(const FlowOutcome *outcome);
+extern char *report_lines(const FlowOutcome *outcome);
 
 #endif							/* FEISHU_REPORT_H */

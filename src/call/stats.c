@@ -9,18 +9,15 @@
  * becomes of the transactions that made them.  An attempt that was cancelled
  * has no outcome and is not counted.
  *
- * The table has a fixed number of entries, feishu_flow.track_flows, found by
- * a hash of their names.  When it is full, an entry with few calls makes room.
- * To keep that cheap with any number of entries, a hand goes around the table:
- * of the next so many, it takes the one with the least weight, or the oldest
- * one of several.  The weight is the number of calls, less a little for each
- * time the hand has passed, so that what was called a lot long ago does not
- * stay for good.  That is also how entries of dropped servers and databases
- * go; until then nobody sees them.
+ * The table is a hash of feishu_flow.track_flows entries.  When it is full, those with
+ * the least weight make room, as in pg_stat_statements, or the oldest of several.  The
+ * weight is the number of calls, less a little for each time that others made room, so
+ * that what was called a lot long ago does not stay for good.  That is also how
+ * entries of dropped servers and databases go; until then nobody sees them.
  *
- * The lock protects the table and the entries' identities; to count, it is
- * held shared, and the entry's spinlock protects its counters.  To add,
- * evict and reset it is held exclusively, and there is no need of spinlocks.
+ * The lock protects the table; to count, it is held shared, and the entry's spinlock
+ * protects its counters.  To add, evict and reset it is held exclusively, and there is
+ * no need of spinlocks.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -34,18 +31,17 @@
 
 #include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_server.h"
-#include "common/hashfn.h"
 #include "fmgr.h"
 #include "foreign/foreign.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "port/pg_bitutils.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "storage/spin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -66,14 +62,11 @@ PG_FUNCTION_INFO_V1(feishu_stat_reset);
  */
 #define STATS_NAME_SIZE			256
 
-/* Entries that are looked at to find one that makes room. */
-#define STATS_EVICT_SCAN		64
+/* In percent: so many entries make room at once. */
+#define STATS_EVICTED			5
 
-/* What is left of the weight of an entry that was passed over. */
+/* What is left of the weight of an entry when others make room. */
 #define STATS_WEIGHT_DECAY		0.99
-
-/* No entry: end of a chain. */
-#define STATS_NONE				(-1)
 
 /* How an attempt ended; one column of the view each, in this order. */
 typedef enum StatsEnd
@@ -109,233 +102,145 @@ typedef struct StatsCounters
 	double		sum_var_time;	/* of squared distances from the mean */
 } StatsCounters;
 
-typedef struct StatsEntry
+/* What an entry is found by: no padding, and zeros behind the names. */
+typedef struct StatsKey
 {
-	/* the identity */
-	Oid			databaseid;		/* invalid: the entry is free */
+	Oid			databaseid;
 	Oid			serverid;
-	uint32		hash;
-	int			namespace_len;
-	int			flow_id_len;
 	char		namespace_name[STATS_NAME_SIZE];
 	char		flow_id[STATS_NAME_SIZE];
+} StatsKey;
+
+typedef struct StatsEntry
+{
+	StatsKey	key;			/* must be first */
 	TimestampTz since;
-	int			next;			/* in the bucket's chain, or the free list */
-	/* the counters */
-	slock_t		mutex;
-	double		weight;			/* calls, less what the hand took */
+	slock_t		mutex;			/* of what follows */
+	double		weight;			/* calls, less what was taken */
 	StatsCounters counters;
 } StatsEntry;
 
-typedef struct StatsTable
+typedef struct StatsShared
 {
 	LWLock	   *lock;
-	int			num_entries;
-	int			num_buckets;	/* a power of 2 */
-	int			num_used;		/* the first so many have been in use */
-	int			free;			/* first of those that are no longer */
-	int			hand;			/* where to look for one to evict */
 	int64		evictions;
-	int			buckets[FLEXIBLE_ARRAY_MEMBER]; /* then the entries */
-} StatsTable;
+	StatsEntry *order[FLEXIBLE_ARRAY_MEMBER];	/* to sort in */
+} StatsShared;
 
-/* What an entry is found by; points to the caller's strings. */
-typedef struct StatsKey
-{
-	Oid			serverid;
-	uint32		hash;
-	int			namespace_len;
-	int			flow_id_len;
-	const char *namespace_name;
-	const char *flow_id;
-} StatsKey;
-
-static StatsTable *table = NULL;	/* NULL: not preloaded */
-static StatsEntry *entries = NULL;
+static StatsShared *shared = NULL;	/* NULL: not preloaded */
+static HTAB *table = NULL;			/* NULL: nothing is counted */
 
 
 /* ---------- Memory ---------- */
 
-static int
-table_buckets(void)
-{
-	return pg_nextpower2_32(Max(feishu_guc_track_flows, 1));
-}
-
-/* Where the entries begin. */
 static Size
-table_entries_offset(void)
+shared_size(void)
 {
-	return MAXALIGN(add_size(offsetof(StatsTable, buckets),
-							 mul_size(table_buckets(), sizeof(int))));
+	return MAXALIGN(add_size(offsetof(StatsShared, order),
+							 mul_size(feishu_guc_track_flows, sizeof(StatsEntry *))));
 }
 
-static Size
-table_size(void)
-{
-	return add_size(table_entries_offset(),
-					mul_size(feishu_guc_track_flows, sizeof(StatsEntry)));
-}
-
+/* Ask for the memory that stats_startup_shmem takes. */
 void
 stats_request_shmem(void)
 {
-	RequestAddinShmemSpace(table_size());
+	RequestAddinShmemSpace(add_size(shared_size(),
+									hash_estimate_size(feishu_guc_track_flows, sizeof(StatsEntry))));
 	RequestNamedLWLockTranche(STATS_TRANCHE, 1);
 }
 
+/* Set the table up, or attach to it. */
 void
 stats_startup_shmem(void)
 {
-	StatsTable *memory;
+	HASHCTL		control = {.keysize = sizeof(StatsKey), .entrysize = sizeof(StatsEntry)};
 	bool		found;
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	memory = ShmemInitStruct("feishu_flow statistics", table_size(), &found);
+	shared = ShmemInitStruct("feishu_flow statistics", shared_size(), &found);
 	if (!found)
 	{
-		memset(memory, 0, table_size());
-		memory->lock = &GetNamedLWLockTranche(STATS_TRANCHE)->lock;
-		memory->num_entries = feishu_guc_track_flows;
-		memory->num_buckets = table_buckets();
-		memory->free = STATS_NONE;
-		for (int i = 0; i < memory->num_buckets; i++)
-			memory->buckets[i] = STATS_NONE;
+		shared->lock = &GetNamedLWLockTranche(STATS_TRANCHE)->lock;
+		shared->evictions = 0;
 	}
+	if (feishu_guc_track_flows > 0)
+		table = feishu_shmem_hash("feishu_flow statistics of flows", feishu_guc_track_flows,
+								  &control, HASH_ELEM | HASH_BLOBS);
 	LWLockRelease(AddinShmemInitLock);
-	table = memory;
-	entries = (StatsEntry *) ((char *) memory + table_entries_offset());
 }
 
 
 /* ---------- Entries ---------- */
 
-static int
-name_length(const char *name)
+static void
+name_copy(char *copy, const char *name)
 {
 	int			len = strlen(name);
 
-	return len < STATS_NAME_SIZE ? len : pg_mbcliplen(name, len, STATS_NAME_SIZE - 1);
+	memcpy(copy, name, len < STATS_NAME_SIZE ? len :
+		   pg_mbcliplen(name, len, STATS_NAME_SIZE - 1));
 }
 
 static void
 key_init(StatsKey *key, Oid serverid, const char *namespace_name, const char *flow_id)
 {
-	uint32		hash;
-
+	memset(key, 0, sizeof(StatsKey));
+	key->databaseid = MyDatabaseId;
 	key->serverid = serverid;
-	key->namespace_name = namespace_name;
-	key->namespace_len = name_length(namespace_name);
-	key->flow_id = flow_id;
-	key->flow_id_len = name_length(flow_id);
-	hash = hash_combine(murmurhash32(MyDatabaseId), murmurhash32(serverid));
-	hash = hash_combine(hash, hash_bytes((const unsigned char *) namespace_name,
-										 key->namespace_len));
-	key->hash = hash_combine(hash, hash_bytes((const unsigned char *) flow_id,
-											  key->flow_id_len));
+	name_copy(key->namespace_name, namespace_name);
+	name_copy(key->flow_id, flow_id);
 }
 
-static inline int *
-bucket_of(uint32 hash)
+/* Those that make room first: the lightest, the oldest of several. */
+static int
+entry_compare(const void *a, const void *b)
 {
-	return &table->buckets[hash & (table->num_buckets - 1)];
+	const StatsEntry *left = *(StatsEntry *const *) a;
+	const StatsEntry *right = *(StatsEntry *const *) b;
+
+	if (left->weight != right->weight)
+		return left->weight < right->weight ? -1 : 1;
+	return left->since < right->since ? -1 : left->since > right->since;
 }
 
-/* The entry of a key in this database, or NULL.  The lock is held. */
-static StatsEntry *
-entry_find(const StatsKey *key)
-{
-	for (int i = *bucket_of(key->hash); i != STATS_NONE; i = entries[i].next)
-	{
-		StatsEntry *entry = &entries[i];
-
-		if (entry->hash == key->hash &&
-			entry->databaseid == MyDatabaseId &&
-			entry->serverid == key->serverid &&
-			entry->namespace_len == key->namespace_len &&
-			entry->flow_id_len == key->flow_id_len &&
-			memcmp(entry->namespace_name, key->namespace_name, key->namespace_len) == 0 &&
-			memcmp(entry->flow_id, key->flow_id, key->flow_id_len) == 0)
-			return entry;
-	}
-	return NULL;
-}
-
-/* Take an entry out of the table.  The lock is held exclusively. */
+/* Make room in a full table.  The lock is held exclusively. */
 static void
-entry_remove(StatsEntry *entry)
+entries_evict(void)
 {
-	int			number = entry - entries;
-	int		   *link = bucket_of(entry->hash);
+	StatsEntry **all = shared->order;
+	HASH_SEQ_STATUS status;
+	StatsEntry *entry;
+	int			count = 0;
+	int			victims;
 
-	while (*link != number)
-		link = &entries[*link].next;
-	*link = entry->next;
-	entry->databaseid = InvalidOid;
-	entry->next = table->free;
-	table->free = number;
-}
-
-/*
- * Make room: remove the lightest of the entries that come next, the oldest
- * one of several.  All are in use.  The lock is held exclusively.
- */
-static void
-entry_evict(void)
-{
-	int			scan = Min(table->num_entries, STATS_EVICT_SCAN);
-	StatsEntry *victim = NULL;
-	double		least = 0;
-
-	for (int i = 0; i < scan; i++)
+	hash_seq_init(&status, table);
+	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		StatsEntry *entry = &entries[table->hand];
-
-		if (victim == NULL || entry->weight < least ||
-			(entry->weight == least && entry->since < victim->since))
-		{
-			victim = entry;
-			least = entry->weight;
-		}
 		entry->weight *= STATS_WEIGHT_DECAY;
-		table->hand = (table->hand + 1) % table->num_entries;
+		all[count++] = entry;
 	}
-	entry_remove(victim);
-	table->evictions++;
+	qsort(all, count, sizeof(StatsEntry *), entry_compare);
+	victims = Max(count * STATS_EVICTED / 100, 1);
+	for (int i = 0; i < victims; i++)
+		(void) hash_search(table, &all[i]->key, HASH_REMOVE, NULL);
+	shared->evictions += victims;
 }
 
 /* The entry of a key, a new one if need be.  The lock is held exclusively. */
 static StatsEntry *
 entry_find_or_add(const StatsKey *key, TimestampTz now)
 {
-	StatsEntry *entry = entry_find(key);
-	int		   *bucket = bucket_of(key->hash);
+	StatsEntry *entry = hash_search(table, key, HASH_FIND, NULL);
 
 	if (entry != NULL)
 		return entry;
-
-	if (table->free == STATS_NONE && table->num_used == table->num_entries)
-		entry_evict();
-	if (table->free != STATS_NONE)
-	{
-		entry = &entries[table->free];
-		table->free = entry->next;
-	}
-	else
-		entry = &entries[table->num_used++];
-
-	memset(entry, 0, sizeof(StatsEntry));
-	entry->databaseid = MyDatabaseId;
-	entry->serverid = key->serverid;
-	entry->hash = key->hash;
-	entry->namespace_len = key->namespace_len;
-	entry->flow_id_len = key->flow_id_len;
-	memcpy(entry->namespace_name, key->namespace_name, key->namespace_len);
-	memcpy(entry->flow_id, key->flow_id, key->flow_id_len);
+	if (hash_get_num_entries(table) >= feishu_guc_track_flows)
+		entries_evict();
+	/* there is memory for as many */
+	entry = hash_search(table, key, HASH_ENTER, NULL);
+	memset((char *) entry + sizeof(StatsKey), 0, sizeof(StatsEntry) - sizeof(StatsKey));
 	entry->since = now;
 	SpinLockInit(&entry->mutex);
-	entry->next = *bucket;
-	*bucket = entry - entries;
 	return entry;
 }
 
@@ -402,18 +307,18 @@ entry_lock(Oid serverid, const char *namespace_name, const char *flow_id)
 	StatsKey	key;
 	StatsEntry *entry;
 
-	if (table == NULL || table->num_entries == 0)
+	if (table == NULL)
 		return NULL;
 	key_init(&key, serverid, namespace_name, flow_id);
 
-	LWLockAcquire(table->lock, LW_SHARED);
-	entry = entry_find(&key);
+	LWLockAcquire(shared->lock, LW_SHARED);
+	entry = hash_search(table, &key, HASH_FIND, NULL);
 	if (entry == NULL)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
-		LWLockRelease(table->lock);
-		LWLockAcquire(table->lock, LW_EXCLUSIVE);
+		LWLockRelease(shared->lock);
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 		entry = entry_find_or_add(&key, now);
 	}
 
@@ -426,9 +331,18 @@ static void
 entry_release(StatsEntry *entry)
 {
 	SpinLockRelease(&entry->mutex);
-	LWLockRelease(table->lock);
+	LWLockRelease(shared->lock);
 }
 
+/*
+ * Count one attempt to start a flow of the current database that has ended
+ * so.  is_retry: another attempt of the same queued flow came before.
+ * duration_us: how long it took, from flow_call_start to its end.
+ *
+ * The names are in the database encoding.  Does not throw, allocate or need a
+ * transaction; takes well below a microsecond.  Does nothing when the library
+ * was not preloaded.
+ */
 void
 stats_count_call(Oid serverid, const char *namespace_name, const char *flow_id,
 				 const FlowOutcome *outcome, bool is_retry, int64 duration_us)
@@ -445,6 +359,10 @@ stats_count_call(Oid serverid, const char *namespace_name, const char *flow_id,
 	entry_release(entry);
 }
 
+/*
+ * Count a queued flow that failed without an attempt.  As stats_count_call, but
+ * nothing is counted for a server that is invalid.
+ */
 void
 stats_count_unsent(Oid serverid, const char *namespace_name, const char *flow_id)
 {
@@ -467,7 +385,7 @@ stats_count_unsent(Oid serverid, const char *namespace_name, const char *flow_id
 static void
 check_preloaded(void)
 {
-	if (table == NULL)
+	if (shared == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("feishu_flow must be loaded via \"shared_preload_libraries\"")));
@@ -482,27 +400,32 @@ static StatsEntry *
 entries_copy(int *count)
 {
 	StatsEntry *copies;
-	int			room = 0;
+	StatsEntry *entry;
+	HASH_SEQ_STATUS status;
+	long		room;
 
-	LWLockAcquire(table->lock, LW_SHARED);
-	for (int i = 0; i < table->num_used; i++)
-		room += entries[i].databaseid == MyDatabaseId;
-	LWLockRelease(table->lock);
+	LWLockAcquire(shared->lock, LW_SHARED);
+	room = hash_get_num_entries(table);
+	LWLockRelease(shared->lock);
 
 	copies = palloc_extended(Max(room, 1) * sizeof(StatsEntry), MCXT_ALLOC_HUGE);
 	*count = 0;
-	LWLockAcquire(table->lock, LW_SHARED);
-	for (int i = 0; i < table->num_used && *count < room; i++)
+	LWLockAcquire(shared->lock, LW_SHARED);
+	hash_seq_init(&status, table);
+	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		StatsEntry *entry = &entries[i];
-
-		if (entry->databaseid != MyDatabaseId)
+		if (entry->key.databaseid != MyDatabaseId)
 			continue;
+		if (*count == room)
+		{
+			hash_seq_term(&status);
+			break;
+		}
 		SpinLockAcquire(&entry->mutex);
 		memcpy(&copies[(*count)++], entry, sizeof(StatsEntry));
 		SpinLockRelease(&entry->mutex);
 	}
-	LWLockRelease(table->lock);
+	LWLockRelease(shared->lock);
 	return copies;
 }
 
@@ -518,10 +441,8 @@ put_entry(ReturnSetInfo *result, const StatsEntry *entry, const char *server_nam
 
 	namestrcpy(&server, server_name);
 	values[i++] = NameGetDatum(&server);
-	values[i++] = PointerGetDatum(cstring_to_text_with_len(entry->namespace_name,
-														   entry->namespace_len));
-	values[i++] = PointerGetDatum(cstring_to_text_with_len(entry->flow_id,
-														   entry->flow_id_len));
+	values[i++] = CStringGetTextDatum(entry->key.namespace_name);
+	values[i++] = CStringGetTextDatum(entry->key.flow_id);
 	values[i++] = Int64GetDatum(counters->calls);
 	for (int end = 0; end < STATS_NUM_ENDS; end++)
 		values[i++] = Int64GetDatum(counters->ends[end]);
@@ -553,11 +474,13 @@ feishu_stat_flows(PG_FUNCTION_ARGS)
 
 	check_preloaded();
 	InitMaterializedSRF(fcinfo, 0);
+	if (table == NULL)
+		return (Datum) 0;
 
 	copies = entries_copy(&count);
 	for (int i = 0; i < count; i++)
 	{
-		ForeignServer *server = GetForeignServerExtended(copies[i].serverid,
+		ForeignServer *server = GetForeignServerExtended(copies[i].key.serverid,
 														 FSV_MISSING_OK);
 
 		CHECK_FOR_INTERRUPTS();
@@ -578,9 +501,9 @@ feishu_stat_evictions(PG_FUNCTION_ARGS)
 	int64		evictions;
 
 	check_preloaded();
-	LWLockAcquire(table->lock, LW_SHARED);
-	evictions = table->evictions;
-	LWLockRelease(table->lock);
+	LWLockAcquire(shared->lock, LW_SHARED);
+	evictions = shared->evictions;
+	LWLockRelease(shared->lock);
 	PG_RETURN_INT64(evictions);
 }
 
@@ -588,13 +511,19 @@ feishu_stat_evictions(PG_FUNCTION_ARGS)
 Datum
 feishu_stat_reset(PG_FUNCTION_ARGS)
 {
+	HASH_SEQ_STATUS status;
+	StatsEntry *entry;
+
 	check_preloaded();
-	LWLockAcquire(table->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < table->num_used; i++)
+	if (table == NULL)
+		PG_RETURN_VOID();
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	hash_seq_init(&status, table);
+	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		if (entries[i].databaseid == MyDatabaseId)
-			entry_remove(&entries[i]);
+		if (entry->key.databaseid == MyDatabaseId)
+			(void) hash_search(table, &entry->key, HASH_REMOVE, NULL);
 	}
-	LWLockRelease(table->lock);
+	LWLockRelease(shared->lock);
 	PG_RETURN_VOID();
 }

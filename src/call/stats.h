@@ -17,23 +17,12 @@
 extern void stats_request_shmem(void);
 extern void stats_startup_shmem(void);
 
-/*
- * Count one attempt to start a flow of the current database that has ended
- * so.  is_retry: another attempt of the same queued flow came before.
- * duration_us: how long it took, from flow_call_start to its end.
- *
- * The names are in the database encoding.  Does not throw, allocate or need a
- * transaction; takes well below a microsecond.  Does nothing when the library
- * was not preloaded.
- */
+/* Count one attempt to start a flow of the current database that has ended so. */
 extern void stats_count_call(Oid serverid, const char *namespace_name,
 							 const char *flow_id, const FlowOutcome *outcome,
 							 bool is_retry, int64 duration_us);
 
-/*
- * Count a queued flow that failed without an attempt.  As stats_count_call, but
- * nothing is counted for a server that is invalid.
- */
+/* Count a queued flow that failed without an attempt. */
 extern void stats_count_unsent(Oid serverid, const char *namespace_name,
 							   const char *flow_id);
 

@@ -4,7 +4,7 @@
  *	  The dispatcher's lanes: which there are, and which of them have rows.
  *
  * A lane is found when a row of it is, and is never forgotten.  Rows that may be
- * sent at once are read by claim.c from where it ended last; a row that becomes
+ * sent at once are read by claim_rows.c from where it ended last; a row that becomes
  * visible below that point (its transaction committed late, or it was put back)
  * is told with its id (notify.c), and is found here, to be claimed by id.
  *
@@ -17,53 +17,51 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/arrays.h"
+#include "dispatcher/discover.h"
+#include "dispatcher/maintain.h"
+#include "dispatcher/ordering.h"
+#include "dispatcher/sweep.h"
 #include "queue/flow_id.h"
 
-/* Rows looked at for new lanes at each news. */
+/* Rows looked at for new lanes at each notification. */
 #define DISCOVER_ROWS		256
 
 /* Ids looked at for them at most, counted from the newest. */
 #define DISCOVER_IDS		20000
 
+/* Drawn last, when we looked. */
+static int64 last_id = 0;
 
+
+/* Look which id was drawn last. */
 int64
-discover_last_id(Dispatch *dispatch)
+discover_last_id(void)
 {
 	Oid			outbox;
-	Oid			last_id;
+	Oid			last_id_table;
 
-	sql_find_outbox(&outbox, &last_id);
-	dispatch->last_id = flow_id_last(last_id);
-	return dispatch->last_id;
-}
-
-void
-discover_reopen(Dispatch *dispatch, int64 min_id)
-{
-	for (int i = 0; i < dispatch->num_lanes; i++)
-		lane_reopen(dispatch, dispatch->lanes[i], min_id, 0);
+	sql_find_outbox(&outbox, &last_id_table);
+	last_id = flow_id_last(last_id_table);
+	return last_id;
 }
 
 /* The lane of a row of the last result. */
 static Lane *
-row_lane(Dispatch *dispatch, uint64 row)
+row_lane(uint64 row)
 {
-	return lane_get(dispatch, TextDatumGetCString(sql_value(row, 1, NULL)),
+	return lane_get(TextDatumGetCString(sql_value(row, 1, NULL)),
 					DatumGetObjectId(sql_value(row, 2, NULL)));
 }
 
 /* Find every lane that has rows which may be sent at once, from the beginning of
  * the index. */
 static void
-discover_ready(Dispatch *dispatch)
+discover_ready(void)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE ready AS ("
@@ -80,7 +78,7 @@ discover_ready(Dispatch *dispatch)
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 
 	for (uint64 row = 0; row < num; row++)
-		lane_expect_more(dispatch, row_lane(dispatch, row));
+		lane_expect_more(row_lane(row));
 }
 
 static int
@@ -101,7 +99,7 @@ compare_lanes(const void *a, const void *b)
  * are looked for in the gaps before, between and behind the known ones.
  */
 static void
-discover_new(Dispatch *dispatch)
+discover_new(void)
 {
 	/* a bound on both columns at once would not end a scan at its upper end */
 	static SqlStatement statement = SQL_STATEMENT(
@@ -129,7 +127,7 @@ discover_new(Dispatch *dispatch)
 		" (SELECT FROM feishu_internal.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
 		"  AND o.state = 'q' AND o.next_at IS NULL AND o.id > l.cursor ORDER BY o.id LIMIT 1) r",
 		3, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID);
-	int			num = dispatch->num_lanes;
+	int			num = lane_count();
 	int			num_servers = 0;
 	int			num_gaps = 0;
 	Lane	  **known = palloc(num * sizeof(Lane *));
@@ -142,7 +140,7 @@ discover_new(Dispatch *dispatch)
 	Datum		values[5];
 	uint64		found;
 
-	memcpy(known, dispatch->lanes, num * sizeof(Lane *));
+	memcpy(known, lane_all(), num * sizeof(Lane *));
 	qsort(known, num, sizeof(Lane *), compare_lanes);
 
 	/* by its bytes, no name comes after this */
@@ -171,32 +169,31 @@ discover_new(Dispatch *dispatch)
 		cursors[i] = Int64GetDatum(known[i]->cursor);
 	}
 	names[num_servers] = CStringGetTextDatum(last);
-	values[0] = PointerGetDatum(construct_array(names, num_servers, TEXTOID, -1, false, TYPALIGN_INT));
-	values[1] = PointerGetDatum(construct_array(names + 1, num_servers, TEXTOID, -1, false, TYPALIGN_INT));
-	values[2] = PointerGetDatum(construct_array(servers, num_gaps, TEXTOID, -1, false, TYPALIGN_INT));
-	values[3] = PointerGetDatum(construct_array(roles, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
-	values[4] = PointerGetDatum(construct_array(ends, num_gaps, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[0] = array_of(names, num_servers, TEXTOID);
+	values[1] = array_of(names + 1, num_servers, TEXTOID);
+	values[2] = array_of(servers, num_gaps, TEXTOID);
+	values[3] = array_of(roles, num_gaps, OIDOID);
+	values[4] = array_of(ends, num_gaps, OIDOID);
 	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
-		(void) row_lane(dispatch, row); /* a new lane is open */
+		(void) row_lane(row); /* a new lane is open */
 
 	for (int i = 0; i < num; i++)
 	{
 		servers[i] = CStringGetTextDatum(known[i]->key.server);
 		roles[i] = ObjectIdGetDatum(known[i]->key.roleid);
 	}
-	values[0] = PointerGetDatum(construct_array(servers, num, TEXTOID, -1, false, TYPALIGN_INT));
-	values[1] = PointerGetDatum(construct_array(roles, num, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
-	values[2] = PointerGetDatum(construct_array(cursors, num, INT8OID, 8, FLOAT8PASSBYVAL,
-												TYPALIGN_DOUBLE));
+	values[0] = array_of(servers, num, TEXTOID);
+	values[1] = array_of(roles, num, OIDOID);
+	values[2] = array_of(cursors, num, INT8OID);
 	found = sql_run(&above, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
-		lane_expect_more(dispatch, known[sql_int64(row, 1) - 1]);
+		lane_expect_more(known[sql_int64(row, 1) - 1]);
 }
 
 /* Find every lane that has delayed rows, and when the first is due. */
 static void
-discover_delayed(Dispatch *dispatch)
+discover_delayed(void)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE delayed AS ("
@@ -214,7 +211,7 @@ discover_delayed(Dispatch *dispatch)
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 
 	for (uint64 row = 0; row < num; row++)
-		lane_expect_due(dispatch, row_lane(dispatch, row),
+		lane_expect_due(row_lane(row),
 							DatumGetTimestampTz(sql_value(row, 3, NULL)));
 }
 
@@ -227,22 +224,21 @@ static bool look_at_delayed = false;
  * beginning, for rows of which nobody told.
  */
 void
-discover_all(Dispatch *dispatch, bool from_start)
+discover_all(bool from_start)
 {
-	(void) discover_last_id(dispatch);
+	(void) discover_last_id();
 	if (from_start)
 	{
 		/* discover_delayed will say which have delayed rows */
-		for (int i = 0; i < dispatch->num_lanes; i++)
-			lane_reopen(dispatch, dispatch->lanes[i], 0, DT_NOEND);
-		ordering_tell(PG_INT64_MIN);
+		lane_reopen_all(0, DT_NOEND);
+		ordering_expect(PG_INT64_MIN);
 	}
-	if (from_start || dispatch->num_lanes == 0)
-		discover_ready(dispatch);
+	if (from_start || lane_count() == 0)
+		discover_ready();
 	else
-		discover_new(dispatch);
+		discover_new();
 	if (from_start || look_at_delayed)
-		discover_delayed(dispatch);
+		discover_delayed();
 	look_at_delayed = false;
 }
 
@@ -255,12 +251,12 @@ discover_all(Dispatch *dispatch, bool from_start)
 	" SELECT server, roleid, id, next_at, ordering_key, expires_at FROM feishu_internal.outbox" \
 	" WHERE state = 'q' AND id >= $1 AND " which ")" \
 	" SELECT o.server, o.roleid, o.id, o.next_at, " \
-	DISPATCH_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$3") \
+	ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$3") \
 	", o.expires_at FROM page o ORDER BY o.id"
 
 /* Look at the rows of the last result; returns the last one's id. */
 static int64
-see_page(Dispatch *dispatch, uint64 num)
+see_page(uint64 num)
 {
 	int64		id = 0;
 
@@ -268,16 +264,16 @@ see_page(Dispatch *dispatch, uint64 num)
 	{
 		bool		is_null;
 		Datum		next_at = sql_value(i, 4, &is_null);
-		Lane	   *lane = row_lane(dispatch, i);
+		Lane	   *lane = row_lane(i);
 
 		id = sql_int64(i, 3);
 		maintain_expect(DatumGetTimestampTz(sql_value(i, 6, NULL)));
 		if (!is_null)
-			lane_expect_due(dispatch, lane, DatumGetTimestampTz(next_at));
+			lane_expect_due(lane, DatumGetTimestampTz(next_at));
 		else if (id > lane->cursor)
-			lane_expect_more(dispatch, lane);
+			lane_expect_more(lane);
 		else if (DatumGetBool(sql_value(i, 5, NULL)))
-			lane_expect_row(dispatch, lane, id);
+			lane_expect_row(lane, id);
 	}
 	return id;
 }
@@ -293,40 +289,40 @@ see_page(Dispatch *dispatch, uint64 num)
  * after it.  Then lanes look for themselves: their indexes have none of these.
  */
 bool
-discover_from(Dispatch *dispatch, int64 min_id)
+discover_from(int64 min_id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		DISCOVER_PAGE("true ORDER BY id LIMIT $2"),
 		3, INT8OID, INT4OID, JSONBOID);
 	int64		max_cursor = 0;
 
-	if (min_id < dispatch->last_id - DISCOVER_IDS)
+	if (min_id < last_id - DISCOVER_IDS)
 	{
-		discover_reopen(dispatch, min_id);
+		lane_reopen_all(min_id, 0);
 		maintain_expect(DT_NOBEGIN);
 		look_at_delayed = true;
 		return true;
 	}
 
-	for (int i = 0; i < dispatch->num_lanes; i++)
-		max_cursor = Max(max_cursor, dispatch->lanes[i]->cursor);
+	for (int i = 0; i < lane_count(); i++)
+		max_cursor = Max(max_cursor, lane_all()[i]->cursor);
 
 	for (;;)
 	{
 		Datum		values[3] = {
 			Int64GetDatum(min_id),
 			Int32GetDatum(DISCOVER_ROWS),
-			ordering_floors(dispatch)
+			ordering_floors()
 		};
 		uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
-		int64		id = see_page(dispatch, num);
+		int64		id = see_page(num);
 
 		if (num < DISCOVER_ROWS)
 			return false;
 		min_id = id + 1;
 		if (id >= max_cursor)
 		{
-			sweep_add(min_id, discover_last_id(dispatch));
+			sweep_add(min_id, discover_last_id());
 			return true;
 		}
 	}
@@ -334,7 +330,7 @@ discover_from(Dispatch *dispatch, int64 min_id)
 
 /* The same with rows of these ids, which are not too many. */
 void
-discover_between(Dispatch *dispatch, int64 min_id, int64 max_id)
+discover_between(int64 min_id, int64 max_id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		DISCOVER_PAGE("id <= $2"),
@@ -342,10 +338,10 @@ discover_between(Dispatch *dispatch, int64 min_id, int64 max_id)
 	Datum		values[3] = {
 		Int64GetDatum(min_id),
 		Int64GetDatum(max_id),
-		ordering_floors(dispatch)
+		ordering_floors()
 	};
 
-	(void) see_page(dispatch, sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL));
+	(void) see_page(sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL));
 }
 
 /* Has a lane no flows at all, to be sent now or later? */
@@ -366,26 +362,26 @@ discover_lane_is_empty(const Lane *lane)
 	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
 
-/* Read which servers pause_server has stopped. */
+/* Read which servers pause_server has stopped, as a snapshot has it, or NULL. */
 void
-discover_read_pauses(Dispatch *dispatch)
+discover_read_pauses(Snapshot snapshot)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT server FROM feishu_internal.paused_server",
 		0, InvalidOid);
-	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, dispatch->snapshot);
+	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, snapshot);
 	char	  **servers = palloc(Max(num, 1) * sizeof(char *));
 
 	for (uint64 row = 0; row < num; row++)
 		servers[row] = TextDatumGetCString(sql_value(row, 1, NULL));
 	/* so many are paused by hand: few */
-	for (int i = 0; i < dispatch->num_lanes; i++)
+	for (int i = 0; i < lane_count(); i++)
 	{
-		Lane	   *lane = dispatch->lanes[i];
+		Lane	   *lane = lane_all()[i];
 		bool		paused = false;
 
 		for (uint64 row = 0; row < num && !paused; row++)
 			paused = strcmp(lane->key.server, servers[row]) == 0;
-		lane_set_paused(dispatch, lane, paused);
+		lane_set_paused(lane, paused);
 	}
 }

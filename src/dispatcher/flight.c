@@ -1,20 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * flight.c
- *	  The dispatcher's flights: flows that are claimed, from the row to the end,
- *	  and how many there may be.
- *
- * feishu_flow.max_in_flight bounds the flights of all lanes together, and so do
- * the descriptors that the process may open.  Within that bound
- *
- * - a server may have all but an eighth of what other servers leave, and a lane
- *	 three quarters of what other lanes leave, and each always one, if there is
- *	 room at all: so one that hangs leaves room for others;
- * - the last eighth is a reserve for lanes that have no flight, and whose last one
- *	 got an answer: so many that hang do so, too, once they are known;
- * - a role may have three quarters of what other roles leave, with its lanes of the
- *	 reserve all but an eighth, and always one: so lanes that it makes without end,
- *	 each on a server of its own, leave room for other roles.
+ *	  The dispatcher's flights: flows that are claimed, from the row to the end; and
+ *	  counters of them.
  *
  * A flight's memory context has all of it.  It goes when its end is recorded, or
  * the transaction that claimed it is rolled back.
@@ -27,22 +15,21 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
-#include "executor/spi.h"
-#include "miscadmin.h"
+#include "common/pg_prng.h"
 #include "pgstat.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "app/limiter.h"
 #include "base/guc.h"
+#include "base/nls.h"
 #include "base/role_settings.h"
 #include "base/sqlrun.h"
 #include "call/stats.h"
-#include "dispatcher/dispatch.h"
-#include "http/http.h"
+#include "dispatcher/claim.h"
+#include "dispatcher/flight.h"
+#include "dispatcher/maintain.h"
+#include "dispatcher/transaction.h"
 #include "queue/origin.h"
 
 /* The longest pause that an answer can ask for. */
@@ -51,68 +38,53 @@
 /* Ends that could not be written are tried again so often. */
 #define STUCK_RETRY_MS		5000
 
+static MemoryContext flights_context;
+static dlist_head flights = DLIST_STATIC_INIT(flights); /* under way, newest last */
+static dlist_head ended = DLIST_STATIC_INIT(ended);
+static dlist_head stuck = DLIST_STATIC_INIT(stuck);
+static FlightTotals totals;
 
-/* ---------- How many ---------- */
 
-/* Of so much, what is left to others. */
-static int
-eighth(int room)
+/* Once a process. */
+void
+flight_init(void)
 {
-	return room >= 4 ? (room + 7) / 8 : room >= 2 ? 1 : 0;
+	flights_context = AllocSetContextCreate(TopMemoryContext, "feishu_flow flights",
+											ALLOCSET_DEFAULT_SIZES);
 }
 
-int
-flight_room(const Dispatch *dispatch)
+/* How many there are. */
+const FlightTotals *
+flight_totals(void)
 {
-	int			taken = dispatch->num_flights + dispatch->num_stuck + dispatch->granted;
-	int			room = Min(feishu_guc_max_in_flight - taken,
-						   http_loop_room(http_loop_get()) - dispatch->granted);
-
-	/* nothing can be written: one more is tried, now and then */
-	if (dispatch->stuck_alone)
-		room = dispatch->stuck_turn != dispatch->turn ? 0 :
-			Min(room, 1 - dispatch->num_flights - dispatch->granted);
-	return Max(room, 0);
+	return &totals;
 }
 
-int
-flight_site_room(const Site *site, int room)
+/* By the clock as it was, ends would be written late. */
+void
+flight_clock_set_back(TimestampTz now)
 {
-	int			taken = site->in_flight + site->granted;
-	int			left = room + taken;	/* by other servers */
-	int			share = left >= 4 ? left - eighth(left) : left;
-
-	/* one is always under way, of whatever server */
-	return Min(room, Max(share - taken, taken == 0 ? 1 : 0));
+	totals.ended_since = Min(totals.ended_since, now);
 }
 
-/* How many more flights a role may have, of a lane that may use the reserve or not. */
-static int
-role_room(const RoleShare *role, bool reserve, int room)
+/* Change how many flights a lane may have more, in the claim under way. */
+void
+flight_grant(Lane *lane, int change)
 {
-	int			taken = role->in_flight + role->granted;
-	int			left = room + taken;	/* by other roles */
-	int			one = taken == 0 || (reserve && taken < left - eighth(left)) ? 1 : 0;
-
-	return Max(left * 3 / 4 - taken, one);
+	lane->load.granted += change;
+	lane->site->load.granted += change;
+	lane->role->load.granted += change;
+	totals.load.granted += change;
 }
 
-int
-flight_lane_room(const Dispatch *dispatch, const Lane *lane, int room)
+/* A lane has one flight more, or less. */
+static void
+count_flight(Lane *lane, int change)
 {
-	int			taken = lane->in_flight + lane->granted;
-	int			all = dispatch->num_flights + dispatch->granted + room;
-	int			share = (room + taken) * 3 / 4; /* of what other lanes leave */
-	bool		reserve = taken == 0 && !lane->suspect;
-	int			left = Min(flight_site_room(lane->site, room),
-						   Max(share - taken, taken == 0 ? 1 : 0));
-
-	left = Min(left, role_room(lane->role, reserve, room));
-	if (!reserve)
-		left = Min(left, room - eighth(all));
-	else if (left > 1)
-		left = Max(Min(left, room - eighth(all)), 1);
-	return Max(left, 0);
+	lane->load.in_flight += change;
+	lane->site->load.in_flight += change;
+	lane->role->load.in_flight += change;
+	totals.load.in_flight += change;
 }
 
 
@@ -145,95 +117,204 @@ row_text(uint64 row, int column)
 	return is_null ? NULL : TextDatumGetCString(value);
 }
 
-void
-flight_make(Dispatch *dispatch, Lane *lane, uint64 row)
+/* Make a flight of a row of the last result, which a claim has asked for. */
+Flight *
+flight_make(const Claim *claim, uint64 row)
 {
-	MemoryContext context = AllocSetContextCreate(dispatch->context, "feishu_flow flight",
+	MemoryContext context = AllocSetContextCreate(flights_context, "feishu_flow flight",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	Flight	   *flight = palloc0(sizeof(Flight));
+	FlightFacts *facts = &flight->facts;
+	Lane	   *lane = claim->lane;
 	bool		is_null;
 	Datum		value;
 
-	/* from here on flight_undo finds it, should something throw */
+	/* from here on flight_undo_since finds it, should something throw */
 	flight->lane = lane;
+	flight->claim = claim;
 	flight->context = context;
-	flight->turn = dispatch->turn;
-	flight->id = sql_int64(row, CLAIM_ID);
-	dlist_push_tail(&dispatch->claimed, &flight->node);
-	dispatch->num_flights++;
-	lane->in_flight++;
-	lane->site->in_flight++;
-	lane->role->in_flight++;
+	flight->transaction = transaction_number();
+	flight->id = sql_int64(row, CLAIM_COLUMN(OUTBOX_ID));
+	dlist_push_tail(&flights, &flight->node);
+	count_flight(lane, 1);
 
-	flight->ordering_key = row_text(row, CLAIM_ORDERING_KEY);
+	flight->ordering_key = row_text(row, CLAIM_COLUMN(OUTBOX_ORDERING_KEY));
 	/* one with a higher id was sent while this one was not in the queue */
-	if (flight->ordering_key != NULL && is_behind_another(lane, flight->ordering_key))
-	{
-		flight->is_behind = true;
-		flight->silent = true;
-		flight->state = 'q';
-	}
+	flight->is_behind = flight->ordering_key != NULL &&
+		is_behind_another(lane, flight->ordering_key);
 	dlist_push_tail(&lane->flights, &flight->lane_node);
 	flight->in_lane = true;
 
-	flight->request.namespace_name = row_text(row, CLAIM_NAMESPACE);
-	flight->request.flow_id = row_text(row, CLAIM_FLOW_ID);
-	flight->request.is_async = DatumGetBool(sql_value(row, CLAIM_IS_ASYNC, NULL));
-	flight->request.idempotent_key = row_text(row, CLAIM_IDEMPOTENT_KEY);
-	flight->attempts = DatumGetInt32(sql_value(row, CLAIM_ATTEMPTS, NULL));
-	value = sql_value(row, CLAIM_MAX_ATTEMPTS, &is_null);
-	flight->max_attempts = is_null ? feishu_guc_max_attempts : DatumGetInt32(value);
-	flight->expires_at = DatumGetTimestampTz(sql_value(row, CLAIM_EXPIRES_AT, NULL));
-	flight->own_key = DatumGetBool(sql_value(row, CLAIM_OWN_KEY, NULL));
-	flight->unanswered = DatumGetBool(sql_value(row, CLAIM_UNANSWERED, NULL));
-	flight->is_ours = origin_is_ours(sql_value(row, CLAIM_SYSTEM_IDENTIFIER, NULL),
-									 sql_value(row, CLAIM_DATABASE, NULL));
-	flight->last_error = row_text(row, CLAIM_ERROR);
+	facts->attempts = DatumGetInt32(sql_value(row, CLAIM_COLUMN(OUTBOX_ATTEMPTS), NULL));
+	value = sql_value(row, CLAIM_COLUMN(OUTBOX_MAX_ATTEMPTS), &is_null);
+	facts->max_attempts = is_null ? feishu_guc_max_attempts : DatumGetInt32(value);
+	facts->expires_at = DatumGetTimestampTz(sql_value(row, CLAIM_COLUMN(OUTBOX_EXPIRES_AT), NULL));
+	facts->own_key = DatumGetBool(sql_value(row, CLAIM_COLUMN(OUTBOX_OWN_KEY), NULL));
+	facts->unanswered = DatumGetBool(sql_value(row, CLAIM_COLUMN(OUTBOX_UNANSWERED), NULL));
+	flight->replaceable = DatumGetBool(sql_value(row, CLAIM_COLUMN(OUTBOX_REPLACEABLE), NULL));
+	facts->is_ours = origin_is_ours(sql_value(row, CLAIM_COLUMN(OUTBOX_SYSTEM_IDENTIFIER), NULL),
+									sql_value(row, CLAIM_COLUMN(OUTBOX_DATABASE), NULL));
+	facts->last_error = row_text(row, CLAIM_COLUMN(OUTBOX_ERROR));
 	/* a copied row is not sent to anybody; else none of the lane is */
-	lane->owner_differs |= flight->is_ours &&
-		DatumGetObjectId(sql_value(row, CLAIM_SERVER_OWNER, NULL)) != lane->server_owner;
-	if (!flight->silent && !lane->owner_differs)
-		flight_read_small(flight, row);
+	flight->other_owner = facts->is_ours &&
+		DatumGetObjectId(sql_value(row, CLAIM_COLUMN(OUTBOX_SERVER_OWNER), NULL)) != claim->server->owner;
+	if (flight->is_behind)
+		flight->end = decide_untried(facts);
+	else if (!flight->other_owner)
+		flight_memory_read_small(flight, row);
 	MemoryContextSwitchTo(old_context);
+	return flight;
+}
+
+/* What a decision depends on besides, of a flow of a lane, now. */
+static DecideBy
+decide_by(const Lane *lane)
+{
+	return (DecideBy) {
+		.now = GetCurrentTimestamp(),
+		.base_delay_ms = feishu_guc_retry_base_delay,
+		.max_delay_ms = feishu_guc_retry_max_delay,
+		.jitter = pg_prng_double(&pg_global_prng_state),
+		.postponed = lane->postponed
+	};
+}
+
+/* What becomes of it is decided: the text, and what its lane has to know. */
+static void
+set_end(Flight *flight, FlightEnd end, const FlowOutcome *outcome)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
+
+	end_text_fill(&end, &flight->facts, outcome);
+	flight->end = end;
+	MemoryContextSwitchTo(old_context);
+	if (end.postponed)
+		lane_note_postponed(flight->lane, flight->id,
+							end.hold_until != 0 ? ERRCODE_INSUFFICIENT_RESOURCES : end.sqlstate,
+							end.error);
+}
+
+/* What becomes of a row of a lane that cannot be read: there is no flight of it. */
+FlightEnd
+flight_decide_unreadable(Lane *lane, int64 id, const ErrorData *error)
+{
+	const FlightFacts facts = {0};
+	DecideBy	by = decide_by(lane);
+	FlightEnd	end = decide_error(&facts, error->sqlerrcode, &by);
+
+	end.error = error->message;
+	if (end.postponed)
+		lane_note_postponed(lane, id, end.sqlstate, end.error);
+	return end;
 }
 
 /* Count a flow that has failed without an attempt. */
 static void
 count_unsent(const Flight *flight, const FlowServer *server)
 {
-	if (flight->state == 'f' && flight->attempts == 0)
-		stats_count_unsent(server->serverid, flight->request.namespace_name,
-						   flight->request.flow_id);
+	if (flight->end.state == OUTBOX_FAILED && flight->end.attempts == 0)
+		stats_count_unsent(server->serverid, flight->memory.request.namespace_name,
+						   flight->memory.request.flow_id);
+}
+
+/* Take a flight from its lane: its row may be claimed again. */
+static void
+leave_lane(Flight *flight)
+{
+	if (flight->in_lane)
+		dlist_delete(&flight->lane_node);
+	flight->in_lane = false;
+}
+
+/* It is not under way any more. */
+static void
+leave_flights(Flight *flight)
+{
+	dlist_delete(&flight->node);
+	count_flight(flight->lane, -1);
+}
+
+static void
+free_flight(Flight *flight)
+{
+	leave_lane(flight);
+	flight_memory_give_back(flight);
+	MemoryContextDelete(flight->context);
+}
+
+/* It has ended, in whatever way: keep it to be recorded. */
+static void
+end_flight(Flight *flight)
+{
+	const FlightEnd *end = &flight->end;
+
+	leave_flights(flight);
+	flight->claim = NULL;
+	if (totals.ended++ == 0)
+		totals.ended_since = GetCurrentTimestamp();
+	dlist_push_tail(&ended, &flight->node);
+	/* it waits again, and may have been stepped over as it was in flight */
+	if (end->state == OUTBOX_QUEUED)
+		maintain_expect(flight->facts.expires_at);
+	if (end->silent)
+	{
+		leave_lane(flight);
+		if (!flight->is_behind)
+			lane_give_back(flight->lane, flight->id);
+	}
+	else if (end->state == OUTBOX_QUEUED)
+		lane_expect_due(flight->lane, end->next_at);
+}
+
+/* It is not to be sent now: flight_return is to be called instead of flight_start. */
+void
+flight_put_off(Flight *flight)
+{
+	flight->end = decide_untried(&flight->facts);
+}
+
+/* It ends as if never begun. */
+void
+flight_return(Flight *flight)
+{
+	flight_put_off(flight);
+	end_flight(flight);
+}
+
+/* What there is of it is not needed: it ends without a call. */
+static void
+end_unsent(Flight *flight, const FlowServer *server, LimiterPlace *place, FlightEnd end)
+{
+	set_end(flight, end, NULL);
+	count_unsent(flight, server);
+	limiter_abandon(place);
+	flight_memory_forget_request(flight);
+	flight_memory_give_back(flight);
+	end_flight(flight);
 }
 
 /*
+ * Make the call of a flight, with the place it was given.
+ *
  * Errors are caught without a subtransaction: what runs here computes and
  * allocates, and looks up at most a conversion.
  */
 void
-flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlace *place)
+flight_start(Flight *flight, FlowServer *server, LimiterPlace *place)
 {
 	MemoryContext context = CurrentMemoryContext;
+	Oid			roleid = flight->lane->key.roleid;
 	FlowLimits	limits;
+	FlightEnd	end;
 
-	dlist_delete(&flight->node);
-	dlist_push_tail(&dispatch->flights, &flight->node);
-	if (!flight->is_ours)
-		record_decide_not_ours(flight);
-	else if (flight->expires_at <= GetCurrentTimestamp())
-		record_decide_expired(flight);
-	else if (flight->attempts >= flight->max_attempts)
-		record_decide_exhausted(flight);
-	else if (flight->too_large)
-		record_decide_too_large(flight, role_max_request_size(flight->lane->key.roleid));
-	if (flight->state != '\0')
+	flight->claim = NULL;
+	flight->facts.too_large = flight->memory.too_large;
+	flight->facts.max_kilobytes = role_max_request_size(roleid);
+	totals.claims_durably |= !flight->facts.own_key;
+	if (decide_unsent(&flight->facts, GetCurrentTimestamp(), &end))
 	{
-		count_unsent(flight, server);
-		limiter_abandon(place);
-		flight_forget_jsonb(flight);
-		flight_give_memory_back(dispatch, flight);
-		flight_end(dispatch, flight);
+		end_unsent(flight, server, place, end);
 		return;
 	}
 
@@ -246,16 +327,17 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		limits.deadline = TimestampTzPlusMilliseconds(flight->started, limits.timeout_ms);
 		limits.connect_timeout_ms = server->connect_timeout_ms >= 0 ?
 			server->connect_timeout_ms : feishu_guc_connect_timeout;
-		limits.max_response = (size_t) role_max_response_size(flight->lane->key.roleid) * 1024;
-		limits.share = &flight->lane->share;
+		limits.max_response = (size_t) role_max_response_size(roleid) * 1024;
+		limits.share = &flight->lane->memory.share;
 		flight->call = flow_call_start(flight->context, server_copy(server),
-									   &flight->request, &limits, place, flight);
-		flight->lane->postponed = 0;
-		flight_forget_large(flight);
+									   &flight->memory.request, &limits, place, flight);
+		lane_note_prepared(flight->lane);
+		flight_memory_forget_large(flight);
 		MemoryContextSwitchTo(context);
 	}
 	PG_CATCH();
 	{
+		DecideBy	by = decide_by(flight->lane);
 		ErrorData  *error;
 
 		MemoryContextSwitchTo(context);
@@ -263,82 +345,18 @@ flight_start(Dispatch *dispatch, Flight *flight, FlowServer *server, LimiterPlac
 		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
 			PG_RE_THROW();
 		FlushErrorState();
-		limiter_abandon(place);
-		/* what there is of the call, and what it was to be made of */
+		/* what there is of the call */
 		MemoryContextDeleteChildren(flight->context);
 		flight->call = NULL;
-		flight_forget_jsonb(flight);
-		flight_give_memory_back(dispatch, flight);
-		if (record_is_lasting(error->sqlerrcode))
-		{
-			record_decide_error(flight, error->sqlerrcode, error->message);
-			count_unsent(flight, server);
-		}
-		else
-			record_decide_postponed(flight, error->sqlerrcode, error->message);
-		flight_end(dispatch, flight);
+		end = decide_error(&flight->facts, error->sqlerrcode, &by);
+		end.error = MemoryContextStrdup(flight->context, error->message);
+		end_unsent(flight, server, place, end);
 	}
 	PG_END_TRY();
 }
 
 
 /* ---------- End ---------- */
-
-/* Take a flight from its lane: its row may be claimed again. */
-static void
-flight_leave_lane(Flight *flight)
-{
-	if (flight->in_lane)
-		dlist_delete(&flight->lane_node);
-	flight->in_lane = false;
-}
-
-/* It is not under way any more. */
-static void
-flight_uncount(Dispatch *dispatch, Flight *flight)
-{
-	dlist_delete(&flight->node);
-	dispatch->num_flights--;
-	flight->lane->in_flight--;
-	flight->lane->site->in_flight--;
-	flight->lane->role->in_flight--;
-}
-
-static void
-flight_free(Dispatch *dispatch, Flight *flight)
-{
-	flight_leave_lane(flight);
-	flight_give_memory_back(dispatch, flight);
-	MemoryContextDelete(flight->context);
-}
-
-void
-flight_end(Dispatch *dispatch, Flight *flight)
-{
-	flight_uncount(dispatch, flight);
-	if (dispatch->num_ended++ == 0)
-		dispatch->ended_since = GetCurrentTimestamp();
-	dlist_push_tail(&dispatch->ended, &flight->node);
-	/* it waits again, and may have been stepped over as it was in flight */
-	if (flight->state == 'q')
-		maintain_expect(flight->expires_at);
-	if (flight->silent)
-	{
-		flight_leave_lane(flight);
-		if (!flight->is_behind)
-			lane_give_back(dispatch, flight->lane, flight->id);
-	}
-	else if (flight->state == 'q')
-		lane_expect_due(dispatch, flight->lane, flight->next_at);
-}
-
-void
-flight_undo(Dispatch *dispatch, Flight *flight)
-{
-	flight_uncount(dispatch, flight);
-	lane_give_back(dispatch, flight->lane, flight->id);
-	flight_free(dispatch, flight);
-}
 
 /* How long the lane waits whose app has to, if the limiter has no room to know that. */
 static int64
@@ -347,45 +365,51 @@ pause_ms(const FlowOutcome *outcome)
 	return (int64) (Min(Max(outcome->reset_seconds, 1), PAUSE_MOST_S) * 1000);
 }
 
+/* Calls that have ended become ended flights, to be recorded. */
 void
-flight_take_ended(Dispatch *dispatch)
+flight_take_ended(void)
 {
 	FlowCall   *call;
 
 	while ((call = flow_calls_next_done()) != NULL)
 	{
 		Flight	   *flight = flow_call_owner(call);
+		Lane	   *lane = flight->lane;
 		const FlowOutcome *outcome = flow_call_outcome(call);
+		const FlightEnd *end = &flight->end;
+		DecideBy	by = decide_by(lane);
+		TimestampTz hold_until;
 		LimiterStatus status;
 
-		record_decide(flight, outcome);
-		if (outcome->response != NULL && outcome->response->body != NULL)
-			budget_take_anyway(&flight->account, VARSIZE(outcome->response->body));
+		flight->ended = by.now;
+		set_end(flight, decide_outcome(&flight->facts, outcome, &by), outcome);
+		flight_memory_take_answer(flight, outcome->response);
 		if (!outcome->held_back)
 		{
 			/* what this process is short of says nothing of the peer */
-			flight->lane->suspect = outcome->http_status == 0 &&
-				outcome->trouble != HTTP_TROUBLE_LOCAL;
-			stats_count_call(flight->serverid,
-							 flight->request.namespace_name, flight->request.flow_id,
-							 outcome, flight->attempts > 1,
+			lane_note_answer(lane, outcome->http_status != 0 ||
+							 outcome->trouble == HTTP_TROUBLE_LOCAL);
+			stats_count_call(flight->serverid, flight->memory.request.namespace_name,
+							 flight->memory.request.flow_id, outcome, end->attempts > 1,
 							 GetCurrentTimestamp() - flight->started);
 		}
-		if (flight->silent && !outcome->held_back && flight->hold_until == 0 &&
-			!limiter_status(&flight->lane->app, flight->lane->key.roleid, &status))
-			flight->hold_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms(outcome));
-		if (flight->hold_until != 0)
-			lane_hold(dispatch, flight->lane, flight->hold_until, flight->error);
-		flight_end(dispatch, flight);
+		hold_until = end->hold_until;
+		if (end->silent && !outcome->held_back && hold_until == 0 &&
+			!limiter_status(&lane->app, lane->key.roleid, &status))
+			hold_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms(outcome));
+		if (hold_until != 0)
+			lane_hold(lane, hold_until, end->error);
+		end_flight(flight);
 	}
 }
 
+/* Flights of which nothing was sent yet end as if never begun. */
 void
-flight_give_back_unsent(Dispatch *dispatch)
+flight_return_unsent(void)
 {
 	dlist_mutable_iter iter;
 
-	dlist_foreach_modify(iter, &dispatch->flights)
+	dlist_foreach_modify(iter, &flights)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
@@ -393,130 +417,252 @@ flight_give_back_unsent(Dispatch *dispatch)
 			continue;
 		flow_call_free(flight->call);
 		flight->call = NULL;
-		flight->state = 'q';
-		flight->silent = true;
-		flight_end(dispatch, flight);
+		flight_return(flight);
 	}
 }
 
-void
-flight_set_aside(Dispatch *dispatch, Flight *flight)
+/* Those that have ended, so many, palloc'd. */
+Flight **
+flight_list_ended(int *num)
 {
+	Flight	  **list = palloc(Max(totals.ended, 1) * sizeof(Flight *));
+	dlist_iter	iter;
+
+	*num = 0;
+	dlist_foreach(iter, &ended)
+		list[(*num)++] = dlist_container(Flight, node, iter.cur);
+	return list;
+}
+
+/* The transaction under way records its end. */
+void
+flight_mark_recorded(Flight *flight)
+{
+	flight->recorded = true;
+}
+
+/* What its end says of the answer cannot be stored. */
+void
+flight_leave_answer_out(Flight *flight, const char *why)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
+
+	flight->end.response = NULL;
+	flight->end.error = psprintf(_("the answer could not be stored: %s"), why);
+	flight->end.report = NULL;
+	MemoryContextSwitchTo(old_context);
+}
+
+/* Its end cannot be written, which holds up no other. */
+void
+flight_set_aside(Flight *flight)
+{
+	flight->recorded = false;
 	dlist_delete(&flight->node);
-	dispatch->num_ended--;
-	dlist_push_tail(&dispatch->stuck, &flight->node);
-	dispatch->num_stuck++;
+	totals.ended--;
+	dlist_push_tail(&stuck, &flight->node);
+	totals.stuck++;
 	if (flight->call != NULL)
 		flow_call_set_aside(flight->call);
-	dispatch->stuck_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STUCK_RETRY_MS);
+	totals.stuck_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STUCK_RETRY_MS);
 }
 
+/* Ends were to be written; was any? */
 void
-flight_take_back_stuck(Dispatch *dispatch)
+flight_note_written(bool any)
 {
-	while (!dlist_is_empty(&dispatch->stuck))
-	{
-		Flight	   *flight = dlist_container(Flight, node, dlist_pop_head_node(&dispatch->stuck));
-
-		dlist_push_tail(&dispatch->ended, &flight->node);
-		dispatch->num_ended++;
-		if (flight->state == 'q')
-			maintain_expect(flight->expires_at);
-	}
-	dispatch->num_stuck = 0;
-	dispatch->stuck_turn = dispatch->turn;
-	dispatch->record_singly = true;
+	if (any || totals.stuck > 0)
+		totals.stuck_alone = !any;
 }
 
+/* Those that could not be written are to be tried again. */
 void
-flight_forget_recorded(Dispatch *dispatch)
+flight_take_back_stuck(void)
+{
+	while (!dlist_is_empty(&stuck))
+	{
+		Flight	   *flight = dlist_container(Flight, node, dlist_pop_head_node(&stuck));
+
+		dlist_push_tail(&ended, &flight->node);
+		totals.ended++;
+		if (flight->end.state == OUTBOX_QUEUED)
+			maintain_expect(flight->facts.expires_at);
+	}
+	totals.stuck = 0;
+	totals.stuck_transaction = transaction_number();
+}
+
+/* After a commit, forget the flights whose ends are recorded. */
+void
+flight_forget_recorded(void)
 {
 	dlist_mutable_iter iter;
 
-	dlist_foreach_modify(iter, &dispatch->ended)
+	dlist_foreach_modify(iter, &ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
 		if (!flight->recorded)
 			continue;
 		dlist_delete(&flight->node);
-		dispatch->num_ended--;
-		flight_free(dispatch, flight);
+		totals.ended--;
+		free_flight(flight);
 	}
-	dispatch->ended_since = GetCurrentTimestamp();
+	totals.ended_since = GetCurrentTimestamp();
+	totals.claims_durably = false;
 }
 
-void
-flight_undo_turn(Dispatch *dispatch)
+/* It never was: its row is looked at again. */
+static void
+undo(Flight *flight)
 {
-	dlist_head *lists[2] = {&dispatch->claimed, &dispatch->flights};
+	lane_give_back(flight->lane, flight->id);
+	free_flight(flight);
+}
+
+/* Undo the newest flights, none of which has begun; so many were there before. */
+void
+flight_undo_since(int before)
+{
+	while (totals.load.in_flight > before)
+	{
+		Flight	   *flight = dlist_tail_element(Flight, node, &flights);
+
+		leave_flights(flight);
+		undo(flight);
+	}
+}
+
+/* After an abort, undo the flights that were claimed in the transaction. */
+void
+flight_undo_transaction(void)
+{
 	dlist_mutable_iter iter;
 
-	for (int i = 0; i < 2; i++)
+	dlist_foreach_modify(iter, &flights)
 	{
-		dlist_foreach_modify(iter, lists[i])
-		{
-			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
-			if (flight->turn == dispatch->turn)
-				flight_undo(dispatch, flight);
-		}
+		if (flight->transaction != transaction_number())
+			continue;
+		leave_flights(flight);
+		undo(flight);
 	}
 	/* those that have ended already, or whose ends are to be written again */
-	dlist_foreach_modify(iter, &dispatch->ended)
+	dlist_foreach_modify(iter, &ended)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
 		flight->recorded = false;
-		if (flight->turn != dispatch->turn)
+		if (flight->transaction != transaction_number())
 			continue;
 		dlist_delete(&flight->node);
-		dispatch->num_ended--;
-		lane_give_back(dispatch, flight->lane, flight->id);
-		flight_free(dispatch, flight);
+		totals.ended--;
+		undo(flight);
 	}
 }
 
-Datum
-flight_ids_array(Lane *lane, int64 min_id)
+
+/* ---------- Who is under way ---------- */
+
+/* How many ids there are at most. */
+int
+flight_most_ids(void)
 {
-	Datum	   *values;
+	return totals.load.in_flight + totals.ended + totals.stuck;
+}
+
+/* The ids of a lane's flights above min_id; returns how many. */
+int
+flight_ids_of_lane(const Lane *lane, int64 min_id, int64 *ids)
+{
 	int			num = 0;
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &lane->flights)
-		num++;
-	values = palloc((num + 1) * sizeof(Datum));
-	num = 0;
-	dlist_foreach(iter, &lane->flights)
+	dlist_foreach(iter, unconstify(dlist_head *, &lane->flights))
 	{
 		Flight	   *flight = dlist_container(Flight, lane_node, iter.cur);
 
 		if (flight->id > min_id && !flight->recorded)
-			values[num++] = Int64GetDatum(flight->id);
+			ids[num++] = flight->id;
 	}
-	return PointerGetDatum(construct_array(values, num, INT8OID, 8, FLOAT8PASSBYVAL,
-										   TYPALIGN_DOUBLE));
+	return num;
 }
 
+/* Those of all flights, that have ended, too; returns how many. */
+int
+flight_ids(int64 *ids)
+{
+	dlist_head *lists[] = {&flights, &ended, &stuck};
+	int			num = 0;
+	dlist_iter	iter;
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+			if (!flight->recorded)
+				ids[num++] = flight->id;
+		}
+	}
+	return num;
+}
+
+/*
+ * Those of flights that this transaction has claimed for the first time, and that may not
+ * be replaced any more; returns how many.
+ */
+int
+flight_ids_begun(int64 *ids)
+{
+	dlist_head *lists[] = {&flights, &ended};
+	int			num = 0;
+	dlist_iter	iter;
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+			if (flight->replaceable && !flight->end.silent &&
+				flight->transaction == transaction_number())
+				ids[num++] = flight->id;
+		}
+	}
+	return num;
+}
+
+/* When the first flight that may come back to the queue expires; DT_NOEND: none. */
+TimestampTz
+flight_first_expiry(void)
+{
+	dlist_head *lists[2] = {&flights, &ended};
+	TimestampTz first = DT_NOEND;
+	dlist_iter	iter;
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+			first = Min(first, dlist_container(Flight, node, iter.cur)->facts.expires_at);
+	}
+	return first;
+}
+
+/* Have pg_stat_activity show how many there are, but not at each flow. */
 void
-flight_report_activity(const Dispatch *dispatch)
+flight_report_activity(void)
 {
 	static int	shown = -1;
+	int			num = totals.load.in_flight;
 	char		text[64];
 
-	if (dispatch->num_flights == shown)
+	if (num == shown || (shown > 0 && num > 0 &&
+						 abs(num - shown) < feishu_guc_max_in_flight / 16))
 		return;
-	/* not at each flow */
-	if (shown > 0 && dispatch->num_flights > 0 &&
-		abs(dispatch->num_flights - shown) < feishu_guc_max_in_flight / 16)
-		return;
-	shown = dispatch->num_flights;
-	if (shown == 0)
-		pgstat_report_activity(STATE_IDLE, "idle");
-	else
-	{
-		snprintf(text, sizeof(text), "sending %d flows", shown);
-		pgstat_report_activity(STATE_RUNNING, text);
-	}
+	shown = num;
+	snprintf(text, sizeof(text), "sending %d flows", num);
+	pgstat_report_activity(num == 0 ? STATE_IDLE : STATE_RUNNING, num == 0 ? "idle" : text);
 }

@@ -20,13 +20,14 @@
 
 #include "access/detoast.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/role_settings.h"
 #include "base/sqlrun.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/claim.h"
+#include "dispatcher/flight.h"
 
 /* A row with more (not compressed, or as written) is read by itself, when there is
  * room. */
@@ -41,23 +42,34 @@
 /* A lane that found no room in memory is tried again so often. */
 #define MEMORY_RETRY_MS		100
 
+/* Lanes that wait for room, who came last is last. */
+static dlist_head waiting = DLIST_STATIC_INIT(waiting);
 
+
+/* A lane has its part in a claim. */
 void
-flight_leave_memory(Dispatch *dispatch, Lane *lane)
+flight_memory_begin(Lane *lane)
 {
-	if (lane->wants_memory)
-		dlist_delete(&lane->memory_node);
-	lane->wants_memory = false;
+	lane->memory.refused = false;
+}
+
+/* A lane does not wait for memory any more. */
+void
+flight_memory_leave(Lane *lane)
+{
+	if (lane->memory.waits)
+		dlist_delete(&lane->memory.node);
+	lane->memory.waits = false;
 }
 
 /* A lane has to wait for room in memory. */
 static void
-lane_wait_for_memory(Dispatch *dispatch, Lane *lane)
+lane_wait_for_memory(Lane *lane)
 {
-	if (!lane->wants_memory)
-		dlist_push_tail(&dispatch->want_memory, &lane->memory_node);
-	lane->wants_memory = lane->memory_refused = true;
-	lane_hold(dispatch, lane,
+	if (!lane->memory.waits)
+		dlist_push_tail(&waiting, &lane->memory.node);
+	lane->memory.waits = lane->memory.refused = true;
+	lane_hold(lane,
 			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MEMORY_RETRY_MS), NULL);
 }
 
@@ -66,16 +78,16 @@ lane_wait_for_memory(Dispatch *dispatch, Lane *lane)
  * whose turn was longest ago; NULL: none waits.
  */
 static Lane *
-next_beyond(Dispatch *dispatch)
+next_beyond(void)
 {
 	Lane	   *next = NULL;
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &dispatch->want_memory)
+	dlist_foreach(iter, &waiting)
 	{
-		Lane	   *lane = dlist_container(Lane, memory_node, iter.cur);
+		Lane	   *lane = dlist_container(Lane, memory.node, iter.cur);
 
-		if (budget_is_before(&lane->share, next != NULL ? &next->share : NULL, BUDGET_REQUEST))
+		if (budget_is_before(&lane->memory.share, next != NULL ? &next->memory.share : NULL, BUDGET_REQUEST))
 			next = lane;
 	}
 	return next;
@@ -83,29 +95,29 @@ next_beyond(Dispatch *dispatch)
 
 /* Take bytes for a flight, if there is room for them. */
 static bool
-take_memory(Dispatch *dispatch, Flight *flight, int64 bytes)
+take_memory(Flight *flight, int64 bytes)
 {
 	Lane	   *next;
 
-	if (budget_take(&flight->account, bytes))
+	if (budget_take(&flight->memory.account, bytes))
 		return true;
-	next = next_beyond(dispatch);
-	if ((next != NULL && next != flight->lane) || !budget_go_beyond(&flight->account))
+	next = next_beyond();
+	if ((next != NULL && next != flight->lane) || !budget_go_beyond(&flight->memory.account))
 		return false;
-	budget_take_turn(&flight->lane->share, BUDGET_REQUEST);
-	return budget_take(&flight->account, bytes);
+	budget_take_turn(&flight->lane->memory.share, BUDGET_REQUEST);
+	return budget_take(&flight->memory.account, bytes);
 }
 
-/* Give all back, when it is freed. */
+/* Give all back, before it is freed. */
 void
-flight_give_memory_back(Dispatch *dispatch, Flight *flight)
+flight_memory_give_back(Flight *flight)
 {
-	bool		had_any = flight->account.bytes > 0;
+	bool		had_any = flight->memory.account.bytes > 0;
 	Lane	   *next;
 
-	budget_give_back(&flight->account, flight->account.bytes);
-	if (had_any && (next = next_beyond(dispatch)) != NULL)
-		lane_look_again(dispatch, next, GetCurrentTimestamp());
+	budget_give_back(&flight->memory.account, flight->memory.account.bytes);
+	if (had_any && (next = next_beyond()) != NULL)
+		lane_look_again(next, GetCurrentTimestamp());
 }
 
 /* A jsonb column, copied to the current context, or NULL. */
@@ -130,9 +142,9 @@ row_size(uint64 row, int column)
 
 /* The row's jsonb is not needed any more. */
 void
-flight_forget_jsonb(Flight *flight)
+flight_memory_forget_request(Flight *flight)
 {
-	FlowRequest *request = &flight->request;
+	FlowRequest *request = &flight->memory.request;
 
 	if (request->operator_id != NULL)
 		pfree(request->operator_id);
@@ -156,8 +168,8 @@ measure(Flight *flight)
 {
 	int64		limit = request_limit(flight);
 
-	flight->request.size = wire_request_size(&flight->request, limit);
-	flight->too_large = flight->request.size > limit;
+	flight->memory.request.size = wire_request_size(&flight->memory.request, limit);
+	flight->memory.too_large = flight->memory.request.size > limit;
 }
 
 /* Read the row's jsonb into the flight's context: the columns from one on. */
@@ -166,32 +178,41 @@ read_jsonb(Flight *flight, uint64 row, int operator, int params, int masks)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
 
-	flight->request.operator_id = row_jsonb(row, operator);
-	flight->request.params = row_jsonb(row, params);
-	flight->request.loop_masks = row_jsonb(row, masks);
+	flight->memory.request.operator_id = row_jsonb(row, operator);
+	flight->memory.request.params = row_jsonb(row, params);
+	flight->memory.request.loop_masks = row_jsonb(row, masks);
 	MemoryContextSwitchTo(old_context);
 }
 
-/* Read what is small of a claimed row, and see what is large. */
+/*
+ * Read what is small of the request of a claimed row, in the current context, which is
+ * the flight's; and see what is large.
+ */
 void
-flight_read_small(Flight *flight, uint64 row)
+flight_memory_read_small(Flight *flight, uint64 row)
 {
-	flight->account.share = &flight->lane->share;
-	flight->account.kind = BUDGET_REQUEST;
-	flight->raw = row_size(row, CLAIM_OPERATOR) + row_size(row, CLAIM_PARAMS) +
-		row_size(row, CLAIM_LOOP_MASKS);
-	flight->too_large = flight->raw / ROW_TO_WRITTEN > request_limit(flight);
-	flight->is_large = flight->raw >= LARGE_ROW;
-	if (flight->too_large || flight->is_large)
+	FlowRequest *request = &flight->memory.request;
+
+	request->namespace_name = TextDatumGetCString(sql_value(row, CLAIM_COLUMN(OUTBOX_NAMESPACE), NULL));
+	request->flow_id = TextDatumGetCString(sql_value(row, CLAIM_COLUMN(OUTBOX_FLOW_ID), NULL));
+	request->is_async = DatumGetBool(sql_value(row, CLAIM_COLUMN(OUTBOX_IS_ASYNC), NULL));
+	request->idempotent_key = TextDatumGetCString(sql_value(row, CLAIM_COLUMN(OUTBOX_IDEMPOTENT_KEY), NULL));
+	flight->memory.account.share = &flight->lane->memory.share;
+	flight->memory.account.kind = BUDGET_REQUEST;
+	flight->memory.raw = row_size(row, CLAIM_COLUMN(OUTBOX_OPERATOR)) + row_size(row, CLAIM_COLUMN(OUTBOX_PARAMS)) +
+		row_size(row, CLAIM_COLUMN(OUTBOX_LOOP_MASKS));
+	flight->memory.too_large = flight->memory.raw / ROW_TO_WRITTEN > request_limit(flight);
+	flight->memory.is_large = flight->memory.raw >= LARGE_ROW;
+	if (flight->memory.too_large || flight->memory.is_large)
 		return;
 
-	read_jsonb(flight, row, CLAIM_OPERATOR, CLAIM_PARAMS, CLAIM_LOOP_MASKS);
+	read_jsonb(flight, row, CLAIM_COLUMN(OUTBOX_OPERATOR), CLAIM_COLUMN(OUTBOX_PARAMS), CLAIM_COLUMN(OUTBOX_LOOP_MASKS));
 	measure(flight);
-	flight->is_large = flight->request.size >= LARGE_ROW;
-	if (flight->too_large || flight->is_large)
-		flight_forget_jsonb(flight);
+	flight->memory.is_large = flight->memory.request.size >= LARGE_ROW;
+	if (flight->memory.too_large || flight->memory.is_large)
+		flight_memory_forget_request(flight);
 	else
-		budget_take_anyway(&flight->account, flight->raw + flight->request.size);
+		budget_take_anyway(&flight->memory.account, flight->memory.raw + flight->memory.request.size);
 }
 
 /*
@@ -203,14 +224,14 @@ large_bytes(const Flight *flight)
 {
 	const Lane *lane = flight->lane;
 
-	if (flight->request.size > 0)
-		return flight->raw + flight->request.size;
-	return lane->large_id == flight->id ? lane->large_bytes : 2 * flight->raw;
+	if (flight->memory.request.size > 0)
+		return flight->memory.raw + flight->memory.request.size;
+	return lane->memory.large_id == flight->id ? lane->memory.large_bytes : 2 * flight->memory.raw;
 }
 
 /* Read a large row, if there is room; false: not now. */
 static bool
-read_large(Dispatch *dispatch, Flight *flight)
+read_large(Flight *flight)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT operator, params, loop_masks FROM feishu_internal.outbox WHERE id = $1",
@@ -219,27 +240,27 @@ read_large(Dispatch *dispatch, Flight *flight)
 	Lane	   *lane = flight->lane;
 
 	/* behind one that waits already it need not be looked at */
-	if (lane->memory_refused || !take_memory(dispatch, flight, large_bytes(flight)))
+	if (lane->memory.refused || !take_memory(flight, large_bytes(flight)))
 		return false;
 	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) != 1)
 		elog(ERROR, "claimed row " INT64_FORMAT " is gone", flight->id);
 	read_jsonb(flight, 0, 1, 2, 3);
 	measure(flight);
-	if (!flight->too_large && flight->raw + flight->request.size <= flight->account.bytes)
+	if (!flight->memory.too_large && flight->memory.raw + flight->memory.request.size <= flight->memory.account.bytes)
 	{
-		budget_give_back(&flight->account,
-						 flight->account.bytes - flight->raw - flight->request.size);
+		budget_give_back(&flight->memory.account,
+						 flight->memory.account.bytes - flight->memory.raw - flight->memory.request.size);
 		return true;
 	}
-	if (!flight->too_large &&
-		take_memory(dispatch, flight,
-					flight->raw + flight->request.size - flight->account.bytes))
+	if (!flight->memory.too_large &&
+		take_memory(flight,
+					flight->memory.raw + flight->memory.request.size - flight->memory.account.bytes))
 		return true;
-	lane->large_id = flight->id;
-	lane->large_bytes = flight->raw + flight->request.size;
-	flight_forget_jsonb(flight);
-	budget_give_back(&flight->account, flight->account.bytes);
-	return flight->too_large;
+	lane->memory.large_id = flight->id;
+	lane->memory.large_bytes = flight->memory.raw + flight->memory.request.size;
+	flight_memory_forget_request(flight);
+	budget_give_back(&flight->memory.account, flight->memory.account.bytes);
+	return flight->memory.too_large;
 }
 
 /* Has the bound been raised since we looked?  To fail is for good. */
@@ -252,37 +273,35 @@ limit_was_raised(const Flight *flight)
 	return request_limit(flight) > before;
 }
 
-void
-flight_read_large(Dispatch *dispatch)
+/*
+ * Read what is large of a claimed row, if it is and there is room for it: no result of
+ * SQL is needed any more.  True: the flight is not to be sent now.
+ */
+bool
+flight_memory_read_large(Flight *flight)
 {
-	dlist_iter	iter;
+	bool		waits = flight->memory.is_large && !flight->memory.too_large &&
+		flight->memory.request.operator_id == NULL && !read_large(flight);
 
-	dlist_foreach(iter, &dispatch->claimed)
-	{
-		Flight	   *flight = dlist_container(Flight, node, iter.cur);
-		bool		waits;
-
-		if (flight->silent)
-			continue;
-		waits = flight->is_large && !flight->too_large && flight->request.operator_id == NULL &&
-			!read_large(dispatch, flight);
-		if (waits)
-			lane_wait_for_memory(dispatch, flight->lane);
-		if (waits || (flight->too_large && limit_was_raised(flight)))
-		{
-			flight->state = 'q';
-			flight->silent = true;
-		}
-	}
+	if (waits)
+		lane_wait_for_memory(flight->lane);
+	return waits || (flight->memory.too_large && limit_was_raised(flight));
 }
-
 
 /* The request is written, and the jsonb that it was made of goes, if it is large. */
 void
-flight_forget_large(Flight *flight)
+flight_memory_forget_large(Flight *flight)
 {
-	if (!flight->is_large)
+	if (!flight->memory.is_large)
 		return;
-	flight_forget_jsonb(flight);
-	budget_give_back(&flight->account, flight->raw);
+	flight_memory_forget_request(flight);
+	budget_give_back(&flight->memory.account, flight->memory.raw);
+}
+
+/* The answer is in memory already. */
+void
+flight_memory_take_answer(Flight *flight, const FlowResponse *response)
+{
+	if (response != NULL && response->body != NULL)
+		budget_take_anyway(&flight->memory.account, VARSIZE(response->body));
 }

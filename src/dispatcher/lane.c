@@ -9,10 +9,7 @@
  * tell the schedule.
  *
  * A lane is held while the limiter has no place for its app, or while its
- * server cannot be looked up: that may be mended, so nothing is failed for it.
- * A row's server is one that its owner had when the row was queued: a role may have
- * it dropped or renamed, and another make one of the same name, to be sent what
- * waits.  So a lane is held, too, when its server's owner is another than a row's.
+ * server cannot be looked up (lane_server.c).
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -24,91 +21,129 @@
 
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/nls.h"
 #include "base/sqlrun.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/lane.h"
 
-/* A lane whose server cannot be looked up, or has another owner, is tried again so
- * often. */
-#define LOOKUP_RETRY_MS		(60 * 1000)
+/* Rows of a lane that could not be prepared make one line of the log in so long. */
+#define POSTPONED_QUIET_MS	(60 * 1000)
 
-/* A lane whose role is gone has its flows failed so often, some at a time. */
-#define FAIL_LANE_MS		1000
+static MemoryContext context;
+static HTAB *lane_table;
+static HTAB *site_table;
+static HTAB *role_table;
+static Lane **lanes = NULL;
+static int	num_lanes = 0;
+static int	max_lanes = 0;
 
+/* Those whose hold feishu_internal.held_lane does not have. */
+static dlist_head untold = DLIST_STATIC_INIT(untold);
+
+static HTAB *
+make_table(const char *name, Size key_size, Size entry_size)
+{
+	HASHCTL		control;
+
+	memset(&control, 0, sizeof(control));
+	control.keysize = key_size;
+	control.entrysize = entry_size;
+	control.hcxt = context;
+	return hash_create(name, 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* Once a process. */
+void
+lane_init(void)
+{
+	context = AllocSetContextCreate(TopMemoryContext, "feishu_flow lanes", ALLOCSET_DEFAULT_SIZES);
+	lane_table = make_table("feishu_flow lanes", sizeof(LaneKey), sizeof(Lane));
+	site_table = make_table("feishu_flow servers", NAMEDATALEN, sizeof(Site));
+	role_table = make_table("feishu_flow roles", sizeof(Oid), sizeof(Role));
+}
 
 static Site *
-site_get(Dispatch *dispatch, const char *server)
+site_get(const char *server)
 {
 	char		key[NAMEDATALEN] = {0};
 	Site	   *site;
 	bool		found;
 
 	strlcpy(key, server, sizeof(key));
-	site = hash_search(dispatch->site_table, key, HASH_ENTER, &found);
+	site = hash_search(site_table, key, HASH_ENTER, &found);
 	if (!found)
-	{
 		memset((char *) site + sizeof(key), 0, sizeof(Site) - sizeof(key));
-		dlist_init(&site->due);
-	}
 	return site;
 }
 
 /* The share of a role, whatever servers its lanes have. */
-static RoleShare *
-role_get(Dispatch *dispatch, Oid roleid)
+static Role *
+role_get(Oid roleid)
 {
-	RoleShare  *entry;
+	Role  *entry;
 	bool		found;
 
-	entry = hash_search(dispatch->share_table, &roleid, HASH_ENTER, &found);
+	entry = hash_search(role_table, &roleid, HASH_ENTER, &found);
 	if (!found)
-		memset((char *) entry + sizeof(roleid), 0, sizeof(RoleShare) - sizeof(roleid));
+		memset((char *) entry + sizeof(roleid), 0, sizeof(Role) - sizeof(roleid));
 	return entry;
 }
 
+/* The lane of a server and role, made when there is none yet. */
 Lane *
-lane_get(Dispatch *dispatch, const char *server, Oid roleid)
+lane_get(const char *server, Oid roleid)
 {
 	LaneKey		key;
 	Site	   *site;
-	RoleShare  *role;
+	Role  *role;
 	Lane	   *lane;
 	bool		found;
 
 	memset(&key, 0, sizeof(key));
 	strlcpy(key.server, server, sizeof(key.server));
 	key.roleid = roleid;
-	lane = hash_search(dispatch->lane_table, &key, HASH_FIND, NULL);
+	lane = hash_search(lane_table, &key, HASH_FIND, NULL);
 	if (lane != NULL)
 		return lane;
 
 	/* what may throw comes before the lane is there */
-	if (dispatch->num_lanes == dispatch->max_lanes)
+	if (num_lanes == max_lanes)
 	{
-		int			max = Max(16, dispatch->max_lanes * 2);
+		int			max = Max(16, max_lanes * 2);
 
-		dispatch->lanes = dispatch->lanes ?
-			repalloc(dispatch->lanes, max * sizeof(Lane *)) :
-			MemoryContextAlloc(dispatch->context, max * sizeof(Lane *));
-		dispatch->max_lanes = max;
+		lanes = lanes ? repalloc(lanes, max * sizeof(Lane *)) :
+			MemoryContextAlloc(context, max * sizeof(Lane *));
+		max_lanes = max;
 	}
-	site = site_get(dispatch, server);
-	role = role_get(dispatch, roleid);
-	lane = hash_search(dispatch->lane_table, &key, HASH_ENTER, &found);
+	site = site_get(server);
+	role = role_get(roleid);
+	lane = hash_search(lane_table, &key, HASH_ENTER, &found);
 	memset((char *) lane + sizeof(key), 0, sizeof(Lane) - sizeof(key));
 	lane->site = site;
 	lane->role = role;
-	lane->share.whole = &role->memory;
-	dlist_init(&lane->flights);
+	lane->memory.share.whole = &role->memory;
 	lane->more = true;
 	lane->due_floor = DT_NOBEGIN;
 	lane->next_due = DT_NOEND;	/* who finds a delayed row says so */
-	dispatch->lanes[dispatch->num_lanes++] = lane;
-	schedule_lane(dispatch, lane);
+	lanes[num_lanes++] = lane;
+	schedule_lane(lane);
 	return lane;
+}
+
+/* All lanes, in the order in which they were found; and how many. */
+Lane *const *
+lane_all(void)
+{
+	return lanes;
+}
+
+int
+lane_count(void)
+{
+	return num_lanes;
 }
 
 
@@ -116,7 +151,7 @@ lane_get(Dispatch *dispatch, const char *server, Oid roleid)
 
 /* Add an id to a list, unless it is there; false without memory, with MCXT_ALLOC_NO_OOM. */
 static bool
-list_add(Dispatch *dispatch, IdList *list, int64 id, int flags)
+list_add(IdList *list, int64 id, int flags)
 {
 	for (int i = 0; i < list->num; i++)
 	{
@@ -126,7 +161,7 @@ list_add(Dispatch *dispatch, IdList *list, int64 id, int flags)
 	if (list->num == list->max)
 	{
 		int			max = Max(16, list->max * 2);
-		int64	   *ids = MemoryContextAllocExtended(dispatch->context, max * sizeof(int64), flags);
+		int64	   *ids = MemoryContextAllocExtended(context, max * sizeof(int64), flags);
 
 		if (ids == NULL)
 			return false;
@@ -142,24 +177,27 @@ list_add(Dispatch *dispatch, IdList *list, int64 id, int flags)
 	return true;
 }
 
+/* A row is to be looked at, by its id. */
 void
-lane_expect_row(Dispatch *dispatch, Lane *lane, int64 id)
+lane_expect_row(Lane *lane, int64 id)
 {
-	(void) list_add(dispatch, &lane->ready, id, 0);
-	schedule_lane(dispatch, lane);
+	(void) list_add(&lane->ready, id, 0);
+	schedule_lane(lane);
 }
 
+/* Likewise one that was claimed.  Does not throw. */
 void
-lane_give_back(Dispatch *dispatch, Lane *lane, int64 id)
+lane_give_back(Lane *lane, int64 id)
 {
-	if (list_add(dispatch, &lane->ready, id, MCXT_ALLOC_NO_OOM))
-		schedule_lane(dispatch, lane);
+	if (list_add(&lane->ready, id, MCXT_ALLOC_NO_OOM))
+		schedule_lane(lane);
 	else
-		lane_reopen(dispatch, lane, id, 0);
+		lane_reopen(lane, id, 0);
 }
 
+/* A row is not to be looked at any more. */
 void
-lane_forget_row(Dispatch *dispatch, Lane *lane, int64 id)
+lane_forget_row(Lane *lane, int64 id)
 {
 	IdList	   *list = &lane->ready;
 
@@ -171,11 +209,23 @@ lane_forget_row(Dispatch *dispatch, Lane *lane, int64 id)
 		memmove(list->ids + i, list->ids + i + 1, (list->num - i) * sizeof(int64));
 		break;
 	}
-	schedule_lane(dispatch, lane);
+	schedule_lane(lane);
 }
 
+/* Nor are the first rows of the list. */
 void
-lane_expect_due(Dispatch *dispatch, Lane *lane, TimestampTz next_at)
+lane_take_rows(Lane *lane, int num)
+{
+	IdList	   *list = &lane->ready;
+
+	list->num -= num;
+	memmove(list->ids, list->ids + num, list->num * sizeof(int64));
+	schedule_lane(lane);
+}
+
+/* A delayed row is to be looked at, at its time. */
+void
+lane_expect_due(Lane *lane, TimestampTz next_at)
 {
 	if (next_at <= lane->due_floor)
 	{
@@ -185,34 +235,83 @@ lane_expect_due(Dispatch *dispatch, Lane *lane, TimestampTz next_at)
 	if (next_at < lane->next_due)
 	{
 		lane->next_due = next_at;
-		schedule_lane(dispatch, lane);
+		schedule_lane(lane);
 	}
 }
 
+/* Delayed rows up to this time, and of this time up to this id, were seen. */
 void
-lane_expect_more(Dispatch *dispatch, Lane *lane)
+lane_saw_due(Lane *lane, TimestampTz next_at, int64 id)
 {
-	lane->more = true;
-	schedule_lane(dispatch, lane);
+	lane->due_floor = next_at;
+	lane->due_floor_id = id;
 }
 
+/* When to look at delayed rows that were not seen; DT_NOEND: there are none. */
 void
-lane_reopen(Dispatch *dispatch, Lane *lane, int64 min_id, TimestampTz next_due)
+lane_look_at_due(Lane *lane, TimestampTz at)
+{
+	lane->next_due = at;
+	schedule_lane(lane);
+}
+
+/* There are rows above the cursor. */
+void
+lane_expect_more(Lane *lane)
+{
+	lane->more = true;
+	schedule_lane(lane);
+}
+
+/*
+ * Rows above the cursor were looked at, the last one's id is last.  If
+ * these were all, those that are behind others of their key included, nothing
+ * is left below last_id, which was read before the snapshot was taken: a row with a
+ * lower id that commits later is told by its id.
+ */
+void
+lane_saw_more(Lane *lane, bool all, int64 last, int64 last_id)
+{
+	lane->more = !all;
+	lane->cursor = all ? Max(lane->cursor, last_id) : last;
+	schedule_lane(lane);
+}
+
+/* Did rows there have ordering keys, and how many are to be looked at next? */
+void
+lane_note_keys(Lane *lane, bool keyed, int page_rows)
+{
+	lane->keyed = keyed;
+	lane->page_rows = page_rows;
+}
+
+/* All rows from an id on are to be looked at, and all delayed ones at a time. */
+void
+lane_reopen(Lane *lane, int64 min_id, TimestampTz next_due)
 {
 	lane->cursor = Min(lane->cursor, Max(min_id, 1) - 1);
 	lane->more = true;
 	lane->due_floor = DT_NOBEGIN;
 	lane->next_due = next_due;
-	schedule_lane(dispatch, lane);
+	schedule_lane(lane);
 }
 
+/* Likewise of all lanes. */
 void
-lane_close(Dispatch *dispatch, Lane *lane)
+lane_reopen_all(int64 min_id, TimestampTz next_due)
+{
+	for (int i = 0; i < num_lanes; i++)
+		lane_reopen(lanes[i], min_id, next_due);
+}
+
+/* There is nothing to look at. */
+void
+lane_close(Lane *lane)
 {
 	lane->more = false;
 	lane->next_due = DT_NOEND;
 	lane->ready.num = 0;
-	schedule_lane(dispatch, lane);
+	schedule_lane(lane);
 }
 
 
@@ -220,7 +319,7 @@ lane_close(Dispatch *dispatch, Lane *lane)
 
 /* Have the change of a hold written, if feishu_internal.held_lane has something else. */
 static void
-lane_tell_hold(Dispatch *dispatch, Lane *lane)
+lane_tell_hold(Lane *lane)
 {
 	bool		is_news;
 
@@ -229,30 +328,32 @@ lane_tell_hold(Dispatch *dispatch, Lane *lane)
 	else
 		is_news = strcmp(lane->reason, lane->told) != 0 || lane->hold_until != lane->told_until;
 	if (is_news && !lane->is_untold)
-		dlist_push_tail(&dispatch->untold, &lane->untold_node);
+		dlist_push_tail(&untold, &lane->untold_node);
 	if (!is_news && lane->is_untold)
 		dlist_delete(&lane->untold_node);
 	lane->is_untold = is_news;
 }
 
+/* Hold a lane until then (0: no more), with a reason or NULL. */
 void
-lane_hold(Dispatch *dispatch, Lane *lane, TimestampTz until, const char *reason)
+lane_hold(Lane *lane, TimestampTz until, const char *reason)
 {
 	char	   *before = lane->reason;
 
 	if (before == NULL || reason == NULL || strcmp(before, reason) != 0)
 	{
-		lane->reason = reason ? MemoryContextStrdup(dispatch->context, reason) : NULL;
+		lane->reason = reason ? MemoryContextStrdup(context, reason) : NULL;
 		if (before != NULL)
 			pfree(before);
 	}
 	lane->hold_until = until;
-	lane_tell_hold(dispatch, lane);
-	schedule_lane(dispatch, lane);
+	lane_tell_hold(lane);
+	schedule_lane(lane);
 }
 
+/* Write which lanes are held and why, where that has changed.  In a transaction. */
 void
-lane_write_holds(Dispatch *dispatch)
+lane_write_holds(void)
 {
 	static SqlStatement hold = SQL_STATEMENT(
 		"INSERT INTO feishu_internal.held_lane (server, roleid, reason, resume_at)"
@@ -264,7 +365,7 @@ lane_write_holds(Dispatch *dispatch)
 		2, TEXTOID, OIDOID);
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &dispatch->untold)
+	dlist_foreach(iter, &untold)
 	{
 		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
 		Datum		values[4] = {
@@ -282,15 +383,16 @@ lane_write_holds(Dispatch *dispatch)
 	}
 }
 
+/* That transaction has committed. */
 void
-lane_holds_told(Dispatch *dispatch)
+lane_holds_written(void)
 {
 	dlist_mutable_iter iter;
 
-	dlist_foreach_modify(iter, &dispatch->untold)
+	dlist_foreach_modify(iter, &untold)
 	{
 		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
-		char	   *told = lane->reason ? MemoryContextStrdup(dispatch->context, lane->reason) : NULL;
+		char	   *told = lane->reason ? MemoryContextStrdup(context, lane->reason) : NULL;
 
 		if (lane->told != NULL)
 			pfree(lane->told);
@@ -301,89 +403,79 @@ lane_holds_told(Dispatch *dispatch)
 	}
 }
 
+/* A lane that is held looks again if that is still so. */
 void
-lane_look_again(Dispatch *dispatch, Lane *lane, TimestampTz now)
+lane_look_again(Lane *lane, TimestampTz now)
 {
 	/* if its time has come, it looks */
-	if (lane->hold_until == 0 || lane->is_due)
+	if (lane->hold_until == 0 || lane->turn.is_due)
 		return;
 	lane->hold_until = now;
-	schedule_lane(dispatch, lane);
+	schedule_lane(lane);
 }
 
+/* Servers or mappings may have changed: the limiter, or the lookup, will say if lanes
+ * are still held. */
 void
-lane_set_paused(Dispatch *dispatch, Lane *lane, bool paused)
+lane_look_again_all(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int i = 0; i < num_lanes; i++)
+	{
+		lanes[i]->app_is_known = false;
+		lane_look_again(lanes[i], now);
+	}
+}
+
+/*
+ * After a turn: lanes that wait for a place among their app's calls ask again,
+ * since the end of another call, here or in another process, wakes us; all
+ * that are held do when an app's pause was ended, by a call that went well or by
+ * resume_server.
+ */
+void
+lane_ask_again_all(void)
+{
+	bool		pause_ended;
+	bool		place_freed;
+	TimestampTz now;
+
+	if (!limiter_is_waiting())
+		return;
+	pause_ended = limiter_pause_ended();
+	place_freed = limiter_place_freed();
+	if (!pause_ended && !place_freed)
+		return;
+	/* one time for all: who had a place last is to be the last to ask */
+	now = GetCurrentTimestamp();
+	for (int i = 0; i < num_lanes; i++)
+	{
+		Lane	   *lane = lanes[i];
+
+		if (lane->place.waiting && (pause_ended || TIMESTAMP_IS_NOEND(lane->hold_until)))
+			lane_look_again(lane, now);
+	}
+}
+
+/* By pause_server, or resume_server. */
+void
+lane_set_paused(Lane *lane, bool paused)
 {
 	/* others need not wait for a turn that it will not use */
 	if (paused)
 	{
 		limiter_abandon(&lane->place);
-		flight_leave_memory(dispatch, lane);
+		flight_memory_leave(lane);
 	}
 	if (lane->paused == paused)
 		return;
 	lane->paused = paused;
-	schedule_lane(dispatch, lane);
-}
-
-/* Does a lane's role exist, and need it not wait for a place? */
-static bool
-may_go(const Lane *lane)
-{
-	return !lane->place.waiting && GetUserNameFromId(lane->key.roleid, true) != NULL;
-}
-
-/* Servers to look up: of those lanes that are wanted, if it is said which. */
-typedef struct Lookup
-{
-	Lane	  **lanes;
-	FlowServer **servers;
-	int			num;
-	Snapshot	snapshot;
-	bool		(*is_wanted) (const Lane *lane);
-} Lookup;
-
-static void
-lookup_all(void *arg)
-{
-	Lookup	   *lookup = arg;
-
-	for (int i = 0; i < lookup->num; i++)
-	{
-		LaneKey    *key = &lookup->lanes[i]->key;
-
-		if (lookup->is_wanted == NULL || lookup->is_wanted(lookup->lanes[i]))
-			lookup->servers[i] = server_lookup_at(key->server, key->roleid, lookup->snapshot);
-	}
-}
-
-/* False and the error when one cannot be looked up: then none is set. */
-static bool
-lookup_try(Lookup lookup, ErrorData **error)
-{
-	if (transaction_try(lookup_all, &lookup, error))
-		return true;
-	for (int i = 0; i < lookup.num; i++)
-	{
-		if (lookup.servers[i] != NULL)
-			server_forget_secrets(lookup.servers[i]);
-		lookup.servers[i] = NULL;
-	}
-	return false;
-}
-
-void
-lane_lookup_servers(Dispatch *dispatch, Lane **lanes, FlowServer **servers, int num)
-{
-	ErrorData  *error;
-
-	memset(servers, 0, num * sizeof(FlowServer *));
-	/* each will find its own */
-	(void) lookup_try((Lookup) {lanes, servers, num, dispatch->snapshot, may_go}, &error);
+	schedule_lane(lane);
 }
 
 /* The log tells why a lane is held, once. */
-static void
+void
 lane_log_hold(Lane *lane)
 {
 	if (lane->told != NULL && strcmp(lane->told, lane->reason) == 0)
@@ -394,45 +486,29 @@ lane_log_hold(Lane *lane)
 	lane->logged = true;
 }
 
-FlowServer *
-lane_lookup_server(Dispatch *dispatch, Lane *lane)
-{
-	FlowServer *server = NULL;
-	ErrorData  *error;
 
-	if (GetUserNameFromId(lane->key.roleid, true) == NULL)
+/* ---------- Its app ---------- */
+
+/* Ask the limiter for a place, in the lane's turn. */
+LimiterVerdict
+lane_get_place(Lane *lane, const FlowServer *server, LimiterPlace *place,
+			   TimestampTz *retry_at, LimiterPause *why)
+{
+	LimiterVerdict verdict = limiter_acquire(server, true, &lane->place, retry_at, why);
+
+	if (verdict == LIMITER_GO)
 	{
-		/* no other role will ever have its OID: this cannot be mended */
-		maintain_fail_lane(dispatch, lane, "42704", _("the role that queued it was dropped"));
-		lane_hold(dispatch, lane, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAIL_LANE_MS),
-				  NULL);
-		return NULL;
+		*place = lane->place;
+		memset(&lane->place, 0, sizeof(lane->place));
 	}
-	if (!lookup_try((Lookup) {&lane, &server, 1, dispatch->snapshot, NULL}, &error))
-		lane_hold(dispatch, lane,
-				  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
-				  error->message);
-	if (server != NULL)
-		return server;
-	if (discover_lane_is_empty(lane))
-	{
-		/* all are gone: there is nothing to hold, and nothing to tell */
-		lane_close(dispatch, lane);
-		lane_hold(dispatch, lane, 0, NULL);
-	}
-	else
-		lane_log_hold(lane);
-	return NULL;
+	return verdict;
 }
 
+/* The lane wants no place now: others need not wait for its turn. */
 void
-lane_hold_for_owner(Dispatch *dispatch, Lane *lane)
+lane_leave_app(Lane *lane)
 {
-	lane_hold(dispatch, lane,
-			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
-			  psprintf(_("server \"%s\" belonged to another role when flows that wait were queued; a superuser can have them sent: SELECT feishu.resume_server(%s)"),
-					   lane->key.server, quote_literal_cstr(lane->key.server)));
-	lane_log_hold(lane);
+	limiter_abandon(&lane->place);
 }
 
 /*
@@ -464,4 +540,38 @@ lane_log_open(Lane *lane)
 				(errmsg("feishu_flow sends flows of role \"%s\" for server \"%s\" again",
 						role, lane->key.server)));
 	lane->logged = false;
+}
+
+/* Its last attempt got an answer, or none. */
+void
+lane_note_answer(Lane *lane, bool came)
+{
+	lane->suspect = !came;
+}
+
+/* A call was made of a row. */
+void
+lane_note_prepared(Lane *lane)
+{
+	lane->postponed = 0;
+}
+
+/*
+ * What went wrong with a row is of the moment.  One line in the log tells of all within
+ * a minute.
+ */
+void
+lane_note_postponed(Lane *lane, int64 id, int sqlstate, const char *message)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	lane->postponed++;
+	if (now >= lane->postponed_told &&
+		now < TimestampTzPlusMilliseconds(lane->postponed_told, POSTPONED_QUIET_MS))
+		return;
+	lane->postponed_told = now;
+	ereport(LOG,
+			(errcode(sqlstate),
+			 errmsg("feishu_flow could not prepare flow %lld, and tries again: %s",
+					(long long) id, message)));
 }

@@ -38,10 +38,13 @@
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "call/stats.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/flight.h"
+#include "dispatcher/maintain.h"
+#include "dispatcher/ordering.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
 #include "queue/origin.h"
+#include "queue/outbox.h"
 #include "queue/record_text.h"
 
 /* Rows deleted in a step. */
@@ -58,17 +61,21 @@
 static TimestampTz expire_floor = DT_NOBEGIN;
 static int64 expire_floor_id = 0;
 
-/* Rows that finished before this were seen. */
+/* Rows that finished before this were seen: what went well, what went wrong. */
 static TimestampTz purge_floor = DT_NOBEGIN;
+static TimestampTz purge_failed_floor = DT_NOBEGIN;
 
 
+/* Forget what was seen. */
 void
 maintain_begin_anew(void)
 {
 	expire_floor = DT_NOBEGIN;
 	purge_floor = DT_NOBEGIN;
+	purge_failed_floor = DT_NOBEGIN;
 }
 
+/* A row that waits, and may have appeared late, expires then. */
 void
 maintain_expect(TimestampTz expires_at)
 {
@@ -80,55 +87,54 @@ maintain_expect(TimestampTz expires_at)
 }
 
 /*
+ * Delete some old flows; true if there may be more.
+ *
  * In these statements an array has the ids: for a join, a plan may well read the
  * whole table where there is nothing to do.
  */
-bool
-maintain_purge(TimestampTz now)
+#define PURGE_STATEMENT(ended) \
+	SQL_STATEMENT("WITH purged AS (DELETE FROM feishu_internal.outbox WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox" \
+				  " WHERE finished_at >= $1 AND finished_at < $2 AND " ended " AND NOT " HANDLER_WAITS \
+				  " ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) RETURNING finished_at)" \
+				  " SELECT count(*), max(finished_at) FROM purged", \
+				  3, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID)
+
+/* Delete some of the rows that finished before; true if there may be more. */
+static bool
+purge(SqlStatement *statement, TimestampTz *floor, TimestampTz before)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"WITH purged AS (DELETE FROM feishu_internal.outbox WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox"
-		" WHERE finished_at >= $1 AND finished_at < $2 AND NOT " HANDLER_WAITS
-		" ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) RETURNING finished_at)"
-		" SELECT count(*), max(finished_at) FROM purged",
-		3, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID);
-	TimestampTz before = now - (TimestampTz) feishu_guc_retention * USECS_PER_SEC;
 	Datum		values[3] = {
-		TimestampTzGetDatum(purge_floor),
+		TimestampTzGetDatum(*floor),
 		TimestampTzGetDatum(before),
 		Int32GetDatum(PURGE_ROWS)
 	};
 
-	if (before <= purge_floor)
+	if (before <= *floor)
 		return false;
-	sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	sql_run(statement, values, NULL, SPI_OK_SELECT, NULL);
 	if (sql_int64(0, 1) < PURGE_ROWS)
 	{
-		purge_floor = before;
+		*floor = before;
 		return false;
 	}
-	purge_floor = DatumGetTimestampTz(sql_value(0, 2, NULL));
+	*floor = DatumGetTimestampTz(sql_value(0, 2, NULL));
 	return true;
 }
 
-/* The floor after all that have expired by now, flights aside, were ended. */
-static void
-raise_expire_floor(Dispatch *dispatch, TimestampTz now)
+/*
+ * Delete some of the rows that ended long enough ago; true if there may be more.
+ */
+bool
+maintain_purge(TimestampTz now)
 {
-	dlist_head *lists[2] = {&dispatch->flights, &dispatch->ended};
-	dlist_iter	iter;
+	static SqlStatement went_well = PURGE_STATEMENT(OUTBOX_WENT_WELL);
+	static SqlStatement went_wrong = PURGE_STATEMENT(OUTBOX_WENT_WRONG);
+	bool		more;
 
-	expire_floor = now;
-	for (int i = 0; i < 2; i++)
-	{
-		dlist_foreach(iter, lists[i])
-		{
-			Flight	   *flight = dlist_container(Flight, node, iter.cur);
-
-			expire_floor = Min(expire_floor, flight->expires_at);
-		}
-	}
-	expire_floor_id = expire_floor == now ? PG_INT64_MAX : PG_INT64_MIN;
+	more = purge(&went_well, &purge_floor, now - (TimestampTz) feishu_guc_retention * USECS_PER_SEC);
+	more |= purge(&went_wrong, &purge_failed_floor,
+				  now - (TimestampTz) feishu_guc_retention_failed * USECS_PER_SEC);
+	return more;
 }
 
 /*
@@ -152,7 +158,7 @@ count_unsent(uint64 num, int server_column, int column)
  * being sent; true if there may be more.
  */
 bool
-maintain_expire(Dispatch *dispatch, TimestampTz now)
+maintain_expire(TimestampTz now)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu_internal.outbox SET state = 'f', next_at = NULL, finished_at = clock_timestamp(),"
@@ -204,10 +210,12 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 		keys[num_keys].key = TextDatumGetCString(key);
 		keys[num_keys++].id = id;
 	}
-	ordering_find_successors(dispatch, keys, num_keys);
+	ordering_find_successors(keys, num_keys);
 	if (num == EXPIRE_ROWS)
 		return true;
-	raise_expire_floor(dispatch, now);
+	/* all that have expired by now were ended, but for flights */
+	expire_floor = Min(now, flight_first_expiry());
+	expire_floor_id = expire_floor == now ? PG_INT64_MAX : PG_INT64_MIN;
 	return false;
 }
 
@@ -232,7 +240,7 @@ maintain_expire(Dispatch *dispatch, TimestampTz now)
 
 /* Fail flows of a lane that can never be sent, some at a time. */
 void
-maintain_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const char *error)
+maintain_fail_lane(Lane *lane, const char *sqlstate, const char *error)
 {
 	static SqlStatement statements[] = {
 		FAIL_STATEMENT("IS NULL"),
@@ -260,5 +268,5 @@ maintain_fail_lane(Dispatch *dispatch, Lane *lane, const char *sqlstate, const c
 		more |= failed >= FAIL_ROWS;
 	}
 	if (!more)
-		lane_close(dispatch, lane);
+		lane_close(lane);
 }

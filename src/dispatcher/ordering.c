@@ -25,8 +25,6 @@
 
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
-#include "executor/spi.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
@@ -34,7 +32,9 @@
 
 #include "base/compat.h"
 #include "base/sqlrun.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/arrays.h"
+#include "dispatcher/lane.h"
+#include "dispatcher/ordering.h"
 
 /* Keys with a floor: so many sets of a few keys with the same hash. */
 #define FLOOR_SETS			256
@@ -77,14 +77,14 @@ static int	ends_since = 0;		/* since then */
 
 /* The entry of a key; NULL if there is none, and none is to be made. */
 static KeyFloor *
-find_floor(Dispatch *dispatch, const OrderingKey *key, bool make)
+find_floor(const OrderingKey *key, bool make)
 {
 	uint32		hash;
 	KeyFloor   *set;
 	KeyFloor   *oldest;
 
 	if (floors == NULL)
-		floors = MemoryContextAllocZero(dispatch->context,
+		floors = MemoryContextAllocZero(TopMemoryContext,
 										FLOOR_SETS * FLOOR_WAYS * sizeof(KeyFloor));
 	hash = DatumGetUInt32(hash_any((const unsigned char *) key->key, strlen(key->key)));
 	hash = hash_combine(hash, DatumGetUInt32(hash_any((const unsigned char *) key->server,
@@ -111,14 +111,14 @@ find_floor(Dispatch *dispatch, const OrderingKey *key, bool make)
 
 /* A key had an end, and no row of it that waits has a lower id than floor. */
 static void
-note_end(Dispatch *dispatch, const OrderingKey *key, int64 floor)
+note_end(const OrderingKey *key, int64 floor)
 {
 	KeyFloor   *entry;
 
 	/* longer than any that enqueue_flow takes */
 	if (strlen(key->key) >= KEY_SIZE)
 		return;
-	entry = find_floor(dispatch, key, true);
+	entry = find_floor(key, true);
 	entry->floor = floor;
 	entry->ends++;
 	entry->used = ++use_count;
@@ -128,7 +128,7 @@ note_end(Dispatch *dispatch, const OrderingKey *key, int64 floor)
 
 /* Rows with this id, or with higher ones, may have appeared. */
 void
-ordering_tell(int64 min_id)
+ordering_expect(int64 min_id)
 {
 	if (min_id >= highest_floor)
 		return;
@@ -148,9 +148,9 @@ push_string(JsonbInState *state, JsonbIteratorToken token, const char *text)
 	feishu_jsonb_push(state, token, &value);
 }
 
-/* Floors of keys with many ends, for DISPATCH_IS_FIRST. */
+/* Floors of keys with many ends, for ORDERING_IS_FIRST. */
 Datum
-ordering_floors(Dispatch *dispatch)
+ordering_floors(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	MemoryContext old_context;
@@ -161,7 +161,7 @@ ordering_floors(Dispatch *dispatch)
 		return JsonbPGetDatum(shown);
 
 	if (shown_context == NULL)
-		shown_context = AllocSetContextCreate(dispatch->context, "feishu_flow ordering keys",
+		shown_context = AllocSetContextCreate(TopMemoryContext, "feishu_flow ordering keys",
 											  ALLOCSET_SMALL_SIZES);
 	shown_is_stale = true;
 	num_shown = ends_since = 0;
@@ -221,7 +221,7 @@ unique_keys(OrderingKey *keys, int num)
  * array is sorted.
  */
 void
-ordering_find_successors(Dispatch *dispatch, OrderingKey *keys, int num)
+ordering_find_successors(OrderingKey *keys, int num)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"SELECT k.n, n.id, n.next_at"
@@ -243,21 +243,17 @@ ordering_find_successors(Dispatch *dispatch, OrderingKey *keys, int num)
 		columns[i] = palloc(num * sizeof(Datum));
 	for (int i = 0; i < num; i++)
 	{
-		KeyFloor   *entry = find_floor(dispatch, &keys[i], false);
+		KeyFloor   *entry = find_floor(&keys[i], false);
 
 		columns[0][i] = CStringGetTextDatum(keys[i].server);
 		columns[1][i] = ObjectIdGetDatum(keys[i].roleid);
 		columns[2][i] = CStringGetTextDatum(keys[i].key);
 		columns[3][i] = Int64GetDatum(entry != NULL ? entry->floor : PG_INT64_MIN);
 	}
-	values[0] = PointerGetDatum(construct_array(columns[0], num, TEXTOID, -1, false,
-												TYPALIGN_INT));
-	values[1] = PointerGetDatum(construct_array(columns[1], num, OIDOID, sizeof(Oid), true,
-												TYPALIGN_INT));
-	values[2] = PointerGetDatum(construct_array(columns[2], num, TEXTOID, -1, false,
-												TYPALIGN_INT));
-	values[3] = PointerGetDatum(construct_array(columns[3], num, INT8OID, 8, FLOAT8PASSBYVAL,
-												TYPALIGN_DOUBLE));
+	values[0] = array_of(columns[0], num, TEXTOID);
+	values[1] = array_of(columns[1], num, OIDOID);
+	values[2] = array_of(columns[2], num, TEXTOID);
+	values[3] = array_of(columns[3], num, INT8OID);
 
 	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
@@ -269,13 +265,13 @@ ordering_find_successors(Dispatch *dispatch, OrderingKey *keys, int num)
 		Datum		next_at = sql_value(row, 3, &at_once);
 		Lane	   *lane;
 
-		note_end(dispatch, key, none ? key->id : DatumGetInt64(id));
+		note_end(key, none ? key->id : DatumGetInt64(id));
 		if (none)
 			continue;
-		lane = lane_get(dispatch, key->server, key->roleid);
+		lane = lane_get(key->server, key->roleid);
 		if (at_once || DatumGetTimestampTz(next_at) <= now)
-			lane_expect_row(dispatch, lane, DatumGetInt64(id));
+			lane_expect_row(lane, DatumGetInt64(id));
 		else
-			lane_expect_due(dispatch, lane, DatumGetTimestampTz(next_at));
+			lane_expect_due(lane, DatumGetTimestampTz(next_at));
 	}
 }

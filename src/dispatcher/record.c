@@ -1,18 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * record.c
- *	  The dispatcher's writing: what became of flights, and which rows cannot be
+ *	  The dispatcher's writing: what became of flights, and of rows that cannot be
  *	  read.
  *
  * The ends of many flights are written by one UPDATE.  Those of flows that
  * others of their ordering key wait for also say who is next.
- *
- * Which end it is: an answer of the platform is final, unless it asks for
- * patience.  No answer, and a failure of the platform's own, are tried again
- * with the same key, so the platform starts the flow at most once.  If an
- * earlier attempt may have reached the platform and a later one is refused for
- * its key, or for what may be that, then the flow most likely ran and its
- * answer is lost: "unconfirmed".
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -22,369 +15,118 @@
  */
 #include "postgres.h"
 
-#include <math.h>
-
-#include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "common/pg_prng.h"
-#include "executor/spi.h"
-#include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
-#include "base/guc.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
-#include "call/report.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/arrays.h"
+#include "dispatcher/attempts.h"
+#include "dispatcher/lane.h"
+#include "dispatcher/ordering.h"
+#include "dispatcher/record.h"
+#include "dispatcher/transaction.h"
+#include "queue/attempt.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
-#include "queue/origin.h"
-#include "queue/record_text.h"
 
 /* Answers written by one statement, if they are several: it takes their size a few
  * times. */
 #define RECORD_BYTES		(1024 * 1024)
 
-/*
- * Rows of a lane that could not be prepared make one line of the log in so long,
- * and do not make it wait as long as a platform that is silent.
- */
-#define POSTPONED_QUIET_MS	(60 * 1000)
-#define POSTPONED_MOST		4
+/* All at once failed: the next ones are written one by one. */
+static bool one_by_one = false;
 
-
-/*
- * A flow that the peer refuses to look at waits as if it had been tried so often, for
- * nothing counts these times.
- */
-#define REFUSED_ATTEMPTS	4
-
-
-/* ---------- Deciding ---------- */
-
-/* Full jitter: a random part of base * 2^(attempts - 1), at most the maximum. */
-static TimestampTz
-backoff_until(int attempts)
+/* Columns of an end, as WRITE_ENDS has them. */
+enum
 {
-	double		ms = feishu_guc_retry_base_delay * pow(2.0, Min(attempts - 1, 30));
+	END_ID, END_STATE, END_ATTEMPTS, END_UNANSWERED, END_AT, END_CODE, END_EXECUTION_ID,
+	END_FLOW_STATUS, END_FLOW_CODE, END_LOG_ID, END_SQLSTATE, END_ERROR, END_REPORT, END_HINT,
+	END_RESPONSE, END_WENT_WRONG,
+	END_COLUMNS
+};
 
-	ms = Min(ms, feishu_guc_retry_max_delay);
-	ms *= pg_prng_double(&pg_global_prng_state);
-	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) Max(ms, 1));
-}
+/* The values of one end. */
+typedef struct EndRow
+{
+	Datum		values[END_COLUMNS];
+	bool		nulls[END_COLUMNS];
+} EndRow;
 
-/* Try again later, as after so many attempts, or give up. */
 static void
-decide_retry(Flight *flight, int attempts)
+set_value(EndRow *row, int column, Datum value, bool is_null)
 {
-	TimestampTz next_at = backoff_until(attempts);
-
-	if (flight->attempts >= flight->max_attempts)
-	{
-		flight->state = 'f';
-		flight->error = psprintf(_("%s; given up after %d attempts"),
-								 flight->error, flight->attempts);
-		flight->report = psprintf("%s\n%s", flight->report,
-								  psprintf(_("Given up after %d attempts."), flight->attempts));
-	}
-	else if (next_at >= flight->expires_at)
-	{
-		flight->state = 'f';
-		flight->error = psprintf(_("%s; given up because it expires"), flight->error);
-		flight->report = psprintf("%s\n%s", flight->report, _("Given up because it expires."));
-	}
-	else
-	{
-		flight->state = 'q';
-		flight->next_at = next_at;
-	}
+	row->values[column] = value;
+	row->nulls[column] = is_null;
 }
 
-/*
- * What went wrong with a lane's row is of the moment: when to look at it again.
- * One line in the log tells of all within a minute.
- */
-static TimestampTz
-postpone(Lane *lane, int64 id, int sqlstate, const char *message)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (now < lane->postponed_told ||
-		now >= TimestampTzPlusMilliseconds(lane->postponed_told, POSTPONED_QUIET_MS))
-	{
-		lane->postponed_told = now;
-		ereport(LOG,
-				(errcode(sqlstate),
-				 errmsg("feishu_flow could not prepare flow %lld, and tries again: %s",
-						(long long) id, message)));
-	}
-	lane->postponed = Min(lane->postponed + 1, POSTPONED_MOST);
-	return backoff_until(lane->postponed);
-}
-
-/*
- * This process is short of something that the call needs: nothing was sent, and
- * its flow goes back as if it was not tried.  The lane waits.
- */
 static void
-decide_local(Flight *flight)
+set_text(EndRow *row, int column, const char *text)
 {
-	flight->state = 'q';
-	flight->silent = true;
-	flight->hold_until = postpone(flight->lane, flight->id, ERRCODE_INSUFFICIENT_RESOURCES,
-								  flight->error);
+	set_value(row, column, text ? CStringGetTextDatum(text) : (Datum) 0, text == NULL);
 }
 
-void
-record_decide(Flight *flight, const FlowOutcome *outcome)
+static void
+fill_row(EndRow *row, const Flight *flight, TimestampTz now)
 {
-	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
-	bool		before = flight->unanswered;
+	const FlightEnd *end = &flight->end;
+	const FlowResponse *response = end->response;
+	TimestampTz at = end->state != OUTBOX_QUEUED ? now : end->next_at;
+	bool		has_code = response != NULL && response->has_code;
+	bool		has_body = response != NULL && response->body != NULL;
 
-	flight->sqlstate = outcome->sqlstate;
-	flight->response = outcome->response;
-	flight->log_id = outcome->log_id;
-	if (outcome->sqlstate != 0)
-	{
-		flight->error = record_error(outcome);
-		flight->report = record_report(outcome);
-		flight->hint = report_hint(outcome);
-	}
-
-	if (outcome->trouble == HTTP_TROUBLE_LOCAL && !outcome->request_sent)
-	{
-		decide_local(flight);
-		MemoryContextSwitchTo(old_context);
-		return;
-	}
-	switch (outcome->action)
-	{
-		case FLOW_SUCCEEDED:
-			flight->attempts++;
-			flight->state = 's';
-			break;
-
-		case FLOW_KEY_USED:
-			flight->attempts++;
-			flight->state = before || flight->own_key ? 'u' : 'f';
-			break;
-
-		case FLOW_FAIL:
-			flight->attempts++;
-			flight->state = before && outcome->sqlstate == ERRCODE_FEISHU_REFUSED ? 'u' : 'f';
-			break;
-
-		case FLOW_RETRY:
-			if (outcome->trouble == HTTP_TROUBLE_REFUSED)
-			{
-				/* the peer says that this was none */
-				decide_retry(flight, Max(flight->attempts, REFUSED_ATTEMPTS));
-				break;
-			}
-			flight->attempts++;
-			flight->unanswered |= outcome->request_sent;
-			decide_retry(flight, flight->attempts);
-			break;
-
-		case FLOW_WAIT:
-		case FLOW_STOP_APP:
-		case FLOW_REFRESH_TOKEN:
-			/* the app has to wait, not this flow to be punished */
-			flight->state = 'q';
-			flight->silent = true;
-			break;
-	}
-	if (flight->state == 'u')
-		flight->hint = pstrdup(record_unconfirmed_hint());
-	MemoryContextSwitchTo(old_context);
+	set_value(row, END_ID, Int64GetDatum(flight->id), false);
+	set_value(row, END_STATE, CharGetDatum(end->state), false);
+	set_value(row, END_ATTEMPTS, Int32GetDatum(end->attempts), false);
+	set_value(row, END_UNANSWERED, BoolGetDatum(end->unanswered), false);
+	set_value(row, END_AT, TimestampTzGetDatum(at), at == 0);
+	set_value(row, END_CODE, Int64GetDatum(has_code ? response->code : 0), !has_code);
+	set_text(row, END_EXECUTION_ID, response ? response->execution_id : NULL);
+	set_text(row, END_FLOW_STATUS, response ? response->status : NULL);
+	set_text(row, END_FLOW_CODE, response ? response->inner_code : NULL);
+	set_text(row, END_LOG_ID, end->log_id);
+	set_text(row, END_SQLSTATE, end->sqlstate ? unpack_sql_state(end->sqlstate) : NULL);
+	set_text(row, END_ERROR, end->error);
+	set_text(row, END_REPORT, end->report);
+	set_text(row, END_HINT, end->hint);
+	set_value(row, END_RESPONSE, has_body ? JsonbPGetDatum(response->body) : (Datum) 0, !has_body);
+	set_value(row, END_WENT_WRONG, BoolGetDatum(end->went_wrong), false);
 }
 
-void
-record_decide_error(Flight *flight, int sqlstate, const char *message)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
-
-	flight->state = 'f';
-	flight->sqlstate = sqlstate;
-	flight->error = pstrdup(message);
-	MemoryContextSwitchTo(old_context);
-}
-
-/*
- * Is what went wrong with a row damaged, or wrong, for good?  Anything else (no
- * memory, no descriptors, an I/O error, a deadlock) may be otherwise the next time.
- */
-bool
-record_is_lasting(int sqlstate)
-{
-	int			category = ERRCODE_TO_CATEGORY(sqlstate);
-
-	return category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_INTERNAL_ERROR ||
-		category == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
-}
-
-/* It could not be sent now, for no fault of its own: no attempt is counted. */
-void
-record_decide_postponed(Flight *flight, int sqlstate, const char *message)
-{
-	flight->state = 'q';
-	flight->sqlstate = sqlstate;
-	flight->error = MemoryContextStrdup(flight->context, message);
-	flight->next_at = postpone(flight->lane, flight->id, sqlstate, message);
-}
-
-/* What went wrong at the last attempt, if there was one, still matters. */
-void
-record_decide_expired(Flight *flight)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
-
-	flight->state = 'f';
-	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
-	flight->error = flight->last_error == NULL ? pstrdup(record_expired_text()) :
-		psprintf("%s%s", flight->last_error, psprintf(_("; %s"), record_expired_text()));
-	flight->report = psprintf("%s\n%s", record_expired_text(),
-							  flight->last_error ? flight->last_error : "");
-	flight->hint = pstrdup(record_expired_hint());
-	MemoryContextSwitchTo(old_context);
-}
-
-/*
- * All attempts were made, the last of which ended with its dispatcher: it is not
- * sent again.
- */
-void
-record_decide_exhausted(Flight *flight)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
-
-	flight->state = flight->unanswered ? 'u' : 'f';
-	flight->sqlstate = ERRCODE_FEISHU_TIMEOUT;
-	flight->error = psprintf(_("%s; given up after %d attempts"),
-							 flight->last_error ? flight->last_error :
-							 _("the dispatcher ended before an answer came"),
-							 flight->attempts);
-	flight->report = psprintf("%s\n%s", _("the dispatcher ended before an answer came"),
-							  flight->error);
-	if (flight->state == 'u')
-		flight->hint = pstrdup(record_unconfirmed_hint());
-	MemoryContextSwitchTo(old_context);
-}
-
-/*
- * A row that was queued in another database came here by replication: its role
- * is perhaps another one here, and the other database sends it.
- */
-void
-record_decide_not_ours(Flight *flight)
-{
-	flight->state = 'c';
-	flight->error = MemoryContextStrdup(flight->context, record_not_ours_text());
-}
-
-/* Its row came by another way than enqueue_flow, or the bound was lowered since. */
-void
-record_decide_too_large(Flight *flight, int max_kilobytes)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(flight->context);
-
-	flight->state = 'f';
-	flight->sqlstate = ERRCODE_INVALID_PARAMETER_VALUE;
-	flight->error = psprintf(_("the request is too large to be sent: with all digits of its numbers it has more than %d kB, which is feishu_flow.max_request_size"),
-							 max_kilobytes);
-	MemoryContextSwitchTo(old_context);
-}
-
-
-/* ---------- Writing ---------- */
-
-#define END_COLUMNS 15
-
-/* One column of all ends, as arrays are built. */
-typedef struct Column
-{
-	Oid			type;
-	Datum	   *values;
-	bool	   *nulls;
-} Column;
-
+/* One column of all ends, as an array. */
 static Datum
-column_array(Column *column, int num)
+column_array(const EndRow *rows, int num, int column, Oid type)
 {
-	int16		length;
-	bool		by_value;
-	char		align;
-	int			dims[1] = {num};
-	int			lower[1] = {1};
+	Datum	   *values = palloc(num * sizeof(Datum));
+	bool	   *nulls = palloc(num * sizeof(bool));
 
-	get_typlenbyvalalign(column->type, &length, &by_value, &align);
-	return PointerGetDatum(construct_md_array(column->values, column->nulls, 1, dims, lower,
-											  column->type, length, by_value, align));
-}
-
-static void
-set_text(Column *column, int row, const char *text)
-{
-	column->nulls[row] = text == NULL;
-	column->values[row] = text ? CStringGetTextDatum(text) : (Datum) 0;
-}
-
-/* Fill row of the columns from a flight. */
-static void
-fill_row(Column *columns, int row, const Flight *flight, TimestampTz now)
-{
-	const FlowResponse *response = flight->response;
-	bool		finished = flight->state != 'q';
-	TimestampTz at = finished ? now : flight->next_at;
-
-	for (int i = 0; i < END_COLUMNS; i++)
-		columns[i].nulls[row] = false;
-	columns[0].values[row] = Int64GetDatum(flight->id);
-	columns[1].values[row] = CharGetDatum(flight->state);
-	columns[2].values[row] = Int32GetDatum(flight->attempts);
-	columns[3].values[row] = BoolGetDatum(flight->unanswered);
-	columns[4].values[row] = TimestampTzGetDatum(at);
-	columns[4].nulls[row] = at == 0;
-	columns[5].values[row] = Int64GetDatum(response ? response->code : 0);
-	columns[5].nulls[row] = response == NULL || !response->has_code;
-	set_text(&columns[6], row, response ? response->execution_id : NULL);
-	set_text(&columns[7], row, response ? response->status : NULL);
-	set_text(&columns[8], row, response ? response->inner_code : NULL);
-	set_text(&columns[9], row, flight->log_id);
-	set_text(&columns[10], row, flight->sqlstate ? unpack_sql_state(flight->sqlstate) : NULL);
-	set_text(&columns[11], row, flight->error);
-	set_text(&columns[12], row, flight->report);
-	set_text(&columns[13], row, flight->hint);
-	columns[14].nulls[row] = response == NULL || response->body == NULL;
-	columns[14].values[row] = columns[14].nulls[row] ? (Datum) 0 :
-		JsonbPGetDatum(response->body);
+	for (int i = 0; i < num; i++)
+	{
+		values[i] = rows[i].values[column];
+		nulls[i] = rows[i].nulls[column];
+	}
+	return array_of_nullable(values, nulls, num, type);
 }
 
 /* Who is next in the ordering keys of flights that have ended. */
 static void
-find_successors(Dispatch *dispatch)
+find_successors(Flight **flights, int num)
 {
-	OrderingKey *keys = palloc(Max(dispatch->num_ended, 1) * sizeof(OrderingKey));
-	dlist_iter	iter;
-	int			num = 0;
+	OrderingKey *keys = palloc(Max(num, 1) * sizeof(OrderingKey));
+	int			num_keys = 0;
 
-	dlist_foreach(iter, &dispatch->ended)
+	for (int i = 0; i < num; i++)
 	{
-		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+		const Flight *flight = flights[i];
 
-		if (flight->ordering_key == NULL || flight->is_behind || !flight->recorded)
-			continue;
-		keys[num].server = flight->lane->key.server;
-		keys[num].roleid = flight->lane->key.roleid;
-		keys[num].key = flight->ordering_key;
-		keys[num++].id = flight->id;
+		if (flight->ordering_key != NULL && !flight->is_behind && flight->recorded)
+			keys[num_keys++] = (OrderingKey) {
+				flight->lane->key.server, flight->lane->key.roleid, flight->ordering_key, flight->id
+			};
 	}
-	ordering_find_successors(dispatch, keys, num);
+	ordering_find_successors(keys, num_keys);
 }
 
 #define WRITE_ENDS(ends) \
@@ -395,10 +137,11 @@ find_successors(Dispatch *dispatch)
 	" " HANDLER_ON_END_IF("e.state <> 'q'", "o.") "," \
 	" code = e.code, execution_id = e.execution_id, flow_status = e.flow_status," \
 	" flow_code = e.flow_code, log_id = e.log_id, sqlstate = e.sqlstate," \
-	" error = e.error, report = e.report, hint = e.hint, response = e.response" \
+	" error = e.error, report = e.report, hint = e.hint, response = e.response," \
+	" failures = CASE WHEN e.went_wrong THEN " ATTEMPT_NEXT("o.") " ELSE o.failures END" \
 	" FROM " ends \
 	" AS e (id, state, attempts, unanswered, at, code, execution_id, flow_status," \
-	" flow_code, log_id, sqlstate, error, report, hint, response)" \
+	" flow_code, log_id, sqlstate, error, report, hint, response, went_wrong)" \
 	" WHERE o.id = e.id AND o.state = 'q'"
 
 /*
@@ -411,48 +154,41 @@ static uint64
 write_ends(Flight **flights, int num)
 {
 	static SqlStatement many = SQL_STATEMENT(
-		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"),
+		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"),
 		END_COLUMNS, INT8ARRAYOID, CHARARRAYOID, INT4ARRAYOID, BOOLARRAYOID,
 		TIMESTAMPTZARRAYOID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID);
+		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID,
+		BOOLARRAYOID);
 	static SqlStatement one = SQL_STATEMENT_OF_LARGE(
-		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15))"),
+		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16))"),
 		END_COLUMNS, INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID);
-	static const Oid types[END_COLUMNS] = {
-		INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID
-	};
-	Column		columns[END_COLUMNS];
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BOOLOID);
 	Datum		values[END_COLUMNS];
 	char		nulls[END_COLUMNS];
 	TimestampTz now = GetCurrentTimestamp();
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "feishu_flow ends",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
+	EndRow	   *rows = palloc(num * sizeof(EndRow));
 	uint64		written;
 
-	for (int i = 0; i < END_COLUMNS; i++)
+	for (int i = 0; i < num; i++)
 	{
-		columns[i].type = types[i];
-		columns[i].values = palloc(num * sizeof(Datum));
-		columns[i].nulls = palloc(num * sizeof(bool));
-	}
-	for (int row = 0; row < num; row++)
-	{
-		fill_row(columns, row, flights[row], now);
-		if (flights[row]->state != 'q')
-			notify_ended(flights[row]->id);
+		fill_row(&rows[i], flights[i], now);
+		if (flights[i]->end.state != OUTBOX_QUEUED)
+			notify_ended(flights[i]->id);
 	}
 	for (int i = 0; i < END_COLUMNS; i++)
 	{
-		values[i] = num == 1 ? columns[i].values[0] : column_array(&columns[i], num);
-		nulls[i] = num == 1 && columns[i].nulls[0] ? 'n' : ' ';
+		values[i] = num == 1 ? rows[0].values[i] : column_array(rows, num, i, one.types[i]);
+		nulls[i] = num == 1 && rows[0].nulls[i] ? 'n' : ' ';
 	}
 	MemoryContextSwitchTo(old_context);
 	written = sql_run(num == 1 ? &one : &many, values, nulls, SPI_OK_UPDATE, NULL);
 	/* the next ones may have large answers, too */
 	MemoryContextDelete(context);
+	if (written == (uint64) num)
+		attempts_write(flights, num);
 	return written;
 }
 
@@ -477,35 +213,22 @@ explain_no_row(const Flight *flight)
 					(long long) flight->id)));
 }
 
+static void
+write_end(void *arg)
+{
+	Flight	   *flight = arg;
+
+	if (write_ends(&flight, 1) == 0)
+		explain_no_row(flight);
+}
+
 /* Write one end in a subtransaction; the error when it failed, or NULL. */
 static ErrorData *
 write_end_try(Flight *flight)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	ErrorData  *error = NULL;
 
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
-	{
-		MemoryContextSwitchTo(context);
-		if (write_ends(&flight, 1) == 0)
-			explain_no_row(flight);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
-			ReThrowError(error);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return error;
+	return transaction_try(write_end, flight, &error) ? NULL : error;
 }
 
 /* Is this trouble of the server, and not of one row? */
@@ -530,7 +253,7 @@ is_of_server(int sqlstate)
  * written.
  */
 static int
-write_singly(Dispatch *dispatch, Flight **flights, int num)
+write_singly(Flight **flights, int num)
 {
 	ErrorData  *error = NULL;
 	int			written = 0;
@@ -540,24 +263,18 @@ write_singly(Dispatch *dispatch, Flight **flights, int num)
 		Flight	   *flight = flights[i];
 		ErrorData  *trouble = write_end_try(flight);
 
-		if (trouble != NULL && record_is_lasting(trouble->sqlerrcode) && flight->response != NULL)
+		if (trouble != NULL && decide_is_lasting(trouble->sqlerrcode) && flight->end.response != NULL)
 		{
-			MemoryContext old_context = MemoryContextSwitchTo(flight->context);
-
-			flight->response = NULL;
-			flight->error = psprintf(_("the answer could not be stored: %s"), trouble->message);
-			flight->report = NULL;
-			MemoryContextSwitchTo(old_context);
+			flight_leave_answer_out(flight, trouble->message);
 			trouble = write_end_try(flight);
 		}
-		flight->recorded = trouble == NULL;
 		if (trouble == NULL)
 			written++;
 		else if (is_of_server(trouble->sqlerrcode))
 			ReThrowError(trouble);
 		else
 		{
-			flight_set_aside(dispatch, flight);
+			flight_set_aside(flight);
 			error = trouble;
 		}
 	}
@@ -573,15 +290,15 @@ write_singly(Dispatch *dispatch, Flight **flights, int num)
 
 /* Write the ends of flights, all at once or each by itself; returns how many. */
 static int
-write_some(Dispatch *dispatch, Flight **flights, int num)
+write_some(Flight **flights, int num)
 {
 	if (num == 0)
 		return 0;
-	if (dispatch->record_singly)
-		return write_singly(dispatch, flights, num);
+	if (one_by_one)
+		return write_singly(flights, num);
 	if (write_ends(flights, num) != (uint64) num)
 	{
-		dispatch->record_singly = true;
+		one_by_one = true;
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("ends of flows could not be written"),
@@ -592,74 +309,77 @@ write_some(Dispatch *dispatch, Flight **flights, int num)
 
 /* Write the ends of all flights that have ended.  They stay until the commit. */
 void
-record_ended(Dispatch *dispatch)
+record_ended(void)
 {
-	Flight	  **flights = palloc(Max(dispatch->num_ended, 1) * sizeof(Flight *));
-	dlist_mutable_iter iter;
+	int			num_ended;
+	Flight	  **flights = flight_list_ended(&num_ended);
+	Flight	  **some = palloc(Max(num_ended, 1) * sizeof(Flight *));
 	int			num = 0;
 	size_t		bytes = 0;
 	int			written = 0;
 
-	dlist_foreach_modify(iter, &dispatch->ended)
+	for (int i = 0; i < num_ended; i++)
 	{
-		Flight	   *flight = dlist_container(Flight, node, iter.cur);
-		size_t		size = flight->response != NULL && flight->response->body != NULL ?
-			VARSIZE(flight->response->body) : 0;
+		const FlowResponse *response = flights[i]->end.response;
+		size_t		size = response != NULL && response->body != NULL ? VARSIZE(response->body) : 0;
 
-		flight->recorded = true;
-		if (flight->silent)
+		flight_mark_recorded(flights[i]);
+		if (flights[i]->end.silent)
 			continue;
 		if (bytes + size > RECORD_BYTES)
 		{
-			written += write_some(dispatch, flights, num);
+			written += write_some(some, num);
 			num = 0;
 			bytes = 0;
 		}
-		flights[num++] = flight;
+		some[num++] = flights[i];
 		bytes += size;
 	}
-	written += write_some(dispatch, flights, num);
-	if (written > 0 || dispatch->num_stuck > 0)
-		dispatch->stuck_alone = written == 0;
-	find_successors(dispatch);
-	dispatch->record_singly = false;
+	written += write_some(some, num);
+	flight_note_written(written > 0);
+	find_successors(flights, num_ended);
+	one_by_one = false;
+}
+
+/* What keeps one end from being written may not concern the others. */
+void
+record_one_by_one(void)
+{
+	one_by_one = true;
 }
 
 /*
- * A row cannot be read: it fails if that is for good, else it waits.  It is
- * changed without being read.
+ * A row cannot be read, and ends so, or waits.  It is changed without being read; false:
+ * it is not there any more.
  */
-void
-record_unreadable(Dispatch *dispatch, Lane *lane, int64 id, const ErrorData *error)
+bool
+record_unreadable(int64 id, const FlightEnd *end)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox SET state = CASE WHEN $4 IS NULL THEN 'f' ELSE 'q' END::\"char\","
-		" next_at = $4, finished_at = CASE WHEN $4 IS NULL THEN clock_timestamp() END,"
+		"UPDATE feishu_internal.outbox SET state = $5, next_at = $4,"
+		" finished_at = CASE WHEN $4 IS NULL THEN clock_timestamp() END,"
 		" " HANDLER_ON_END_IF("$4 IS NULL", "") ","
 		" sqlstate = $2, error = $3, report = NULL, hint = NULL"
 		" WHERE id = $1 AND state = 'q'",
-		4, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID);
-	bool		is_lasting = record_is_lasting(error->sqlerrcode);
-	TimestampTz next_at = is_lasting ? 0 : postpone(lane, id, error->sqlerrcode, error->message);
-	Datum		values[4] = {
+		5, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, CHAROID);
+	bool		waits = end->state == OUTBOX_QUEUED;
+	Datum		values[5] = {
 		Int64GetDatum(id),
-		CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
-		CStringGetTextDatum(error->message),
-		TimestampTzGetDatum(next_at)
+		CStringGetTextDatum(unpack_sql_state(end->sqlstate)),
+		CStringGetTextDatum(end->error),
+		TimestampTzGetDatum(end->next_at),
+		CharGetDatum(end->state)
 	};
-	char		nulls[4] = {' ', ' ', ' ', is_lasting ? 'n' : ' '};
+	char		nulls[5] = {' ', ' ', ' ', waits ? ' ' : 'n', ' '};
 
 	if (sql_run(&statement, values, nulls, SPI_OK_UPDATE, NULL) == 0)
-		return;
-	if (!is_lasting)
+		return false;
+	if (!waits)
 	{
-		lane_expect_due(dispatch, lane, next_at);
-		return;
+		notify_ended(id);
+		ereport(LOG,
+				(errcode(end->sqlstate),
+				 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, end->error)));
 	}
-	/* others of its ordering key were passed over */
-	discover_reopen(dispatch, id);
-	notify_ended(id);
-	ereport(LOG,
-			(errcode(error->sqlerrcode),
-			 errmsg("feishu_flow could not read flow %lld: %s", (long long) id, error->message)));
+	return true;
 }

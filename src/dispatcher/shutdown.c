@@ -25,7 +25,7 @@
 #include "storage/latch.h"
 #include "utils/timeout.h"
 
-#include "dispatcher/dispatch.h"
+#include "dispatcher/shutdown.h"
 
 #define PATIENCE_MS			800
 
@@ -69,6 +69,7 @@ on_patience_over(void)
 		end_at_next_check();
 }
 
+/* From now on SIGTERM only tells us to end. */
 void
 shutdown_init(void)
 {
@@ -76,12 +77,14 @@ shutdown_init(void)
 	pqsignal(SIGTERM, on_sigterm);
 }
 
+/* Were we told to? */
 bool
 shutdown_is_told(void)
 {
 	return told || ProcDiePending;
 }
 
+/* What is left of so many ms from when we were told by SIGTERM, or now. */
 int
 shutdown_left_ms(int limit_ms)
 {
@@ -94,6 +97,10 @@ shutdown_left_ms(int limit_ms)
 	return (int) Max(limit_ms - INSTR_TIME_GET_MILLISEC(since), 0);
 }
 
+/*
+ * Between these two there is a transaction.  Told to end while it takes too long, we
+ * end at the next check of interrupts.
+ */
 void
 shutdown_begin_work(void)
 {

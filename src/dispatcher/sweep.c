@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * sweep.c
- *	  The dispatcher's second look: rows of which nobody told.
+ *	  The dispatcher's second look: rows of which nobody notified us.
  *
  * Whoever makes a row visible tells its id (notify.c), and a slow poll finds what
  * was not told.  It must not read the lanes' indexes from the start, where an
@@ -10,13 +10,13 @@
  *
  * Which rows can still appear below the last id drawn?  Those of transactions
  * that are under way: to draw an id is to lock the table of the last one until
- * the end of the transaction, a prepared one included (flow_id.c).  So who holds that lock is noted, and
- * when it has ended, the poll after that looks again at all ids that it can have
- * drawn.
+ * the end of the transaction, a prepared one included (flow_id.c).  So who holds
+ * that lock is noted, and when it has ended, the poll after that looks again at all
+ * ids that it can have drawn.
  *
- * Rows with ids that were not drawn, and rows that somebody
- * locked by hand when they were to be claimed, are found when all lanes are
- * looked at from the start, now and then.
+ * Rows with ids that were not drawn, and rows that somebody locked by hand when
+ * they were to be claimed, are found when all lanes are looked at from the start,
+ * now and then.
  *
  * Ids are looked at some at a time, with pauses.
  *
@@ -34,7 +34,9 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/dispatch.h"
+#include "dispatcher/discover.h"
+#include "dispatcher/ordering.h"
+#include "dispatcher/sweep.h"
 
 /* Ids looked at in a step. */
 #define SWEEP_IDS			5000
@@ -65,12 +67,14 @@ static int64 last_id = -1;
 static TimestampTz begun_anew = 0;
 
 
+/* At the next poll, all lanes are to be looked at from the start. */
 void
 sweep_begin_anew(void)
 {
 	begun_anew = 0;
 }
 
+/* Ids to look at. */
 void
 sweep_add(int64 min_id, int64 max_id)
 {
@@ -100,7 +104,7 @@ find_drawer(VirtualTransactionId vxid)
  * returns above which id rows may have appeared since the last time.
  */
 static int64
-note_drawers(Dispatch *dispatch)
+note_drawers(void)
 {
 	Oid			outbox;
 	Oid			table;
@@ -113,7 +117,7 @@ note_drawers(Dispatch *dispatch)
 	sql_find_outbox(&outbox, &table);
 	SET_LOCKTAG_RELATION(tag, MyDatabaseId, table);
 	holders = GetLockConflicts(&tag, ShareLock, &num);
-	now = MemoryContextAlloc(dispatch->context, Max(num, 1) * sizeof(Drawer));
+	now = MemoryContextAlloc(TopMemoryContext, Max(num, 1) * sizeof(Drawer));
 	for (int i = 0; i < num; i++)
 	{
 		Drawer	   *before = find_drawer(holders[i]);
@@ -139,10 +143,10 @@ note_drawers(Dispatch *dispatch)
  * return true if all lanes are to be looked at from the start.
  */
 bool
-sweep_poll(Dispatch *dispatch, TimestampTz now)
+sweep_poll(TimestampTz now)
 {
-	int64		drawn = discover_last_id(dispatch);
-	int64		above = note_drawers(dispatch);
+	int64		drawn = discover_last_id();
+	int64		above = note_drawers();
 
 	polled_id = drawn;
 	if (now < begun_anew || now - begun_anew >= ANEW_S * USECS_PER_SEC ||
@@ -155,7 +159,7 @@ sweep_poll(Dispatch *dispatch, TimestampTz now)
 	}
 	if (above < drawn)
 	{
-		ordering_tell(above + 1);
+		ordering_expect(above + 1);
 		sweep_add(above + 1, drawn);
 	}
 	return false;
@@ -163,13 +167,13 @@ sweep_poll(Dispatch *dispatch, TimestampTz now)
 
 /* Look at some of the ids; true if there are more. */
 bool
-sweep_step(Dispatch *dispatch)
+sweep_step(void)
 {
 	int64		max_id = Min(last_id, next_id + SWEEP_IDS - 1);
 
 	if (next_id > last_id)
 		return false;
-	discover_between(dispatch, next_id, max_id);
+	discover_between(next_id, max_id);
 	next_id = max_id + 1;
 	return next_id <= last_id;
 }

@@ -33,6 +33,17 @@ typedef enum HttpVersion
 								 * other if the peer offers it */
 } HttpVersion;
 
+/*
+ * Names that a peer has for headers of its answers; NULL: it has none.  Static and in
+ * lower case.
+ */
+typedef struct HttpHeaderNames
+{
+	const char *id;				/* of the answer, by which the peer finds it */
+	const char *other_id;		/* where that is not there */
+	const char *reset;			/* seconds to wait, rather than Retry-After */
+} HttpHeaderNames;
+
 /* One POST (or, with a NULL body, GET).  All strings are UTF-8. */
 typedef struct HttpRequest
 {
@@ -44,6 +55,7 @@ typedef struct HttpRequest
 	size_t		body_len;
 	const char *proxy;			/* NULL: none, whatever the environment says */
 	const char *ca_file;		/* NULL: the system's */
+	HttpHeaderNames headers;	/* of the answer */
 	HttpVersion version;
 	TimestampTz deadline;
 	int			connect_timeout_ms;
@@ -148,9 +160,8 @@ typedef struct HttpResult
 	long		http_status;	/* 0 when there was none */
 	char	   *body;
 	size_t		body_len;
-	double		reset_seconds;	/* x-ogw-ratelimit-reset, else Retry-After;
-								 * -1 when absent */
-	char		log_id[HTTP_HEADER_SIZE];	/* X-Tt-Logid, else X-Request-Id */
+	double		reset_seconds;	/* to wait, see HttpHeaderNames; -1: not said */
+	char		id[HTTP_HEADER_SIZE];	/* of the answer, see HttpHeaderNames */
 	char		location[HTTP_HEADER_SIZE]; /* of a redirect */
 	char		date[HTTP_DATE_SIZE];	/* when the peer says it answered */
 	HttpTrouble trouble;
@@ -160,20 +171,13 @@ typedef struct HttpResult
 	int64		duration_us;
 } HttpResult;
 
-/*
- * The process's one loop, made at the first use.  Throws when libcurl cannot
- * be initialised, or there is no descriptor for it (53000); it can be tried again.
- */
+/* The process's one loop, made at the first use. */
 extern HttpLoop *http_loop_get(void);
 
-/* Cap on connections per host (0: none), and on requests that share one; the
- * dispatcher sets it. */
+/* Cap on connections per host, and on requests that share one; 0: none. */
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
 
-/*
- * So many transfers will be under way at once, so that as many connections are worth
- * keeping.  0: no more than usual; surplus ones are closed.  Does not throw.
- */
+/* So many transfers will be under way at once, so that as many connections are worth keeping. */
 extern void http_loop_expect(HttpLoop *loop, int transfers);
 
 /* There may be so many transfers that share the memory for answers. */
@@ -182,36 +186,20 @@ extern void http_loop_share_memory(HttpLoop *loop, int transfers);
 /* Whether those with heavy answers wait to be handed out: then they end no turn. */
 extern void http_loop_hold_heavy(HttpLoop *loop, bool hold);
 
-/* How many more transfers may begin so that the descriptors of the process
- * suffice, at least 0. */
+/* How many more transfers may begin so that the descriptors suffice, at least 0. */
 extern int	http_loop_room(HttpLoop *loop);
 
-/*
- * From now on nothing is sent but by http_loop_turn and http_loop_send_deferred,
- * not even what a new transfer could send at once.
- */
+/* From now on new transfers send nothing at once. */
 extern void http_loop_defer(HttpLoop *loop);
 
-/*
- * Send what can be sent at once.  Does not wait, and leaves the latch alone.
- * Does not throw.
- */
+/* Send what can be sent at once. */
 extern void http_loop_send_deferred(HttpLoop *loop);
 
-/*
- * Begin a transfer.  It belongs to context: resetting or deleting that
- * context gives the transfer up and frees all it holds, whatever its state.
- * The request's strings are copied, but for the body.  owner is handed back by
- * http_loop_next_done.  Throws 53200 when memory runs out; every other
- * trouble is reported through the result.
- */
+/* Begin a transfer. */
 extern HttpTransfer *http_transfer_start(HttpLoop *loop, MemoryContext context,
 										 const HttpRequest *request, void *owner);
 
-/*
- * Give a transfer up, or free a finished one, before its context goes.  The
- * result goes with it.  Idempotent; does not throw.
- */
+/* Give a transfer up, or free a finished one, before its context goes. */
 extern void http_transfer_free(HttpTransfer *transfer);
 
 /* May the peer have received the request, or a part of it? */
@@ -220,31 +208,44 @@ extern bool http_transfer_is_sent(const HttpTransfer *transfer);
 extern const HttpResult *http_transfer_result(const HttpTransfer *transfer);
 extern void *http_transfer_owner(const HttpTransfer *transfer);
 
-/*
- * One turn: move every transfer forward, wait until something happens or
- * until "until" (DT_NOEND: for ever), and handle interrupts.  Returns as soon
- * as a transfer has ended, the process latch was set, the time is up, or there is
- * room for a transfer (http_loop_room) after there was none.
- * Throws only what CHECK_FOR_INTERRUPTS throws.  wait_event as in
- * WaitLatch.
- */
+/* Move all transfers forward, and wait until something happens. */
 extern void http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event);
 
-/*
- * Take what has come while nobody drove the loop, without waiting: transfers may have
- * ended by it.  Does not throw.
- */
+/* Take what has come while nobody drove the loop, without waiting. */
 extern void http_loop_catch_up(HttpLoop *loop);
 
-/*
- * The next transfer that has ended and was not handed out, or NULL: first all
- * that are quickly read; of those whose answers take time and memory one at a time,
- * each role's in turn.  *heavy: it is one of those.
- */
+/* The next transfer that has ended and was not handed out, or NULL. */
 extern HttpTransfer *http_loop_next_done(HttpLoop *loop, bool *heavy);
 
 /* A date as in the header Date; false when it is none. */
 extern bool http_read_date(const char *date, TimestampTz *when);
+
+/* Why a text is no URL of scheme, host, and maybe port and path. */
+typedef enum HttpUrlFault
+{
+	HTTP_URL_FINE,
+	HTTP_URL_MEMORY,			/* has run out */
+	HTTP_URL_USER,				/* there is user info */
+	HTTP_URL_QUERY,				/* or a fragment */
+	HTTP_URL_NO_HOST,
+	HTTP_URL_HOST,
+	HTTP_URL_IPV6,
+	HTTP_URL_PORT
+} HttpUrlFault;
+
+/* Where its parts are. */
+typedef struct HttpUrl
+{
+	const char *host;
+	size_t		host_len;
+	const char *path;			/* or the end */
+} HttpUrl;
+
+/* Is it the scheme of a URL? */
+extern bool http_url_has_scheme(const char *url, const char *scheme);
+
+/* What is wrong with a URL that has a scheme? */
+extern HttpUrlFault http_url_check(const char *text, HttpUrl *url);
 
 /* A cause as text for users, or NULL. */
 extern char *http_cause_text(HttpCause of);
@@ -257,8 +258,7 @@ typedef enum HttpLibraryFault
 	HTTP_LIBRARY_TAKEN			/* its memory may be another extension's */
 } HttpLibraryFault;
 
-/* http_library.c: to be called once, when we are loaded, which warns of a fault; and
- * what that is. */
+/* Set libcurl up, once; and why it cannot be used. */
 extern void http_library_load(void);
 extern HttpLibraryFault http_library_fault(void);
 

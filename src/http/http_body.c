@@ -55,6 +55,7 @@
 #define UNPACK_ANY_HEADER	(MAX_WBITS + 32)
 
 
+/* There may be so many transfers that share the memory for answers. */
 void
 http_loop_share_memory(HttpLoop *loop, int transfers)
 {
@@ -109,6 +110,10 @@ earlier_turn(HttpTransfer *one, HttpTransfer *other)
 							BUDGET_ANSWER) ? other : one;
 }
 
+/*
+ * Let paused transfers go on for which there is memory; signals are
+ * blocked
+ */
 void
 http_bodies_go_on(HttpLoop *loop)
 {
@@ -145,6 +150,7 @@ transfer_minded_until(const HttpTransfer *transfer)
 	return until;
 }
 
+/* When to look for late ones; and is this one? */
 TimestampTz
 http_bodies_until(HttpLoop *loop)
 {
@@ -287,6 +293,7 @@ http_body_free(HttpTransfer *transfer)
 
 /* ---------- Unpacking ---------- */
 
+/* A header says how the body is packed; unpack a complete one */
 void
 http_body_note_encoding(HttpTransfer *transfer, const char *value)
 {
@@ -404,6 +411,7 @@ http_body_is_heavy(const HttpTransfer *transfer)
 	return unpack(result->body, result->body_len, NULL, most, &len) && len > most;
 }
 
+/* Of those that have ended with much to read, whose turn it is */
 HttpTransfer *
 http_body_next_heavy(HttpLoop *loop)
 {

@@ -141,7 +141,7 @@ is_at_proxy(const HttpTransfer *transfer)
 	long		tunnel_status = 0;
 
 	curl_easy_getinfo(transfer->handle->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
-	return proxy != NULL && pg_strncasecmp(proxy, "https:", 6) == 0 && tunnel_status == 0;
+	return proxy != NULL && http_url_has_scheme(proxy, "https") && tunnel_status == 0;
 }
 
 /*
@@ -181,6 +181,10 @@ is_answered(const HttpTransfer *transfer, CURLcode code)
 	return status / 100 == 3 || status >= 405;
 }
 
+/*
+ * Fill in the outcome of a transfer that has ended; its handle,
+ * http_status and request_sent are there still
+ */
 void
 http_transfer_classify(HttpTransfer *transfer, CURLcode code)
 {

@@ -8,10 +8,6 @@
  * set to: their URL, their proxy, and the authorities they trust.  Nothing here throws;
  * signals are blocked by the caller, see http_loop.c.
  *
- * libcurl copies a path, and headers that it makes of an option, character by
- * character, twice.  So where it can be, it gets only the host of a URL to parse
- * and the rest as the request's target, and those headers ready-made.
- *
  * Copyright (c) 2026, feishu_flow contributors
  *
  * src/http/http_handle.c
@@ -20,7 +16,6 @@
  */
 #include "postgres.h"
 
-#include "base/version.h"
 #include "http/http_internal.h"
 
 /*
@@ -29,35 +24,18 @@
  */
 #define HTTP_DNS_SECONDS		5L
 
-#define USER_AGENT				"User-Agent: "
-
-struct curl_slist *
-http_headers_create(void)
-{
-	char		user_agent[64];
-	struct curl_slist *first;
-
-	/* without the packager's name, which follows a blank */
-	snprintf(user_agent, sizeof(user_agent), USER_AGENT "feishu_flow/%s PostgreSQL/%.*s",
-			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
-
-	first = curl_slist_append(NULL, user_agent);
-	/* unpacked by http_body.c */
-	if (first != NULL && curl_slist_append(first, "Accept-Encoding: gzip") == NULL)
-	{
-		curl_slist_free_all(first);
-		first = NULL;
-	}
-	return first;
-}
-
 /* Settings that no request changes. */
 static bool
 handle_configure(HttpHandle *handle, HttpLoop *loop)
 {
 	CURL	   *easy = handle->easy;
 	bool		ok = true;
+	char		user_agent[64];
 
+	/* without the packager's name, which follows a blank */
+	snprintf(user_agent, sizeof(user_agent), "feishu_flow/%s PostgreSQL/%.*s",
+			 FEISHU_FLOW_VERSION, (int) strcspn(PG_VERSION, " "), PG_VERSION);
+	SET(CURLOPT_USERAGENT, user_agent);
 	SET(CURLOPT_PRIVATE, handle);
 	SET(CURLOPT_ERRORBUFFER, handle->error_buffer);
 	SET(CURLOPT_NOSIGNAL, 1L);
@@ -134,93 +112,30 @@ handle_create(HttpLoop *loop)
 }
 
 /*
- * Where the target of a request begins in its URL: behind host and port.  0 if
- * libcurl has to take it from the URL: a proxy that is to forward plain HTTP is
- * sent the whole of it, and what is not as it has to be sent is put right.
+ * Set the URL.  libcurl parses what comes by CURLOPT_URL for each transfer
+ * anew, so it gets the URL parsed.  One that cannot be parsed is for libcurl to
+ * complain of when it is used.
  */
-static size_t
-url_target(const char *url, const char *proxy)
-{
-	const char *host = strstr(url, "://");
-	const char *target;
-
-	if (host == NULL || (proxy != NULL && pg_strncasecmp(url, "http:", 5) == 0))
-		return 0;
-	host += 3;
-	target = host + strcspn(host, "/?#");
-	if (target[0] != '/' || strstr(target, "/.") != NULL)
-		return 0;
-	for (const char *p = target; *p != '\0'; p++)
-	{
-		if (*p <= ' ' || *p >= 0x7f || *p == '#')
-			return 0;
-	}
-	return target - url;
-}
-
-/* Is the handle set up for the URL, but maybe for another target? */
 static bool
-handle_fits(const HttpHandle *handle, const char *url, size_t target)
-{
-	if (handle->url_text == NULL || handle->target != target)
-		return false;
-	return target > 0 ? strncmp(handle->url_text, url, target) == 0 :
-		strcmp(handle->url_text, url) == 0;
-}
-
-/* Remember what the handle is set up for. */
-static bool
-handle_set_text(HttpHandle *handle, const char *url, size_t target)
-{
-	free(handle->url_text);
-	handle->url_text = strdup(url);
-	handle->target = target;
-	return handle->url_text != NULL;
-}
-
-/* Set the target of a handle that fits the URL otherwise. */
-static bool
-handle_set_target(HttpHandle *handle, const char *url, size_t target)
+handle_set_url(HttpHandle *handle, const char *url)
 {
 	CURL	   *easy = handle->easy;
 	bool		ok = true;
 
-	if (strcmp(handle->url_text, url) == 0)
-		return true;
-	SET(CURLOPT_REQUEST_TARGET, url + target);
-	return ok && handle_set_text(handle, url, target);
-}
-
-/*
- * Set the URL.  libcurl parses what comes by CURLOPT_URL for each transfer
- * anew, which makes up a fifth of its work; so it gets the URL parsed.  One
- * that cannot be parsed is for libcurl to complain of when it is used.
- */
-static bool
-handle_set_url(HttpHandle *handle, const char *url, size_t target)
-{
-	CURL	   *easy = handle->easy;
-	char	   *parsed = target > 0 ? strndup(url, target) : strdup(url);
-	bool		ok = parsed != NULL;
-
-	if (ok && curl_url_set(handle->url, CURLUPART_URL, parsed, 0) == CURLUE_OK)
+	free(handle->url_text);
+	handle->url_text = strdup(url);
+	if (curl_url_set(handle->url, CURLUPART_URL, url, 0) == CURLUE_OK)
 	{
 		/* forget the text that libcurl made of the former one */
 		SET(CURLOPT_URL, NULL);
 		SET(CURLOPT_CURLU, handle->url);
-		SET(CURLOPT_REQUEST_TARGET, target > 0 ? url + target : NULL);
-		ok = ok && handle_set_text(handle, url, target);
 	}
 	else
 	{
-		free(handle->url_text);
-		handle->url_text = NULL;
 		SET(CURLOPT_CURLU, NULL);
 		SET(CURLOPT_URL, url);
-		SET(CURLOPT_REQUEST_TARGET, NULL);
 	}
-	free(parsed);
-	return ok;
+	return ok && handle->url_text != NULL;
 }
 
 /*
@@ -231,7 +146,7 @@ static void
 handle_set_version(HttpHandle *handle, const char *url, HttpVersion version)
 {
 	CURL	   *easy = handle->easy;
-	bool		is_tls = pg_strncasecmp(url, "https:", 6) == 0;
+	bool		is_tls = http_url_has_scheme(url, "https");
 	bool		may_be_2 = version == HTTP_VERSION_2 || (version == HTTP_VERSION_ANY && is_tls);
 
 	handle->version = version;
@@ -270,7 +185,7 @@ same_text(const char *one, const char *other)
 }
 
 static bool
-handle_set_proxy(HttpHandle *handle, HttpLoop *loop, const char *proxy)
+handle_set_proxy(HttpHandle *handle, const char *proxy)
 {
 	CURL	   *easy = handle->easy;
 	bool		ok = true;
@@ -280,8 +195,6 @@ handle_set_proxy(HttpHandle *handle, HttpLoop *loop, const char *proxy)
 	free(handle->proxy);
 	handle->proxy = proxy != NULL ? strdup(proxy) : NULL;
 	SET(CURLOPT_PROXY, proxy != NULL ? proxy : "");
-	/* told when it is asked for a tunnel; the platform is told by a header */
-	SET(CURLOPT_USERAGENT, proxy != NULL ? loop->headers->data + strlen(USER_AGENT) : NULL);
 	return ok && (handle->proxy != NULL) == (proxy != NULL);
 }
 
@@ -289,8 +202,8 @@ handle_set_proxy(HttpHandle *handle, HttpLoop *loop, const char *proxy)
 static bool
 request_needs_tls(const HttpRequest *request)
 {
-	return pg_strncasecmp(request->url, "https:", 6) == 0 ||
-		(request->proxy != NULL && pg_strncasecmp(request->proxy, "https:", 6) == 0);
+	return http_url_has_scheme(request->url, "https") ||
+		(request->proxy != NULL && http_url_has_scheme(request->proxy, "https"));
 }
 
 /* Make a new handle, and its proxy, trust these authorities alone: a private server
@@ -324,10 +237,10 @@ handle_take(HttpLoop *loop, int i)
 
 /*
  * An idle handle that trusts whom it should, or a new one, or NULL: preferably
- * one that was used for the same host.
+ * one that was used for the same URL.
  */
 static HttpHandle *
-handle_find(HttpLoop *loop, const char *url, size_t target, const char *authorities)
+handle_find(HttpLoop *loop, const char *url, const char *authorities)
 {
 	int			other = -1;
 
@@ -336,7 +249,7 @@ handle_find(HttpLoop *loop, const char *url, size_t target, const char *authorit
 		if (!handle_may_trust(loop->idle[i], authorities))
 			continue;
 		other = i;
-		if (handle_fits(loop->idle[i], url, target))
+		if (same_text(loop->idle[i]->url_text, url))
 			break;
 	}
 	return other >= 0 ? handle_take(loop, other) : handle_create(loop);
@@ -365,21 +278,17 @@ handle_set_up(HttpLoop *loop, const HttpRequest *request, HttpVersion version,
 			  const char *authorities)
 {
 	const char *url = request->url;
-	size_t		target = url_target(url, request->proxy);
-	HttpHandle *handle = handle_find(loop, url, target, authorities);
+	HttpHandle *handle = handle_find(loop, url, authorities);
 	bool		ok;
 	bool		fits;
 
 	if (handle == NULL)
 		return NULL;
-	fits = handle_fits(handle, url, target);
-	if (fits)
-		ok = handle_set_target(handle, url, target);
-	else
-		ok = handle_set_url(handle, url, target);
+	fits = same_text(handle->url_text, url);
+	ok = fits || handle_set_url(handle, url);
 	if (!fits || handle->version != version)
 		handle_set_version(handle, url, version);
-	ok = ok && handle_set_proxy(handle, loop, request->proxy);
+	ok = ok && handle_set_proxy(handle, request->proxy);
 	if (authorities != NULL && handle->authorities == NULL)
 		ok = ok && handle_set_authorities(handle, authorities);
 	if (!ok)

@@ -30,9 +30,13 @@
 #define HTTP_MAX_HEADERS		(64 * 1024)
 #define HTTP_MAX_HEADER_LINES	512
 
+/* One that is longer is not read at all. */
+#define HTTP_MAX_LOCATION		8192
+
 /* A day: what is said to last for longer is not meant so. */
 #define HTTP_MAX_RESET			86400
 
+/* A date as in the header Date; false when it is none. */
 bool
 http_read_date(const char *date, TimestampTz *when)
 {
@@ -45,30 +49,13 @@ http_read_date(const char *date, TimestampTz *when)
 }
 
 /*
- * A location that is too long: whose it is.  Cut elsewhere, it might end in a part of
- * what is secret.
- */
-static size_t
-location_host(const char *location, size_t len)
-{
-	const char *host = memmem(location, len, "://", 3);
-	const char *end = location + len;
-
-	if (host == NULL)
-		return 0;
-	for (host += 3; host < end && strchr("/?#", *host) == NULL; host++)
-		;
-	return host - location;
-}
-
-/*
- * If line is the header "name", copy its value, trimmed.  Of one that is too long
- * nothing is taken but the host of a location.
+ * If line is the header "name", copy its value, trimmed; of one that is too long,
+ * nothing.
  */
 static bool
-header_value(const char *line, size_t len, const char *name, char *value, size_t size)
+take_header(const char *line, size_t len, const char *name, char *value, size_t size)
 {
-	size_t		name_len = strlen(name);
+	size_t		name_len = name != NULL ? strlen(name) : len;
 
 	if (len <= name_len || line[name_len] != ':' ||
 		pg_strncasecmp(line, name, name_len) != 0)
@@ -79,12 +66,28 @@ header_value(const char *line, size_t len, const char *name, char *value, size_t
 		line++, len--;
 	while (len > 0 && isspace((unsigned char) line[len - 1]))
 		len--;
-	if (len >= size && strcmp(name, "location") == 0)
-		len = location_host(line, len);
 	if (len >= size)
 		len = 0;
 	memcpy(value, line, len);
 	value[len] = '\0';
+	return true;
+}
+
+/*
+ * Where a redirect leads.  Of a location that is too long, to whom: cut elsewhere, it
+ * might end in a part of what is secret.
+ */
+static bool
+take_location(const char *line, size_t len, char *location)
+{
+	char		value[HTTP_MAX_LOCATION];
+
+	if (!take_header(line, len, "location", value, sizeof(value)))
+		return false;
+	if (strlen(value) < HTTP_HEADER_SIZE)
+		strcpy(location, value);
+	else if (!http_url_origin(value, location, HTTP_HEADER_SIZE))
+		location[0] = '\0';
 	return true;
 }
 
@@ -102,12 +105,12 @@ begin_answer(HttpTransfer *transfer, const char *line, size_t len)
 	for (const char *p = blank; p != NULL && ++p < line + len && isdigit((unsigned char) *p);)
 		status = Min(status * 10 + (*p - '0'), 1000);
 	transfer->status = status / 100 == 1 ? 0 : status;
-	transfer->have_tt_logid = false;
-	transfer->have_ogw_reset = false;
+	transfer->have_id = false;
+	transfer->have_reset = false;
 	transfer->keep_seconds = -1;
 	transfer->encoding = HTTP_ENCODING_NONE;
 	result->reset_seconds = -1;
-	result->log_id[0] = '\0';
+	result->id[0] = '\0';
 	result->location[0] = '\0';
 	result->date[0] = '\0';
 }
@@ -123,6 +126,16 @@ retry_after(const char *value)
 	if (!http_read_date(value, &when))
 		return -1;
 	return Min(Max(when - GetCurrentTimestamp(), 0) / 1e6, HTTP_MAX_RESET);
+}
+
+/* A number of seconds; -1 if it is none. */
+static double
+reset_seconds(const char *value)
+{
+	char	   *end;
+	double		seconds = strtod(value, &end);
+
+	return end != value && seconds >= 0 && seconds <= HTTP_MAX_RESET ? seconds : -1;
 }
 
 /* The timeout of a header Keep-Alive ("timeout=5, max=100"), or -1. */
@@ -165,14 +178,57 @@ http_transfer_close_after(HttpTransfer *transfer)
 		handle->close = curl_easy_setopt(handle->easy, CURLOPT_FORBID_REUSE, 1L) == CURLE_OK;
 }
 
-/* CURLOPT_HEADERFUNCTION: keep the few that the caller wants to know of. */
+/* Keep a header, if it is one of the few that somebody wants to know of. */
+static void
+keep_header(HttpTransfer *transfer, const char *line, size_t len)
+{
+	const HttpHeaderNames *names = &transfer->request.headers;
+	HttpResult *result = &transfer->result;
+	char		value[HTTP_HEADER_SIZE];
+
+	if (take_header(line, len, names->id, value, sizeof(value)))
+	{
+		strcpy(result->id, value);
+		transfer->have_id = true;
+	}
+	else if (take_header(line, len, names->other_id, value, sizeof(value)))
+	{
+		if (!transfer->have_id)
+			strcpy(result->id, value);
+	}
+	else if (take_header(line, len, names->reset, value, sizeof(value)))
+	{
+		double		seconds = reset_seconds(value);
+
+		transfer->have_reset |= seconds >= 0;
+		if (seconds >= 0)
+			result->reset_seconds = seconds;
+	}
+	else if (take_header(line, len, "retry-after", value, sizeof(value)))
+	{
+		if (!transfer->have_reset)
+			result->reset_seconds = retry_after(value);
+	}
+	else if (take_header(line, len, "content-encoding", value, sizeof(value)))
+		http_body_note_encoding(transfer, value);
+	else if (take_header(line, len, "transfer-encoding", value, sizeof(value)))
+	{
+		/* libcurl would unpack it, asked or not */
+		transfer->bad_encoding |= pg_strcasecmp(value, "chunked") != 0 &&
+			pg_strcasecmp(value, "identity") != 0;
+	}
+	else if (take_header(line, len, "keep-alive", value, sizeof(value)))
+		transfer->keep_seconds = keep_alive_seconds(value);
+	else if (!take_header(line, len, "date", result->date, sizeof(result->date)))
+		(void) take_location(line, len, result->location);
+}
+
+/* CURLOPT_HEADERFUNCTION: a line of the headers, or of the trailers. */
 size_t
 http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 {
 	HttpTransfer *transfer = ((HttpHandle *) userp)->transfer;
-	HttpResult *result = &transfer->result;
 	size_t		len = size * nmemb;
-	char		value[HTTP_HEADER_SIZE];
 
 	transfer->header_size += len;
 	if (transfer->header_size > HTTP_MAX_HEADERS ||
@@ -181,70 +237,15 @@ http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp)
 		transfer->too_large = true;
 		return 0;
 	}
-
-	switch (len > 0 ? pg_ascii_tolower((unsigned char) data[0]) : '\0')
+	if (len > 5 && memcmp(data, "HTTP/", 5) == 0)
+		begin_answer(transfer, data, len);
+	else if (len == 0 || data[0] == '\r' || data[0] == '\n')
 	{
-		case 'x':
-			if (header_value(data, len, "x-tt-logid", value, sizeof(value)))
-			{
-				strcpy(result->log_id, value);
-				transfer->have_tt_logid = true;
-			}
-			else if (!transfer->have_tt_logid &&
-					 header_value(data, len, "x-request-id", value, sizeof(value)))
-				strcpy(result->log_id, value);
-			else if (header_value(data, len, "x-ogw-ratelimit-reset", value, sizeof(value)))
-			{
-				char	   *end;
-				double		seconds = strtod(value, &end);
-
-				if (end != value && seconds >= 0 && seconds <= HTTP_MAX_RESET)
-				{
-					result->reset_seconds = seconds;
-					transfer->have_ogw_reset = true;
-				}
-			}
-			break;
-		case 'c':
-			if (header_value(data, len, "content-encoding", value, sizeof(value)))
-				http_body_note_encoding(transfer, value);
-			break;
-		case 't':
-			/* libcurl would unpack it, asked or not */
-			if (header_value(data, len, "transfer-encoding", value, sizeof(value)) &&
-				pg_strcasecmp(value, "chunked") != 0 && pg_strcasecmp(value, "identity") != 0)
-			{
-				transfer->bad_encoding = true;
-				return 0;
-			}
-			break;
-		case 'l':
-			if (header_value(data, len, "location", value, sizeof(value)))
-				strcpy(result->location, value);
-			break;
-		case 'h':
-			if (len > 5 && memcmp(data, "HTTP/", 5) == 0)
-				begin_answer(transfer, data, len);
-			break;
-		case 'r':
-			if (!transfer->have_ogw_reset &&
-				header_value(data, len, "retry-after", value, sizeof(value)))
-				result->reset_seconds = retry_after(value);
-			break;
-		case 'd':
-			if (header_value(data, len, "date", value, sizeof(result->date)))
-				strcpy(result->date, value);
-			break;
-		case '\r':
-		case '\n':
-			/* the end of the headers */
-			if (is_of_gateway(transfer->status))
-				http_transfer_close_after(transfer);
-			break;
-		case 'k':
-			if (header_value(data, len, "keep-alive", value, sizeof(value)))
-				transfer->keep_seconds = keep_alive_seconds(value);
-			break;
+		/* the end of the headers */
+		if (is_of_gateway(transfer->status))
+			http_transfer_close_after(transfer);
 	}
-	return len;
+	else
+		keep_header(transfer, data, len);
+	return transfer->bad_encoding ? 0 : len;
 }

@@ -50,8 +50,6 @@ typedef struct HttpHandle
 	CURL	   *easy;
 	CURLU	   *url;
 	char	   *url_text;		/* what it is set up for; NULL: nothing */
-	size_t		target;			/* where the request's target begins in it; 0:
-								 * libcurl takes it from url */
 	char	   *proxy;			/* NULL: none */
 	char	   *authorities;	/* whom it trusts, see http_authorities_get;
 								 * NULL: not set yet */
@@ -76,7 +74,6 @@ struct HttpLoop
 	HttpPeer	peers[HTTP_MAX_PEERS];
 	int			num_peers;
 	unsigned	next_peer;		/* whose place is taken next */
-	struct curl_slist *headers; /* of every request */
 	bool		deferred;		/* a new transfer waits, see http_loop_defer */
 	bool		fresh;			/* there is one */
 	int			budget;			/* connections that there may be */
@@ -120,7 +117,7 @@ struct HttpTransfer
 	HttpLoop   *loop;
 	HttpPool   *pool;
 	HttpHandle *handle;			/* NULL once freed or ended */
-	struct curl_slist *headers; /* its own, then the loop's */
+	struct curl_slist *headers;
 	void	   *owner;
 	dlist_node	node;			/* in loop->active or loop->done */
 	bool		listed;
@@ -157,8 +154,8 @@ struct HttpTransfer
 	size_t		header_size;	/* of all headers so far */
 	int			header_lines;
 	long		sent_before;	/* to a proxy, for a tunnel, when it was begun */
-	bool		have_tt_logid;
-	bool		have_ogw_reset; /* no Retry-After */
+	bool		have_id;		/* not the other one */
+	bool		have_reset;		/* not Retry-After */
 	int			keep_seconds;	/* that its connection is kept without a request,
 								 * as the peer says; -1: it says nothing */
 	TimestampTz started;
@@ -227,11 +224,7 @@ extern void http_authorities_look(void);
 extern const char *http_authorities_get(const char *ca_file);
 extern bool http_authorities_set(CURL *easy, const char *authorities);
 
-/* http_handle.c: the headers of every request, or NULL */
-extern struct curl_slist *http_headers_create(void);
-
-/* http_body.c, http_transfer.c, http_headers.c: callbacks of every easy handle; userp is the
- * HttpHandle */
+/* Callbacks of every easy handle, which is userp. */
 extern size_t http_transfer_on_body(char *data, size_t size, size_t nmemb, void *userp);
 extern size_t http_transfer_on_header(char *data, size_t size, size_t nmemb, void *userp);
 extern void http_transfer_close_after(HttpTransfer *transfer);
@@ -242,8 +235,7 @@ extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip
 extern void http_transfers_note_begun(HttpLoop *loop);
 #endif
 
-/* http_body.c: let paused transfers go on for which there is memory; signals are
- * blocked */
+/* http_body.c: let paused transfers go on for which there is memory; signals are blocked */
 extern void http_bodies_go_on(HttpLoop *loop);
 
 /* http_body.c: when to look for late ones; and is this one? */
@@ -265,8 +257,7 @@ extern void http_body_free(HttpTransfer *transfer);
 /* http_loop.c: start what is to be started; signals are blocked */
 extern void http_loop_run_due(HttpLoop *loop);
 
-/* http_classify.c: fill in the outcome of a transfer that has ended; its handle,
- * http_status and request_sent are there still */
+/* Fill in the outcome of a transfer that has ended. */
 extern void http_transfer_classify(HttpTransfer *transfer, CURLcode code);
 
 /* http_cause.c: why a classified transfer ended so; its handle is there still */
@@ -280,6 +271,9 @@ extern int	http_transfer_on_words(CURL *easy, curl_infotype type, char *data, si
 extern bool http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent);
 extern bool http_transfer_resend(HttpTransfer *transfer);
 extern void http_transfer_note_version(HttpTransfer *transfer, CURLcode code);
+
+/* http_url.c */
+extern bool http_url_origin(const char *url, char *origin, size_t size);
 
 /* http_peers.c */
 extern bool http_peer_needs_http1(HttpLoop *loop, const char *url, const char *proxy,

@@ -112,6 +112,10 @@ http_close_socket(void *userp, curl_socket_t fd)
 
 /* ---------- The loop ---------- */
 
+/*
+ * The process's one loop, made at the first use.  Throws when libcurl cannot
+ * be initialised, or there is no descriptor for it (53000); it can be tried again.
+ */
 HttpLoop *
 http_loop_get(void)
 {
@@ -138,12 +142,8 @@ http_loop_get(void)
 	dlist_init(&loop->paused);
 
 	curl_enter(&saved);
-	loop->headers = http_headers_create();
-	if (loop->headers != NULL)
-		loop->pool = http_pool_create(loop);
+	loop->pool = http_pool_create(loop);
 	ok = loop->pool != NULL;
-	if (!ok)
-		curl_slist_free_all(loop->headers);
 	curl_leave(&saved);
 
 	if (!ok)
@@ -157,6 +157,10 @@ http_loop_get(void)
 	return loop;
 }
 
+/*
+ * Cap on connections per host (0: none), and on requests that share one; the
+ * dispatcher sets it.
+ */
 void
 http_loop_set_host_connections(HttpLoop *loop, int max)
 {
@@ -168,6 +172,10 @@ http_loop_set_host_connections(HttpLoop *loop, int max)
 	curl_leave(&saved);
 }
 
+/*
+ * So many transfers will be under way at once, so that as many connections are worth
+ * keeping.  0: no more than usual; surplus ones are closed.  Does not throw.
+ */
 void
 http_loop_expect(HttpLoop *loop, int transfers)
 {
@@ -189,7 +197,8 @@ http_loop_expect(HttpLoop *loop, int transfers)
 
 /*
  * How many more transfers may begin so that the descriptors of the process
- * suffice.  Idle connections are not counted: libcurl closes them to make room.
+ * suffice, at least 0.  Idle connections are not counted: libcurl closes them to
+ * make room.
  */
 int
 http_loop_room(HttpLoop *loop)
@@ -203,12 +212,17 @@ http_loop_room(HttpLoop *loop)
 	return Max(loop->budget - used, 0) / HTTP_BEGIN_DESCRIPTORS;
 }
 
+/*
+ * From now on nothing is sent but by http_loop_turn and http_loop_send_deferred,
+ * not even what a new transfer could send at once.
+ */
 void
 http_loop_defer(HttpLoop *loop)
 {
 	loop->deferred = true;
 }
 
+/* Whether those with heavy answers wait to be handed out: then they end no turn. */
 void
 http_loop_hold_heavy(HttpLoop *loop, bool hold)
 {
@@ -354,6 +368,10 @@ loop_timeout_ms(long timer_ms, TimestampTz until)
 	return timer_ms < 0 ? until_ms : Min(timer_ms, until_ms);
 }
 
+/*
+ * Send what can be sent at once.  Does not wait, and leaves the latch alone.
+ * Does not throw.
+ */
 void
 http_loop_send_deferred(HttpLoop *loop)
 {
@@ -364,6 +382,14 @@ http_loop_send_deferred(HttpLoop *loop)
 	curl_leave(&saved);
 }
 
+/*
+ * One turn: move every transfer forward, wait until something happens or
+ * until "until" (DT_NOEND: for ever), and handle interrupts.  Returns as soon
+ * as a transfer has ended, the process latch was set, the time is up, or there is
+ * room for a transfer (http_loop_room) after there was none.
+ * Throws only what CHECK_FOR_INTERRUPTS throws.  wait_event as in
+ * WaitLatch.
+ */
 void
 http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 {
@@ -426,6 +452,11 @@ http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event)
 	}
 }
 
+/*
+ * The next transfer that has ended and was not handed out, or NULL: first all
+ * that are quickly read; of those whose answers take time and memory one at a time,
+ * each role's in turn.  *heavy: it is one of those.
+ */
 HttpTransfer *
 http_loop_next_done(HttpLoop *loop, bool *heavy)
 {

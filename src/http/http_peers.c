@@ -33,22 +33,20 @@
 
 /* The hash of a text that may be NULL. */
 static uint64
-hash_text(const char *text, size_t len, uint64 seed)
+hash_text(const char *text, uint64 seed)
 {
 	return text == NULL ? seed :
-		hash_bytes_extended((const unsigned char *) text, (int) len, seed + 1);
+		hash_bytes_extended((const unsigned char *) text, (int) strlen(text), seed + 1);
 }
 
 /* Scheme, host and port of a URL, the proxy, and whom it is to be vouched for by. */
 static uint64
 peer_hash(const char *url, const char *proxy, const char *authorities)
 {
-	const char *host = strstr(url, "://");
-	size_t		len = host == NULL ? strlen(url) : host + 3 - url + strcspn(host + 3, "/?#");
-	uint64		hash = hash_text(url, len, 0);
+	char		origin[HTTP_HEADER_SIZE];
+	uint64		hash = hash_text(http_url_origin(url, origin, sizeof(origin)) ? origin : url, 0);
 
-	hash = hash_text(proxy, proxy != NULL ? strlen(proxy) : 0, hash);
-	return hash_text(authorities, authorities != NULL ? strlen(authorities) : 0, hash);
+	return hash_text(authorities, hash_text(proxy, hash));
 }
 
 static uint64

@@ -211,8 +211,9 @@ http_transfer_allow_resend(HttpTransfer *transfer, bool is_sent)
 
 /*
  * Send the request again if its peer said that it did not process it, or it was not
- * sent for its connection was stale, and libcurl does not do so by itself.  Its connection is as good as gone; and the handle of a
- * transfer that failed is not used again, see http_handle_release.  Does not throw;
+ * sent for its connection was stale, and libcurl does not do so by itself.  Its
+ * connection is as good as gone; and the handle of a transfer that failed is not used
+ * again, see http_handle_release.  Does not throw;
  * when it returns false, the transfer is as it was.
  */
 bool

@@ -234,24 +234,6 @@ http_transfer_finish(HttpTransfer *transfer, CURLcode code)
 
 /* ---------- Transfers ---------- */
 
-/*
- * All headers of a request: its own, and behind them those of every request,
- * until transfer_free_headers.
- */
-static struct curl_slist *
-transfer_all_headers(HttpTransfer *transfer)
-{
-	struct curl_slist *last = transfer->headers;
-
-	if (last == NULL)
-		return transfer->loop->headers;
-	/* those may be there from the time before */
-	while (last->next != NULL && last->next != transfer->loop->headers)
-		last = last->next;
-	last->next = transfer->loop->headers;
-	return transfer->headers;
-}
-
 /* Set up the easy handle for one request.  Does not throw. */
 bool
 http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
@@ -279,7 +261,7 @@ http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	if (handle->close)
 		SET(CURLOPT_FORBID_REUSE, 0L);
 	handle->close = false;
-	SET(CURLOPT_HTTPHEADER, transfer_all_headers(transfer));
+	SET(CURLOPT_HTTPHEADER, transfer->headers);
 	if (request->body != NULL)
 	{
 		SET(CURLOPT_POST, 1L);
@@ -296,16 +278,14 @@ http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request)
 	return ok;
 }
 
-/* A header; psprintf takes more than twice as long. */
+/* A header.  It may be secret, and psprintf could leave a copy. */
 static char *
 header_line(const char *name, const char *value)
 {
-	size_t		name_len = strlen(name);
-	size_t		value_len = strlen(value);
-	char	   *line = palloc(name_len + value_len + 1);
+	size_t		size = strlen(name) + strlen(value) + 1;
+	char	   *line = palloc(size);
 
-	memcpy(line, name, name_len);
-	memcpy(line + name_len, value, value_len + 1);
+	snprintf(line, size, "%s%s", name, value);
 	return line;
 }
 
@@ -326,15 +306,18 @@ static void
 transfer_free_headers(HttpTransfer *transfer)
 {
 	for (struct curl_slist *header = transfer->headers; header != NULL; header = header->next)
-	{
 		explicit_bzero(header->data, strlen(header->data));
-		if (header->next == transfer->loop->headers)
-			header->next = NULL;
-	}
 	curl_slist_free_all(transfer->headers);
 	transfer->headers = NULL;
 }
 
+/*
+ * Begin a transfer.  It belongs to context: resetting or deleting that
+ * context gives the transfer up and frees all it holds, whatever its state.
+ * The request's strings are copied, but for the body.  owner is handed back by
+ * http_loop_next_done.  Throws 53200 when memory runs out; every other
+ * trouble is reported through the result.
+ */
 HttpTransfer *
 http_transfer_start(HttpLoop *loop, MemoryContext context,
 					const HttpRequest *request, void *owner)
@@ -378,7 +361,9 @@ http_transfer_start(HttpLoop *loop, MemoryContext context,
 	curl_enter(&saved);
 	if (http_conns_retire(loop->sockets, loop->pool))
 		http_pools_renew(loop);
-	ok = request->body_len < HTTP_LARGE_BODY || transfer_add_header(transfer, "Expect:");
+	/* unpacked by http_body.c */
+	ok = transfer_add_header(transfer, "Accept-Encoding: gzip");
+	ok = ok && (request->body_len < HTTP_LARGE_BODY || transfer_add_header(transfer, "Expect:"));
 	ok = ok && (content_type == NULL || transfer_add_header(transfer, content_type));
 	ok = ok && (authorization == NULL || transfer_add_header(transfer, authorization));
 	if (ok)
@@ -492,6 +477,7 @@ transfer_on_reset(void *arg)
 	}
 }
 
+/* May the peer have received the request, or a part of it? */
 bool
 http_transfer_is_sent(const HttpTransfer *transfer)
 {
@@ -499,6 +485,10 @@ http_transfer_is_sent(const HttpTransfer *transfer)
 		transfer_is_sent(transfer);
 }
 
+/*
+ * Give a transfer up, or free a finished one, before its context goes.  The
+ * result goes with it.  Idempotent; does not throw.
+ */
 void
 http_transfer_free(HttpTransfer *transfer)
 {

@@ -109,7 +109,7 @@ table_triggers(Oid relid)
 
 	if (relation == NULL)
 		return DISPATCH_NO_PROBLEM;
-	problem = relation->trigdesc != NULL ? DISPATCH_TABLE_TRIGGER :
+	problem = sql_has_triggers(relation) ? DISPATCH_TABLE_TRIGGER :
 		relation->rd_rules != NULL ? DISPATCH_TABLE_RULE : DISPATCH_NO_PROBLEM;
 	relation_close(relation, AccessShareLock);
 	return problem;
@@ -188,7 +188,7 @@ dispatcher_problem(int *pid)
 	/* the slot may become another database's meanwhile */
 	place = slots_find(MyDatabaseId);
 	known = place >= 0 && slots_view(place, &view) && view.database == MyDatabaseId;
-	if (known && view.worker != WORKER_NONE)
+	if (known && view.worker)
 	{
 		*pid = view.pid;
 		return view.failing ? DISPATCH_FAILS :

@@ -12,7 +12,7 @@
  * slots.
  *
  * Of databases without a slot it remembers, in its own memory, that they were
- * looked into: that takes a worker in the database for a few milliseconds,
+ * looked into: a dispatcher ends at once where the extension is absent.  That is done
  * once, for one database after the other.  From then on CREATE EXTENSION tells
  * (launcher_ddl.c).
  *
@@ -72,7 +72,7 @@
 /* After PostgreSQL had no room for another worker, try again. */
 #define NO_ROOM_PAUSE_MS		5000
 
-/* A prober that takes longer does not keep the others waiting. */
+/* One that looks for the extension and takes longer does not keep the others waiting. */
 #define PROBER_PATIENCE_MS		1000
 
 /* A worker of an earlier launcher that has not attached by then never will. */
@@ -96,7 +96,8 @@ typedef struct Course
 {
 	Oid			database;		/* another one: all of this is out of date */
 	NameData	name;
-	WorkerKind	worker;			/* was started; we have not seen its end */
+	bool		worker;			/* was started; we have not seen its end */
+	bool		probes;			/* it was started to see if the extension is there */
 	BackgroundWorkerHandle *handle; /* NULL: by an earlier launcher */
 	bool		announced;		/* we logged that it started */
 	SteadyTime	started_at;
@@ -126,7 +127,6 @@ static bool no_slot = false;
 static bool no_slot_logged = false;
 
 PGDLLEXPORT void feishu_launcher_main(Datum main_arg);
-PGDLLEXPORT void feishu_prober_main(Datum main_arg);
 
 
 void
@@ -243,9 +243,8 @@ no_room_log(const char *name)
 
 /* Start a worker for a slot, if there is room. */
 static void
-worker_start(int place, Course *course, WorkerKind kind)
+worker_start(int place, Course *course, bool probes)
 {
-	const char *role = kind == WORKER_PROBER ? "prober" : "dispatcher";
 	BackgroundWorker worker;
 	uint32		generation;
 	MemoryContext context;
@@ -256,19 +255,19 @@ worker_start(int place, Course *course, WorkerKind kind)
 		wake_at(no_room_until);
 		return;
 	}
-	if (!slots_start_worker(place, kind, &generation))
+	if (!slots_start_worker(place, &generation))
 		return;
 
 	memset(&worker, 0, sizeof(worker));
-	snprintf(worker.bgw_type, BGW_MAXLEN, "feishu_flow %s", role);
-	snprintf(worker.bgw_name, BGW_MAXLEN, "feishu_flow %s %s", role, NameStr(course->name));
+	strlcpy(worker.bgw_type, "feishu_flow dispatcher", BGW_MAXLEN);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "feishu_flow dispatcher %s", NameStr(course->name));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION |
 		BGWORKER_INTERRUPTIBLE;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	strlcpy(worker.bgw_library_name, LIBRARY_NAME, sizeof(worker.bgw_library_name));
-	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name),
-			 "feishu_%s_main", role);
+	strlcpy(worker.bgw_function_name, "feishu_dispatcher_main",
+			sizeof(worker.bgw_function_name));
 	worker.bgw_main_arg = Int32GetDatum(place);
 	memcpy(worker.bgw_extra, &generation, sizeof(generation));
 	worker.bgw_notify_pid = MyProcPid;
@@ -283,11 +282,12 @@ worker_start(int place, Course *course, WorkerKind kind)
 		no_room_log(NameStr(course->name));
 		return;
 	}
-	course->worker = kind;
+	course->worker = true;
+	course->probes = probes;
 	course->announced = false;
 	course->started_at = now;
 	course->stop_by = 0;
-	if (kind == WORKER_PROBER)
+	if (probes)
 	{
 		num_probers++;
 		wake_at(steady_after_ms(now, PROBER_PATIENCE_MS));
@@ -309,7 +309,7 @@ worker_is_over(int place, Course *course, const SlotView *view)
 		slots_forget_worker(place, view->generation);
 		return true;
 	}
-	if (view->worker != WORKER_NONE && view->pid == 0)
+	if (view->worker && view->pid == 0)
 	{
 		SteadyTime	patience = steady_after_ms(course->started_at, ATTACH_PATIENCE_MS);
 
@@ -319,7 +319,7 @@ worker_is_over(int place, Course *course, const SlotView *view)
 			slots_forget_worker(place, view->generation);
 		return now >= patience;
 	}
-	return view->worker == WORKER_NONE;
+	return !view->worker;
 }
 
 /* A worker's end: how it came, and when there may be another. */
@@ -341,7 +341,6 @@ worker_ended(Course *course, const SlotView *view, const Database *database)
 		reason = "A statement needs the database for itself.";
 
 	if (view->stop || view->extension == EXTENSION_ABSENT ||
-		(course->worker == WORKER_PROBER && view->extension == EXTENSION_PRESENT) ||
 		(view->ended_well && lived_ms >= QUICK_END_MS) ||
 		lived_ms >= QUICK_FAILURE_MS)
 	{
@@ -361,7 +360,7 @@ worker_ended(Course *course, const SlotView *view, const Database *database)
 				(errmsg("feishu_flow dispatcher for database \"%s\" stopped",
 						NameStr(course->name)),
 				 errdetail_internal("%s", reason)));
-	course->worker = WORKER_NONE;
+	course->worker = false;
 	course->announced = false;
 	/* it made room for another: again for all who wait for that */
 	if (no_room)
@@ -372,14 +371,14 @@ worker_ended(Course *course, const SlotView *view, const Database *database)
 static void
 worker_supervise(int place, Course *course, const SlotView *view, bool wanted)
 {
-	if (view->worker == WORKER_DISPATCHER && view->pid != 0 && !course->announced)
+	if (view->extension == EXTENSION_PRESENT && view->pid != 0 && !course->announced)
 	{
 		course->announced = true;
 		ereport(LOG,
 				(errmsg("feishu_flow dispatcher for database \"%s\" started",
 						NameStr(course->name))));
 	}
-	if (course->worker == WORKER_PROBER)
+	if (course->probes && view->extension == EXTENSION_UNKNOWN)
 	{
 		SteadyTime	patience = steady_after_ms(course->started_at, PROBER_PATIENCE_MS);
 
@@ -418,7 +417,7 @@ course_begin(Course *course, const SlotView *view)
 	course->database = view->database;
 	course->worker = view->worker;
 	course->started_at = now;
-	course->announced = view->worker == WORKER_DISPATCHER && view->pid != 0;
+	course->announced = view->extension == EXTENSION_PRESENT && view->pid != 0;
 }
 
 /* Do for a slot what its state asks for. */
@@ -439,10 +438,10 @@ slot_review(int place)
 	wanted = database != NULL && database->open && feishu_guc_dispatch && !view.held;
 	/* a worker keeps the name that it was started with */
 	if (database != NULL &&
-		(course->worker == WORKER_NONE || NameStr(course->name)[0] == '\0'))
+		(!course->worker || NameStr(course->name)[0] == '\0'))
 		course->name = database->name;
 
-	if (course->worker != WORKER_NONE)
+	if (course->worker)
 	{
 		if (!worker_is_over(place, course, &view))
 		{
@@ -492,9 +491,9 @@ slot_review(int place)
 	if (now < course->retry_at)
 		wake_at(course->retry_at);
 	else if (view.extension == EXTENSION_PRESENT)
-		worker_start(place, course, WORKER_DISPATCHER);
+		worker_start(place, course, false);
 	else if (num_probers == 0)
-		worker_start(place, course, WORKER_PROBER);
+		worker_start(place, course, true);
 }
 
 /* Look into the databases that nothing is known of. */
@@ -612,21 +611,4 @@ feishu_launcher_main(Datum main_arg)
 
 	/* 0 would keep the postmaster from starting another, were it not its end */
 	proc_exit(1);
-}
-
-/* Look for the extension in one database, and tell. */
-void
-feishu_prober_main(Datum main_arg)
-{
-	Oid			database;
-
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-	database = slots_attach_worker(DatumGetInt32(main_arg));
-	worker_settings_apply();
-	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
-	StartTransactionCommand();
-	(void) launcher_find_extension();
-	CommitTransactionCommand();
-	proc_exit(0);
 }

@@ -26,20 +26,12 @@ typedef enum ExtensionState
 	EXTENSION_PRESENT
 } ExtensionState;
 
-/* What a slot's worker is. */
-typedef enum WorkerKind
-{
-	WORKER_NONE,
-	WORKER_PROBER,
-	WORKER_DISPATCHER
-} WorkerKind;
-
 /* A copy of what the launcher needs to know of a slot. */
 typedef struct SlotView
 {
 	Oid			database;
 	ExtensionState extension;
-	WorkerKind	worker;			/* started and not over */
+	bool		worker;			/* started and not over */
 	uint32		generation;		/* of the worker */
 	pid_t		pid;			/* 0: it has not attached yet */
 	bool		held;			/* a DDL statement wants no worker */
@@ -61,7 +53,7 @@ extern bool slots_remove(int place, bool database_gone);
 extern void slots_tell_database(Oid database, const DispatchNews *news);
 
 /* A slot's worker, seen by the launcher. */
-extern bool slots_start_worker(int place, WorkerKind kind, uint32 *generation);
+extern bool slots_start_worker(int place, uint32 *generation);
 extern void slots_forget_worker(int place, uint32 generation);
 extern void slots_stop_worker(int place);
 extern void slots_terminate_worker(int place);
@@ -77,9 +69,6 @@ extern void slots_wake_launcher(bool databases_changed);
 extern bool slots_take_changes(bool *overflowed);
 extern void slots_set_no_room(bool no_room);
 extern bool slots_may_start(void);
-
-/* By a worker that may be a prober, too. */
-extern Oid	slots_attach_worker(int place);
 
 /* In a transaction.  May throw. */
 extern Oid	slots_lookup_extension(void);

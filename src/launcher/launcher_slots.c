@@ -5,9 +5,9 @@
  *	  DDL statements meet in.
  *
  * A slot is a database that has the extension, or may have it, or in which a
- * DDL statement wants no worker.  It has at most one worker: the prober, which
- * looks for the extension, or the dispatcher; and besides it the sessions for
- * handlers (launcher_sessions.c).
+ * DDL statement wants no worker.  It has at most one worker, the dispatcher, which
+ * looks for the extension first; and besides it the sessions for handlers
+ * (launcher_sessions.c).
  *
  * Whose a slot is: anybody may add one and hold one.  Only the launcher starts
  * workers and removes slots.  How a worker takes its slot and leaves it is in
@@ -154,7 +154,7 @@ slots_place_find_or_add(Oid database)
 		return -1;
 	}
 	slot = &launcher_shared->slots[place];
-	Assert(slot->worker == WORKER_NONE && slot->holds == 0);
+	Assert(!slot->worker && slot->holds == 0);
 	slot->extension = EXTENSION_UNKNOWN;
 	slot->extension_oid = InvalidOid;
 	slot->ended_well = true;
@@ -254,7 +254,7 @@ slots_remove(int place, bool database_gone)
 	bool		removed = false;
 
 	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
-	if (slot->worker == WORKER_NONE && slot->holds == 0 &&
+	if (!slot->worker && slot->holds == 0 &&
 		(database_gone || slot->extension != EXTENSION_PRESENT))
 	{
 		SpinLockAcquire(&slot->mutex);

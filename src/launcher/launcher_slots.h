@@ -40,7 +40,7 @@ typedef struct DatabaseSlot
 	Oid			extension_oid;	/* if known */
 	uint32		creations;		/* counts CREATE EXTENSION */
 	int			holds;
-	WorkerKind	worker;
+	bool		worker;
 	uint32		generation;
 	pid_t		pid;
 	bool		ended_well;

@@ -118,7 +118,7 @@ launcher_has_dispatcher(void)
 		return false;
 	place = slots_find(MyDatabaseId);
 	return place >= 0 && slots_view(place, &view) && view.database == MyDatabaseId &&
-		view.worker == WORKER_DISPATCHER && view.pid != 0 && !view.stop && !view.failing;
+		view.worker && view.pid != 0 && !view.stop && !view.failing;
 }
 
 bool
@@ -178,7 +178,7 @@ worker_detach(int code, Datum arg)
 	if (slot->pid == MyProcPid)
 	{
 		slot->pid = 0;
-		slot->worker = WORKER_NONE;
+		slot->worker = false;
 		slot->ended_well = code == 0;
 		SpinLockAcquire(&slot->mutex);
 		slot->proc = INVALID_PROC_NUMBER;
@@ -190,7 +190,7 @@ worker_detach(int code, Datum arg)
 }
 
 Oid
-slots_attach_worker(int place)
+launcher_attach_dispatcher(int place)
 {
 	DatabaseSlot *slot = &launcher_shared->slots[place];
 	Oid			database = InvalidOid;
@@ -201,7 +201,7 @@ slots_attach_worker(int place)
 	memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
 
 	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
-	if (slot->worker != WORKER_NONE && slot->generation == generation)
+	if (slot->worker && slot->generation == generation)
 	{
 		slot->pid = MyProcPid;
 		SpinLockAcquire(&slot->mutex);
@@ -220,12 +220,6 @@ slots_attach_worker(int place)
 	own_place = place;
 	slots_wake_launcher(false);
 	return database;
-}
-
-Oid
-launcher_attach_dispatcher(int place)
-{
-	return slots_attach_worker(place);
 }
 
 /* OID of the extension in this database, as committed by now. */
@@ -258,6 +252,7 @@ launcher_find_extension(void)
 	DatabaseSlot *slot = &launcher_shared->slots[own_place];
 	Oid			extension;
 	uint32		creations;
+	bool		was_known;
 
 	LWLockAcquire(launcher_shared->lock, LW_SHARED);
 	creations = slot->creations;
@@ -267,6 +262,7 @@ launcher_find_extension(void)
 
 	/* unless it was created right after we looked */
 	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
+	was_known = slot->extension != EXTENSION_UNKNOWN;
 	if (OidIsValid(extension))
 	{
 		slot->extension = EXTENSION_PRESENT;
@@ -275,6 +271,8 @@ launcher_find_extension(void)
 	else if (slot->creations == creations)
 		slot->extension = EXTENSION_ABSENT;
 	LWLockRelease(launcher_shared->lock);
+	if (!was_known)
+		slots_wake_launcher(false);
 
 	if (!OidIsValid(first))
 		first = extension;
@@ -286,15 +284,15 @@ launcher_find_extension(void)
  * the generation with it.
  */
 bool
-slots_start_worker(int place, WorkerKind kind, uint32 *generation)
+slots_start_worker(int place, uint32 *generation)
 {
 	DatabaseSlot *slot = &launcher_shared->slots[place];
 	bool		started = false;
 
 	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
-	if (slot->worker == WORKER_NONE && slot->holds == 0 && OidIsValid(slot->database))
+	if (!slot->worker && slot->holds == 0 && OidIsValid(slot->database))
 	{
-		slot->worker = kind;
+		slot->worker = true;
 		slot->pid = 0;
 		slot->ended_well = false;
 		*generation = ++slot->generation;
@@ -316,7 +314,7 @@ slots_forget_worker(int place, uint32 generation)
 
 	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
 	if (slot->generation == generation && slot->pid == 0)
-		slot->worker = WORKER_NONE;
+		slot->worker = false;
 	LWLockRelease(launcher_shared->lock);
 }
 

@@ -34,6 +34,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
+#include "base/sqlrun.h"
 #include "queue/insert.h"
 
 /* The tables we insert into have few indexes. */
@@ -81,7 +82,7 @@ is_plain_table(Relation table)
 	return table->rd_rel->relkind == RELKIND_RELATION &&
 		table->rd_rel->relam == HEAP_TABLE_AM_OID &&
 		!table->rd_rel->relispartition &&
-		table->trigdesc == NULL && table->rd_rules == NULL &&
+		!sql_has_triggers(table) && table->rd_rules == NULL &&
 		!table->rd_rel->relforcerowsecurity &&
 		(constraints == NULL ||
 		 (constraints->num_check == 0 && !constraints->has_generated_stored));
@@ -163,6 +164,13 @@ make_plan(Relation table, int num_columns, const Oid *types)
 	MemoryContextSwitchTo(old_context);
 }
 
+/*
+ * Insert a row of all columns, which have these types, into the table and its
+ * indexes, as INSERT would.  Returns false, having done nothing, when the table
+ * is another one than the caller thinks, or has something that only the
+ * executor does right (triggers, check constraints, row security, ...): then use
+ * SQL.  The caller has checked rights and NOT NULL.
+ */
 bool
 insert_row(Oid relid, int num_columns, const Oid *types, Datum *values, bool *nulls)
 {

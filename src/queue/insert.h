@@ -14,13 +14,7 @@
 #ifndef FEISHU_INSERT_H
 #define FEISHU_INSERT_H
 
-/*
- * Insert a row of all columns, which have these types, into the table and its
- * indexes, as INSERT would.  Returns false, having done nothing, when the table
- * is another one than the caller thinks, or has something that only the
- * executor does right (triggers, check constraints, row security, ...): then use
- * SQL.  The caller has checked rights and NOT NULL.
- */
+/* Insert a row of all columns as INSERT would; false: it has to be done by SQL. */
 extern bool insert_row(Oid relid, int num_columns, const Oid *types,
 					   Datum *values, bool *nulls);
 

@@ -12,13 +12,8 @@
 #ifndef FEISHU_RECORD_TEXT_H
 #define FEISHU_RECORD_TEXT_H
 
-#include "call/call.h"
-
-/* Of an outcome that was no success; palloc'ed. */
-extern char *record_error(const FlowOutcome *outcome);
-extern char *record_report(const FlowOutcome *outcome);
-
-/* Of ends without an outcome. */
+/* All static. */
+extern const char *record_lost_text(void);
 extern const char *record_expired_text(void);
 extern const char *record_expired_hint(void);
 extern const char *record_unconfirmed_hint(void);

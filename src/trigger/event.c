@@ -4,18 +4,15 @@
  *	  What a trigger fired for, as jsonb: the document that templates look at.
  *
  * Rows become what to_jsonb makes of them.  Most templates look at a few
- * columns, so only those are converted: a wide or toasted row costs no more
- * than what is taken from it.  The common types are converted here; all
- * others by to_jsonb itself, one column at a time.
+ * columns, so only those are converted, one at a time: a wide or toasted row costs
+ * no more than what is taken from it.
  *
  * Virtual generated columns are not computed when triggers fire, so they are
  * computed here, from the row at hand.
  *
  * The event is laid out as a tree of JsonbValues, as pushJsonbValue would,
  * except that the keys of each object are known beforehand and put in jsonb's
- * order: there is nothing to sort and nothing to grow.  Values are not copied
- * where they live as long as the firing, which those of row triggers do.  Those of
- * a transition table are gone with the next row.
+ * order: there is nothing to sort and nothing to grow.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -33,7 +30,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
-#include "utils/numeric.h"
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 
@@ -45,27 +41,13 @@
 
 #define NUM_PLAIN_MEMBERS	5	/* op, schema, table, root_schema, root_table */
 
-/* How a column becomes jsonb. */
-typedef enum ColumnKind
-{
-	COLUMN_BOOL,
-	COLUMN_INT2,
-	COLUMN_INT4,
-	COLUMN_INT8,
-	COLUMN_NUMERIC,
-	COLUMN_TEXT,
-	COLUMN_JSONB,
-	COLUMN_OTHER				/* by to_jsonb */
-} ColumnKind;
-
 typedef struct EventColumn
 {
 	AttrNumber	attno;
 	JsonbValue	name;
-	ColumnKind	kind;
 	bool		wanted[EVENT_SIDES];
 	ExprState  *expression;		/* of a virtual generated column, or NULL */
-	FmgrInfo	to_jsonb;		/* of COLUMN_OTHER */
+	FmgrInfo	to_jsonb;
 } EventColumn;
 
 struct EventPlan
@@ -103,33 +85,6 @@ string_init(JsonbValue *value, char *text)
 	value->val.string.len = strlen(text);
 }
 
-/* See ColumnKind.  The result must be that of to_jsonb. */
-static ColumnKind
-column_kind(Oid type)
-{
-	switch (getBaseType(type))
-	{
-		case BOOLOID:
-			return COLUMN_BOOL;
-		case INT2OID:
-			return COLUMN_INT2;
-		case INT4OID:
-			return COLUMN_INT4;
-		case INT8OID:
-			return COLUMN_INT8;
-		case NUMERICOID:
-			return COLUMN_NUMERIC;
-		case TEXTOID:
-		case VARCHAROID:
-		case BPCHAROID:
-			return COLUMN_TEXT;
-		case JSONBOID:
-			return COLUMN_JSONB;
-		default:
-			return COLUMN_OTHER;
-	}
-}
-
 /* Make to_jsonb callable for a type, which it asks the expression for. */
 static void
 to_jsonb_init(FmgrInfo *flinfo, Form_pg_attribute attribute)
@@ -156,6 +111,11 @@ column_compare(const void *a, const void *b)
 	return memcmp(left->val.string.val, right->val.string.val, left->val.string.len);
 }
 
+/*
+ * Prepare to build the needed part of the events of a table, in the current
+ * memory context.  The plan holds until the definition of the table, or of the root
+ * that it is a partition of, or the name of a schema changes.
+ */
 EventPlan *
 event_plan_create(Relation rel, const EventNeeds *needs)
 {
@@ -200,9 +160,7 @@ event_plan_create(Relation rel, const EventNeeds *needs)
 
 		column->attno = attribute->attnum;
 		string_init(&column->name, pstrdup(NameStr(attribute->attname)));
-		column->kind = column_kind(attribute->atttypid);
-		if (column->kind == COLUMN_OTHER)
-			to_jsonb_init(&column->to_jsonb, attribute);
+		to_jsonb_init(&column->to_jsonb, attribute);
 		expression = feishu_virtual_expression(rel, attribute->attnum);
 		if (expression != NULL)
 		{
@@ -223,12 +181,14 @@ event_plan_create(Relation rel, const EventNeeds *needs)
 	return plan;
 }
 
+/* The root that the table is a partition of, or InvalidOid. */
 Oid
 event_plan_root(const EventPlan *plan)
 {
 	return plan->rootid;
 }
 
+/* A statement with transition tables that changed no row. */
 bool
 event_is_empty(const TriggerData *trigdata)
 {
@@ -308,63 +268,9 @@ set_null(EventBuilder *builder, JsonbValue *value)
 	value->type = jbvNull;
 }
 
-/* JSON has no NaN and no infinity: they are strings, as in to_jsonb. */
-static void
-set_numeric(EventBuilder *builder, JsonbValue *value, Numeric number)
-{
-	if (numeric_is_nan(number) || numeric_is_inf(number))
-	{
-		char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out,
-															   NumericGetDatum(number)));
-
-		set_string(builder, value, text, strlen(text));
-		return;
-	}
-	builder_count(builder, VARSIZE(number));
-	value->type = jbvNumeric;
-	value->val.numeric = number;
-}
-
-static void
-set_text(EventBuilder *builder, JsonbValue *value, Datum datum)
-{
-	text	   *text_value = DatumGetTextPP(datum);
-	char	   *data = VARDATA_ANY(text_value);
-	int			len = VARSIZE_ANY_EXHDR(text_value);
-
-	if (builder->is_set && (Pointer) text_value == DatumGetPointer(datum))
-		data = pnstrdup(data, len);
-	set_string(builder, value, data, len);
-}
-
-/* The jsonb has to live on. */
-static void
-set_jsonb(EventBuilder *builder, JsonbValue *value, Jsonb *jsonb)
-{
-	builder_count(builder, VARSIZE(jsonb) - VARHDRSZ);
-	if (JB_ROOT_IS_SCALAR(jsonb))
-	{
-		JsonbValue *scalar = getIthJsonbValueFromContainer(&jsonb->root, 0);
-
-		*value = *scalar;
-		pfree(scalar);
-	}
-	else
-	{
-		JsonbIterator *iterator = JsonbIteratorInit(&jsonb->root);
-		JsonbIteratorToken token;
-		JsonbValue	part;
-		JsonbInState state = {0};
-
-		while ((token = JsonbIteratorNext(&iterator, &part, false)) != WJB_DONE)
-			feishu_jsonb_push(&state, token, token < WJB_BEGIN_ARRAY ? &part : NULL);
-		*value = *state.result;
-	}
-}
-
-/* What to_jsonb makes of a value. */
+/* What to_jsonb makes of a value; not in scratch memory. */
 static Jsonb *
-other_to_jsonb(EventBuilder *builder, EventColumn *column, Datum datum)
+column_to_jsonb(EventBuilder *builder, EventColumn *column, Datum datum)
 {
 	MemoryContext caller;
 	Jsonb	   *jsonb;
@@ -385,36 +291,21 @@ other_to_jsonb(EventBuilder *builder, EventColumn *column, Datum datum)
 static void
 set_value(EventBuilder *builder, JsonbValue *value, EventColumn *column, Datum datum)
 {
-	switch (column->kind)
+	Jsonb	   *jsonb = column_to_jsonb(builder, column, datum);
+
+	builder_count(builder, VARSIZE(jsonb) - VARHDRSZ);
+	if (JB_ROOT_IS_SCALAR(jsonb))
+		(void) JsonbExtractScalar(&jsonb->root, value);
+	else
 	{
-		case COLUMN_BOOL:
-			builder_count(builder, 0);
-			value->type = jbvBool;
-			value->val.boolean = DatumGetBool(datum);
-			break;
-		case COLUMN_INT2:
-			set_numeric(builder, value, int64_to_numeric(DatumGetInt16(datum)));
-			break;
-		case COLUMN_INT4:
-			set_numeric(builder, value, int64_to_numeric(DatumGetInt32(datum)));
-			break;
-		case COLUMN_INT8:
-			set_numeric(builder, value, int64_to_numeric(DatumGetInt64(datum)));
-			break;
-		case COLUMN_NUMERIC:
-			set_numeric(builder, value, builder->is_set ?
-						DatumGetNumericCopy(datum) : DatumGetNumeric(datum));
-			break;
-		case COLUMN_TEXT:
-			set_text(builder, value, datum);
-			break;
-		case COLUMN_JSONB:
-			set_jsonb(builder, value, builder->is_set ?
-					  DatumGetJsonbPCopy(datum) : DatumGetJsonbP(datum));
-			break;
-		case COLUMN_OTHER:
-			set_jsonb(builder, value, other_to_jsonb(builder, column, datum));
-			break;
+		JsonbIterator *iterator = JsonbIteratorInit(&jsonb->root);
+		JsonbIteratorToken token;
+		JsonbValue	part;
+		JsonbInState state = {0};
+
+		while ((token = JsonbIteratorNext(&iterator, &part, false)) != WJB_DONE)
+			feishu_jsonb_push(&state, token, token < WJB_BEGIN_ARRAY ? &part : NULL);
+		*value = *state.result;
 	}
 }
 
@@ -652,6 +543,12 @@ event_lay_out_checked(EventBuilder *builder, JsonbValue *event, EventPlan *plan,
 	error_context_stack = callback.previous;
 }
 
+/*
+ * The event as jsonb, palloc'ed in the current memory context, where scratch
+ * memory is left too.  What is not needed may be missing.  Throws 54000 when
+ * it is more than jsonb can hold.  Casts to json that users defined may run
+ * inside.
+ */
 Jsonb *
 event_build(EventPlan *plan, const TriggerData *trigdata)
 {

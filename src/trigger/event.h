@@ -41,11 +41,7 @@ typedef struct EventNeeds
 /* Prepared for one table. */
 typedef struct EventPlan EventPlan;
 
-/*
- * Prepare to build the needed part of the events of a table, in the current
- * memory context.  The plan holds until the definition of the table, or of the root
- * that it is a partition of, or the name of a schema changes.
- */
+/* Prepare to build the needed part of the events of a table, in the current memory context. */
 extern EventPlan *event_plan_create(Relation rel, const EventNeeds *needs);
 
 /* The root that the table is a partition of, or InvalidOid. */
@@ -54,12 +50,7 @@ extern Oid	event_plan_root(const EventPlan *plan);
 /* A statement with transition tables that changed no row. */
 extern bool event_is_empty(const TriggerData *trigdata);
 
-/*
- * The event as jsonb, palloc'ed in the current memory context, where scratch
- * memory is left too.  What is not needed may be missing.  Throws 54000 when
- * it is more than jsonb can hold.  Casts to json that users defined may run
- * inside.
- */
+/* The event as jsonb in the current memory context. */
 extern Jsonb *event_build(EventPlan *plan, const TriggerData *trigdata);
 
 #endif							/* FEISHU_EVENT_H */

@@ -131,6 +131,7 @@ check_column(const char *name, const TriggerData *trigdata, const char *argument
 			 errhint("Create the trigger anew with the columns that the table has now.")));
 }
 
+/* Throw 42703 if a jsonpath that needs this names what its event cannot have. */
 void
 names_check(const EventNeeds *needs, const TriggerData *trigdata, const char *argument,
 			const char *path)

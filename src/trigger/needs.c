@@ -40,6 +40,7 @@ place_side(Place place)
 	return place == PLACE_NEW ? EVENT_NEW : EVENT_OLD;
 }
 
+/* All of an event. */
 void
 needs_add_all(EventNeeds *needs)
 {
@@ -211,6 +212,7 @@ add_expression(JsonPathItem *item, Place current, EventNeeds *needs)
 	add_accessors(item, place, current, needs);
 }
 
+/* Add what a jsonpath looks at.  The jsonpath has to live on. */
 void
 needs_add_path(JsonPath *path, EventNeeds *needs)
 {

@@ -112,10 +112,14 @@ commands_make_room(void)
 	}
 }
 
-/* Note who writes with a command id. */
+/*
+ * Note who writes with the current command id.  It counts as used from here on: a
+ * command that fails before it writes does not leave its id to another role's.
+ */
 static void
-commands_add(CommandId command, Oid role)
+commands_add(Oid role)
 {
+	CommandId	command = GetCurrentCommandId(true);
 	CommandRange *last;
 
 	commands_make_room();
@@ -194,7 +198,7 @@ executor_start(QueryDesc *query, int eflags)
 		bool		is_action = (eflags & EXEC_FLAG_SKIP_TRIGGERS) != 0 &&
 			InNoForceRLSOperation();
 
-		commands_add(GetCurrentCommandId(false), is_action ? firing_role() : GetUserId());
+		commands_add(is_action ? firing_role() : GetUserId());
 	}
 
 	if (prev_executor_start)
@@ -247,7 +251,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	Node	   *statement = pstmt->utilityStmt;
 
 	if (IsA(statement, CopyStmt) && ((CopyStmt *) statement)->is_from && IsTransactionState())
-		commands_add(GetCurrentCommandId(false), GetUserId());
+		commands_add(GetUserId());
 
 	if (prev_process_utility)
 		prev_process_utility(pstmt, query, read_only_tree, context, params,
@@ -257,6 +261,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 								environment, dest, completion);
 }
 
+/* Watch statements from here on.  To be called once, when the library is loaded. */
 void
 role_install_hooks(void)
 {
@@ -355,6 +360,10 @@ role_of_row(const TriggerData *trigdata)
 	return commands_find(command);
 }
 
+/*
+ * The role that was current_user of the statement that made the change.
+ * Throws 55000 when that cannot be known.
+ */
 Oid
 role_of_change(const TriggerData *trigdata)
 {

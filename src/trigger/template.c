@@ -289,6 +289,12 @@ template_add_item(Template *template, JsonbIteratorToken token,
 								value->val.string.len, false);
 }
 
+/*
+ * Parse a template in the current memory context, where all of it stays; NULL
+ * when it is empty or JSON null.  argument, such as "params template", and
+ * trigger are for messages, and not copied.  Throws 22P02 or 42601, naming
+ * them, when it is not JSON or holds what is not a jsonpath.
+ */
 Template *
 template_parse(const char *argument, const char *trigger, const char *text)
 {
@@ -339,12 +345,17 @@ template_parse(const char *argument, const char *trigger, const char *text)
 	return template;
 }
 
+/* The template itself, to look at what does not depend on an event. */
 Jsonb *
 template_json(const Template *template)
 {
 	return template->json;
 }
 
+/*
+ * Add what its jsonpaths look at.  The template has to live on.  Throws 42703 if
+ * that is what events of the trigger cannot have.
+ */
 void
 template_add_needs(const Template *template, const TriggerData *trigdata,
 				   EventNeeds *needs)
@@ -497,6 +508,12 @@ text_render(const Template *template, List *parts, Jsonb *event, JsonbValue *res
 	result->val.string.len = text.len;
 }
 
+/*
+ * Fill in a template from an event that has what it needs (NULL if that is
+ * nothing).  The result may be part of the template, and scratch memory is
+ * left in the current memory context.  Throws what jsonpath throws, with
+ * the jsonpath as context, and 22023 if there is not one scalar for a text.
+ */
 Jsonb *
 template_render(const Template *template, Jsonb *event)
 {

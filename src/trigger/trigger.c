@@ -223,13 +223,19 @@ set_expires_at(const char *name, const JsonbValue *value, QueuedFlow *flow)
 {
 	TimestampTz expires_at = option_time(name, value);
 
-	flow->expires_at = OUTBOX_EXPIRES_AT(expires_at);
+	flow->expires_at = OUTBOX_GIVEN_EXPIRY(expires_at);
 }
 
 static void
 set_on_end(const char *name, const JsonbValue *value, QueuedFlow *flow)
 {
 	flow->on_end = option_text(name, value);
+}
+
+static void
+set_replace_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
+{
+	flow->replace_key = option_text(name, value);
 }
 
 /* Those arguments of enqueue_flow that the trigger does not take itself. */
@@ -243,6 +249,7 @@ static const TriggerOption trigger_options[] = {
 	{"max_attempts", set_max_attempts},
 	{"expires_at", set_expires_at},
 	{"on_end", set_on_end},
+	{"replace_key", set_replace_key},
 };
 
 static const TriggerOption *

@@ -401,6 +401,10 @@ codes_refused_token(int http_status)
 	return lookup_status(refused_token, lengthof(refused_token), http_status)->verdict;
 }
 
+/*
+ * The answer cannot be used because of problem: the HTTP status decides, and
+ * if that says that all went well, the problem does.
+ */
 Verdict
 codes_unusable(int http_status, AnswerProblem problem, bool for_token)
 {

@@ -71,10 +71,7 @@ extern Verdict codes_unknown_inner(void);
 extern Verdict codes_unknown_outer(int http_status);
 extern Verdict codes_refused_token(int http_status);
 
-/*
- * The answer cannot be used because of problem: the HTTP status decides, and
- * if that says that all went well, the problem does.
- */
+/* The answer cannot be used, because of this problem. */
 extern Verdict codes_unusable(int http_status, AnswerProblem problem,
 							  bool for_token);
 

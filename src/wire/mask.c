@@ -132,6 +132,7 @@ mask_secret(char *text, const char *secret)
 	}
 }
 
+/* In place.  Both may be NULL. */
 void
 mask_secrets(const MaskSecrets *secrets, char *text)
 {
@@ -152,7 +153,8 @@ mask_longest(const MaskSecrets *secrets)
 	return longest;
 }
 
-void
+/* Of a secret that is too short to be sure, nothing is masked. */
+static void
 mask_secret_bytes(char *bytes, size_t len, const char *secret)
 {
 	size_t		secret_len = secret != NULL ? strlen(secret) : 0;
@@ -166,6 +168,14 @@ mask_secret_bytes(char *bytes, size_t len, const char *secret)
 		len -= found + secret_len - bytes;
 		bytes = found + secret_len;
 	}
+}
+
+/* Only where a secret stands as it is: what the bytes mean stays. */
+void
+mask_bytes(const MaskSecrets *secrets, char *bytes, size_t len)
+{
+	for (int i = 0; secrets != NULL && i < MASK_SECRETS; i++)
+		mask_secret_bytes(bytes, len, secrets->secrets[i]);
 }
 
 /* Is the secret in a name of a member?  In values it is masked in place. */
@@ -220,7 +230,7 @@ mask_names(Jsonb *json, const char *secret)
 	return masked;
 }
 
-Jsonb *
+static Jsonb *
 mask_secret_jsonb(Jsonb *json, const char *secret)
 {
 	size_t		secret_len = secret != NULL ? strlen(secret) : 0;
@@ -230,4 +240,17 @@ mask_secret_jsonb(Jsonb *json, const char *secret)
 		!mask_values(json, secret))
 		return json;
 	return mask_names(json, secret);
+}
+
+/*
+ * No escape hides a secret there any more.  The jsonb itself, masked in place, or another
+ * one in the current memory context, where the first one was, which is freed.  Throws
+ * only when memory runs out.
+ */
+Jsonb *
+mask_jsonb(const MaskSecrets *secrets, Jsonb *json)
+{
+	for (int i = 0; secrets != NULL && i < MASK_SECRETS; i++)
+		json = mask_secret_jsonb(json, secrets->secrets[i]);
+	return json;
 }

@@ -22,27 +22,14 @@ typedef struct MaskSecrets
 	const char *secrets[MASK_SECRETS];
 } MaskSecrets;
 
-/*
- * Overwrite each whole occurrence of a secret in text by asterisks, in place.  Both
- * may be NULL.  Does not throw.
- */
+/* Overwrite each whole occurrence of a secret in text by asterisks.  Does not throw. */
 extern void mask_secrets(const MaskSecrets *secrets, char *text);
 
 /* How many bytes a secret may have in text at most, escaped. */
 extern size_t mask_longest(const MaskSecrets *secrets);
 
-/*
- * The same in bytes that are yet to be read, so only where it stands as it is:
- * what they mean stays.  Of a secret that is too short to be sure, nothing is
- * masked.
- */
-extern void mask_secret_bytes(char *bytes, size_t len, const char *secret);
-
-/*
- * The same in jsonb that was read of such bytes, where no escape hides a secret
- * any more: the jsonb itself, masked in place, or another one in the current memory
- * context, where the first one was, which is freed.  Throws only when memory runs out.
- */
-extern Jsonb *mask_secret_jsonb(Jsonb *json, const char *secret);
+/* The same in bytes that are yet to be read, and in jsonb that was read of such. */
+extern void mask_bytes(const MaskSecrets *secrets, char *bytes, size_t len);
+extern Jsonb *mask_jsonb(const MaskSecrets *secrets, Jsonb *json);
 
 #endif							/* FEISHU_MASK_H */

@@ -3,8 +3,7 @@
  * wire.h
  *	  The wire format: FlowRequest to path and body, bytes to FlowResponse.
  *
- * Pure functions of their arguments and the database encoding: no SPI, no
- * shared memory, no libcurl, no settings.  In a database whose encoding is
+ * Pure functions of their arguments and the database encoding.  In a database whose encoding is
  * neither UTF8 nor SQL_ASCII they look up the conversion in the catalogs, so
  * call them in a transaction.  (Reading outside of one would lose all but
  * ASCII there.)  Results are palloc'd in the current context.
@@ -23,7 +22,7 @@
 
 #include "wire/mask.h"
 
-/* SQLSTATEs of the extension.  Class LK, see README "Errors". */
+/* SQLSTATEs of the extension.  Class LK, see docs/errors.md. */
 #define ERRCODE_FEISHU_REFUSED			MAKE_SQLSTATE('L','K','4','0','0')
 #define ERRCODE_FEISHU_CREDENTIALS		MAKE_SQLSTATE('L','K','4','0','1')
 #define ERRCODE_FEISHU_PERMISSION		MAKE_SQLSTATE('L','K','4','0','3')
@@ -34,6 +33,8 @@
 #define ERRCODE_FEISHU_BAD_ANSWER		MAKE_SQLSTATE('L','K','5','0','2')
 #define ERRCODE_FEISHU_NO_CONNECTION	MAKE_SQLSTATE('L','K','5','0','3')
 #define ERRCODE_FEISHU_TIMEOUT			MAKE_SQLSTATE('L','K','5','0','4')
+
+#define TOKEN_MAX_LENGTH	4096	/* an OAuth token is a JWT */
 
 /*
  * One start of a flow.  Strings are in the database encoding; NULL pointers
@@ -98,52 +99,21 @@ typedef struct FlowResponse
 	Jsonb	   *body;			/* the whole answer; NULL when it cannot be
 								 * used as jsonb of this database */
 	char	   *excerpt;		/* of the raw answer; "" when it was empty */
+	/* of an answer to a request for a token alone */
+	char	   *token;			/* NULL when refused */
+	int			expires_in;		/* seconds, 0 when there is no usable number */
 } FlowResponse;
 
-/*
- * Token endpoint's answer, read.  A refusal never has a body or an excerpt:
- * the answer's bytes may hold secrets.  Its action is FLOW_STOP_APP, FLOW_WAIT
- * or FLOW_RETRY.  A token is 1 to 4096 bytes of visible ASCII.
- */
-typedef struct TokenResponse
-{
-	char	   *token;			/* NULL when refused */
-	int			expires_in;		/* seconds, 0 when the answer gave no usable one */
-	FlowResponse refusal;		/* filled in when token is NULL */
-} TokenResponse;
-
-/* What is known of an HTTP response besides its body. */
-typedef struct HttpAnswer
-{
-	int			http_status;
-	const char *body;			/* a NUL byte follows; NULL when it has no bytes */
-	size_t		body_len;
-} HttpAnswer;
-
-/*
- * Why text cannot be one segment of the path, or NULL when it can: empty,
- * ".", "..", longer than 255 bytes in UTF-8, or with a control character.
- * The result completes the sentence "namespace ...", is static, and to be shown
- * with _().  Throws 22021/22P05 when the text cannot be converted to UTF-8.
- */
+/* Why text cannot be one segment of the path, or NULL when it can. */
 extern const char *wire_check_segment(const char *text);
 
 /* The same for an idempotent key: empty, too long, or a control character. */
 extern const char *wire_check_key(const char *text);
 
-/*
- * base_url + /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute
- * with everything but RFC 3986's unreserved characters percent-encoded, in
- * UTF-8.  Throws 22023 on a bad segment and 22021/22P05 when the text cannot
- * be converted to UTF-8.
- */
+/* Where a flow is started. */
 extern char *wire_execute_url(const char *base_url, const FlowRequest *request);
 
-/*
- * base_url + /open-apis/application/v6/scopes: which permissions the tenant
- * granted to the app whose token asks.  Itself it needs none.  From the
- * platform's documentation, "Query the tenant's authorization status".
- */
+/* Where an app asks for its permissions. */
 extern char *wire_scopes_url(const char *base_url);
 
 /* The most that is written at all: a string of PostgreSQL has less than 1 GB. */
@@ -158,17 +128,10 @@ extern char *wire_scopes_url(const char *base_url);
 extern int64 wire_request_size(const FlowRequest *request, int64 limit);
 extern int64 wire_jsonb_size(Jsonb *json, int64 limit);
 
-/*
- * Is a body so small that it need not be counted, and is there nothing in it that
- * cannot be converted?  False: nobody knows.
- */
+/* Is a body surely so small that it need not be counted? */
 extern bool wire_request_is_small(const FlowRequest *request, int64 limit);
 
-/*
- * The body of an execute request, JSON in UTF-8, replaces what is in body,
- * which the caller initialised.  Throws 22021/22P05 when it cannot be
- * converted to UTF-8.  The caller has seen to its size.
- */
+/* The body of an execute request replaces what is in body. */
 extern void wire_write_request(const FlowRequest *request, StringInfo body);
 
 /* The body of a token request, likewise; *content_type is static. */
@@ -177,40 +140,27 @@ extern void wire_write_token_request(bool oauth, const char *app_id,
 									  StringInfo body, const char **content_type);
 
 /*
- * Read an answer.  In its text, but not in its body, secrets (or NULL) are masked
- * before it is cut.  Never throws on account of what the peer sent (out of
- * memory apart): an answer that cannot be used comes back with sqlstate LK502
- * and the action its HTTP status calls for.
+ * Read an answer; a NUL byte follows its body, which is NULL when it has no bytes.
+ * Secrets (or NULL) are masked in all that becomes of it, and in body.  Does not throw on
+ * account of what the peer sent.
  */
-extern FlowResponse *wire_read_answer(const HttpAnswer *answer, const MaskSecrets *secrets);
-extern TokenResponse *wire_read_token_answer(bool oauth, const HttpAnswer *answer,
-											  const MaskSecrets *secrets);
+extern FlowResponse *wire_read_answer(int http_status, char *body, size_t body_len,
+									  const MaskSecrets *secrets);
+
+/* The same of the answer to a request for a token; body stays as it is. */
+extern FlowResponse *wire_read_token_answer(bool oauth, int http_status, const char *body,
+											size_t body_len, const MaskSecrets *secrets);
 
 /* What stands for an answer that there was no memory for. */
 extern FlowResponse *wire_unread_answer(int http_status);
 
-/*
- * data.out_params of a response object as one object; NULL when there are
- * none.  Throws 22023 when response is not an object, and LK502 when the
- * member is there and cannot be read.
- */
+/* data.out_params of a response object as one object; NULL when there are none. */
 extern Jsonb *wire_out_params(Jsonb *response);
 
-/*
- * Text of the peer or of libcurl (claimed to be UTF-8) as text of this
- * database that is fit for a message: unrepresentable characters and invalid
- * bytes become "?", control characters (and those that change the direction
- * of text) blanks, a run of them one, both ends are trimmed of blanks, and it
- * is cut at max bytes, at a character's boundary, with "..." appended.  Does
- * not throw.
- */
+/* Text of the peer as text of this database that is fit for a message. */
 extern char *wire_printable(const char *bytes, size_t len, int max);
 
-/*
- * Text in the database encoding, with "?" for what the client's encoding
- * cannot represent: an error's text that cannot be sent would replace the error
- * by another one.  Needs a transaction.
- */
+/* Text of the database with "?" for what the client's encoding lacks; in place. */
 extern char *wire_for_client(char *text);
 
 /* UTF-8 copy of text in the database encoding. */

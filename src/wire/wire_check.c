@@ -30,16 +30,6 @@
 /* An operator of more bytes is not shown. */
 #define MAX_SHOWN			1000
 
-/* One of more bytes is checked each time. */
-#define MAX_KEPT_OPERATOR	512
-
-/*
- * The operator that was checked last, as it goes to the platform: nearly always the
- * next one, too.
- */
-static Size checked_size = 0;	/* 0: there is none */
-static char checked_operator[MAX_KEPT_OPERATOR];
-
 /* The member of an object, or NULL; the object is known to be one. */
 static JsonbValue *
 object_member(Jsonb *object, const char *name, JsonbValue *value)
@@ -104,22 +94,6 @@ change_member(const JsonbValue *key, JsonbValue *value)
 	return false;
 }
 
-static bool
-was_checked_last(const Jsonb *operator_id)
-{
-	return VARSIZE(operator_id) == checked_size &&
-		memcmp(operator_id, checked_operator, checked_size) == 0;
-}
-
-static void
-keep_checked(const Jsonb *operator_id)
-{
-	if (VARSIZE(operator_id) > MAX_KEPT_OPERATOR)
-		return;
-	checked_size = VARSIZE(operator_id);
-	memcpy(checked_operator, operator_id, checked_size);
-}
-
 Jsonb *
 request_operator(Jsonb *operator_id)
 {
@@ -130,8 +104,7 @@ request_operator(Jsonb *operator_id)
 	JsonbValue	value;
 	bool		is_changed = false;
 
-	if (operator_id == NULL || !JB_ROOT_IS_OBJECT(operator_id) ||
-		was_checked_last(operator_id))
+	if (operator_id == NULL || !JB_ROOT_IS_OBJECT(operator_id))
 		return operator_id;
 	iterator = JsonbIteratorInit(&operator_id->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
@@ -356,13 +329,9 @@ request_check(FlowRequest *request)
 	if (request->operator_id == NULL)
 		report_argument("operator", gettext_noop("must not be null, since the server has no default operator"),
 						gettext_noop("Give it, like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}', or set the server's operator option."));
-	if (!was_checked_last(request->operator_id))
-	{
-		problem = request_check_operator(request->operator_id);
-		if (problem != NULL)
-			report_operator(request->operator_id, problem);
-		keep_checked(request->operator_id);
-	}
+	problem = request_check_operator(request->operator_id);
+	if (problem != NULL)
+		report_operator(request->operator_id, problem);
 
 	if (request->params != NULL && !JB_ROOT_IS_OBJECT(request->params))
 		report_sort("params", request->params, gettext_noop("must be a JSON object"),

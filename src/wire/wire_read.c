@@ -47,8 +47,6 @@
 
 #define MAX_HELPS			10	/* elements of error.helps that are looked at */
 
-#define MAX_TOKEN_SIZE		4096	/* as the token cache's TOKEN_MAX_LENGTH */
-
 /*
  * The platform's tokens live for 2 hours at most.  A longer life than this is
  * taken for nonsense.
@@ -342,35 +340,42 @@ judge_answer(const FlowResponse *response, bool data_ok, int http_status)
 
 /* For an error's DETAIL: the beginning of the answer as it came. */
 static void
-read_excerpt(const HttpAnswer *answer, FlowResponse *response, const MaskSecrets *secrets)
+read_excerpt(const char *body, size_t body_len, FlowResponse *response,
+			 const MaskSecrets *secrets)
 {
-	char	   *text = wire_printable(answer->body, answer->body_len,
-									   MAX_EXCERPT_SIZE + (int) mask_longest(secrets));
+	char	   *text = wire_printable(body, body_len,
+									  MAX_EXCERPT_SIZE + (int) mask_longest(secrets));
 
 	mask_secrets(secrets, text);
 	response->excerpt = wiretext_cut(text, MAX_EXCERPT_SIZE);
 }
 
+/*
+ * Throws when memory runs out, and at a cancel if the answer is long.  One that cannot be
+ * used comes back with sqlstate LK502 and the action its HTTP status calls for.
+ */
 FlowResponse *
-wire_read_answer(const HttpAnswer *answer, const MaskSecrets *secrets)
+wire_read_answer(int http_status, char *body, size_t body_len, const MaskSecrets *secrets)
 {
 	FlowResponse *response = palloc0(sizeof(FlowResponse));
 	WireJson	json;
 	bool		data_ok;
 
 	response->excerpt = "";
-	wirejson_read_object(answer->body, answer->body_len, &json);
+	if (body == NULL)
+		body = "";				/* of which nothing is written */
+	mask_bytes(secrets, body, body_len);
+	wirejson_read_object(body, body_len, &json);
 	if (json.value == NULL)
 	{
-		apply_verdict(response,
-					  codes_unusable(answer->http_status, json.problem, false));
-		read_excerpt(answer, response, secrets);
+		apply_verdict(response, codes_unusable(http_status, json.problem, false));
+		read_excerpt(body, body_len, response, secrets);
 		return response;
 	}
 
 	read_code(&json.value->root, response);
 	data_ok = read_data(&json.value->root, response, secrets);
-	apply_verdict(response, judge_answer(response, data_ok, answer->http_status));
+	apply_verdict(response, judge_answer(response, data_ok, http_status));
 	if (ANSWER_IS_LOSSY(json.problem) && response->action == FLOW_SUCCEEDED)
 		apply_verdict(response, codes_lossy_success(json.problem));
 
@@ -381,12 +386,15 @@ wire_read_answer(const HttpAnswer *answer, const MaskSecrets *secrets)
 		read_explanation(&json.value->root, response, secrets);
 		if (data != NULL)
 			response->inner_message = find_text(data, "error_msg", MAX_MESSAGE_SIZE, secrets);
-		read_excerpt(answer, response, secrets);
+		read_excerpt(body, body_len, response, secrets);
 	}
-	if (!ANSWER_IS_LOSSY(json.problem))
-		response->body = json.value;
-	else
+	if (ANSWER_IS_LOSSY(json.problem))
 		pfree(json.value);
+	/* what the peer has escaped shows itself when it has been read */
+	else if (memchr(body, '\\', body_len) != NULL)
+		response->body = mask_jsonb(secrets, json.value);
+	else
+		response->body = json.value;
 	return response;
 }
 
@@ -410,7 +418,7 @@ read_token(JsonbContainer *root, const char *key, bool lossy)
 	JsonbValue	value;
 
 	if (!find_member(root, key, &value) || value.type != jbvString ||
-		value.val.string.len == 0 || value.val.string.len > MAX_TOKEN_SIZE)
+		value.val.string.len == 0 || value.val.string.len > TOKEN_MAX_LENGTH)
 		return NULL;
 
 	for (int i = 0; i < value.val.string.len; i++)
@@ -429,16 +437,15 @@ read_token(JsonbContainer *root, const char *key, bool lossy)
  */
 static Verdict
 judge_token_answer(bool oauth, JsonbContainer *root, bool lossy, int http_status,
-				   TokenResponse *token)
+				   FlowResponse *response)
 {
-	FlowResponse *refusal = &token->refusal;
 	JsonbValue	value;
 	int64		lifetime;
 	bool		code_present;
 
-	if (refusal->has_code && refusal->code != 0)
+	if (response->has_code && response->code != 0)
 	{
-		const Verdict *known = codes_lookup_outer(refusal->code);
+		const Verdict *known = codes_lookup_outer(response->code);
 
 		return known != NULL ? *known : codes_refused_token(http_status);
 	}
@@ -448,57 +455,59 @@ judge_token_answer(bool oauth, JsonbContainer *root, bool lossy, int http_status
 		return codes_refused_token(http_status);
 
 	code_present = find_member(root, "code", &value);
-	if (!refusal->has_code && (code_present || !oauth))
+	if (!response->has_code && (code_present || !oauth))
 		return codes_unusable(http_status, ANSWER_NO_CODE, true);
 	if (http_status < 200 || http_status > 299)
 		return codes_contradictory(http_status, true);
 
-	token->token = read_token(root, oauth ? "access_token" : "tenant_access_token",
+	response->token = read_token(root, oauth ? "access_token" : "tenant_access_token",
 							  lossy);
-	if (token->token == NULL)
+	if (response->token == NULL)
 		return codes_unusable(http_status, ANSWER_NO_TOKEN, true);
 
 	if (find_int64(root, oauth ? "expires_in" : "expire", &lifetime) &&
 		lifetime > 0 && lifetime <= MAX_TOKEN_LIFETIME)
-		token->expires_in = (int) lifetime;
+		response->expires_in = (int) lifetime;
 	return codes_success();
 }
 
-TokenResponse *
-wire_read_token_answer(bool oauth, const HttpAnswer *answer, const MaskSecrets *secrets)
+/*
+ * A refusal never has a body or an excerpt: the answer's bytes may hold secrets.  Its
+ * action is FLOW_STOP_APP, FLOW_WAIT or FLOW_RETRY.  A token is 1 to TOKEN_MAX_LENGTH
+ * bytes of visible ASCII.
+ */
+FlowResponse *
+wire_read_token_answer(bool oauth, int http_status, const char *body, size_t body_len,
+					   const MaskSecrets *secrets)
 {
-	TokenResponse *token = palloc0(sizeof(TokenResponse));
-	FlowResponse *refusal = &token->refusal;
+	FlowResponse *response = palloc0(sizeof(FlowResponse));
 	WireJson	json;
 
-	/* nothing of the bytes is kept: see the head of this file */
-	refusal->excerpt = pstrdup("");
-
-	wirejson_read_object(answer->body, answer->body_len, &json);
+	response->excerpt = "";
+	wirejson_read_object(body != NULL ? body : "", body_len, &json);
 	if (json.value == NULL)
-		apply_verdict(refusal,
-					  codes_unusable(answer->http_status, json.problem, true));
+		apply_verdict(response, codes_unusable(http_status, json.problem, true));
 	else
 	{
 		JsonbContainer *root = &json.value->root;
 
-		read_code(root, refusal);
-		read_explanation(root, refusal, secrets);
-		if (refusal->message == NULL)
-			refusal->message = find_text(root, "error_description", MAX_MESSAGE_SIZE, secrets);
-		if (refusal->message == NULL)
-			refusal->message = find_text(root, "error", MAX_MESSAGE_SIZE, secrets);
-		apply_verdict(refusal,
+		read_code(root, response);
+		read_explanation(root, response, secrets);
+		if (response->message == NULL)
+			response->message = find_text(root, "error_description", MAX_MESSAGE_SIZE, secrets);
+		if (response->message == NULL)
+			response->message = find_text(root, "error", MAX_MESSAGE_SIZE, secrets);
+		apply_verdict(response,
 					  judge_token_answer(oauth, root, ANSWER_IS_LOSSY(json.problem),
-										 answer->http_status, token));
+										 http_status, response));
 		explicit_bzero(json.value, VARSIZE(json.value));
 		pfree(json.value);
 	}
 
 	/* whatever is refused for good here hits every call of the app */
-	if (refusal->action == FLOW_FAIL || refusal->action == FLOW_REFRESH_TOKEN)
-		refusal->action = FLOW_STOP_APP;
-	return token;
+	if (response->action == FLOW_FAIL || response->action == FLOW_REFRESH_TOKEN)
+		response->action = FLOW_STOP_APP;
+	return response;
 }
 
 
@@ -561,6 +570,11 @@ join_out_params(JsonbContainer *array)
 	return JsonbValueToJsonb(state.result);
 }
 
+/*
+ * data.out_params of a response object as one object; NULL when there are
+ * none.  Throws 22023 when response is not an object, and LK502 when the
+ * member is there and cannot be read.
+ */
 Jsonb *
 wire_out_params(Jsonb *response)
 {

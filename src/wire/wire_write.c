@@ -47,10 +47,6 @@
  */
 #define MAX_GROWTH			11000
 
-/* A longer operator is written anew for each request. */
-#define KEPT_OPERATOR_SIZE	512
-
-
 /* Append UTF-8 text with all but RFC 3986's unreserved characters encoded. */
 static void
 append_percent_encoded(StringInfo buf, const char *utf8)
@@ -136,6 +132,12 @@ wire_check_key(const char *text)
 	return result;
 }
 
+/*
+ * Why text cannot be one segment of the path, or NULL when it can: empty,
+ * ".", "..", longer than 255 bytes in UTF-8, or with a control character.
+ * The result completes the sentence "namespace ...", is static, and to be shown
+ * with _().  Throws 22021/22P05 when the text cannot be converted to UTF-8.
+ */
 const char *
 wire_check_segment(const char *text)
 {
@@ -170,6 +172,11 @@ init_url(StringInfo url, const char *base_url)
 		url->data[--url->len] = '\0';
 }
 
+/*
+ * base_url + /open-apis/application/v6/scopes: which permissions the tenant
+ * granted to the app whose token asks.  Itself it needs none.  From the
+ * platform's documentation, "Query the tenant's authorization status".
+ */
 char *
 wire_scopes_url(const char *base_url)
 {
@@ -180,6 +187,12 @@ wire_scopes_url(const char *base_url)
 	return url.data;
 }
 
+/*
+ * base_url + /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute
+ * with everything but RFC 3986's unreserved characters percent-encoded, in
+ * UTF-8.  Throws 22023 on a bad segment and 22021/22P05 when the text cannot
+ * be converted to UTF-8.
+ */
 char *
 wire_execute_url(const char *base_url, const FlowRequest *request)
 {
@@ -431,57 +444,11 @@ sink_put_jsonb_string(JsonSink *sink, Jsonb *json)
 	sink_put(sink, "\"", 1);
 }
 
-/*
- * The operator written last.  It is nearly always that of the next request, too,
- * and to check and write one takes some 4,000 instructions of a call's 130,000.
- */
-typedef struct KeptOperator
-{
-	Size		size;			/* of value; 0: none is kept */
-	int			len;			/* of text */
-	char		value[KEPT_OPERATOR_SIZE];	/* jsonb */
-	char		text[KEPT_OPERATOR_SIZE];	/* as written */
-} KeptOperator;
-
-static KeptOperator last_operator = {0};
-
-static bool
-is_last_operator(const Jsonb *operator_id)
-{
-	return VARSIZE(operator_id) == last_operator.size &&
-		memcmp(operator_id, last_operator.value, last_operator.size) == 0;
-}
-
-static void
-sink_put_operator(JsonSink *sink, Jsonb *operator_id)
-{
-	int			start = sink->out != NULL ? sink->out->len : 0;
-	int			len;
-
-	if (is_last_operator(operator_id))
-	{
-		sink_put(sink, last_operator.text, last_operator.len);
-		return;
-	}
-	sink_put_jsonb_string(sink, operator_id);
-	if (sink->out == NULL)
-		return;
-	len = sink->out->len - start;
-	last_operator.size = 0;
-	if (VARSIZE(operator_id) <= KEPT_OPERATOR_SIZE && len <= KEPT_OPERATOR_SIZE)
-	{
-		memcpy(last_operator.value, operator_id, VARSIZE(operator_id));
-		memcpy(last_operator.text, sink->out->data + start, len);
-		last_operator.len = len;
-		last_operator.size = VARSIZE(operator_id);
-	}
-}
-
 static void
 sink_put_request(JsonSink *sink, const FlowRequest *request)
 {
 	sink_put_json(sink, "{\"operator\":");
-	sink_put_operator(sink, request->operator_id);
+	sink_put_jsonb_string(sink, request->operator_id);
 	if (request->params != NULL)
 	{
 		sink_put_json(sink, ",\"params\":");
@@ -520,6 +487,10 @@ wire_jsonb_size(Jsonb *json, int64 limit)
 	return sink.size;
 }
 
+/*
+ * Is a body so small that it need not be counted, and is there nothing in it that
+ * cannot be converted?  False: nobody knows.
+ */
 bool
 wire_request_is_small(const FlowRequest *request, int64 limit)
 {
@@ -535,6 +506,11 @@ wire_request_is_small(const FlowRequest *request, int64 limit)
 	return (size + 1) * MAX_GROWTH <= limit;
 }
 
+/*
+ * The body of an execute request, JSON in UTF-8, replaces what is in body,
+ * which the caller initialised.  Throws 22021/22P05 when it cannot be
+ * converted to UTF-8.  The caller has seen to its size.
+ */
 void
 wire_write_request(const FlowRequest *request, StringInfo body)
 {

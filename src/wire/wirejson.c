@@ -75,7 +75,7 @@ typedef struct JsonParser
 	const char *p;
 	const char *end;
 	JsonbInState state;
-	WireConversion conversion;
+	Oid			conversion;		/* from UTF-8 */
 	AnswerProblem problem;		/* what was lost */
 	bool		drop_long;		/* numbers that may be beyond numeric are null */
 } JsonParser;
@@ -256,7 +256,7 @@ parser_put_character(JsonParser *parser, pg_wchar c, char *out)
 	{
 		unicode_to_utf8(c, utf8);
 		len = pg_encoding_mblen(PG_UTF8, (char *) utf8);
-		if (wiretext_convert(&parser->conversion, (char *) utf8, len, piece) == len)
+		if (wiretext_convert(parser->conversion, (char *) utf8, len, piece) == len)
 		{
 			len = strlen(piece);
 			memcpy(out, piece, len);
@@ -406,6 +406,11 @@ parser_scalar(JsonParser *parser, JsonbValue *value)
 	}
 }
 
+/*
+ * Push the end of an array or an object, all of which was pushed: as feishu_jsonb_push,
+ * but what memory it has beyond its values is given back.  Most are small, and have room
+ * for 4 values.
+ */
 void
 wirejson_push_end(JsonbInState *state, JsonbIteratorToken token)
 {
@@ -537,7 +542,7 @@ parse_text(const char *text, size_t len, int64 max_values, WireJson *json)
 	scratch = AllocSetContextCreate(CurrentMemoryContext, "feishu_flow answer",
 									ALLOCSET_DEFAULT_SIZES);
 	old_context = MemoryContextSwitchTo(scratch);
-	wiretext_conversion_init(&parser.conversion);
+	parser.conversion = wiretext_conversion();
 	json->problem = parser_all(&parser) ? parser.problem : ANSWER_NOT_JSON;
 	check_between_steps(len);
 	MemoryContextSwitchTo(old_context);
@@ -546,6 +551,11 @@ parse_text(const char *text, size_t len, int64 max_values, WireJson *json)
 	MemoryContextDelete(scratch);
 }
 
+/*
+ * Read JSON text of any type in the database encoding, such as a string found
+ * inside other JSON.  Does not throw because of what the text says, though it
+ * may because of its sheer size.
+ */
 void
 wirejson_read_text(const char *text, size_t len, WireJson *json)
 {
@@ -565,6 +575,10 @@ skip_blanks(const char *p, const char *end)
 	return NULL;
 }
 
+/*
+ * Read bytes that claim to be a JSON object in UTF-8, and that a NUL byte follows.
+ * Does not throw, out of memory apart.
+ */
 void
 wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 {

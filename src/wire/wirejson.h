@@ -34,24 +34,13 @@ typedef struct WireJson
 	AnswerProblem problem;
 } WireJson;
 
-/*
- * Read bytes that claim to be a JSON object in UTF-8, and that a NUL byte follows.
- * Does not throw, out of memory apart.
- */
+/* Read a JSON object in UTF-8, which a NUL byte follows. */
 extern void wirejson_read_object(const char *bytes, size_t len, WireJson *json);
 
-/*
- * Read JSON text of any type in the database encoding, such as a string found
- * inside other JSON.  Does not throw because of what the text says, though it
- * may because of its sheer size.
- */
+/* Read JSON text of any type in the database encoding. */
 extern void wirejson_read_text(const char *text, size_t len, WireJson *json);
 
-/*
- * Push the end of an array or an object, all of which was pushed: as feishu_jsonb_push,
- * but what memory it has beyond its values is given back.  Most are small, and have room
- * for 4 values.
- */
+/* Push the end of an array or an object, and give memory back. */
 extern void wirejson_push_end(JsonbInState *state, JsonbIteratorToken token);
 
 #endif							/* FEISHU_WIREJSON_H */

@@ -24,52 +24,38 @@
 #include "wire/wire.h"
 #include "wire/wiretext.h"
 
-
-void
-wiretext_conversion_init(WireConversion *conversion)
+/* Does the encoding take UTF-8 as it is? */
+static bool
+takes_utf8(int encoding)
 {
-	int			encoding = GetDatabaseEncoding();
-	Oid			proc = InvalidOid;
-
-	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
-	{
-		conversion->kind = CONVERT_NOTHING;
-		return;
-	}
-
-	if (IsTransactionState())
-		proc = FindDefaultConversionProc(PG_UTF8, encoding);
-	if (OidIsValid(proc))
-	{
-		conversion->kind = CONVERT_BY_FUNCTION;
-		fmgr_info(proc, &conversion->function);
-	}
-	else
-		conversion->kind = CONVERT_ASCII_ONLY;
+	return encoding == PG_UTF8 || encoding == PG_SQL_ASCII;
 }
 
-size_t
-wiretext_convert(WireConversion *conversion, const char *src, size_t len, char *dst)
+Oid
+wiretext_conversion(void)
 {
-	size_t		done;
+	if (takes_utf8(GetDatabaseEncoding()) || !IsTransactionState())
+		return InvalidOid;
+	return FindDefaultConversionProc(PG_UTF8, GetDatabaseEncoding());
+}
 
-	if (conversion->kind == CONVERT_BY_FUNCTION)
-	{
-		Datum		result;
+/*
+ * dst has room for len * MAX_CONVERSION_GROWTH + 1 bytes.  Returns how many bytes of src
+ * were converted: it stopped at a character that the encoding lacks if these are fewer
+ * than len.
+ */
+size_t
+wiretext_convert(Oid conversion, const char *src, size_t len, char *dst)
+{
+	int			encoding = GetDatabaseEncoding();
+	size_t		done = len;
 
-		/* like pg_do_encoding_conversion_buf, without a lookup each time */
-		result = FunctionCall6(&conversion->function,
-							   Int32GetDatum(PG_UTF8),
-							   Int32GetDatum(GetDatabaseEncoding()),
-							   CStringGetDatum(src),
-							   CStringGetDatum(dst),
-							   Int32GetDatum((int32) len),
-							   BoolGetDatum(true));
-		return DatumGetInt32(result);
-	}
-
-	done = len;
-	if (conversion->kind == CONVERT_ASCII_ONLY)
+	if (OidIsValid(conversion))
+		return pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding,
+											 (unsigned char *) src, (int) len,
+											 (unsigned char *) dst,
+											 (int) (len * MAX_CONVERSION_GROWTH + 1), true);
+	if (!takes_utf8(encoding))
 	{
 		for (done = 0; done < len && !IS_HIGHBIT_SET(src[done]); done++)
 			;
@@ -79,24 +65,21 @@ wiretext_convert(WireConversion *conversion, const char *src, size_t len, char *
 	return done;
 }
 
+/*
+ * Valid UTF-8 as text in the database encoding, palloc'd.  Characters that it
+ * lacks become "?", and then *lossy is set to true.
+ */
 char *
 wiretext_from_utf8(const char *src, size_t len, size_t *result_len, bool *lossy)
 {
-	WireConversion conversion;
+	Oid			conversion = wiretext_conversion();
 	const char *end = src + len;
-	char	   *result;
-	char	   *dst;
+	char	   *result = palloc(len * (OidIsValid(conversion) ? MAX_CONVERSION_GROWTH : 1) + 1);
+	char	   *dst = result;
 
-	wiretext_conversion_init(&conversion);
-	if (conversion.kind == CONVERT_BY_FUNCTION)
-		result = palloc(len * MAX_CONVERSION_GROWTH + 1);
-	else
-		result = palloc(len + 1);
-
-	dst = result;
 	for (;;)
 	{
-		src += wiretext_convert(&conversion, src, end - src, dst);
+		src += wiretext_convert(conversion, src, end - src, dst);
 		dst += strlen(dst);
 		if (src >= end)
 			break;
@@ -111,6 +94,11 @@ wiretext_from_utf8(const char *src, size_t len, size_t *result_len, bool *lossy)
 	return result;
 }
 
+/*
+ * Text in the database encoding, with "?" for what the client's encoding
+ * cannot represent: an error's text that cannot be sent would replace the error
+ * by another one.  Needs a transaction.
+ */
 char *
 wire_for_client(char *text)
 {
@@ -212,20 +200,28 @@ is_plain(const char *bytes, size_t len, int max)
 	return true;
 }
 
+/*
+ * Text of the peer (claimed to be UTF-8) as text of this
+ * database that is fit for a message: unrepresentable characters and invalid
+ * bytes become "?", control characters (and those that change the direction
+ * of text) blanks, a run of them one, both ends are trimmed of blanks, and it
+ * is cut at max bytes, at a character's boundary, with "..." appended.  Does
+ * not throw.
+ */
 char *
 wire_printable(const char *bytes, size_t len, int max)
 {
 	const char *p = bytes;
 	const char *end = bytes + len;
 	StringInfoData out;
-	WireConversion conversion;
+	Oid			conversion;
 	bool		gap = false;
 	bool		cut = false;
 
 	if (is_plain(bytes, len, max))
 		return pnstrdup(bytes, len);
 
-	wiretext_conversion_init(&conversion);
+	conversion = wiretext_conversion();
 	initStringInfo(&out);
 	while (p < end)
 	{
@@ -247,7 +243,7 @@ wire_printable(const char *bytes, size_t len, int max)
 				char_len = 1;
 				strcpy(piece, "?");
 			}
-			else if (wiretext_convert(&conversion, p, char_len, piece) < (size_t) char_len)
+			else if (wiretext_convert(conversion, p, char_len, piece) < (size_t) char_len)
 				strcpy(piece, "?");
 
 			if (!append_printable(&out, max, &gap, piece, (int) strlen(piece)))
@@ -270,6 +266,10 @@ is_iso_8859(int encoding)
 		(encoding >= PG_ISO_8859_5 && encoding <= PG_ISO_8859_8);
 }
 
+/*
+ * Text in the database encoding made fit for a message, as wire_printable
+ * does it.
+ */
 char *
 wiretext_fit(const char *text, int len, int max)
 {
@@ -280,7 +280,7 @@ wiretext_fit(const char *text, int len, int max)
 	bool		gap = false;
 	bool		cut = false;
 
-	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+	if (takes_utf8(encoding))
 		return wire_printable(text, len, max);
 
 	initStringInfo(&out);

@@ -33,7 +33,7 @@ our @EXPORT = qw(
   new_cluster create_server alter_server quote flow function_call
   succeeds fails_with lost_connections wait_until
   open_files open_sockets private_kilobytes least_growth count_memory memory_in_use alive wakes
-  full_port closed_port start_process stop_process start_nginx forked
+  full_port closed_port start_process tell_process stop_process start_nginx forked
   run_unit
 );
 
@@ -88,6 +88,14 @@ sub start_process
 	}
 	$processes{$pid} = { name => $name, in => $our_out };
 	return ($pid, $our_in);
+}
+
+# Writes a line to the standard input of such a process.
+sub tell_process
+{
+	my ($pid, $line) = @_;
+	syswrite($processes{$pid}{in}, "$line\n") // die "$processes{$pid}{name}: $!";
+	return;
 }
 
 # Starts nginx with these sites (text of its configuration) and waits until it listens on their ports.  It logs port,

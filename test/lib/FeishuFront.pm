@@ -46,6 +46,14 @@ sub options
 	return { base_url => "https://127.0.0.1:$self->{port}{$fault}", ca_file => "$self->{dir}/crt", %more };
 }
 
+# From now on, the port of a fault has another one.
+sub change
+{
+	my ($self, $fault, $other) = @_;
+	tell_process($self->{pid}, "$self->{port}{$fault} $other");
+	return;
+}
+
 # How often a fault's port has served or refused a request, or answered 413.
 sub hits
 {

@@ -24,6 +24,11 @@ cmp_ok(scalar keys %text, '>', 150, 'sources are found');
 is("@{[ grep { m{/} ? !defined $floor{ (split m{/})[0] } : $_ ne 'feishu_flow.c' } sort keys %text ]}",
 	'', 'each is in a folder that has a floor; in src/ itself is feishu_flow.c');
 
+foreach my $page ("$src/../docs/design.md", "$src/../docs/zh-CN/design.md")
+{
+	is("@{[ slurp_file($page) =~ /^`(\w+)` \|/mg ]}", "@floors", "$page has a map of the folders, in this order");
+}
+
 my (@up, @foreign, @short);
 foreach my $file (sort keys %text)
 {
@@ -45,6 +50,23 @@ foreach my $file (sort keys %text)
 is("@up", '', 'no file includes a header of a floor above its own');
 is("@foreign", '', '... nor one that is private to another folder');
 is("@short", '', '... nor one of ours without its folder');
+
+# ---- what a folder knows of ----
+
+# The files of some folders, or of all but some, that include such a header.
+sub that_include
+{
+	my ($header, %where) = @_;
+	return join ' ', grep {
+		my ($folder) = m{^(\w+)/};
+		my $is_there = defined $folder && grep { $folder eq $_ } @{ $where{in} // $where{not_in} };
+		(defined $where{in} ? $is_there : !$is_there) && $text{$_} =~ /^\s*#\s*include [<"]$header/m
+	} sort keys %text;
+}
+is(that_include(qr{curl/}, not_in => ['http']), '', 'http/ alone knows libcurl');
+is(that_include(qr{executor/spi\.h}, in => [qw(wire http)]), '', 'neither it nor wire/ knows SPI');
+is(that_include(qr{storage/(?:shmem|lwlock|spin)\.h}, in => [qw(wire http)]), '', '... nor shared memory');
+is(that_include(qr{(?:@{[ join '|', grep { !/^(?:base|wire)$/ } @floors ]})/}, in => ['wire']), '', 'wire/ knows no folder but base/');
 
 my @unmarked = grep {
 	my $header = $_;

@@ -162,6 +162,17 @@ $mock->config(apps => { cli_mock => 'mock-secret' });
 $mock->well;
 succeeds($session, flow(), 'the failure is not remembered: the next call asks again');
 
+# ... and it is one failure: nobody takes it for an outage.
+my $gone = FeishuFlow::Mock->start;
+create_server($node, 'gone', { base_url => $gone->url });
+$gone->rules([ \%token, { type => 'hold' } ]);
+$_->send(flow(server => 'gone')) foreach @sessions;
+wait_for_callers(8);
+is($gone->token_requests, 1, 'others wait for a fetch');
+$gone->stop;
+is_deeply([ map { $_->result->{sqlstate} } @sessions ], [ ('LK503') x 8 ], '... that ends without an answer');
+unlike(slurp_file($node->logfile), qr/"gone" does not answer/, '... which is one trouble of the platform, and not one of each');
+
 forget_tokens();
 $mock->rules([ \%token, { type => 'hang' }, times => 1 ]);
 $session->send(flow());
@@ -313,10 +324,27 @@ is($mock->executes, 2, '... after exactly two executes');
 is($mock->token_requests, 1, '... and one fetch');
 $mock->reset;
 
-# ---- the secret changes ----
-
 forget_tokens();
 succeeds($session, flow(), 'a call');
+
+# The second one has been accepted from others before it is refused, too.
+my %twice = (kind => 'execute', flow_id => 'twice');
+$mock->mark;
+$mock->revoke;
+$mock->rules([ \%twice, { type => 'hold', started => JSON::PP::false } ]);
+$session->send(flow(flow_id => 'twice'));
+$mock->wait_for(1, %twice);
+$mock->release;
+$mock->wait_for(2, %twice);
+succeeds($second, flow(), 'a token is accepted');
+$mock->revoke;
+$mock->well;
+fails_with($session, $session->result, 'LK401', '... and refused to a call whose first was refused');
+is($mock->count(%twice), 2, '... which is not sent a third time');
+succeeds($session, flow(), '... but with another token, the next one is');
+
+# ---- the secret changes ----
+
 succeeds($second, flow(), 'a call of another session');
 set_mapping(app_id => 'cli_mock', app_secret => 'new-secret');
 $mock->mark;

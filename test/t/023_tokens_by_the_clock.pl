@@ -11,6 +11,6 @@ use lib "$FindBin::RealBin/../lib";
 use FeishuFlow;
 use Test::More;
 
-run_unit('tokens', ['tokens'], [qw(app/token app/token_ask)]);
+run_unit('tokens', ['tokens'], [qw(app/apps app/token app/token_ask app/gate app/breaker app/rate)]);
 
 done_testing();

@@ -13,7 +13,9 @@ use FeishuFront;
 use FeishuQueue;
 use IO::Select;
 use IO::Socket::INET;
+use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
 my @http11 = qw(rst_http11 goaway_http11 goaway_http11_last);
@@ -74,12 +76,17 @@ my $result = fails_with($session, flow(server => 'refused'), 'LK503', 'a call th
 	message => qr/not processed/, hint => qr/http_version/);
 unlike($result->{hint}, qr/may have started/, '... and has not started');
 cmp_ok($front->hits('refuse_all', 'refused'), '<=', 5, '... a few requests were made of it');
+$session->value('SET feishu_flow.max_concurrent_calls = 1');
+unlike($session->value(q{SELECT string_agg((r).error, '; ') FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}', server => 'refused') OVER () AS r}
+	  . ' FROM generate_series(1, 8)) s'), qr/does not answer/, '... of many calls, all are tried');
+$session->value('RESET feishu_flow.max_concurrent_calls');
 my $id = enqueue($session, server => 'refused', max_attempts => 1);
-wait_until('the flow was refused more than once',
-	sub { $front->hits('refuse_all', 'refused') >= 12 && look($session, $id, 'error IS NOT NULL') eq 't' });
+wait_until('the flow was refused many times',
+	sub { $front->hits('refuse_all', 'refused') >= 30 && look($session, $id, 'error IS NOT NULL') eq 't' });
 is(look($session, $id, 'attempts, finished_at IS NULL, sqlstate'), '0|t|LK503',
 	'a queued flow that is always refused waits, with all its attempts left');
 like(look($session, $id, 'error'), qr/not processed/, '... and says why');
+unlike(slurp_file($node->logfile), qr/"refused" does not answer/, '... which is no outage: who gives requests back is there');
 wait_until('it is cancelled between two tries', sub { $session->value("SELECT feishu.cancel_flow($id)") eq 't' });
 
 # On a connection that was kept libcurl does not tell it from the connection's death.
@@ -182,5 +189,21 @@ is($front->hits('rst_http11', 'refused'), $before, '... has nothing to refuse');
 alter_server($session, 'rst_http11', 'SET', http_version => '2');
 fails_with($fresh, flow(server => 'rst_http11'), 'LK503', 'with http_version 2 nothing else is tried', hint => qr/http_version/);
 $fresh->quit;
+
+# ---- what a refusal says of a platform that did not answer ----
+
+# Nothing yet: its probes go on as before.
+create_server($node, 'probed', $front->options('rst_protocol', http_version => '2'), { tenant_access_token => $mock->token });
+enqueue_many($session, 101, 160, server => 'probed', max_attempts => 1000);
+until_true($session, 'it is probed', "SELECT paused AND sending <= 1 FROM feishu.dispatch_status WHERE server = 'probed'");
+$front->change('rst_protocol', 'refuse:9999');
+wait_until('its probes are refused', sub { $front->hits('refuse:9999', 'refused') >= 6 });
+my ($count, $begun) = ($front->hits('refuse:9999', 'refused'), time());
+wait_until('a second has passed', sub { time() - $begun > 1 });
+$count = $front->hits('refuse:9999', 'refused') - $count;
+cmp_ok($count / (time() - $begun), '<', 40, "a platform that did not answer, and gives probes back, is probed with pauses: $count requests");
+$front->change('rst_protocol', 'none');
+until_ended($session, "server = 'probed'");
+is(ends($session, "server = 'probed'"), 'succeeded 60', '... until it processes one');
 
 done_testing();

@@ -12,6 +12,7 @@ use FeishuFlow;
 use PostgreSQL::Test::Utils;
 use POSIX qw(strftime);
 use Test::More;
+use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
 my $node = new_cluster('main');
@@ -90,10 +91,45 @@ is(pause_after(["$after: 7"], interim("$reset: 9")), 7, '... but what the answer
 answers('400 Bad', [], $plain, interim('X-Tt-Logid: INTERIM', 'X-Request-Id: INTERIM'));
 my $result = fails_with($session, flow(), 'LK400', 'a refusal behind an interim answer');
 unlike($result->{detail}, qr/INTERIM|log id/, '... has no log id of that');
+answers('400 Bad', ['X-Request-Id: REQUEST'], $plain, interim('X-Tt-Logid: INTERIM'));
+fails_with($session, flow(), 'LK400', '... and one of its own, whatever that said', detail => qr/log id REQUEST(?:,|$)/m);
+answers('302 Found', [], '', interim('Location: https://there.invalid/'));
+unlike(fails_with($session, flow(), 'LK404', 'a redirect behind an interim answer')->{detail}, qr/there/, '... does not lead where that said');
 answers('200 OK', [], $success, interim('Content-Encoding: gzip'));
 succeeds($session, flow(), 'an answer is encoded as it says, and not as an interim one says');
 answers('200 OK', ['X-Tt-Logid: y'], $success, interim('Transfer-Encoding: identity'));
 succeeds($session, flow(), '... likewise of how it is transferred');
+
+# ---- whose clock it is ----
+
+foreach my $case ([ 'Date: Mon, 06 Jan 2025 10:00:00 GMT', '', 1 ], [ '', 'Date: Mon, 06 Jan 2025 10:00:00 GMT', 0 ], [ 'Date: some day', '', 0 ])
+{
+	my ($date, $before, $told) = @$case;
+	$mock->rules([ { kind => 'scopes' }, { type => 'raw', text => ($before ? interim($before) : '')
+			. "HTTP/1.1 200 OK\r\nConnection: close\r\n" . ($date ? "$date\r\n" : '') . 'Content-Length: ' . length($success) . "\r\n\r\n$success" } ]);
+	my $hint = $session->value(q{SELECT message || ' ' || coalesce(hint, '') FROM feishu.check_server()});
+	($told ? \&like : \&unlike)->($hint, qr/clock/, $told ? 'a clock that differs is told' : $before ? '... but not that of an interim answer' : '... nor one that nobody can read');
+}
+
+# ---- how long a connection may be kept ----
+
+# Of a second, the first half.
+foreach my $case (
+	[ 'timeout=1', '', 1 ], [ 'max=5,timeout=1', '', 1 ], [ 'max=5, Timeout=1', '', 1 ], [ "max=5;\ttimeout=1", '', 1 ],
+	[ 'xtimeout=1', '', 0 ], [ 'timeout=x', '', 0 ], [ 'max=1', '', 0 ], [ 'timeout=600', '', 0 ], [ '', 'timeout=1', 0 ])
+{
+	my ($says, $before, $ends) = @$case;
+	my $caller = FeishuFlow::Session->new($node);
+	$mock->fault(type => 'raw', close => JSON::PP::false, text => ($before ? interim("Keep-Alive: $before") : '') . "HTTP/1.1 200 OK\r\n"
+		. ($says ? "Keep-Alive: $says\r\n" : '') . 'Content-Length: ' . length($success) . "\r\n\r\n$success");
+	succeeds($caller, flow(), 'a call');
+	my $answered = time();
+	wait_until('half a second is over', sub { time() > $answered + 0.6 });
+	# over that one, nobody answers any more
+	my $name = ($before ? "of an interim answer, Keep-Alive: $before" : "Keep-Alive: $says") . ($ends ? ' ends the connection' : ' does not end a connection');
+	$ends ? succeeds($caller, flow(), $name) : fails_with($caller, flow(timeout => '400ms'), 'LK504', $name);
+	$caller->quit;
+}
 
 # ---- the log id ----
 

@@ -83,6 +83,17 @@ foreach my $form ('\\u%04x', '%%%02X', '&#%d;')
 		unlike(shown('excerpt', $echoed, 512 - $left, 'z' x 40), qr/xt|g104/, "nothing of a secret as $form is shown, $left characters before the cut");
 	}
 }
+my $odd = 'secret<of>the"odd&kind';
+my %name = ('<' => 'lt', '>' => 'gt', '"' => 'quot', '&' => 'amp');
+create_server($node, 'odd', { base_url => $mock->url }, { tenant_access_token => $odd });
+foreach my $form (sub { "&$name{$_[0]};" }, map { my $format = $_; sub { sprintf($format, ord $_[0]) } } '&#x%x;', '&#%d;', '%%%02x', '\\u%04X')
+{
+	my $echoed = $odd =~ s/([<>"&])/$form->($1)/ger;
+	$mock->fault(type => 'status', status => 400, content_type => 'text/html', body => "<p>$echoed</p>");
+	my $answer = $session->ask(flow(server => 'odd'))->{err};
+	unlike($answer, qr/secret.*odd/, "a secret as $echoed is not shown");
+	like($answer, qr/<p>\*+/, '... but asterisks');
+}
 unlike(shown('excerpt', $token, 10, ''), qr/t-g104/, 'a whole secret is not shown');
 like(shown('excerpt', $token, 10, ''), qr/x\*+/, '... but asterisks');
 

@@ -138,6 +138,9 @@ foreach my $text ('déjà', "d\xe9j\xe0")
 	is($request ? JSON::PP->new->decode($request->{json}{params})->{text} : 'nothing',
 		$is_utf8 ? "d\x{e9}j\x{e0}" : 'nothing', '... as they are, or not at all');
 }
+is($ascii->value("SELECT string_agg(coalesce((r).sqlstate, 'ok'), ' ' ORDER BY id) FROM (SELECT id, feishu.execute_flows('a', 'b', '{\"_id\": 1}', "
+	  . "params => jsonb_build_object('text', CASE id WHEN 2 THEN E'd\\351j\\340' ELSE 'plain' END)) OVER () AS r FROM generate_series(1, 3) AS id) AS s"),
+	'ok 22021 ok', '... of many calls, one alone');
 $mock->fault(type => 'wrong_types', %mixed);
 $result = $ascii->ask(flow());
 is($result->{sqlstate}, '00000', 'Chinese in a success in SQL_ASCII is returned') or diag($result->{err});
@@ -185,5 +188,16 @@ fails_with($utf8, flow(), 'LK403', '... so does the Chinese that the platform ad
 	hint => qr{https://open\.feishu\.cn/});
 $mock->well;
 succeeds($utf8, flow(), 'the next call works');
+
+# ---- control characters ----
+
+foreach my $database (sort keys %session)
+{
+	$mock->fault(type => 'status', status => 200, body => '{"code": 0, "data": {"code": "k_ec_000014", "error_msg": "a\u0085b\u001bc\u00e9d"}}');
+	my $refused = enqueue($session{$database}, max_attempts => \1);
+	until_ended($session{$database}, "id = $refused");
+	like(look($session{$database}, $refused, 'error'), qr/a b c\W+d/, "$database: what the platform says is kept without control characters");
+}
+$mock->well;
 
 done_testing();

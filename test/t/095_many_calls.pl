@@ -246,6 +246,25 @@ my ($tried) = $result->{out} =~ /^(\d+) LK503 .*could not be reached/m;
 like($result->{out}, qr/^\d{4} LK503 .*the platform does not answer$/m, 'nobody listens: the rest is not tried') or diag($result->{out});
 cmp_ok($tried, '<=', 40, '... after a few');
 
+# What others have found out holds up queued flows, and no call.
+create_server($node, 'outage', { base_url => $mock->url, operator => '{"_id": 1}' }, { tenant_access_token => $mock->token });
+$mock->fault(type => 'reset_before');
+fails_with($watch, flow(server => 'outage'), 'LK503', 'the platform does not answer others') foreach 1 .. 8;
+like(slurp_file($node->logfile), qr/"outage" does not answer/, '... which is known');
+$mock->well;
+is($session->value(q{SELECT string_agg(coalesce((r).sqlstate, 'ok'), ' ') FROM } . flows(8, q{'a', 'b', server => 'outage'})),
+	join(' ', ('ok') x 8), '... many calls find out for themselves');
+
+# The rest would wait for the same token.
+create_server($node, 'tokenless', { base_url => $mock->url, operator => '{"_id": 1}' }, { app_id => 'cli_tokenless', app_secret => 'x' });
+$mock->rules([ { kind => 'token' }, { type => 'hang' } ]);
+$mock->mark;
+$session->value('SET feishu_flow.max_concurrent_calls = 1');
+is($session->value(q{SELECT string_agg((r).sqlstate, ' ' ORDER BY id) FROM } . flows(8, q{'a', 'b', server => 'tokenless', timeout => '300ms'})),
+	'LK504' . ' LK503' x 7, 'no token in time: the rest is not tried');
+is($mock->token_requests, 1, '... after one request');
+$session->value('RESET feishu_flow.max_concurrent_calls');
+
 $mock->fault(type => 'hang');
 $mock->mark;
 $result = $session->ask(q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK504') <= 40 AND count(*) = count(*) FILTER (WHERE (r).sqlstate IN ('LK503', 'LK504')) FROM }

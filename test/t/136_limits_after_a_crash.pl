@@ -204,7 +204,7 @@ rmdir $file or die "$file: $!";
 
 $session->quit;
 undef $session;
-$node->append_conf('postgresql.conf', "feishu_flow.max_apps = 8\n");
+$node->append_conf('postgresql.conf', "feishu_flow.max_apps = 12\n");
 $node->restart;
 connect_again();
 my @limited = map { new_server(max_rate => '1/min') } 1, 2;
@@ -240,6 +240,6 @@ until_lanes_had_a_turn();
 is($session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$quota'"), 'the quota is used up', '... and a third its pause');
 is(log_lines('has forgotten the limits of an app'), 1, 'that apps are forgotten is told to the log, once');
 is(log_lines('has forgotten the access token of an app'), 1, '... of the tokens, too');
-like(slurp_file($node->logfile), qr/HINT: .*feishu_flow\.max_apps, which is 8/, '... with what to do');
+like(slurp_file($node->logfile), qr/HINT: .*feishu_flow\.max_apps, which is 12/, '... with what to do');
 
 done_testing();

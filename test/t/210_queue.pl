@@ -428,15 +428,20 @@ is($session->value('SELECT feishu.purge_flows(now())'), $finished, 'purge_flows 
 is(ends($session), 'queued 1', '... and no others');
 $node->append_conf('postgresql.conf', "feishu_flow.retention = '2s'\nfeishu_flow.poll_interval = '100ms'");
 $node->reload;
+my $failed = enqueue($session, flow_id => 'refusedFlow');
 $second = enqueue($session, params => '{"n": 60}');
-$session->value("SELECT feishu.wait_flow($second)");
+until_ended($session, "id IN ($failed, $second)");
 $finished = look($session, $second, 'finished_at');
 until_true($session, 'a flow is dropped after the retention', "NOT EXISTS (SELECT FROM feishu.flows WHERE id = $second)");
 my $kept = $session->value("SELECT extract(epoch FROM clock_timestamp() - '$finished')");
 cmp_ok($kept, '>=', 2, "a finished flow is kept for the retention: $kept s");
 cmp_ok($kept, '<', 2 + 5 * $FeishuFlow::SLOW, '... and not for much longer');
+is(ends($session), 'failed 1, queued 1', '... and no others are dropped: one that failed is kept');
+$node->append_conf('postgresql.conf', "feishu_flow.retention = '7d'\nfeishu_flow.retention_failed = '1s'");
+$node->reload;
+until_true($session, 'what failed is dropped after retention_failed', "NOT EXISTS (SELECT FROM feishu.flows WHERE id = $failed)");
 is(ends($session), 'queued 1', '... and no others are dropped');
-$node->append_conf('postgresql.conf', "feishu_flow.retention = '7d'");
+$node->append_conf('postgresql.conf', "feishu_flow.retention_failed = '30d'");
 $node->reload;
 
 # ---- expires_at ----

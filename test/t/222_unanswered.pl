@@ -28,6 +28,10 @@ my %fault = (
 	used => { type => 'inner', code => 'k_wf_ec_2001008' },
 	busy => { type => 'status', status => 503 });
 
+# Its token is refused, which the platform has answered, and no other is to be had.
+my @without_token = ([ { kind => 'execute' }, { type => 'code', code => 99991663 }, times => 1 ],
+	[ { kind => 'token' }, { type => 'status', status => 502 } ]);
+
 # Pauses the server; a flow that is sent to another one proves that the dispatcher has heard of it.
 sub pause
 {
@@ -45,7 +49,7 @@ sub attempt
 	my $attempts = look($session, $id, 'attempts');
 	alter_server($session, 'feishu', 'SET', base_url => $how eq 'unreachable' ? $nobody : $mock->url);
 	$mock->well;
-	$mock->fault(%{ $fault{$how} }) if $how ne 'unreachable';
+	$how eq 'without token' ? $mock->rules(@without_token) : $mock->fault(%{ $fault{$how} }) if $how ne 'unreachable';
 	resume();
 	until_true($session, "an attempt is $how", "SELECT attempts > $attempts FROM feishu.flows WHERE id = $id");
 	pause();
@@ -93,7 +97,10 @@ foreach my $case (
 	[ 'used', 1, 'unconfirmed|LK409', 'unanswered', 'unreachable' ],
 	[ 'refused', 1, 'unconfirmed|LK400', 'unanswered', 'unreachable' ],
 	[ 'refused', 1, 'unconfirmed|LK400', 'unreachable', 'unanswered', 'unreachable' ],
-	[ 'well', 1, 'succeeded|', 'unanswered', 'unreachable' ])
+	[ 'well', 1, 'succeeded|', 'unanswered', 'unreachable' ],
+	[ 'refused', 1, 'failed|LK400', 'without token' ],
+	[ 'well', 1, 'succeeded|', 'without token' ],
+	[ 'used', 1, 'unconfirmed|LK409', 'unanswered', 'without token' ])
 {
 	my ($how, $own, $expected, @before) = @$case;
 	queue_flow($own);

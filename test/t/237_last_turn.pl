@@ -163,6 +163,19 @@ foreach my $in_time (0, 1)
 		return 0;
 	});
 }
+nothing_new('told to end when its token is refused, it sends nothing with another', sub {
+	my ($pid) = @_;
+	$mock->rules([ { kind => 'execute' }, { type => 'hold', started => JSON::PP::false } ]);
+	enqueue_many($session, 1, $flows);
+	$mock->wait_for($flows, kind => 'execute');
+	until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status");
+	$session->value("SELECT feishu.pause_server('feishu')");
+	$mock->revoke;
+	kill 'TERM', $pid;
+	wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+	$mock->release;
+	return $flows;
+});
 unlike(slurp_file($node->logfile), qr/FATAL:  .*background worker|ERROR:/, 'it ends in good order');
 
 # It does not wait for ever for somebody who has locked what it writes to: a shutdown would last as long.

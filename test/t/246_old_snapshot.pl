@@ -44,7 +44,7 @@ sub until_polled
 sub retain
 {
 	my ($time) = @_;
-	$node->append_conf('postgresql.conf', "feishu_flow.retention = '$time'");
+	$node->append_conf('postgresql.conf', "feishu_flow.retention = '$time'\nfeishu_flow.retention_failed = '$time'");
 	$node->reload;
 	return;
 }

@@ -84,6 +84,27 @@ queues('BEGIN; SET ROLE writer; INSERT INTO plain SELECT definers_insert(n) + 10
 	join(' ', map { $_ eq 'statement' ? ("$_:INSERT:definer:3", "$_:INSERT:writer") : ("$_:INSERT:definer:3", "$_:INSERT:writer:3") } qw(atonce deferred delayable statement)),
 	'... once a row');
 
+# ... more of them than one looks through in turn
+queues(q{DO $$BEGIN FOR i IN 1..90 LOOP PERFORM set_config('role', CASE WHEN i % 3 = 0 THEN 'writer' ELSE 'other' END, false); INSERT INTO plain VALUES (100 + i); END LOOP; END$$},
+	join(' ', map { ("$_:INSERT:other:60", "$_:INSERT:writer:30") } qw(atonce deferred delayable statement)), 'roles that take turns');
+
+# What only looks as if it wrote is nobody's change.
+queues('BEGIN; SET ROLE writer; DO $$BEGIN EXECUTE \'EXPLAIN INSERT INTO plain VALUES (901)\'; END$$; SET ROLE other; INSERT INTO plain VALUES (902); COMMIT',
+	each_kind('INSERT:other'), 'one role has a statement explained, another runs one');
+queues('BEGIN; SET ROLE writer; DO $$BEGIN INSERT INTO loose VALUES (1); EXCEPTION WHEN insufficient_privilege THEN END$$; SET ROLE other; INSERT INTO plain VALUES (903); COMMIT',
+	each_kind('INSERT:other'), 'one role may not run a statement, another runs one');
+
+# ... nor is what an error has undone.
+my $n = 903;
+foreach my $error ('INSERT INTO loose VALUES (1)', 'INSERT INTO plain VALUES (900, 1/0)', 'INSERT INTO nowhere VALUES (1)', "COPY plain FROM '/nowhere'")
+{
+	$session->value('DELETE FROM feishu_internal.outbox');
+	$n++;
+	$pool->ask("BEGIN; SET ROLE writer; SAVEPOINT s; $error; ROLLBACK TO s; SET ROLE other; INSERT INTO plain VALUES ($n); COMMIT; RESET ROLE");
+	is($session->value("SELECT string_agg(flow_id || ' ' || role, ', ' ORDER BY flow_id) FROM feishu.flows"),
+		'atonce other, deferred other, delayable other, statement other', "one role has an error, another runs a statement: $error");
+}
+
 # ---- what foreign keys do ----
 
 my $rows = 'SET ROLE owner; INSERT INTO parent SELECT generate_series(1, 9); INSERT INTO child SELECT n, n FROM generate_series(1, 9) AS n; INSERT INTO loose SELECT n, n FROM generate_series(1, 9) AS n;'
@@ -95,8 +116,17 @@ queues('BEGIN; SET ROLE writer; DELETE FROM parent WHERE id = 2; SET ROLE other;
 queues('SET ROLE writer; SELECT definers_delete(3)', $cascade->('definer'), '... by a SECURITY DEFINER function');
 queues('SET ROLE writer; WITH gone AS (DELETE FROM parent WHERE id = 4 RETURNING id) SELECT * FROM gone', $cascade->('writer'), '... in a WITH');
 queues('SET ROLE writer; DELETE FROM grandparent', 'atonce:DELETE:writer:3', '... over two tables, into a partition');
+$session->value('CREATE TABLE chain (id int); GRANT ALL ON chain TO PUBLIC; CREATE FUNCTION chained() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS'
+	  . ' $$BEGIN DELETE FROM public.parent WHERE id = OLD.id; RETURN NULL; END$$; ALTER FUNCTION chained OWNER TO definer;'
+	  . 'CREATE TRIGGER chained AFTER DELETE ON chain FOR EACH ROW EXECUTE FUNCTION chained(); INSERT INTO chain VALUES (7)');
+queues('SET ROLE writer; DELETE FROM chain', $cascade->('definer'), '... by a trigger of another role');
 queues('SET ROLE other; DO $$BEGIN BEGIN DELETE FROM parent WHERE id = 5; RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN END; DELETE FROM parent WHERE id = 6; END$$',
 	$cascade->('other'), '... after an error that was caught');
+
+$session->value('CREATE TABLE noted (id int); GRANT ALL ON noted TO PUBLIC; CREATE FUNCTION note_first() RETURNS trigger LANGUAGE plpgsql AS'
+	  . ' $$BEGIN INSERT INTO public.noted VALUES (OLD.id); RETURN NULL; END$$;'
+	  . 'CREATE TRIGGER "A first one" AFTER DELETE ON parent FOR EACH ROW EXECUTE FUNCTION note_first()');
+queues('SET ROLE writer; DELETE FROM parent WHERE id = 8', $cascade->('writer'), '... after a trigger that writes, too');
 
 # ---- COPY ----
 

@@ -166,6 +166,7 @@ $id = enqueue($as{victim}, server => 'shop', flow_id => 'refusedFlow');
 until_state($session, $id, 'failed');
 $session->value('ALTER SERVER shop OWNER TO maker');
 $theirs->reset;
+$session->value("SELECT feishu.resume_server('shop')");    # which is for those that wait
 is($as{victim}->value("SELECT feishu.retry_flow($id)"), 't', 'a flow is put back');
 until_held('... when the server is another\'s');
 

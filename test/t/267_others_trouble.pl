@@ -109,9 +109,29 @@ foreach my $role (qw(eve app))
 }
 $mock->well;
 
+# ... though they waited for longer than half of what others have, or could not even connect.
+my @hasty = map { FeishuFlow::Session->new($node, user => 'eve') } 1 .. 8;
+my $from = -s $node->logfile;
+$mock->fault(type => 'hang');
+$_->send(flow(timeout => '1200ms')) foreach @hasty;
+is(join(' ', map { $_->result->{sqlstate} } @hasty), join(' ', ('LK504') x @hasty), 'calls of a role that gives them more than half of the usual time');
+is(log_lines(qr/does not answer/, $from), 0, '... say nothing of the platform');
+$mock->well;
+my $full = 'http://127.0.0.1:' . full_port();
+create_server($node, 'stuffed', { base_url => $full }, { tenant_access_token => 't-x' });
+create_server($node, 'stuffed_soon', { base_url => $full, connect_timeout => '50ms' }, { tenant_access_token => 't-y' });
+foreach my $server (qw(stuffed stuffed_soon))
+{
+	$_->send("SET feishu_flow.connect_timeout = '50ms'; " . flow(server => $server)) foreach @hasty;
+	is(join(' ', map { $_->result->{sqlstate} } @hasty), join(' ', ('LK504') x @hasty), "calls that cannot connect in 50 ms ($server)");
+}
+is(log_lines(qr/"stuffed" does not answer/, $from), 0, '... say nothing of the platform');
+is(log_lines(qr/"stuffed_soon" does not answer/, $from), 1, '... unless that is what the server says');
+$_->quit foreach @hasty;
+
 # ---- trouble of several roles ----
 
-my $from = -s $node->logfile;
+$from = -s $node->logfile;
 $mock->fault(type => 'reset_before');
 enqueue_many($as{eve}, 1, 20);
 enqueue_many($as{mallory}, 21, 40);

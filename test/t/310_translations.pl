@@ -99,7 +99,7 @@ SKIP:
 		my $id = $english->value("SELECT feishu.enqueue_flow($_[0])");
 		return wait_until('the flow has failed', sub { $english->value("SELECT error FROM feishu.flows WHERE id = $id AND state = 'failed'") });
 	};
-	is($why->("'app', 'refusedFlow', '{\"_id\": 1}'"), '参数被拒绝；HTTP 状态 400；param is invalid', 'in Chinese: why a flow has failed, as the README shows it');
+	is($why->("'app', 'refusedFlow', '{\"_id\": 1}'"), '参数被拒绝；HTTP 状态 400；param is invalid', 'in Chinese: why a flow has failed, as the page of the queue shows it');
 	$english->value("SELECT feishu.pause_server('feishu')");
 	is($why->("'app', 'f', '{\"_id\": 1}', expires_at => clock_timestamp() + interval '10 ms'"), '在发送之前已过期', '... and that one has expired');
 	$english->value("SELECT feishu.resume_server('feishu')");

@@ -1,6 +1,7 @@
 
 # The documents are true: they name every code, SQLSTATE, setting, option, function
-# and column that there is, and their links lead somewhere.
+# and column that there is, their links lead somewhere, and both languages have the
+# same pages with the same sections.
 
 use strict;
 use warnings;
@@ -9,20 +10,27 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
-use File::Basename qw(dirname);
+use Cwd qw(abs_path);
+use File::Basename qw(basename dirname);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $root = "$FindBin::RealBin/../..";
-my @documents = grep { -f } map { glob "$root/$_" } 'README*.md', 'CHANGELOG.md', 'docs/*.md', 'monitoring/*.md';
+my @documents = grep { -f } map { glob "$root/$_" } 'README*.md', 'CONTRIBUTING*.md', 'CHANGELOG.md', 'docs/*.md', 'docs/*/*.md', 'monitoring/*.md';
 my %text = map { $_ => slurp_file($_) } @documents;
-my @readmes = grep { m{/README[^/]*$} && dirname($_) eq $root } @documents;
 
-# Code and SQLSTATEs in docs/errors.md, by the section they stand in.
+# Pages in English, and the same in Chinese.
+my %chinese = (
+	(map { ("$root/$_.md" => "$root/$_.zh-CN.md") } qw(README CONTRIBUTING)),
+	map { ($_ => dirname($_) . '/zh-CN/' . basename($_)) } glob "$root/docs/*.md");
+my @errors = ("$root/docs/errors.md", "$root/docs/zh-CN/errors.md");
+my @references = ("$root/docs/reference.md", "$root/docs/zh-CN/reference.md");
+
+# Code and SQLSTATEs in a page of errors, by the section they stand in.
 sub section
 {
-	my ($sqlstate) = @_;
-	my ($section) = $text{"$root/docs/errors.md"} =~ /^## \Q$sqlstate\E: (.*?)^## /ms;
+	my ($page, $sqlstate) = @_;
+	my ($section) = $text{$page} =~ /^## \Q$sqlstate\E: (.*?)^## /ms;
 	return $section // '';
 }
 
@@ -41,17 +49,21 @@ my %code;
 $code{ $1 // $2 } = $sqlstate_of{ defined $3 ? $verdict{$3} // '' : $4 }
   while $codes =~ /^\t\{(?:(\d+)|"(k_\w+)"), (?:(VERDICT_\w+)|\{\w+, (ERRCODE_FEISHU_\w+))/mg;
 cmp_ok(scalar keys %code, '>', 45, 'codes are found in the table');
-my @missing = grep { section($code{$_}) !~ /`$_`/ } sort keys %code;
-is("@missing", '', 'docs/errors.md has every code of the platform under its SQLSTATE');
+foreach my $page (@errors)
+{
+	my @missing = grep { section($page, $code{$_}) !~ /`$_`/ } sort keys %code;
+	is("@missing", '', "$page has every code of the platform under its SQLSTATE");
+}
 
 # ---- SQLSTATEs ----
 
-my %known = map { $_ => 1 } $text{"$root/docs/errors.md"} =~ /\b(LK\d\d\d)\b/g;
-is_deeply([ sort keys %known ], [ sort values %sqlstate_of ], 'docs/errors.md has the SQLSTATEs of class LK');
-foreach my $readme (@readmes)
+foreach my $page (@errors)
 {
-	my @lost = grep { $text{$readme} !~ /`$_`/ } sort values %sqlstate_of;
-	is("@lost", '', "$readme has them");
+	my %known = map { $_ => 1 } $text{$page} =~ /\b(LK\d\d\d)\b/ag;
+	is_deeply([ sort keys %known ], [ sort values %sqlstate_of ], "$page has the SQLSTATEs of class LK");
+	my ($table) = $text{$page} =~ /^## SQLSTATEs?\n(.*?)^## /ms;
+	my @lost = grep { ($table // '') !~ /^`$_` \|/m } sort values %sqlstate_of;
+	is("@lost", '', "... each in a row of its table");
 }
 
 # Those of PostgreSQL that the sources name.
@@ -60,8 +72,11 @@ my %of_postgres = slurp_file(`$ENV{PG_CONFIG} --includedir-server` =~ s/\n//r . 
 my %raised = map { $_ => 1 } map { slurp_file($_) =~ /errcode\((ERRCODE_\w+)\)/g } glob "$root/src/*.c $root/src/*/*.c";
 my @own = map { $of_postgres{$_} =~ s/[', ]//gr } grep { $of_postgres{$_} } sort keys %raised;
 cmp_ok(scalar @own, '>', 15, 'PostgreSQL\'s own SQLSTATEs are found in the sources');
-my @lost_own = grep { $text{"$root/docs/errors.md"} !~ /`$_`/ } @own;
-is("@lost_own", '', 'docs/errors.md has them');
+foreach my $page (@errors)
+{
+	my @lost = grep { $text{$page} !~ /`$_`/ } @own;
+	is("@lost", '', "$page has them");
+}
 
 # ---- tables ----
 
@@ -85,10 +100,10 @@ foreach my $what (sort keys %names)
 {
 	my @names = split /\n/, $node->safe_psql('postgres', $names{$what});
 	cmp_ok(scalar @names, '>', 10, "there are $what");
-	foreach my $readme (@readmes)
+	foreach my $page (@references)
 	{
-		my @lost = grep { $text{$readme} !~ /\b\Q$_\E\b/ } @names;
-		is("@lost", '', "$readme has all $what");
+		my @lost = grep { $text{$page} !~ /\b\Q$_\E\b/ } @names;
+		is("@lost", '', "$page has all $what");
 	}
 }
 
@@ -104,10 +119,10 @@ foreach my $document (@documents)
 my ($options) = slurp_file("$root/src/app/options.c") =~ /flow_options\[\] =\s*\{(.*?)\n\};/s;
 my @options = $options =~ /\{\s*"(\w+)"/g;
 cmp_ok(scalar @options, '>', 9, 'options are found in the table');
-foreach my $readme (@readmes)
+foreach my $page (@references)
 {
-	my @lost = grep { $text{$readme} !~ /`$_`/ } @options;
-	is("@lost", '', "$readme has all options");
+	my @lost = grep { $text{$page} !~ /`$_`/ } @options;
+	is("@lost", '', "$page has all options");
 }
 
 # ---- links ----
@@ -146,30 +161,65 @@ foreach my $document (@documents)
 	is("@broken", '', "links of $document");
 }
 
+# Files of the sources that they name are there.
+foreach my $document (@documents)
+{
+	my @gone = grep { !-e "$root/src/$_" && !-e "$root/$_" } $text{$document} =~ m{`(\w+/\w+\.[ch])`}g;
+	is("@gone", '', "files that $document names");
+}
+
+# The front page is short, and leads to every other page.
+foreach my $page ("$root/README.md", "$root/README.zh-CN.md")
+{
+	cmp_ok(scalar(() = $text{$page} =~ /\n/g), '<=', 280, "$page is a front page");
+	my %linked = map { $_ => 1 } $text{$page} =~ /\]\(([^)#\s]+)/g;
+	my @pages = map { substr $_, length "$root/" } $page =~ /zh-CN/ ? values %chinese : keys %chinese;
+	is(join(' ', grep { !$linked{$_} && "$root/$_" ne $page } sort @pages), '', '... that leads to all others');
+}
+
 # ---- languages ----
 
-# What a translation has in common with the original: examples, headings, tables, settings' defaults.
+# What a translation has in common with the original: its sections, and in each the
+# examples, items of lists and rows of tables. Words in a diagram are translated.
 sub frame
 {
 	my ($markdown) = @_;
+	$markdown =~ s/^(?:English \||\[English\]).*\n//m;
+	$markdown =~ s/^```mermaid\n.*?^```$/MERMAID/msg;
 	my @blocks = $markdown =~ /^(```.*?^```)$/msg;
 	$markdown =~ s/^```.*?^```$/CODE/msg;
-	my @lines = grep { defined } map {
-		/^(#+) / ? $1 : /^CODE$/ ? 'CODE' : /^(-|\d\.) / ? 'item' : / \| / ? 'row ' . (() = /(?<!\\)\|/g) : undef
-	} split /\n/, $markdown;
-	return { blocks => \@blocks, lines => \@lines };
+	my @sections;
+	foreach my $line (split /\n/, $markdown)
+	{
+		if ($line =~ /^(#+) /) { push @sections, { heading => $1 }; }
+		elsif ($line =~ /^(CODE|MERMAID)$/) { $sections[-1]{$1}++; }
+		elsif ($line =~ /^ *(?:-|\d+\.) /) { $sections[-1]{items}++; }
+		elsif ($line =~ / \| /) { $sections[-1]{'rows with ' . (() = $line =~ /(?<!\\) \| /g) . ' bars'}++; }
+	}
+	return { blocks => \@blocks, sections => \@sections };
 }
 
-my $english = frame($text{"$root/README.md"} =~ s/^English \|.*\n//mr);
-foreach my $readme (grep { $_ ne "$root/README.md" } @readmes)
+sub headings
 {
-	my $other = frame($text{$readme} =~ s/^\[English\].*\n//mr);
-	is_deeply($other->{blocks}, $english->{blocks}, "$readme has the examples of README.md");
-	my $count = sub { my ($lines, $what) = @_; return scalar grep { $_ eq $what } @$lines; };
-	is($count->($other->{lines}, $_), $count->($english->{lines}, $_), "$readme has all of the headings $_") foreach '#', '##', '###', '####';
-	is($count->($other->{lines}, 'item'), $count->($english->{lines}, 'item'), "$readme has all items of lists");
-	my $rows = sub { my ($markdown) = @_; return scalar grep { / \| / } split /\n/, $markdown =~ s/^```.*?^```$//msgr; };
-	is($rows->($text{$readme}), $rows->($text{"$root/README.md"}), "$readme has the rows of tables");
+	my ($page) = @_;
+	my $markdown = $text{$page} =~ s/^```.*?^```$//msgr;
+	return join ' ', $markdown =~ /^(#+) /mg;
 }
+
+foreach my $page (sort keys %chinese)
+{
+	my $translation = $chinese{$page};
+	ok(defined $text{$translation}, "$page is there in Chinese") or next;
+	my ($english, $other) = map { frame($text{$_}) } $page, $translation;
+	is(headings($translation), headings($page), "$translation has the sections of $page");
+	is_deeply($other->{blocks}, $english->{blocks}, '... its examples');
+	is_deeply($other->{sections}, $english->{sections}, '... and in each section its lists, tables and diagrams');
+	my ($there) = $text{$page} =~ /^English \| \[.*?\]\((\S+?)\)/m;
+	my ($back) = $text{$translation} =~ /^\[English\]\((\S+?)\) \|/m;
+	is(abs_path(dirname($page) . '/' . ($there // '')) // '', abs_path($translation), '... which it leads to');
+	is(abs_path(dirname($translation) . '/' . ($back // '')) // '', abs_path($page), '... and back');
+}
+my %known = map { $_ => 1 } %chinese;
+is(join(' ', grep { /zh-CN/ && !$known{$_} } @documents), '', 'there is no page in Chinese alone');
 
 done_testing();

@@ -12,6 +12,7 @@ use FeishuQueue;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main', streaming => 1, conf => "feishu_flow.handler_attempts = 3\n");
@@ -99,12 +100,18 @@ is(noted(), 'serializableoff', '... which hold in its session');
 is(with_handler("PERFORM 1/0"), 'failed|3', '... exit_on_error does not');
 # two write what the other reads: a conflict that is over at the next attempt
 $app->value('CREATE TABLE app.counter (n int); INSERT INTO app.counter VALUES (0)');
+$session->value("ALTER SYSTEM SET feishu_flow.$_ = '20s'") foreach 'retry_base_delay', 'retry_max_delay';
+$session->value('SELECT pg_reload_conf()');
 my $rival = FeishuFlow::Session->new($node, user => 'app');
 $rival->value('BEGIN; SELECT n FROM app.counter; UPDATE app.counter SET n = n + 1');
 $id = enqueue($app, on_end => function("UPDATE app.counter SET n = n + 1"));
 until_true($session, 'the handler waits for a row', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler' AND wait_event_type = 'Lock'");
 $rival->value('COMMIT');
+my $committed = time();
 like(handled($id), qr/^succeeded\|[23]$/, 'a serialization failure is tried again');
+cmp_ok(time() - $committed, '<', 2 * $FeishuFlow::SLOW, '... soon, and not after the delay that others have');
+$session->value("ALTER SYSTEM RESET feishu_flow.$_") foreach 'retry_base_delay', 'retry_max_delay';
+$session->value('SELECT pg_reload_conf()');
 is($session->value('SELECT n FROM app.counter'), 2, '... with one effect');
 $rival->quit;
 $session->value('ALTER ROLE app RESET ALL');

@@ -12,6 +12,7 @@
 #include "unit.h"
 
 #include "app/gate.h"
+#include "base/guc.h"
 
 #define NOW		EPOCH
 #define PART	MS(50)			/* of a second's window, see rate.c */
@@ -618,9 +619,47 @@ test_the_rest(void)
 	is(gate_is_idle(&gate), 1, "... without both it is");
 }
 
+/* How many calls go at once. */
+static int
+go_at_once(void)
+{
+	LimiterPlace places[20] = {0};
+	int			num = 0;
+
+	while (num < (int) lengthof(places) && goes(&places[num], NOW))
+		num++;
+	return num;
+}
+
+static void
+test_shares(void)
+{
+	feishu_guc_rate_share = 0.1;
+	begin();
+	server.max_concurrency = 70;
+	is(go_at_once(), 7, "a tenth of max_concurrency 70 is seven");
+	begin();
+	server.max_concurrency = 79;
+	is(go_at_once(), 7, "... of 79, too");
+	begin();
+	server.max_concurrency = 3;
+	is(go_at_once(), 1, "... and of 3, one");
+	begin();
+	server.max_rate = (FlowRate) {70, 1000};
+	is(go_at_once(), 7, "a tenth of max_rate 70 is a whole number, which goes at once");
+	begin();
+	server.max_rate = (FlowRate) {3, 1000};
+	is(go_at_once(), 1, "a tenth of max_rate 3 is a rate all the same");
+	is(retry_at, NOW + SECONDS(10) / 3, "... of one in so many seconds");
+	begin();
+	is(go_at_once(), 20, "a share of no limit is none");
+	feishu_guc_rate_share = 1;
+}
+
 void
 test_gate(void)
 {
+	test_shares();
 	test_concurrency();
 	test_rate_turns();
 	test_kept();

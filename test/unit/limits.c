@@ -18,6 +18,7 @@
 int			MyProcPid = 4711;
 int			feishu_guc_retry_base_delay = 1000;
 int			feishu_guc_retry_max_delay = 300 * 1000;
+double		feishu_guc_rate_share = 1.0;
 
 extern void test_rate(void);
 extern void test_breaker(void);

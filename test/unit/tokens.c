@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * tokens.c
- *	  Tests of src/token.c and src/token_ask.c: the cache of tokens, as functions of
- *	  its state and the time.
+ *	  Tests of src/app/token.c, token_ask.c and apps.c: the cache of tokens, as
+ *	  functions of its state and the time.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -20,15 +20,16 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "app/app_share.h"
-#include "app/token_internal.h"
-#include "base/guc.h"
+#include "app/apps_internal.h"
 #include "base/wakeup.h"
 
 
 /* ---------- What those files have from others ---------- */
 
+int			MyProcPid = 4711;
 int			feishu_guc_max_apps = 5;
+int			feishu_guc_retry_base_delay = 1000;
+int			feishu_guc_retry_max_delay = 300 * 1000;
 Oid			MyDatabaseId = 5;
 MemoryContext TopMemoryContext = NULL;
 MemoryContext CurrentMemoryContext = NULL;
@@ -45,6 +46,11 @@ const char *
 feishu_text_domain(void)
 {
 	return NULL;
+}
+
+void
+limiter_restore(void)
+{
 }
 
 TimestampTz
@@ -84,19 +90,6 @@ wakeup_broadcast(void)
 {
 	is(locked, 0, "others are woken without a lock");
 	wakes++;
-}
-
-void
-app_share_log(pg_atomic_uint64 *logged_at, AppLoss loss)
-{
-	is(locked, 0, "the log is told without a lock");
-	losses += loss == APP_LOSS_TOKEN;
-}
-
-int
-app_share_slots(int num_slots)
-{
-	return 2;
 }
 
 void
@@ -143,6 +136,13 @@ strlcpy(char *to, const char *from, size_t size)
 	return strlen(from);
 }
 
+int
+s_lock(volatile slock_t *lock, const char *file, int line, const char *func)
+{
+	is(0, 1, "no spinlock is held for long");
+	return 0;
+}
+
 void
 RequestAddinShmemSpace(Size size)
 {
@@ -162,7 +162,8 @@ GetHugePageSize(Size *size, int *flags)
 bool
 errstart(int elevel, const char *domain)
 {
-	return false;
+	is(locked, 0, "the log is told without a lock");
+	return true;
 }
 
 void
@@ -173,7 +174,32 @@ errfinish(const char *file, int line, const char *function)
 int
 errmsg(const char *format, ...)
 {
+	losses += strstr(format, "has forgotten the access token") != NULL;
 	return 0;
+}
+
+int
+errhint(const char *format,...)
+{
+	return 0;
+}
+
+int
+errhidestmt(bool hide)
+{
+	return 0;
+}
+
+int
+errhidecontext(bool hide)
+{
+	return 0;
+}
+
+bool
+TimestampDifferenceExceeds(TimestampTz start, TimestampTz end, int ms)
+{
+	return end - start >= MS(ms);
 }
 
 bool
@@ -236,7 +262,7 @@ begin(void)
 	for (int i = 0; i < CALLERS; i++)
 		token_cache_abandon(&callers[i]);
 	now = EPOCH;
-	token_startup_shmem();
+	apps_startup_shmem();
 	for (int i = 0; i < 4; i++)
 		(void) caller(i, 1, 10);
 	wakes = losses = 0;
@@ -412,7 +438,7 @@ test_refusals(void)
 	token_cache_store(A, "first", 7200, now);
 	(void) gets(B);
 	is(token_cache_evict(A), TOKEN_EVICTED, "a token that is refused is replaced");
-	is(token_slots[0].token[0], 0, "... and wiped");
+	is(apps[0].token.text[0], 0, "... and wiped");
 	is(gets(C), TOKEN_FETCH, "... by one");
 	is(token_cache_evict(B), TOKEN_EVICTED, "another that is refused with it");
 	token_cache_store(C, "second", 7200, now);
@@ -465,7 +491,7 @@ test_refusals(void)
 	token_cache_store(A, "some", 7200, now);
 	now += MS(249);
 	is(token_cache_evict(A), TOKEN_REFUSED_AGAIN, "one that is to be proven is told as such");
-	token_slots[0].stored_at -= SECONDS(1);
+	apps[0].token.stored_at -= SECONDS(1);
 	is(token_cache_evict(A), TOKEN_REFUSED_AGAIN, "... also if it is replaced too often");
 	now += SECONDS(10);
 	is(token_cache_evict(A), TOKEN_EVICTED, "later all is forgotten");
@@ -479,9 +505,9 @@ test_refusals(void)
 	token_cache_store(A, "some", 7200, now);
 	now -= SECONDS(100);
 	is(token_cache_evict(A), TOKEN_EVICTED, "a clock that was set back keeps no refused token");
-	token_slots[0].length = 1;
-	token_slots[0].unproven = false;
-	token_slots[0].replaced_until = now + SECONDS(100);
+	apps[0].token.length = 1;
+	apps[0].token.unproven = false;
+	apps[0].token.replaced_until = now + SECONDS(100);
 	is(token_cache_evict(A), TOKEN_EVICTED, "... nor for replacements of long ago");
 }
 
@@ -537,7 +563,7 @@ test_asking(void)
 	token_cache_fail(B, NULL);
 	now += SECONDS(24);
 	token_ask_refuse(&A->key);
-	token_slots[0].refresh_at = now;
+	apps[0].token.refresh_at = now;
 	is(gets(B), TOKEN_READY_REFRESH, "... later, somebody");
 	is(B->asked_in_vain, 0, "... may ask again");
 
@@ -556,10 +582,10 @@ test_asking(void)
 	(void) gets(A);
 	token_ask_dispatcher(A, &asked);
 	now -= SECONDS(1);
-	token_slots[0].refresh_at = now;
+	apps[0].token.refresh_at = now;
 	is(gets(B), TOKEN_READY_REFRESH, "a clock that was set back has nobody wait for the dispatcher");
 	is(gets(C), TOKEN_READY, "... but for who does it");
-	token_slots[0].ask = TOKEN_ASK_PENDING;
+	apps[0].token.ask = TOKEN_ASK_PENDING;
 	is(token_ask_accept(C), 0, "... and the dispatcher does not do it besides");
 }
 
@@ -579,11 +605,11 @@ test_room(void)
 	(void) gets(caller(0, 1, 10));
 	is(gets(caller(6, 6, 16)), TOKEN_FETCH, "a sixth");
 	is(losses, 1, "... takes the place of one, which the log tells");
-	is(token_slot_find(&callers[2].key) == NULL, 1, "... that was not used for longest");
-	is(token_slot_find(&callers[1].key) != NULL, 1, "... and no other");
+	is(token_find(&callers[2].key) == NULL, 1, "... that was not used for longest");
+	is(token_find(&callers[1].key) != NULL, 1, "... and no other");
 	token_cache_abandon(&callers[6]);
 	(void) gets(caller(7, 7, 17));
-	is(token_slot_find(&callers[6].key) == NULL, 1, "... or that has no token");
+	is(token_find(&callers[6].key) == NULL, 1, "... or that has no token");
 	token_cache_store(&callers[7], "some", 7200, now);
 
 	/* who has a share makes room among his own */
@@ -597,11 +623,11 @@ test_room(void)
 		now += SECONDS(1);
 	}
 	(void) gets(caller(6, 6, 10));
-	is(token_slot_find(&callers[4].key) == NULL, 1, "who has a share of the places gives up one of his own");
-	is(token_slot_find(&callers[1].key) != NULL, 1, "... though others were not used for longer");
+	is(token_find(&callers[4].key) == NULL, 1, "who has a share of the places gives up one of his own");
+	is(token_find(&callers[1].key) != NULL, 1, "... though others were not used for longer");
 	now += SECONDS(6000);
 	(void) gets(caller(0, 5, 99));
-	is(token_slot_find(&callers[5].key)->payer, InvalidOid, "an app that two pay for is nobody's");
+	is(app_find(&callers[5].key)->payer, InvalidOid, "an app that two pay for is nobody's");
 
 	/* places in use */
 	begin();
@@ -609,15 +635,98 @@ test_room(void)
 		(void) gets(caller(app, app, 10));
 	is(gets(caller(6, 6, 16)), TOKEN_FETCH, "with a fetch under way in each place, one fetches for itself");
 	is(losses, 0, "... at nobody's cost");
-	is(token_slot_find(&callers[6].key) == NULL, 1, "... without a place");
+	is(token_find(&callers[6].key) == NULL, 1, "... without a place");
 	token_cache_store(&callers[6], "own", 7200, now);
 	has(&callers[6], "own", "... and has it");
 	is(gets(&callers[6]), TOKEN_FETCH, "... alone");
 	token_cache_fail(&callers[6], NULL);
 	now += SECONDS(3);
 	is(gets(&callers[6]), TOKEN_FETCH, "one that hangs");
-	is(token_slot_find(&callers[6].key) != NULL, 1, "... makes room");
+	is(token_find(&callers[6].key) != NULL, 1, "... makes room");
 	is(losses, 1, "... which the log tells");
+}
+
+/* An app is last used now, by a payer, and has a token; its slot. */
+static App *
+in_table(int app, Oid payer)
+{
+	TokenLease *lease = caller(app, app, payer);
+
+	(void) gets(lease);
+	token_cache_store(lease, "some", 7200, now);
+	now += SECONDS(1);
+	return app_find(&lease->key);
+}
+
+/* Is an app in the table? */
+static bool
+is_known(int app)
+{
+	return app_find(&callers[app].key) != NULL;
+}
+
+/* A full table: the apps 1 to 3 of payer 10, and 4 and 5 of two others. */
+static void
+begin_full(void)
+{
+	begin();
+	for (int app = 1; app <= 5; app++)
+		(void) in_table(app, app <= 3 ? 10 : 10 + app);
+}
+
+static void
+test_worth(void)
+{
+	/* tokens make room before limits in force do */
+	begin_full();
+	app_find(&callers[1].key)->gate.rate_until = now + SECONDS(60);
+	app_find(&callers[2].key)->gate.in_flight = 1;
+	app_find(&callers[3].key)->gate.turns_drawn = 1;
+	(void) in_table(6, 16);
+	is(is_known(1), 1, "limits in force stay while there is an app without");
+	is(is_known(2), 1, "... one with calls under way, too");
+	is(is_known(3), 1, "... and one with callers who wait");
+	is(is_known(4), 0, "... which makes room");
+	app_find(&callers[5].key)->gate.rate_until = now + SECONDS(60);
+	app_find(&callers[6].key)->gate.rate_until = now + SECONDS(60);
+	(void) in_table(7, 17);
+	is(is_known(1), 0, "else one of who has most apps makes room");
+	is(is_known(2) + is_known(3) + is_known(5) + is_known(6), 4, "... and no other");
+	app_find(&callers[7].key)->gate.rate_until = now + SECONDS(60);
+	losses = 0;
+	is(gets(caller(8, 8, 18)), TOKEN_FETCH, "where nobody has more than a share, a newcomer");
+	is(is_known(8), 0, "... has no room");
+	is(losses, 0, "... and costs nobody anything");
+	token_cache_abandon(&callers[8]);
+	app_find(&callers[2].key)->gate.in_flight = 0;
+	(void) in_table(9, 10);
+	is(is_known(2), 0, "who has a share gives up his own");
+	app_find(&callers[3].key)->gate.turns_over = 1;
+	(void) in_table(10, 10);
+	is(is_known(9) + is_known(3), 1, "... one of them");
+
+	/* who has a share takes no token of somebody else */
+	begin_full();
+	for (int app = 1; app <= 3; app++)
+		app_find(&callers[app].key)->gate.in_flight = 1;
+	(void) gets(caller(6, 6, 10));
+	is(is_known(6), 0, "who has a share, all in use, has no room");
+	is(is_known(4) + is_known(5), 2, "... and takes no token of others");
+	token_cache_abandon(&callers[6]);
+	app_find(&callers[4].key)->token.length = 0;
+	(void) in_table(6, 10);
+	is(is_known(4), 0, "... but a place with which nothing is lost");
+
+	/* a gate and a token begin anew */
+	begin_full();
+	app_find(&callers[1].key)->gate.rate_until = now;
+	app_find(&callers[1].key)->gate.keep_epoch = 7;
+	(void) caller(6, 6, 16);
+	(void) gets(&callers[6]);
+	is(app_find(&callers[6].key) == &apps[0], 1, "a place that was another's");
+	is(apps[0].gate.rate_until + apps[0].gate.keep_epoch, 0, "... has nothing of its limits");
+	is(apps[0].token.length + apps[0].token.text[0], 0, "... nor of its token");
+	is(apps[0].payer, 16, "... and is paid for by who has it now");
 }
 
 int
@@ -629,6 +738,7 @@ main(void)
 	test_refusals();
 	test_asking();
 	test_room();
+	test_worth();
 	is(locked, 0, "no lock is left");
 	return 0;
 }

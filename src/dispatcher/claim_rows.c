@@ -1,0 +1,417 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim_rows.c
+ *	  The dispatcher's reading of the queue: what to send next.
+ *
+ * Rows that may be sent at once are read by an index on (server, role, id),
+ * each time from where the last claim of the lane ended.  So rows that were
+ * sent, but that an old snapshot keeps in the index, are not stepped over again
+ * and again, and the cost of a claim does not grow with the queue.  A row that
+ * becomes visible below that point is found by discover.c, and is claimed by id.
+ *
+ * Of an ordering key of a lane only the row with the lowest id is claimed, and only if
+ * none of the key is in flight (retry_flow may put back a lower one).  The
+ * others are passed over, and found again by ordering.c when that one ends.  Any
+ * number of rows may wait behind one, and of the rows before it any number may
+ * be kept by an old snapshot: so which is first is asked once for each key, not
+ * for each row, and not more than a page of rows is looked at in a transaction.
+ *
+ * To claim is to lock the row, and to write the ids of all flights into the
+ * row of feishu_internal.claim, in one transaction.  After a crash that row says
+ * which attempts got no answer (claim_ids.c).  SKIP LOCKED: a row that somebody is about to
+ * cancel is left; should he not go through with it, change_flow.c tells its id.
+ *
+ * Pauses, servers, mappings and rows are read with one snapshot: a flow that was
+ * queued after its server was paused or altered, or together with that, is not sent as
+ * if that had not been.
+ *
+ * Copyright (c) 2026, feishu_flow contributors
+ *
+ * src/dispatcher/claim_rows.c
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/sqlrun.h"
+#include "dispatcher/arrays.h"
+#include "dispatcher/claim.h"
+#include "dispatcher/ordering.h"
+#include "dispatcher/record.h"
+#include "dispatcher/transaction.h"
+
+/* Due rows taken into memory at once. */
+#define DUE_ROWS			256
+
+/* Rows looked at in a transaction for some that may be claimed. */
+#define PAGE_ROWS			2048
+
+
+/* The ids of a lane's flights above min_id, as bigint[]. */
+static Datum
+flying_ids(const Lane *lane, int64 min_id)
+{
+	int64	   *ids = palloc(Max(flight_most_ids(), 1) * sizeof(int64));
+
+	return array_of_ids(ids, flight_ids_of_lane(lane, min_id, ids));
+}
+
+
+/* ---------- Delayed rows ---------- */
+
+/*
+ * Take delayed rows of a lane that are due into its list; those behind another
+ * of their ordering key are left to that one's end.
+ */
+void
+claim_due_rows(const Claim *claim, TimestampTz now)
+{
+	static SqlStatement due = SQL_STATEMENT(
+		"WITH page AS MATERIALIZED ("
+		" SELECT id, next_at, server, roleid, ordering_key FROM feishu_internal.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
+		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
+		" ORDER BY next_at, id LIMIT $6)"
+		" SELECT o.id, o.next_at, "
+		ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$8")
+		" FROM page o ORDER BY o.next_at, o.id",
+		8, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID,
+		JSONBOID);
+	static SqlStatement later = SQL_STATEMENT(
+		"SELECT next_at FROM feishu_internal.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
+		" AND next_at > $3 ORDER BY next_at LIMIT 1",
+		3, TEXTOID, OIDOID, TIMESTAMPTZOID);
+	Lane	   *lane = claim->lane;
+	Datum		values[8] = {
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
+		TimestampTzGetDatum(lane->due_floor),
+		TimestampTzGetDatum(now),
+		flying_ids(lane, PG_INT64_MIN),
+		Int32GetDatum(DUE_ROWS),
+		Int64GetDatum(lane->due_floor_id),
+		ordering_floors()
+	};
+	uint64		num = sql_run(&due, values, NULL, SPI_OK_SELECT, claim->snapshot);
+
+	for (uint64 i = 0; i < num; i++)
+	{
+		/* any number of rows may share a time */
+		lane_saw_due(lane, DatumGetTimestampTz(sql_value(i, 2, NULL)), sql_int64(i, 1));
+		if (DatumGetBool(sql_value(i, 3, NULL)))
+			lane_expect_row(lane, sql_int64(i, 1));
+	}
+	if (num == DUE_ROWS)
+	{
+		lane_look_at_due(lane, now);
+		return;
+	}
+	lane_saw_due(lane, now, PG_INT64_MAX);
+	values[2] = TimestampTzGetDatum(now);
+	num = sql_run(&later, values, NULL, SPI_OK_SELECT, claim->snapshot);
+	lane_look_at_due(lane, num > 0 ? DatumGetTimestampTz(sql_value(0, 1, NULL)) : DT_NOEND);
+}
+
+
+/* ---------- Rows ---------- */
+
+#define CLAIM_COLUMNS(lane) "SELECT " lane ", o.* FROM feishu_internal.outbox o"
+
+#define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
+
+/* How many rows may still be claimed for a lane? */
+static int
+places_left(const Claim *claim)
+{
+	return claim->num_places - (claim->lane->load.in_flight - claim->in_flight);
+}
+
+/* Claim the first rows that are in the lane's list, by their ids. */
+static void
+claim_by_id(const Claim *claim, int num_ids, List **claimed)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		CLAIM_COLUMNS("1") " WHERE server = $1 AND roleid = $2 AND state = 'q'"
+		" AND id = ANY ($3) AND id <> ALL ($4) AND "
+		/* no more conditions, lest an index is thought of that has all keys */
+		ORDERING_IS_FIRST("FROM feishu_internal.outbox k WHERE k.id = ANY ($3)", "$6")
+		/* it was replaced since it was listed, and is due later; then that is told */
+		" AND COALESCE(o.next_at, '-infinity') <= $7"
+		" ORDER BY id LIMIT $5" CLAIM_LOCK,
+		7, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID, TIMESTAMPTZOID);
+	Lane	   *lane = claim->lane;
+	Datum		values[7] = {
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
+		array_of_ids(lane->ready.ids, num_ids),
+		flying_ids(lane, PG_INT64_MIN),
+		Int32GetDatum(num_ids),
+		ordering_floors(),
+		TimestampTzGetDatum(GetCurrentTimestamp())
+	};
+	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
+
+	for (uint64 row = 0; row < num; row++)
+		*claimed = lappend(*claimed, flight_make(claim, row));
+	lane_take_rows(lane, num_ids);
+}
+
+/* Claim rows that are in the lane's list, as far as there are places. */
+static void
+claim_listed(const Claim *claim, List **claimed)
+{
+	int			num_ids = Min(claim->lane->ready.num, places_left(claim));
+
+	if (num_ids > 0)
+		claim_by_id(claim, num_ids, claimed);
+}
+
+/*
+ * Claim rows above the cursors of lanes, so many of each as it has places left.
+ * Rows with an ordering key of which it is not known if they are first go to
+ * their lane's list instead.
+ */
+static void
+claim_next(const Claim **claims, int num_claims, List **claimed)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT r.* FROM unnest($1, $2, $3, $4) WITH ORDINALITY"
+		" AS l (server, roleid, cursor, places, lane), LATERAL ("
+		CLAIM_COLUMNS("l.lane")
+		" WHERE o.server = l.server AND o.roleid = l.roleid AND o.state = 'q'"
+		" AND o.next_at IS NULL AND o.id > l.cursor AND o.id <> ALL ($5)"
+		" ORDER BY o.id LIMIT l.places" CLAIM_LOCK ") r",
+		5, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID);
+	int		   *limits = palloc(num_claims * sizeof(int));
+	int64	   *ids = palloc(Max(flight_most_ids(), 1) * sizeof(int64));
+	Datum	   *columns[4];
+	Datum		values[5];
+	int			num_ids = 0;
+	uint64		num;
+	uint64		row = 0;
+
+	for (int i = 0; i < (int) lengthof(columns); i++)
+		columns[i] = palloc(num_claims * sizeof(Datum));
+	for (int i = 0; i < num_claims; i++)
+	{
+		const Lane *lane = claims[i]->lane;
+
+		limits[i] = places_left(claims[i]);
+		columns[0][i] = CStringGetTextDatum(lane->key.server);
+		columns[1][i] = ObjectIdGetDatum(lane->key.roleid);
+		columns[2][i] = Int64GetDatum(lane->cursor);
+		columns[3][i] = Int32GetDatum(limits[i]);
+		num_ids += flight_ids_of_lane(lane, lane->cursor, ids + num_ids);
+	}
+	values[0] = array_of(columns[0], num_claims, TEXTOID);
+	values[1] = array_of(columns[1], num_claims, OIDOID);
+	values[2] = array_of(columns[2], num_claims, INT8OID);
+	values[3] = array_of(columns[3], num_claims, INT4OID);
+	values[4] = array_of_ids(ids, num_ids);
+
+	num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claims[0]->snapshot);
+	/* a nested loop: in the order of lanes, and of ids */
+	for (int i = 0; i < num_claims; i++)
+	{
+		Lane	   *lane = claims[i]->lane;
+		int64		last = 0;
+		int			seen = 0;
+
+		for (; row < num && sql_int64(row, CLAIM_LANE) == i + 1; row++, seen++)
+		{
+			bool		no_key;
+
+			last = sql_int64(row, CLAIM_COLUMN(OUTBOX_ID));
+			(void) sql_value(row, CLAIM_COLUMN(OUTBOX_ORDERING_KEY), &no_key);
+			if (no_key)
+				*claimed = lappend(*claimed, flight_make(claims[i], row));
+			else
+			{
+				lane_expect_row(lane, last);
+				lane_note_keys(lane, true, lane->page_rows);
+			}
+		}
+		lane_saw_more(lane, seen < limits[i], last, claims[i]->last_id);
+	}
+	if (row < num)
+		elog(ERROR, "claimed rows came in another order");
+}
+
+/*
+ * List up to limit rows above the lane's cursor that may be claimed; looks at a
+ * page, which grows while it has too few of them.
+ */
+static void
+list_next(const Claim *claim, int limit)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"WITH page AS MATERIALIZED ("
+		" SELECT id, server, roleid, ordering_key FROM feishu_internal.outbox"
+		" WHERE server = $1 AND roleid = $2 AND state = 'q'"
+		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4) ORDER BY id LIMIT $5)"
+		" SELECT o.id, o.ordering_key IS NULL, "
+		ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$6")
+		" FROM page o ORDER BY o.id",
+		6, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID, JSONBOID);
+	Lane	   *lane = claim->lane;
+	int			page_rows = Max(lane->page_rows, limit);
+	Datum		values[6] = {
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
+		Int64GetDatum(lane->cursor),
+		flying_ids(lane, lane->cursor),
+		Int32GetDatum(page_rows),
+		ordering_floors()
+	};
+	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
+	bool		keyed = false;
+	int64		last = 0;
+	int			listed = 0;
+	uint64		row;
+
+	for (row = 0; row < num && listed < limit; row++)
+	{
+		last = sql_int64(row, 1);
+		keyed |= !DatumGetBool(sql_value(row, 2, NULL));
+		if (!DatumGetBool(sql_value(row, 3, NULL)))
+			continue;
+		lane_expect_row(lane, last);
+		listed++;
+	}
+	lane_note_keys(lane, keyed, listed < limit ? Min(page_rows * 2, PAGE_ROWS) : 0);
+	lane_saw_more(lane, row == num && num < (uint64) page_rows, last, claim->last_id);
+}
+
+/*
+ * Claim rows of lanes: of those that have nothing but rows above their cursors by
+ * one statement, of others one by one.
+ */
+static void
+claim_lanes(const Claim *claims, int num, List **claimed)
+{
+	const Claim **plain = palloc(num * sizeof(Claim *));
+	int			num_plain = 0;
+
+	for (int i = 0; i < num; i++)
+	{
+		const Claim *claim = &claims[i];
+		Lane	   *lane = claim->lane;
+
+		if (lane->ready.num == 0 && !lane->keyed && lane->more)
+		{
+			plain[num_plain++] = claim;
+			continue;
+		}
+		claim_listed(claim, claimed);
+		if (places_left(claim) <= 0 || !lane->more)
+			continue;
+		if (lane->keyed)
+			list_next(claim, places_left(claim));
+		else
+			claim_next(&claim, 1, claimed);
+		/* what has an ordering key, too */
+		claim_listed(claim, claimed);
+	}
+	if (num_plain == 0)
+		return;
+	claim_next(plain, num_plain, claimed);
+	for (int i = 0; i < num_plain; i++)
+		claim_listed(plain[i], claimed);
+}
+
+
+/* ---------- Rows that cannot be read ---------- */
+
+/* Claim rows: of lanes, or of one lane one row that is in its list. */
+typedef struct Attempt
+{
+	const Claim *claims;
+	int			num;
+	bool		one_listed;
+	List	  **claimed;
+} Attempt;
+
+static void
+attempt(void *arg)
+{
+	Attempt    *claim = arg;
+	int			before = list_length(*claim->claimed);
+	ListCell   *cell;
+
+	if (claim->one_listed)
+		claim_by_id(claim->claims, 1, claim->claimed);
+	else
+		claim_lanes(claim->claims, claim->num, claim->claimed);
+	for_each_from(cell, *claim->claimed, before)
+	{
+		Flight	   *flight = lfirst(cell);
+
+		if (!flight->end.silent && flight_memory_read_large(flight))
+			flight_put_off(flight);
+	}
+}
+
+/* In a subtransaction; false and the error when it failed, and then nothing was claimed. */
+static bool
+claim_try(Attempt claim, ErrorData **error)
+{
+	int			num = list_length(*claim.claimed);
+	int			before = flight_totals()->load.in_flight;
+
+	if (transaction_try(attempt, &claim, error))
+		return true;
+	*claim.claimed = list_truncate(*claim.claimed, num);
+	flight_undo_since(before);
+	return false;
+}
+
+/* Claim rows of a lane one by one: of those that cannot be read, each by itself. */
+static void
+claim_singly(const Claim *claim, List **claimed)
+{
+	Lane	   *lane = claim->lane;
+	ErrorData  *error;
+
+	if (lane->ready.num < claim->num_places && lane->more)
+		list_next(claim, claim->num_places - lane->ready.num);
+	for (int tries = Min(places_left(claim), lane->ready.num); tries > 0; tries--)
+	{
+		int64		id = lane->ready.ids[0];
+		FlightEnd	end;
+
+		if (claim_try((Attempt) {claim, 1, true, claimed}, &error))
+			continue;
+		/* it was put back at the end, or is first still */
+		lane_forget_row(lane, id);
+		end = flight_decide_unreadable(lane, id, error);
+		if (!record_unreadable(id, &end))
+			continue;
+		if (end.state == OUTBOX_QUEUED)
+			lane_expect_due(lane, end.next_at);
+		else
+			/* others of its ordering key were passed over */
+			lane_reopen_all(id, 0);
+	}
+}
+
+/* Claim rows for the places of lanes: flights, which have not begun. */
+List *
+claim_rows(const Claim *claims, int num)
+{
+	List	   *claimed = NIL;
+	ErrorData  *error;
+
+	if (claim_try((Attempt) {claims, num, false, &claimed}, &error))
+		return claimed;
+	for (int i = 0; i < num; i++)
+	{
+		if (!claim_try((Attempt) {&claims[i], 1, false, &claimed}, &error))
+			claim_singly(&claims[i], &claimed);
+	}
+	return claimed;
+}
