@@ -179,7 +179,7 @@ errmsg(const char *format, ...)
 }
 
 int
-errhint(const char *format,...)
+errhint(const char *format, ...)
 {
 	return 0;
 }
