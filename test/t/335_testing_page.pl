@@ -16,7 +16,9 @@ use Test::More;
 my ($page, $chinese) = map { slurp_file("$FindBin::RealBin/../../docs/$_") } 'testing.md', 'zh-CN/testing.md';
 my @blocks = $page =~ /^(```.*?^```)$/msg;
 is_deeply([ $chinese =~ /^(```.*?^```)$/msg ], \@blocks, 'both pages have the same examples');
-is(scalar(() = $chinese =~ /^(?:#|-|\d\.)/mg), scalar(() = $page =~ /^(?:#|-|\d\.)/mg), '... headings, and items of lists');
+is( scalar(() = $chinese =~ /^(?:#|-|\d\.)/mg),
+	scalar(() = $page    =~ /^(?:#|-|\d\.)/mg),
+	'... headings, and items of lists');
 
 my $mock = FeishuFlow::Mock->start;
 my $node = new_cluster('examples');
@@ -31,12 +33,16 @@ sub example
 	my ($n) = @_;
 	my ($out, $err) = ('', '');
 	my $sql = $examples[$n] =~ s{http://127\.0\.0\.1:8080}{$mock->url}ger;
-	IPC::Run::run([ 'psql', '-X', '-d', $node->connstr('postgres') ], '<', \$sql, '>', \$out, '2>', \$err, IPC::Run::timeout($FeishuFlow::PATIENCE));
+	IPC::Run::run([ 'psql', '-X', '-d', $node->connstr('postgres') ],
+		'<', \$sql, '>', \$out, '2>', \$err, IPC::Run::timeout($FeishuFlow::PATIENCE));
 	unlike($err, qr/ERROR|FATAL/, 'example ' . ($n + 1) . ' works');
 	return $out;
 }
 
-sub squeezed { return join "\n", map { s/[ -]+/ /gr =~ s/^ | $//gr } grep { /approveOrder/ } split /\n/, $_[0]; }
+sub squeezed
+{
+	return join "\n", map { s/[ -]+/ /gr =~ s/^ | $//gr } grep { /approveOrder/ } split /\n/, $_[0];
+}
 
 my $session = FeishuFlow::Session->new($node);
 example(0);
@@ -48,7 +54,9 @@ is($mock->started, 1, '... and nothing else was started');
 # a copy
 $session->value("SELECT feishu.pause_server('feishu')");
 my $waits = enqueue($session, server => 'feishu');
-$session->value(q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
+$session->value(
+	q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')}
+);
 example(3);
 is(look($session, $waits, 'state'), 'cancelled', '... what waits is cancelled');
 is($session->value('SELECT count(*) FROM pg_user_mappings'), 0, '... there are no credentials');
