@@ -3,8 +3,9 @@
 # script/bench --attack: what the server's processes need of memory while roles want it filled, and what becomes of the
 # flows of others meanwhile. script/bench sources it.
 #
-# The server has the extension's own settings, but for a shorter timeout, so that in a minute many flows hang, one after the
-# other. The platform is the mock of the tests, over HTTP/1.1 and, behind a front, over HTTP/2. What the hostile clients do is in bench/attack.py and test/torture/hostile.py.
+# The server has the extension's own settings, but for a shorter timeout, so that in a minute many flows hang, one after
+# the other. The platform is the mock of the tests, over HTTP/1.1 and, behind a front, over HTTP/2. What the hostile
+# clients do is in bench/attack.py and test/torture/hostile.py.
 
 ATTACK_SECONDS=60
 ATTACK_MOST_KB=131072	# private memory of any process

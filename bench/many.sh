@@ -2,9 +2,10 @@
 #
 # script/bench --many: feishu.execute_flows, the calls of all rows at once. script/bench sources it.
 #
-# Beside libcurl's multi loop with as many requests in flight, where nginx answers at once; and, where answers take their
-# time (bench/slow.c), beside the ideal, which is that time for each wave of calls, and beside one call after the other:
-# libcurl in a plain loop, which no extension that waits for each answer can beat, and pgsql-http, when it is installed.
+# Beside libcurl's multi loop with as many requests in flight, where nginx answers at once; and, where answers take
+# their time (bench/slow.c), beside the ideal, which is that time for each wave of calls, and beside one call after the
+# other: libcurl in a plain loop, which no extension that waits for each answer can beat, and pgsql-http, when it is
+# installed.
 
 MANY_CALLS=20000	# of a round, answered at once
 MANY_SLOW_CALLS=2000

@@ -177,7 +177,8 @@ sandbox_remove() {
 	rm -rf "$1" 2>/dev/null || { sleep 1; rm -rf "$1"; }
 }
 
-# Servers, mocks, poolers and clients of the sandbox in folder $1: the processes that were started with a path inside it.
+# Servers, mocks, poolers and clients of the sandbox in folder $1: the processes that were started with a path inside
+# it.
 sandbox_processes() {
 	local dir pid
 	for dir in /proc/[0-9]*; do

@@ -252,7 +252,8 @@ class Connection:
 
     def frame(self, kind, flags, stream, data=b""):
         if not self.writer.transport.is_closing():
-            self.writer.write(struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data)
+            self.writer.write(struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I",
+                                                                                                    stream) + data)
 
     def headers(self, stream, headers, end=False):
         self.frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, encode(headers))

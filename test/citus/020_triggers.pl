@@ -20,7 +20,8 @@ my $session = FeishuFlow::Session->new($coordinator);
 my @queues = map { FeishuFlow::Session->new($_) } @nodes;
 until_dispatcher($_) foreach @queues;
 my $template =
-  q{EXECUTE FUNCTION feishu.flow_trigger('app', 'flow', '{"_id": 1}', '{"n": "$.new.id", "table": "$.table"}', '{"server": "feishu", "ordering_key": "${$.new.id}"}')};
+	q{EXECUTE FUNCTION feishu.flow_trigger('app', 'flow', '{"_id": 1}', '{"n": "$.new.id", "table": "$.table"}', }
+  . q{'{"server": "feishu", "ordering_key": "${$.new.id}"}')};
 
 # How many flows are on each node.
 sub queued
@@ -31,17 +32,15 @@ sub queued
 
 # ---- once a row, with it ----
 
-$session->value(
-	"CREATE TABLE orders (id bigint PRIMARY KEY, status text DEFAULT 'new'); SELECT create_distributed_table('orders', 'id')"
-);
+$session->value("CREATE TABLE orders (id bigint PRIMARY KEY, status text DEFAULT 'new'); "
+	  . "SELECT create_distributed_table('orders', 'id')");
 fails_with(
 	$session, "CREATE TRIGGER queue AFTER INSERT OR UPDATE ON orders FOR EACH ROW $template",
 	'XX000',
 	'Citus has to be told that triggers are wanted',
 	message => qr/triggers are not supported/);
-$session->value(
-	"SET citus.enable_unsafe_triggers = on; CREATE TRIGGER queue AFTER INSERT OR UPDATE ON orders FOR EACH ROW $template"
-);
+$session->value("SET citus.enable_unsafe_triggers = on; CREATE TRIGGER queue AFTER INSERT OR UPDATE ON orders "
+	  . "FOR EACH ROW $template");
 $mock->mark;
 $session->value('INSERT INTO orders SELECT generate_series(1, 40)');
 my @counts = split / /, queued();
@@ -73,8 +72,8 @@ foreach my $key (101 .. 120)
 	my $node = worker_of($coordinator, 'orders', $key, @workers);
 	my $shard = shard_of($coordinator, 'orders', $key);
 	$same += $node->safe_psql('postgres',
-		"SELECT count(*) FROM orders_$shard r JOIN feishu_internal.outbox o ON (o.params ->> 'n')::bigint = r.id AND o.xmin = r.xmin WHERE r.id = $key"
-	);
+			"SELECT count(*) FROM orders_$shard r JOIN feishu_internal.outbox o ON (o.params ->> 'n')::bigint = r.id "
+		  . "AND o.xmin = r.xmin WHERE r.id = $key");
 }
 is($same, 20, 'each row and its flow are of one transaction');
 
@@ -147,31 +146,30 @@ cmp_ok($queues[3]->value('SELECT count(*) FROM feishu.flows'), '>', 0, '... some
 # ---- a table that is distributed when it has rows ----
 
 $session->value(
-	"CREATE TABLE filled (id bigint PRIMARY KEY); INSERT INTO filled SELECT generate_series(5001, 5020); SET citus.enable_unsafe_triggers = on; CREATE TRIGGER queue AFTER INSERT ON filled FOR EACH ROW $template"
-);
+		"CREATE TABLE filled (id bigint PRIMARY KEY); INSERT INTO filled SELECT generate_series(5001, 5020); "
+	  . "SET citus.enable_unsafe_triggers = on; CREATE TRIGGER queue AFTER INSERT ON filled FOR EACH ROW $template");
 $session->value("SELECT create_distributed_table('filled', 'id')");
 is(eval(queued("(params ->> 'n')::bigint BETWEEN 5001 AND 5020") =~ s/ /+/gr),
 	20, 'a table with rows and a trigger that is distributed fires it for every row');
 $session->value(
-	"CREATE TABLE filled2 (id bigint PRIMARY KEY); INSERT INTO filled2 SELECT generate_series(6001, 6020); SELECT create_distributed_table('filled2', 'id'); CREATE TRIGGER queue AFTER INSERT ON filled2 FOR EACH ROW $template"
-);
+		"CREATE TABLE filled2 (id bigint PRIMARY KEY); INSERT INTO filled2 SELECT generate_series(6001, 6020); "
+	  . "SELECT create_distributed_table('filled2', 'id'); "
+	  . "CREATE TRIGGER queue AFTER INSERT ON filled2 FOR EACH ROW $template");
 is(eval(queued("(params ->> 'n')::bigint BETWEEN 6001 AND 6020") =~ s/ /+/gr),
 	0, 'the trigger that is made after it does not');
 
 # ---- reference tables ----
 
-$session->value(
-	"CREATE TABLE rates (id bigint PRIMARY KEY); SELECT create_reference_table('rates'); CREATE TRIGGER queue AFTER INSERT ON rates FOR EACH ROW $template"
-);
+$session->value("CREATE TABLE rates (id bigint PRIMARY KEY); SELECT create_reference_table('rates'); "
+	  . "CREATE TRIGGER queue AFTER INSERT ON rates FOR EACH ROW $template");
 $session->value('INSERT INTO rates VALUES (7001)');
 my $copies = eval(queued("params ->> 'n' = '7001'") =~ s/ /+/gr);
 is( $copies,
 	$coordinator->safe_psql('postgres', "SELECT count(*) FROM citus_shards WHERE table_name = 'rates'::regclass"),
 	"a trigger of a reference table fires on each copy: $copies");
 cmp_ok($copies, '>', 1, '... more than once');
-$session->value(
-	"DROP TRIGGER queue ON rates; CREATE TRIGGER queue AFTER INSERT ON rates FOR EACH ROW WHEN (citus_is_coordinator()) $template"
-);
+$session->value("DROP TRIGGER queue ON rates; CREATE TRIGGER queue AFTER INSERT ON rates "
+	  . "FOR EACH ROW WHEN (citus_is_coordinator()) $template");
 $session->value('INSERT INTO rates VALUES (7002)');
 is(queued("params ->> 'n' = '7002'"), '1 0 0 0', 'WHEN (citus_is_coordinator()): once, on the coordinator');
 my $fourth = citus_node('worker4');

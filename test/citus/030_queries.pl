@@ -1,6 +1,6 @@
 
-# Where a call of enqueue_flow or execute_flow in a query runs in a cluster of Citus, with whose mapping, and what commits
-# together: what docs/citus.md says of it, and that its recipes do what it says.
+# Where a call of enqueue_flow or execute_flow in a query runs in a cluster of Citus, with whose mapping, and what
+# commits together: what docs/citus.md says of it, and that its recipes do what it says.
 
 use strict;
 use warnings;
@@ -20,9 +20,8 @@ my @nodes = ($coordinator, @workers);
 my $session = FeishuFlow::Session->new($coordinator);
 my @queues = map { FeishuFlow::Session->new($_) } @nodes;
 until_dispatcher($_) foreach @queues;
-$session->value(
-	"CREATE TABLE orders (id bigint PRIMARY KEY); SELECT create_distributed_table('orders', 'id'); INSERT INTO orders SELECT generate_series(1, 40)"
-);
+$session->value("CREATE TABLE orders (id bigint PRIMARY KEY); SELECT create_distributed_table('orders', 'id'); "
+	  . "INSERT INTO orders SELECT generate_series(1, 40)");
 
 sub queued
 {
@@ -103,8 +102,8 @@ $session->value(
 cmp_ok($mock->executes, '>', 3, 'LIMIT makes more calls than there are rows: ' . $mock->executes);
 $mock->mark;
 is( $session->value(
-		"WITH rows AS MATERIALIZED (SELECT id FROM orders LIMIT 3) SELECT count(feishu.execute_flow('app', 'limited')) FROM rows"
-	),
+		"WITH rows AS MATERIALIZED (SELECT id FROM orders LIMIT 3) SELECT count(feishu.execute_flow('app', 'limited')) "
+		  . "FROM rows"),
 	3,
 	'of rows that are read first');
 is_deeply(callers($mock), { coordinator => 3 }, '... there are as many calls as rows, by the coordinator');
@@ -139,8 +138,9 @@ $session->value('BEGIN');
 fails_with($session, 'SELECT feishu.wait_flow(99999)', '42704', 'a flow of another node is not waited for');
 $session->value('ROLLBACK');
 $_->safe_psql('postgres',
-	"SET citus.enable_ddl_propagation = off; ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_id 'cli_coordinator')"
-) foreach @workers;
+		"SET citus.enable_ddl_propagation = off; ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS "
+	  . "(SET app_id 'cli_coordinator')")
+  foreach @workers;
 $mock->mark;
 
 foreach my $queue (@queues[ 1, 2 ])
@@ -155,9 +155,8 @@ is($queues[2]->value("SELECT state || ' ' || sqlstate FROM feishu.flows WHERE fl
 
 # ---- beside a write on one worker ----
 
-$session->value(
-	"CREATE TABLE a (n int); CREATE TABLE b (n int); CREATE TABLE two_phase (n int); SELECT citus_add_local_table_to_metadata('two_phase')"
-);
+$session->value("CREATE TABLE a (n int); CREATE TABLE b (n int); CREATE TABLE two_phase (n int); "
+	  . "SELECT citus_add_local_table_to_metadata('two_phase')");
 my $other = FeishuFlow::Session->new($coordinator);
 
 # The coordinator cannot commit after the worker was told to: it finds a conflict then.  A crash does the same.
@@ -180,9 +179,9 @@ is(total('beside') . ' ' . $session->value('SELECT count(*) FROM orders WHERE id
 # ---- the coordinator goes down in a two-phase commit ----
 
 until_ended($_) foreach @queues;
-$session->value(
-	q[SET citus.enable_unsafe_triggers = on; CREATE TRIGGER queue AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('app', 'prepared', '{"_id": 1}', '{"n": "$.new.id"}', '{"server": "feishu"}')]
-);
+$session->value(q[SET citus.enable_unsafe_triggers = on; CREATE TRIGGER queue AFTER INSERT ON orders FOR EACH ROW ]
+	  . q[EXECUTE FUNCTION feishu.flow_trigger('app', 'prepared', '{"_id": 1}', '{"n": "$.new.id"}', ]
+	  . q['{"server": "feishu"}')]);
 $coordinator->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'\n");
 $coordinator->reload;
 wait_until('it waits for a standby', sub { $other->value('SHOW synchronous_standby_names') eq 'nobody' });
@@ -216,9 +215,9 @@ is($mock->executes, 22, 'once Citus has recovered the transaction, all of it is 
 
 $session = FeishuFlow::Session->new($coordinator);
 $session->value('SET citus.enable_unsafe_triggers = on; DROP TRIGGER queue ON orders');
-$session->value(
-	q[CREATE TRIGGER queue AFTER INSERT OR DELETE ON orders FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('app', 'ordered', '{"_id": 1}', '{"op": "$.op"}', '{"server": "feishu", "ordering_key": "order"}')]
-);
+$session->value(q[CREATE TRIGGER queue AFTER INSERT OR DELETE ON orders FOR EACH ROW ]
+	  . q[EXECUTE FUNCTION feishu.flow_trigger('app', 'ordered', '{"_id": 1}', '{"op": "$.op"}', ]
+	  . q['{"server": "feishu", "ordering_key": "order"}')]);
 my $from = worker_of($coordinator, 'orders', 401, @workers);
 my ($to) = grep { $_ != $from } @workers;
 my %queue = map { $nodes[$_]->name => $queues[$_] } 0 .. 2;

@@ -32,7 +32,8 @@ foreach my $example (@examples)
 	succeeds($session, $example =~ s{https://open\.feishu\.cn}{$url}r, $name);
 }
 my $unsent =
-  q{SELECT string_agg(node || ' ' || flow_id || ' ' || state, ', ') FROM feishu_all.flows WHERE state NOT IN ('succeeded', 'unconfirmed')};
+	q{SELECT string_agg(node || ' ' || flow_id || ' ' || state, ', ') FROM feishu_all.flows }
+  . q{WHERE state NOT IN ('succeeded', 'unconfirmed')};
 wait_until('all is sent',
 	sub { $session->value($unsent =~ s/\('succ.*\)/('succeeded', 'failed', 'unconfirmed')/r) eq '' });
 is($session->value($unsent), '', 'all that the page queues is sent and succeeds');

@@ -79,7 +79,8 @@ with transaction.atomic():
         pass
 
 big = 2**63 - 1
-out = value("SELECT feishu.out_params(feishu.execute_flow(%s, %s, params => %s))", [NAMESPACE, "echoParams", json.dumps({"total": big})])
+out = value("SELECT feishu.out_params(feishu.execute_flow(%s, %s, params => %s))",
+            [NAMESPACE, "echoParams", json.dumps({"total": big})])
 equal(json.loads(out)["total"], big, "an integer of 64 bits keeps its digits")
 equal(value("SELECT feishu.out_params(%s)", [None]), None, "NULL comes back as None")
 

@@ -28,8 +28,8 @@ SKIP:
 my @long;
 foreach my $file (
 	glob(
-		"$root/test/t/*.pl $root/test/lib/*.pm $root/test/*.py $root/test/*/*.py $root/test/*/*.[ch] $root/script/* $root/bench/*.sh"
-	))
+		"$root/test/t/*.pl $root/test/lib/*.pm $root/test/*.py $root/test/*/*.py $root/test/*/*.[ch] $root/script/* "
+		  . "$root/bench/*.sh"))
 {
 	next if -d $file;
 	open(my $lines, '<:encoding(UTF-8)', $file) or die "$file: $!";

@@ -324,8 +324,8 @@ foreach my $case (
 	my ($status, $body, $sqlstate) = @$case;
 	$mock->fault(type => 'status', status => $status, content_type => 'application/json', body => $body);
 	fails_with($session, flow(raise_error => 'false'), $sqlstate,
-		"a failure that looks like a success, or says nothing, is an error with raise_error => false, too ($status $body)"
-	);
+			"a failure that looks like a success, or says nothing, is an error with raise_error => false, "
+		  . "too ($status $body)");
 }
 $mock->well;
 $mock->revoke;

@@ -66,9 +66,9 @@ wait_until(
 		$watch->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") == 1;
 	});
 
-# Sessions that make one call each, one after the other, until the token has been refreshed twice.  With a dispatcher none
-# waits for a token; without, the one that finds it due makes the request, and waits for it.  The two clusters do not
-# wait for each other, and a token is due for as long as a call and a token request take on a busy machine.
+# Sessions that make one call each, one after the other, until the token has been refreshed twice.  With a dispatcher
+# none waits for a token; without, the one that finds it due makes the request, and waits for it.  The two clusters do
+# not wait for each other, and a token is due for as long as a call and a token request take on a busy machine.
 my $long_life = 6;
 my @cases = (
 	{ name => 'sessions of one call', node => $node, mock => $mock, patience => 0 },

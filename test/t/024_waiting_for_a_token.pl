@@ -90,9 +90,8 @@ sub call_together
 	wait_until(
 		'all wait',
 		sub {
-			$watch->value(
-				"SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'execute_flow' AND wait_event_type = 'Extension'"
-			) == 3;
+			$watch->value("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'execute_flow' "
+				  . "AND wait_event_type = 'Extension'") == 3;
 		});
 	$deed->($sessions[0]) if $deed;
 	append_to_file("$dir/go", '') if !$deed && !$arguments{timeout};

@@ -215,7 +215,8 @@ CREATE TRIGGER start_flow BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION 
 SQL
 succeeds(
 	$session,
-	"INSERT INTO orders SELECT n FROM generate_series(1, 3) n WHERE feishu.execute_flow('a', 'inQuery', '{\"_id\": 1}') IS NOT NULL",
+	"INSERT INTO orders SELECT n FROM generate_series(1, 3) n "
+	  . "WHERE feishu.execute_flow('a', 'inQuery', '{\"_id\": 1}') IS NOT NULL",
 	'a call in a trigger of a statement that calls');
 is($session->value('SELECT count(DISTINCT execution_id) FROM orders'), '3', '... and each row has its execution_id');
 fails_with($session, "DECLARE c CURSOR WITH HOLD FOR SELECT feishu.execute_flow('a', 'b', '{}')",

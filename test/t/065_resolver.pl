@@ -1,6 +1,6 @@
 
-# A name server that never answers: calls end in connect_timeout, cancel and shutdown are heard at once, and nothing else
-# is held up, though libcurl's resolver is a thread that cannot be interrupted.
+# A name server that never answers: calls end in connect_timeout, cancel and shutdown are heard at once, and nothing
+# else is held up, though libcurl's resolver is a thread that cannot be interrupted.
 
 use strict;
 use warnings;

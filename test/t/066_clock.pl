@@ -107,11 +107,11 @@ sub is_tried_after
 	until_true(
 		$session,
 		'the app is paused',
-		"SELECT paused AND sending = 0 AND pause_reason ~ '$reason' FROM feishu.dispatch_status WHERE server = '$server'"
-	);
+		"SELECT paused AND sending = 0 AND pause_reason ~ '$reason' FROM feishu.dispatch_status "
+		  . "WHERE server = '$server'");
 	is( $session->value(
-			"SELECT resume_at - clock_timestamp() BETWEEN '$minutes min'::interval - '30 s' AND '$minutes min' FROM feishu.dispatch_status WHERE server = '$server'"
-		),
+				"SELECT resume_at - clock_timestamp() BETWEEN '$minutes min'::interval - '30 s' AND '$minutes min' "
+			  . "FROM feishu.dispatch_status WHERE server = '$server'"),
 		't',
 		"$reason: the next trial is said to be after $minutes minutes");
 	$repair->();

@@ -246,7 +246,8 @@ foreach my $code (2320001, 0)
 {
 	my $echoed = $fixed_token =~ s/-/\\u002d/r;
 	push @escaped,
-	  qq({"code": $code, "msg": "Bearer $echoed", "data": {"$echoed": ["$echoed"], "execution_id": "$echoed", "status": "x$echoed", "b": 2}});
+	  qq({"code": $code, "msg": "Bearer $echoed", "data": {"$echoed": ["$echoed"], "execution_id": "$echoed", )
+	  . qq("status": "x$echoed", "b": 2}});
 	# a backslash before it, which is not part of it
 	push @escaped, qq({"code": $code, "msg": "\\\\$echoed", "data": {"b": 2}, "log_id": "$echoed"});
 }
@@ -364,7 +365,8 @@ foreach my $pid ($session->pid, dispatcher($watch))
 	cmp_ok(scalar(grep { /^VmFlags:.* dd\b/m } @shared), '>', 0, 'the token cache is left out of cores');
 }
 
-# Where the server's memory is of huge pages (here they are 2 MB each for madvise() alone), a part of one cannot be left out.
+# Where the server's memory is of huge pages (here they are 2 MB each for madvise() alone), a part of one cannot be left
+# out.
 SKIP:
 {
 	my $library = PostgreSQL::Test::Utils::tempdir() . '/huge_pages.so';

@@ -157,9 +157,10 @@ foreach my $text ('déjà', "d\xe9j\xe0")
 		'... as they are, or not at all');
 }
 is( $ascii->value(
-		"SELECT string_agg(coalesce((r).sqlstate, 'ok'), ' ' ORDER BY id) FROM (SELECT id, feishu.execute_flows('a', 'b', '{\"_id\": 1}', "
-		  . "params => jsonb_build_object('text', CASE id WHEN 2 THEN E'd\\351j\\340' ELSE 'plain' END)) OVER () AS r FROM generate_series(1, 3) AS id) AS s"
-	),
+			"SELECT string_agg(coalesce((r).sqlstate, 'ok'), ' ' ORDER BY id) "
+		  . "FROM (SELECT id, feishu.execute_flows('a', 'b', '{\"_id\": 1}', "
+		  . "params => jsonb_build_object('text', CASE id WHEN 2 THEN E'd\\351j\\340' ELSE 'plain' END)) OVER () AS r "
+		  . "FROM generate_series(1, 3) AS id) AS s"),
 	'ok 22021 ok',
 	'... of many calls, one alone');
 $mock->fault(type => 'wrong_types', %mixed);

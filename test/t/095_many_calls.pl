@@ -313,8 +313,9 @@ $session->value('RESET feishu_flow.max_concurrent_calls');
 
 $mock->fault(type => 'hang');
 $mock->mark;
-$result = $session->ask(
-	q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK504') <= 40 AND count(*) = count(*) FILTER (WHERE (r).sqlstate IN ('LK503', 'LK504')) FROM }
+$result =
+  $session->ask(q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK504') <= 40 }
+	  . q{AND count(*) = count(*) FILTER (WHERE (r).sqlstate IN ('LK503', 'LK504')) FROM }
 	  . flows(1000, q{'a', 'b', timeout => '} . 500 * $SLOW . q{ms'}));
 is($result->{out}, 't', 'a platform that hangs');
 cmp_ok($result->{seconds}, '<', 3 * $SLOW, '... costs one timeout');
@@ -324,7 +325,8 @@ $mock->well;
 $mock->rules([ { kind => 'execute' }, { type => 'status', status => 502 }, times => 20 ]);
 $session->value('SET feishu_flow.max_concurrent_calls = 32');
 is( $session->value(
-		q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK500') || ' ' || count(*) FILTER (WHERE (r).sqlstate IS NULL) FROM }
+		q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK500') || ' ' || count(*) FILTER (WHERE (r).sqlstate IS NULL) }
+		  . q{FROM }
 		  . flows(200)),
 	'20 180',
 	'a trouble that passes while others are under way stops nothing');

@@ -100,8 +100,10 @@ stays_flat(
 		my $done = 0;
 		$done += $session->value(
 			q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'echoParams',
-		jsonb_build_object('_id', n), params => } . quote($params) . q{) OVER () AS r FROM generate_series(1, 1000) n) s}
-		) while $done < $n;
+		jsonb_build_object('_id', n), params => }
+			  . quote($params)
+			  . q{) OVER () AS r FROM generate_series(1, }
+			  . q{1000) n) s}) while $done < $n;
 		cmp_ok($done, '>=', $n, "$n calls, a thousand in each statement");
 	});
 stays_flat(
@@ -252,9 +254,8 @@ stays_flat(
 	'check_server',
 	sub {
 		my ($n) = @_;
-		$session->value(
-			"SELECT count(*) FROM generate_series(1, $n) n, LATERAL feishu.check_server(CASE WHEN n > 0 THEN 'feishu' END) c"
-		);
+		$session->value("SELECT count(*) FROM generate_series(1, $n) n, "
+			  . "LATERAL feishu.check_server(CASE WHEN n > 0 THEN 'feishu' END) c");
 	},
 	first => 200,
 	more => int($calls / 10));
@@ -262,9 +263,8 @@ stays_flat(
 is($mock->stats->{connections_open}, 1, 'in the end one connection is open');
 
 # A hundred thousand rows, of which one in fifty makes a call: memory is that of what is under way.
-$session->value(
-	"CREATE TABLE many AS SELECT n, CASE WHEN n % 50 = 0 THEN 'echoParams' END AS flow FROM generate_series(1, 100000) n"
-);
+$session->value("CREATE TABLE many AS SELECT n, CASE WHEN n % 50 = 0 THEN 'echoParams' END AS flow "
+	  . "FROM generate_series(1, 100000) n");
 my $many = q{SELECT count(*) || ' ' || count((r).response) || ' ' || count((r).error)
 	FROM (SELECT feishu.execute_flows('a', flow, '{"_id": 1}', params => jsonb_build_object('text', repeat('x', 200))) OVER () AS r
 	FROM many WHERE n <= %d) AS s};

@@ -77,8 +77,8 @@ cmp_ok(open_files($pid), '<=', $files + 8, '... and so do descriptors');
 
 # Attempts without a connection.
 $session->value(
-	"SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'closed', max_attempts => 1000)) FROM generate_series(1, 5)"
-);
+		"SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'closed', max_attempts => 1000)) "
+	  . "FROM generate_series(1, 5)");
 my $attempts = sub { return $session->value("SELECT coalesce(sum(no_connection), 0) FROM feishu.stat_flows"); };
 wait_until('it is tried', sub { $attempts->() >= 10 });
 $files = open_files($pid);

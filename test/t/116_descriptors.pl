@@ -1,6 +1,6 @@
 
-# Descriptors: to wait takes none, a process that has used up its share goes slow and nothing fails, and idle connections
-# give way to those that are needed.
+# Descriptors: to wait takes none, a process that has used up its share goes slow and nothing fails, and idle
+# connections give way to those that are needed.
 
 use strict;
 use warnings;
@@ -131,9 +131,8 @@ sub one_each
 {
 	my ($what) = @_;
 	$session->value("SELECT feishu.purge_flows('infinity')");
-	$session->value(
-		"SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'host' || g)) FROM generate_series(1, $HOSTS) g"
-	);
+	$session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'host' || g)) "
+		  . "FROM generate_series(1, $HOSTS) g");
 	until_ended($session);
 	is(ends($session), "succeeded $HOSTS", $what);
 	is($session->value('SELECT max(attempts) FROM feishu.flows'), 1, '... at the first attempt');
@@ -148,9 +147,8 @@ one_each('... and when each takes its time');
 is(dispatcher($session), $pid, '... by one dispatcher');
 $mock->well;
 
-my $result = $session->ask(
-	"SELECT count(feishu.execute_flow('app', 'flow', '{\"_id\": 1}', server => 'host' || g)) FROM generate_series(1, $HOSTS) g"
-);
+my $result = $session->ask("SELECT count(feishu.execute_flow('app', 'flow', '{\"_id\": 1}', server => 'host' || g)) "
+	  . "FROM generate_series(1, $HOSTS) g");
 is($result->{out}, $HOSTS, 'a session calls one host after the other');
 cmp_ok($result->{seconds}, '<', 5 * $FeishuFlow::SLOW, '... and none waits for a connection that is idle');
 

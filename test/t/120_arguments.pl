@@ -63,7 +63,8 @@ foreach my $text (sort keys %segment)
 
 $mock->mark;
 my $text =
-  q({"quote": "\"", "back": "\\\\", "lines": "a\nb\r\tc", "control": "\u0001\u001f", "line": "\u2028", "name": "张三", "emoji": "😀 \ud83d\ude00", "empty": "", "nothing": null, "deep": [[[[{"a": [true, false]}]]]]});
+	q({"quote": "\"", "back": "\\\\", "lines": "a\nb\r\tc", "control": "\u0001\u001f", "line": "\u2028", "name": "张三", )
+  . q("emoji": "😀 \ud83d\ude00", "empty": "", "nothing": null, "deep": [[[[{"a": [true, false]}]]]]});
 succeeds($session, flow(params => $text), 'params with all sorts of text');
 my ($request) = $mock->log(kind => 'execute');
 my $arrived = $request->{json}{params};
@@ -82,7 +83,8 @@ is( succeeds(
 	'... arrive and come back intact');
 is( succeeds(
 		$session,
-		"SELECT length(feishu.execute_flow('a', 'b', '{\"_id\": 1}', jsonb_build_object('text', repeat('\"\\', 1900000)))::text) > 0",
+		"SELECT length(feishu.execute_flow('a', 'b', '{\"_id\": 1}', "
+		  . "jsonb_build_object('text', repeat('\"\\', 1900000)))::text) > 0",
 		'params of 15 MB that are all escapes'),
 	't',
 	'... are accepted');

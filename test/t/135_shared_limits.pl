@@ -48,9 +48,9 @@ sub all_at_once
 {
 	my ($flows, $calls) = @_;
 	enqueue_many($queues[$_], 1 + 1000 * $_, $flows + 1000 * $_, server => $server) foreach 0, 1;
-	$_->send(
-		"SELECT count(feishu.execute_flow('a', 'called', '{\"_id\": 1}', server => '$server')) FROM generate_series(1, $calls)"
-	) foreach @callers;
+	$_->send("SELECT count(feishu.execute_flow('a', 'called', '{\"_id\": 1}', server => '$server')) "
+		  . "FROM generate_series(1, $calls)")
+	  foreach @callers;
 	is(join(' ', map { $_->result->{sqlstate} } @callers), join(' ', ('00000') x @callers), 'all calls are answered');
 	until_ended($_, "server = '$server'") foreach @queues;
 	is(ends($_, "server = '$server'"), "succeeded $flows", '... all flows succeed') foreach @queues;

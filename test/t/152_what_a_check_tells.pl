@@ -121,8 +121,8 @@ foreach my $mapping ({ app_id => 'cli_8', app_secret => 'secret-8' }, { tenant_a
 	$server = 'checked_' . ++$servers;
 	create_server($node, $server, { base_url => $mock->url }, $mapping);
 	is( $session->value(
-			"SELECT count(*) FROM generate_series(1, 12) g, feishu.check_server(left('$server', 20 + g)) WHERE NOT token_ok"
-		),
+				"SELECT count(*) FROM generate_series(1, 12) g, feishu.check_server(left('$server', 20 + g)) "
+			  . "WHERE NOT token_ok"),
 		12,
 		'checks in vain');
 	unlike(slurp_file($node->logfile), qr/"$server" does not answer/, '... are no outage for queued flows');

@@ -169,7 +169,8 @@ sub waits_for
 		"it waits for $name",
 		sub {
 			$other->value(
-				"SELECT wait_event = CASE WHEN current_setting('server_version_num')::int >= 170000 THEN '$name' ELSE 'Extension' END "
+					"SELECT wait_event = CASE WHEN current_setting('server_version_num')::int >= 170000 THEN '$name' "
+				  . "ELSE 'Extension' END "
 				  . "FROM pg_stat_activity WHERE pid = $pid") eq 't';
 		});
 	return pass("pg_stat_activity says so: $name");
@@ -358,8 +359,8 @@ my ($yes, $no) = split /\|/,
   $session->value('SELECT count(*) FILTER (WHERE yes), count(*) FILTER (WHERE NOT yes) FROM cancelled');
 note("$yes cancelled, $no sent");
 is( $session->value(
-		"SELECT count(*) FROM cancelled c JOIN feishu.flows f USING (id) WHERE f.state <> CASE WHEN yes THEN 'cancelled' ELSE 'succeeded' END"
-	),
+			"SELECT count(*) FROM cancelled c JOIN feishu.flows f USING (id) "
+		  . "WHERE f.state <> CASE WHEN yes THEN 'cancelled' ELSE 'succeeded' END"),
 	'0',
 	'... each is either cancelled or succeeded, as it was told');
 started_once($mock, $no, '... and none was cancelled and sent');
@@ -443,13 +444,13 @@ $second = enqueue($session, params => '{"n": 42}', server => 'second');
 succeeds($session, "SELECT feishu.wait_flow($second)", 'while a server is paused the others are not');
 like(
 	$session->value(
-		"SELECT queued || ' ' || sending || ' ' || paused || ' ' || pause_reason FROM feishu.dispatch_status WHERE server = 'feishu'"
-	),
+			"SELECT queued || ' ' || sending || ' ' || paused || ' ' || pause_reason FROM feishu.dispatch_status "
+		  . "WHERE server = 'feishu'"),
 	qr/^1 0 true paused by \w+/,
 	'... dispatch_status says so');
 is( $session->value(
-		"SELECT oldest_queued = created_at FROM feishu.dispatch_status, feishu.flows WHERE dispatch_status.server = 'feishu' AND id = $id"
-	),
+			"SELECT oldest_queued = created_at FROM feishu.dispatch_status, feishu.flows "
+		  . "WHERE dispatch_status.server = 'feishu' AND id = $id"),
 	't',
 	'... and since when a flow waits');
 $node->restart;

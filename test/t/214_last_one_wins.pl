@@ -77,8 +77,8 @@ is( save(
 is( look(
 		$session,
 		$id,
-		q{flow_id, namespace, operator ->> '_id', params ->> 'n', is_async, loop_masks ->> 0, max_attempts, extract(year FROM expires_at), ordering_key, replace_key, state}
-	),
+		q{flow_id, namespace, operator ->> '_id', params ->> 'n', is_async, loop_masks ->> 0, max_attempts, }
+		  . q{extract(year FROM expires_at), ordering_key, replace_key, state}),
 	'other|app2|2|2|f|m|3|2100|o|order-1|queued',
 	'... all that it has');
 isnt(look($session, $id, 'idempotent_key'), $key, '... its new values have a key of their own');
@@ -335,11 +335,10 @@ is($session->ask('SELECT ' . save_call(1, replace_key => 'x' x 300))->{sqlstate}
 
 $session->value('CREATE TABLE orders (id int, amount int)');
 $session->value('CREATE TRIGGER t AFTER INSERT OR UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION '
-	  . q{feishu.flow_trigger('app', 'flow', '{"_id": 1111}', '{"n": "$.new.amount"}', '{"replace_key": "order ${$.new.id}"}')}
-);
-$session->value(
-	'BEGIN; INSERT INTO orders VALUES (1, 160), (2, 161); UPDATE orders SET amount = amount + 10; UPDATE orders SET amount = amount + 10; COMMIT'
-);
+	  . q{feishu.flow_trigger('app', 'flow', '{"_id": 1111}', '{"n": "$.new.amount"}', }
+	  . q{'{"replace_key": "order ${$.new.id}"}')});
+$session->value('BEGIN; INSERT INTO orders VALUES (1, 160), (2, 161); UPDATE orders SET amount = amount + 10; '
+	  . 'UPDATE orders SET amount = amount + 10; COMMIT');
 is(sent(), '180 181', 'a trigger with a replace_key starts one flow for each row, with the last values');
 $session->value('ALTER TABLE orders DISABLE TRIGGER t');
 $session->value('CREATE TRIGGER u AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION '

@@ -78,8 +78,8 @@ sub unsent
 {
 	my ($flow_id) = @_;
 	return $session->value(
-		"SELECT coalesce(sum(unsent), 0) || ' of ' || coalesce(sum(calls), 0) FROM feishu.stat_flows WHERE flow_id = '$flow_id'"
-	);
+			"SELECT coalesce(sum(unsent), 0) || ' of ' || coalesce(sum(calls), 0) FROM feishu.stat_flows "
+		  . "WHERE flow_id = '$flow_id'");
 }
 $session->value("SELECT feishu.pause_server('feishu')");
 $id = enqueue($session, flow_id => 'expired', expires_at => \"clock_timestamp() + interval '50 ms'");

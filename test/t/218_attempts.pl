@@ -1,6 +1,6 @@
 
-# Every attempt that went wrong can be seen for as long as its flow; and a flow that failed because of what it carries is
-# repaired and sent again, without what it carried being forgotten.
+# Every attempt that went wrong can be seen for as long as its flow; and a flow that failed because of what it carries
+# is repaired and sent again, without what it carried being forgotten.
 
 use strict;
 use warnings;
@@ -64,13 +64,14 @@ is( attempts($id, 'attempt, sqlstate, http_status, code, repaired_at, params, op
 	'... the two have a row each, with what they were answered');
 is( $session->value(
 			'SELECT bool_and(a.started_at BETWEEN f.created_at AND f.finished_at AND a.duration > interval \'0\''
-		  . ' AND a.started_at + a.duration <= f.finished_at) FROM feishu.attempts a JOIN feishu.flows f ON f.id = a.flow WHERE f.id = '
+		  . ' AND a.started_at + a.duration <= f.finished_at) '
+		  . 'FROM feishu.attempts a JOIN feishu.flows f ON f.id = a.flow WHERE f.id = '
 		  . $id),
 	't',
 	'... and when they were');
 is( $session->value(
-		"SELECT bool_and(log_id IS NOT NULL AND error <> '') FROM feishu.attempts WHERE flow = $id AND http_status = 200"
-	),
+			"SELECT bool_and(log_id IS NOT NULL AND error <> '') FROM feishu.attempts "
+		  . "WHERE flow = $id AND http_status = 200"),
 	't',
 	'... and why, and where the platform has it');
 is($session->value("SELECT failures FROM feishu_internal.outbox WHERE id = $id"), '2', '... and are counted');
@@ -149,8 +150,8 @@ is($session->value("SELECT count(*), min(attempt), max(attempt) FROM feishu.atte
 # ---- whose they are ----
 
 $session->value(
-	'CREATE ROLE owner LOGIN; CREATE ROLE stranger LOGIN; CREATE ROLE leader LOGIN; GRANT owner TO leader; GRANT CREATE ON SCHEMA public TO stranger'
-);
+		'CREATE ROLE owner LOGIN; CREATE ROLE stranger LOGIN; CREATE ROLE leader LOGIN; GRANT owner TO leader; '
+	  . 'GRANT CREATE ON SCHEMA public TO stranger');
 my %as = map { $_ => FeishuFlow::Session->new($node, user => $_) } qw(owner stranger leader);
 my $theirs = enqueue($as{owner}, flow_id => 'refusedFlow', params => '{"secret": 1}');
 until_ended($session, "id = $theirs");
@@ -199,9 +200,8 @@ is($as{owner}->value("SELECT params FROM feishu.attempts WHERE flow = $own AND r
 $session->value("SELECT feishu.pause_server('feishu')");
 my $never = enqueue($session, params => '{"v": 1}', operator => '{"_id": 1}');
 $session->value("SELECT feishu.cancel_flow($never)");
-$session->value(
-	"SELECT feishu.retry_flow($never, params => '{\"v\": 2}'); SELECT feishu.cancel_flow($never); SELECT feishu.retry_flow($never, params => '{\"v\": 3}')"
-);
+$session->value("SELECT feishu.retry_flow($never, params => '{\"v\": 2}'); SELECT feishu.cancel_flow($never); "
+	  . "SELECT feishu.retry_flow($never, params => '{\"v\": 3}')");
 is(carried($never), '{"v": 3}|{"_id": 1}', 'a flow that ended without an attempt is repaired');
 is(kept($never), qq{1|{"v": 1}|{"_id": 1}|t\n2|{"v": 2}|{"_id": 1}|t}, '... what it had is kept, too');
 is($session->value("SELECT count(started_at) FROM feishu.attempts WHERE flow = $never"),
@@ -275,15 +275,16 @@ until_ended($session);
 $session->value("SELECT feishu.purge_flows('infinity')");
 count_all();
 my $USE =
-  "SELECT seq_scan + idx_scan + n_tup_ins + n_tup_del FROM pg_stat_all_tables WHERE relid = 'feishu_internal.attempt'::regclass";
+	"SELECT seq_scan + idx_scan + n_tup_ins + n_tup_del FROM pg_stat_all_tables "
+  . "WHERE relid = 'feishu_internal.attempt'::regclass";
 is($session->value('SELECT n_tup_del FROM pg_stat_all_tables WHERE relid = \'feishu_internal.outbox\'::regclass'),
 	'200', 'flows are counted');
 is($session->value($USE), '0', '... a queue in which nothing fails does not touch the table, purges included');
 
 # That the table of the queue has triggers of ours costs a flow that is queued nothing.
 $session->value(
-	"LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on; SET client_min_messages = log"
-);
+		"LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on; "
+	  . "SET client_min_messages = log");
 my $INSERT = qr/INSERT INTO feishu_internal\.outbox/;
 like($session->ask('SELECT ' . enqueue_call(idempotent_key => 'by SQL'))->{err},
 	$INSERT, 'a flow with a key is queued by a statement');

@@ -243,8 +243,8 @@ is( ends($session, "server = 's$apps'"),
 	'failed 10, succeeded 90',
 	'every tenth is refused: it fails, the others succeed');
 is( $session->value(
-		"SELECT DISTINCT sqlstate, attempts, code, error LIKE '%not so%' FROM feishu.flows WHERE server = 's$apps' AND state = 'failed'"
-	),
+			"SELECT DISTINCT sqlstate, attempts, code, error LIKE '%not so%' FROM feishu.flows "
+		  . "WHERE server = 's$apps' AND state = 'failed'"),
 	'LK400|1|2320001|t',
 	'... with the reason, and no second attempt');
 is($mock->executes, 100, '... so 100 requests were made');

@@ -62,7 +62,8 @@ $mock->mark;
 $session->value('DO $$ DECLARE id bigint; BEGIN FOR n IN 1..'
 	  . $ROUNDS
 	  . ' LOOP '
-	  . "EXECUTE format('ALTER SERVER feishu OPTIONS (SET base_url %L)', CASE n % 2 WHEN 0 THEN '$here' ELSE '$there' END); "
+	  . "EXECUTE format('ALTER SERVER feishu OPTIONS (SET base_url %L)', CASE n % 2 WHEN 0 THEN '$here' "
+	  . "ELSE '$there' END); "
 	  . 'IF n % 3 = 0 THEN COMMIT; END IF; '
 	  . 'id := '
 	  . enqueue_call(params => \"jsonb_build_object('n', n)")

@@ -156,8 +156,8 @@ sub hold
 			$session,
 			'they were tried',
 			"SELECT sending = 0 AND (paused OR attempts = 1) "
-			  . "FROM feishu.dispatch_status, (SELECT min(attempts) AS attempts FROM feishu.flows WHERE server = '$server') AS f WHERE server = '$server'"
-		);
+			  . "FROM feishu.dispatch_status, (SELECT min(attempts) AS attempts FROM feishu.flows "
+			  . "WHERE server = '$server') AS f WHERE server = '$server'");
 	}
 	my $id = enqueue($as, server => $server);
 	my $expires = %expiring ? enqueue($as, server => $server, %expiring) : undef;

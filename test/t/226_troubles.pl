@@ -1,6 +1,6 @@
 
-# What a call's end says of the platform: five in a row that brought no answer open the breaker, four do not, and what the
-# platform answered in its own words, what the caller gave no time, and what this host is short of does not count.
+# What a call's end says of the platform: five in a row that brought no answer open the breaker, four do not, and what
+# the platform answered in its own words, what the caller gave no time, and what this host is short of does not count.
 
 use strict;
 use warnings;
@@ -130,9 +130,8 @@ $dying->wait_for(1, kind => 'token');
 wait_until(
 	'all wait',
 	sub {
-		$session->value(
-			"SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Extension' AND backend_type = 'client backend'"
-		) == @sessions;
+		$session->value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Extension' "
+			  . "AND backend_type = 'client backend'") == @sessions;
 	});
 is($dying->token_requests, 1, 'one token request for six sessions');
 $dying->stop;

@@ -58,8 +58,8 @@ sub settle
 	is($session->value("SELECT count(*) FROM feishu.flows WHERE state NOT IN ('succeeded', 'unconfirmed')"),
 		'0', "$name: all end well");
 	is( $session->value(
-			"SELECT count(*) FROM feishu.flows f FULL JOIN wanted w ON w.n = (f.params->>'n')::bigint WHERE f.id IS NULL OR w.n IS NULL"
-		),
+				"SELECT count(*) FROM feishu.flows f FULL JOIN wanted w ON w.n = (f.params->>'n')::bigint "
+			  . "WHERE f.id IS NULL OR w.n IS NULL"),
 		'0',
 		'... they are those that were committed');
 	started_once($mock, $wanted, '... each started once');

@@ -265,7 +265,8 @@ SKIP:
 	create_server($node, 'feishu', { base_url => $mock->url });
 	connect_again();
 	my $flushes =
-	  "SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND wait_event IN ('WALSync', 'WalSync', 'WALWrite', 'WalWrite')";
+		"SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' "
+	  . "AND wait_event IN ('WALSync', 'WalSync', 'WALWrite', 'WalWrite')";
 	foreach my $own (0, 1)
 	{
 		warm_up();

@@ -74,8 +74,8 @@ sub all_were_recorded
 	return;
 }
 
-# The dispatcher is stopped while the answers come in, and has been told to end when it goes on: it has looked at none of
-# them. So does a fast shutdown tell it.
+# The dispatcher is stopped while the answers come in, and has been told to end when it goes on: it has looked at none
+# of them. So does a fast shutdown tell it.
 sub hold
 {
 	my ($pid) = @_;

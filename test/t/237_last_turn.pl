@@ -96,8 +96,8 @@ told_in_time(
 		until_true(
 			$session,
 			'it waits for long',
-			"SELECT wait_event_type = 'Lock' AND clock_timestamp() - xact_start > '1.2 s' FROM pg_stat_activity WHERE pid = $pid"
-		);
+			"SELECT wait_event_type = 'Lock' AND clock_timestamp() - xact_start > '1.2 s' FROM pg_stat_activity "
+			  . "WHERE pid = $pid");
 		$other->value('COMMIT');
 		$mock->wait_for($flows + 1, kind => 'execute');
 		$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');

@@ -76,8 +76,8 @@ $mock->fault(type => 'reset_before');
 my $tried = enqueue($session, flow_id => 'tried', expires_at => in_ms(1500));
 until_true($session, 'it was tried', "SELECT attempts > 0 FROM feishu.flows WHERE id = $tried");
 $session->value(
-	"UPDATE feishu_internal.outbox SET next_at = now() + interval '1 hour', expires_at = now() + interval '300 ms' WHERE id = $tried AND attempts > 0"
-);
+		"UPDATE feishu_internal.outbox SET next_at = now() + interval '1 hour', expires_at = now() + interval '300 ms' "
+	  . "WHERE id = $tried AND attempts > 0");
 until_ended($session, "id = $tried");
 like(look($session, $tried, 'sqlstate, error'),
 	qr/^LK5\d\d\|.*expire/, 'one that is to be tried again says what went wrong, and that it has expired');

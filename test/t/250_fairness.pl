@@ -118,7 +118,8 @@ gets_through('... which does not hold up large ones of another', 10, params => $
 
 # Numbers that are short as stored, and very long when written out: at most that row fails, if it is queued at all.
 my $endless =
-  q{(SELECT jsonb_build_object('a', jsonb_agg((floor(random() * 1e9)::text || 'e131000')::numeric)) FROM generate_series(1, %d))};
+	q{(SELECT jsonb_build_object('a', jsonb_agg((floor(random() * 1e9)::text || 'e131000')::numeric)) }
+  . q{FROM generate_series(1, %d))};
 fails_with($session,
 	'SELECT ' . enqueue_call(server => 'quick', flow_id => 'endless', params => \sprintf($endless, 20000)),
 	'22023', 'params that cannot be written are not queued');
@@ -385,9 +386,12 @@ my $old = enqueue($second, server => 'quick', flow_id => 'refusedFlow');
 until_ended($second);
 my $above = $second->value('UPDATE feishu_internal.last_id SET id = id + 50000 RETURNING id - 50000');
 $second->value(
-	'INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
-	  . "server, namespace, flow_id, operator, idempotent_key) SELECT $above + g, roleid, server_owner, system_identifier, database, 's', is_async, own_key, "
-	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g FROM feishu_internal.outbox, generate_series(1, 50000) g }
+		'INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, state, is_async, '
+	  . 'own_key, created_at, run_at, expires_at, finished_at, '
+	  . "server, namespace, flow_id, operator, idempotent_key) "
+	  . "SELECT $above + g, roleid, server_owner, system_identifier, database, 's', is_async, own_key, "
+	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g }
+	  . q{FROM feishu_internal.outbox, generate_series(1, 50000) g }
 	  . "WHERE id = $old");
 my $read = entries_read();
 is($second->value("SELECT feishu.retry_flow($old)"), 't', 'an old flow is put back, with 50000 after it');
@@ -446,9 +450,8 @@ until_polled(sub { $second->value('SELECT pg_terminate_backend(' . until_dispatc
 $second->value(
 	"UPDATE feishu_internal.outbox SET finished_at = now() - interval '30 days' WHERE finished_at IS NOT NULL");
 $pid = until_dispatcher($second);
-$second->value(
-	"SELECT pg_stat_reset_single_table_counters('feishu_internal.outbox_ready_idx'::regclass); SELECT pg_terminate_backend($pid)"
-);
+$second->value("SELECT pg_stat_reset_single_table_counters('feishu_internal.outbox_ready_idx'::regclass); "
+	  . "SELECT pg_terminate_backend($pid)");
 until_true(
 	$second,
 	'they are deleted',

@@ -94,8 +94,8 @@ my $columns = join(
 	split(
 		/,/,
 		$session->value(
-			"SELECT string_agg(quote_ident(attname), ',') FROM pg_attribute WHERE attrelid = 'feishu_internal.outbox'::regclass AND attnum > 0 AND NOT attisdropped"
-		)));
+				"SELECT string_agg(quote_ident(attname), ',') FROM pg_attribute "
+			  . "WHERE attrelid = 'feishu_internal.outbox'::regclass AND attnum > 0 AND NOT attisdropped")));
 my $drawn = $session->value('UPDATE feishu_internal.last_id SET id = id + 4 RETURNING id - 4');
 my %value = (
 	id => "$drawn + row_number",
@@ -114,9 +114,8 @@ my @direct = (
 	enqueue($raised, flow_id => 'huge', params => \numbers_of(300)),
 	enqueue($raised, flow_id => 'huge', params => \numbers_of(3000)));
 $raised->value('RESET ROLE');
-$raised->value(
-	"INSERT INTO feishu_internal.outbox ($columns) SELECT $values FROM feishu_internal.outbox, generate_series(1, 4) AS row_number WHERE id = $first"
-);
+$raised->value("INSERT INTO feishu_internal.outbox ($columns) SELECT $values "
+	  . "FROM feishu_internal.outbox, generate_series(1, 4) AS row_number WHERE id = $first");
 is($session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'huge'"), 6, 'six rows are huge');
 $session->value("SELECT feishu.resume_server('feishu')");
 my $others = enqueue($app, params => '{"n": 1}');

@@ -25,8 +25,8 @@ sub last_flow { return $session->value("SELECT $_[0] FROM feishu.flows ORDER BY 
 sub trigger
 {
 	my ($table, @templates) = @_;
-	$session->value(
-		"CREATE OR REPLACE TRIGGER t AFTER INSERT ON $table FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger('app', 'flow'"
+	$session->value("CREATE OR REPLACE TRIGGER t AFTER INSERT ON $table FOR EACH ROW "
+		  . "EXECUTE FUNCTION feishu.flow_trigger('app', 'flow'"
 		  . join('', map { ', ' . FeishuFlow::quote($_) } @templates)
 		  . ')');
 	return;
@@ -216,8 +216,8 @@ foreach
 	fails_with($session, q{INSERT INTO kinds VALUES (1, '"\u0000"')}, '22P05', "$path: all are", %leave);
 }
 $session->value(
-	"DROP TRIGGER t ON kinds; CREATE TRIGGER t AFTER INSERT ON kinds REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION feishu.flow_trigger('app', 'flow')"
-);
+		"DROP TRIGGER t ON kinds; CREATE TRIGGER t AFTER INSERT ON kinds REFERENCING NEW TABLE AS n FOR EACH STATEMENT "
+	  . "EXECUTE FUNCTION feishu.flow_trigger('app', 'flow')");
 fails_with(
 	$session,
 	q{INSERT INTO kinds SELECT n, CASE n WHEN 2 THEN '"\u0000"' ELSE '1' END::json FROM generate_series(1, 3) AS n},

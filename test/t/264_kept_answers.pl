@@ -1,6 +1,6 @@
 
-# Answers over kept connections that have to wait for memory come whole: nobody takes their connections for idle ones, on
-# which nothing may come. Nor are more of them read than there is memory for, when they cannot be recorded.
+# Answers over kept connections that have to wait for memory come whole: nobody takes their connections for idle ones,
+# on which nothing may come. Nor are more of them read than there is memory for, when they cannot be recorded.
 
 use strict;
 use warnings;

@@ -60,15 +60,15 @@ answer('many empty objects', 48, '"many": [' . join(',', ('{}') x 125_000) . ']'
 (my $echoed = $token) =~ s/-/\\u002d/g;
 my $id = answer('secrets in values', 80, '"many": [' . join(',', ('"' . 'x' x 100 . $echoed . '"') x 60_000) . ']');
 is( $session->value(
-		"SELECT count(*) FROM feishu.flows, jsonb_array_elements_text(response -> 'many') v WHERE id = $id AND v = repeat('x', 100) || repeat('*', length('$token'))"
-	),
+			"SELECT count(*) FROM feishu.flows, jsonb_array_elements_text(response -> 'many') v "
+		  . "WHERE id = $id AND v = repeat('x', 100) || repeat('*', length('$token'))"),
 	60_000,
 	'... and none is left');
 $id =
   answer('secrets in names', 80, '"many": [' . join(',', ("{\"$echoed\": 1, \"" . 'x' x 100 . '": 2}') x 60_000) . ']');
 is( $session->value(
-		"SELECT count(*) FROM feishu.flows, jsonb_array_elements(response -> 'many') v WHERE id = $id AND v ->> repeat('*', length('$token')) = '1' AND v ->> repeat('x', 100) = '2'"
-	),
+			"SELECT count(*) FROM feishu.flows, jsonb_array_elements(response -> 'many') v "
+		  . "WHERE id = $id AND v ->> repeat('*', length('$token')) = '1' AND v ->> repeat('x', 100) = '2'"),
 	60_000,
 	'... and none is left');
 is(dispatcher($session), $pid, 'one dispatcher did all');

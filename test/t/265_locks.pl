@@ -34,10 +34,12 @@ sub is_sent
 
 # it need not own, or use, the extension
 my $take =
-  'CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE sql AS $$ SELECT $$; ALTER FUNCTION pg_temp.f() DEPENDS ON EXTENSION feishu_flow';
+	'CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE sql AS $$ SELECT $$; '
+  . 'ALTER FUNCTION pg_temp.f() DEPENDS ON EXTENSION feishu_flow';
 $attacker->value("BEGIN; $take");
 is( $session->value(
-		"SELECT count(*) > 0 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND classid = 'pg_extension'::regclass AND pid = "
+		"SELECT count(*) > 0 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND classid = 'pg_extension'::regclass "
+		  . "AND pid = "
 		  . $attacker->pid),
 	't',
 	'a role without rights has locked the extension');
@@ -65,8 +67,8 @@ sub until_told
 
 foreach my $table (
 	$session->value(
-		'SELECT string_agg(relname, \' \') FROM pg_class WHERE relnamespace = \'feishu_internal\'::regnamespace AND relkind = \'r\''
-	) =~ /\S+/g)
+			'SELECT string_agg(relname, \' \') FROM pg_class WHERE relnamespace = \'feishu_internal\'::regnamespace '
+		  . 'AND relkind = \'r\'') =~ /\S+/g)
 {
 	next if $table eq 'last_id';    # the dispatcher does not write to it
 	$mock->rules([ { kind => 'execute', flow_id => 'held' }, { type => 'hold' } ]);

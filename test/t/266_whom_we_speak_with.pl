@@ -77,7 +77,8 @@ foreach (@callers)
 
 # ---- a server of the same name ----
 
-# What waits was queued for a server of its owner.  Whoever may make servers makes one of that name, and is sent nothing.
+# What waits was queued for a server of its owner.  Whoever may make servers makes one of that name, and is sent
+# nothing.
 my $theirs = FeishuFlow::Mock->start;
 $session->value(
 		'CREATE ROLE keeper LOGIN; CREATE ROLE maker LOGIN; CREATE ROLE victim LOGIN; CREATE ROLE bystander LOGIN;'

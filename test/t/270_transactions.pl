@@ -19,8 +19,8 @@ create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 my $other = FeishuFlow::Session->new($node);
 
-# What arrives must be these numbers, and no others.  They come by what the commit itself says, and are waited for first:
-# a later flow has the dispatcher look at all of the queue, and so proves that nothing else is sent.
+# What arrives must be these numbers, and no others.  They come by what the commit itself says, and are waited for
+# first: a later flow has the dispatcher look at all of the queue, and so proves that nothing else is sent.
 my $marker = 1000;
 
 # Waits until so many have come; returns how many there are then, or that they have not.
@@ -261,8 +261,8 @@ wait_until(
 			"SELECT wait_event IS NOT NULL FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") eq 't';
 	});
 is( $other->value(
-		"SELECT backend_xmin IS NULL AND backend_xid IS NULL AND xact_start IS NULL FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'"
-	),
+			"SELECT backend_xmin IS NULL AND backend_xid IS NULL AND xact_start IS NULL FROM pg_stat_activity "
+		  . "WHERE backend_type = 'feishu_flow dispatcher'"),
 	't',
 	'no transaction and no snapshot is held while a request is under way');
 is( $other->value(
@@ -301,10 +301,10 @@ $session->value('SET default_transaction_read_only = off');
 
 # somebody's defaults do not stop the dispatcher
 $session->value("ALTER DATABASE postgres SET default_transaction_read_only = on");
-$session->value(
-	"BEGIN READ WRITE; ALTER DATABASE postgres SET lock_timeout = '1ms'; ALTER DATABASE postgres SET default_transaction_isolation = 'serializable';"
-	  . "ALTER DATABASE postgres SET statement_timeout = '1ms'; ALTER DATABASE postgres SET idle_session_timeout = '1ms'; COMMIT"
-);
+$session->value("BEGIN READ WRITE; ALTER DATABASE postgres SET lock_timeout = '1ms'; "
+	  . "ALTER DATABASE postgres SET default_transaction_isolation = 'serializable';"
+	  . "ALTER DATABASE postgres SET statement_timeout = '1ms'; "
+	  . "ALTER DATABASE postgres SET idle_session_timeout = '1ms'; COMMIT");
 my $pid = until_dispatcher($session);
 $session->value("SELECT pg_terminate_backend($pid)");
 until_dispatcher($session, $pid);
@@ -338,7 +338,8 @@ $session->value(
 );
 $session->value('BEGIN; INSERT INTO watched SELECT g, g + 0.50 FROM generate_series(650, 652) g; ROLLBACK');
 $session->value(
-	'BEGIN; INSERT INTO watched VALUES (653, 1.10), (654, 2); SAVEPOINT a; INSERT INTO watched VALUES (655); ROLLBACK TO a;'
+		'BEGIN; INSERT INTO watched VALUES (653, 1.10), (654, 2); SAVEPOINT a; INSERT INTO watched VALUES (655); '
+	  . 'ROLLBACK TO a;'
 	  . 'UPDATE watched SET amount = 1816970091484211.10 WHERE id = 653; COMMIT');
 until_ended($other);
 is( join('; ', sort map { "$_->{flow_id} $_->{json}{params}" =~ s/[ "]//gr } arrivals($mock)),

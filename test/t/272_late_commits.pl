@@ -200,7 +200,8 @@ foreach my $case ([ 0, 0, 'one' ], [ 0, $MANY, 'one after many others' ], [ $FAR
 
 # ---- of which nobody tells ----
 
-# The slow poll knows who had drawn ids. A key whose flows were sent has a floor, below which the dispatcher does not look.
+# The slow poll knows who had drawn ids. A key whose flows were sent has a floor, below which the dispatcher does not
+# look.
 foreach my $key (undef, 'key')
 {
 	my $like = enqueue($session, server => 'known', params => $quiet);

@@ -99,7 +99,8 @@ $clerk->quit;
 # the dispatcher locks all tables of the queue, now and then
 my $holds =
 	q{SELECT count(*) FROM pg_locks WHERE relation = 'feishu_internal.last_id'::regclass AND mode = 'RowExclusiveLock'}
-  . q{ AND pid IS DISTINCT FROM (SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = current_database())};
+  . q{ AND pid IS DISTINCT FROM (SELECT pid FROM pg_stat_activity }
+  . q{WHERE backend_type = 'feishu_flow dispatcher' AND datname = current_database())};
 my $other = FeishuFlow::Session->new($node);
 $other->value('BEGIN; SAVEPOINT a; SELECT ' . enqueue_call());
 is($session->value($holds), '1', 'who has drawn an id in a savepoint is known');

@@ -69,8 +69,7 @@ $node->safe_psql('postgres',
 $node->safe_psql(
 	'theirs', q{CREATE EXTENSION feishu_flow; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO plain; SET ROLE plain;
 	CREATE SERVER feishu FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '}
-	  . $mock->url
-	  . q{'); GRANT USAGE ON FOREIGN SERVER feishu TO other;
+	  . $mock->url . q{'); GRANT USAGE ON FOREIGN SERVER feishu TO other;
 	CREATE USER MAPPING FOR other SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
 my $plain = PostgreSQL::Test::Utils::tempdir() . '/plain';
 $node->command_ok([ 'pg_dump', '-Fc', '-f', $plain, '-d', $node->connstr('theirs') . ' user=plain' ],
@@ -224,9 +223,8 @@ foreach my $n (1 .. 30)
 wait_until(
 	'15 databases have dispatchers',
 	sub {
-		$admin->value(
-			"SELECT count(DISTINCT datname) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname ~ '^d'"
-		) == 15;
+		$admin->value("SELECT count(DISTINCT datname) FROM pg_stat_activity "
+			  . "WHERE backend_type = 'feishu_flow dispatcher' AND datname ~ '^d'") == 15;
 	});
 is($admin->value("SELECT count(*) FROM pg_stat_activity WHERE datname IN ('d2', 'd4', 'd30')"),
 	'0', 'of 30 databases those with the extension have dispatchers, and no others');

@@ -81,9 +81,8 @@ is($subscriber->value('SELECT count(*) FROM feishu_internal.claim'), 2,
 # what another's row of claims says of an id
 $subscriber->value("SELECT feishu.pause_server('feishu')");
 $id = enqueue($subscriber);
-$subscriber->value(
-	"UPDATE feishu_internal.claim SET ids = ARRAY[$id] WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system())"
-);
+$subscriber->value("UPDATE feishu_internal.claim SET ids = ARRAY[$id] "
+	  . "WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system())");
 is(look($subscriber, $id, 'state'),
 	'queued', 'what another cluster is sending has nothing to do with a flow of the same id');
 is($subscriber->value('SELECT sum(sending) FROM feishu.dispatch_status'), 0, '... in dispatch_status, too');
@@ -93,8 +92,8 @@ $subscriber->value("SELECT feishu.resume_server('feishu')");
 # another's row where one's own was
 $other_mock->mark;
 $subscriber->value(
-	q{INSERT INTO feishu_internal.claim (system_identifier, database, major_version, ids) SELECT g, 5, 15, '{}' FROM generate_series(1, 500) g}
-);
+		q{INSERT INTO feishu_internal.claim (system_identifier, database, major_version, ids) SELECT g, 5, 15, '{}' }
+	  . q{FROM generate_series(1, 500) g});
 $subscriber->value('VACUUM FULL feishu_internal.claim');
 $other_mock->fault(type => 'hold');
 $id = enqueue($subscriber);
@@ -116,9 +115,8 @@ sub moved
 	$session->value("ALTER SYSTEM SET feishu_flow.dispatch = off; SELECT pg_reload_conf()");
 	wait_until('there is no dispatcher', sub { dispatcher($session) eq '' });
 	my @ids = map { enqueue($session, @arguments) } 1 .. 5;
-	$session->value(
-		"DELETE FROM feishu_internal.claim WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system())"
-	);
+	$session->value("DELETE FROM feishu_internal.claim WHERE system_identifier <> (SELECT system_identifier "
+		  . "FROM pg_control_system())");
 	$session->value("UPDATE feishu_internal.outbox SET system_identifier = 1 WHERE id >= $ids[0]");
 	$session->value(
 		"UPDATE feishu_internal.claim SET system_identifier = 1, major_version = $major, ids = ARRAY[$ids[0]]");
@@ -140,8 +138,8 @@ is($publisher->value("SELECT string_agg(attempts::text, ' ' ORDER BY id) FROM fe
 $waited = moved($publisher, $major);
 is(ends($publisher, $waited), 'succeeded 5', '... also to the same major version');
 is( $publisher->value(
-		"SELECT string_agg((system_identifier = (SELECT system_identifier FROM pg_control_system()))::text || ' ' || major_version, ',') FROM feishu_internal.claim"
-	),
+			"SELECT string_agg((system_identifier = (SELECT system_identifier FROM pg_control_system()))::text || ' ' "
+		  . "|| major_version, ',') FROM feishu_internal.claim"),
 	"true $major",
 	'... and that is noted');
 
@@ -150,9 +148,8 @@ is(ends($subscriber, $waited),
 	'cancelled 5', 'a subscriber that was made of a standby sends nothing of what was waiting');
 $waited = moved($subscriber, $major - 1);
 is(ends($subscriber, $waited), 'succeeded 5', '... but a subscriber that was upgraded does');
-$subscriber->value(
-	'ALTER SUBSCRIPTION everything DISABLE; ALTER SUBSCRIPTION everything SET (slot_name = NONE); DROP SUBSCRIPTION everything'
-);
+$subscriber->value('ALTER SUBSCRIPTION everything DISABLE; ALTER SUBSCRIPTION everything SET (slot_name = NONE); '
+	  . 'DROP SUBSCRIPTION everything');
 
 # ---- the row is lost ----
 

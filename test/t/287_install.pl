@@ -20,8 +20,8 @@ $node->safe_psql('postgres', 'CREATE ROLE app; GRANT CREATE ON SCHEMA public TO 
 # ---- created with odd settings ----
 
 $node->safe_psql('odd',
-	'CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler; ALTER DATABASE odd SET default_table_access_method = heap2'
-);
+		'CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler; '
+	  . 'ALTER DATABASE odd SET default_table_access_method = heap2');
 my %odd = (
 	search_path => 'public',
 	quote_all_identifiers => 'on',
@@ -56,13 +56,16 @@ my $odd = FeishuFlow::Session->new($node, database => 'odd');
 my $session = FeishuFlow::Session->new($node);
 is($odd->value('SHOW default_table_access_method'), 'heap2', 'a database has another access method by default');
 my $made =
-  "SELECT string_agg(c.relname || ' ' || c.relkind::text || ' ' || c.relpersistence::text || ' ' || coalesce(a.amname, '-') || ' ' || c.relrowsecurity, ', ' ORDER BY c.relname) "
-  . "FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam WHERE c.relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)";
+	"SELECT string_agg(c.relname || ' ' || c.relkind::text || ' ' || c.relpersistence::text || ' ' "
+  . "|| coalesce(a.amname, '-') || ' ' || c.relrowsecurity, ', ' ORDER BY c.relname) "
+  . "FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam "
+  . "WHERE c.relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)";
 is($odd->value($made), $session->value($made), '... there the extension makes the same tables');
 foreach my $what (
-	"SELECT string_agg(pg_get_viewdef(oid), '' ORDER BY relname) FROM pg_class WHERE relnamespace = 'feishu'::regnamespace AND relkind = 'v'",
-	q{SELECT string_agg(pg_get_indexdef(indexrelid), ';' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 'feishu_internal.outbox'::regclass}
-  )
+	  "SELECT string_agg(pg_get_viewdef(oid), '' ORDER BY relname) FROM pg_class "
+	. "WHERE relnamespace = 'feishu'::regnamespace AND relkind = 'v'",
+	q{SELECT string_agg(pg_get_indexdef(indexrelid), ';' ORDER BY indexrelid::regclass::text) FROM pg_index }
+	. q{WHERE indrelid = 'feishu_internal.outbox'::regclass})
 {
 	$_->value("SET quote_all_identifiers = off; SET search_path = pg_catalog") foreach $odd, $session;
 	is($odd->value($what), $session->value($what), '... and the same definitions');
@@ -93,12 +96,11 @@ until_dispatcher($session);
 $session->value('CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler');
 $session->value(q{CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'});
 $session->value(
-	'SET allow_system_table_mods = on; CREATE TABLE pg_catalog.pg_dist_partition (logicalrelid regclass); RESET allow_system_table_mods'
-);
+		'SET allow_system_table_mods = on; CREATE TABLE pg_catalog.pg_dist_partition (logicalrelid regclass); '
+	  . 'RESET allow_system_table_mods');
 is($session->value('SELECT feishu.dispatch_problem()'), '', 'tables as they were made are no problem');
-$session->value(
-	'CREATE SERVER lonely FOREIGN DATA WRAPPER feishu_flow; CREATE USER MAPPING FOR postgres SERVER lonely OPTIONS (tenant_access_token $$t$$)'
-);
+$session->value('CREATE SERVER lonely FOREIGN DATA WRAPPER feishu_flow; '
+	  . 'CREATE USER MAPPING FOR postgres SERVER lonely OPTIONS (tenant_access_token $$t$$)');
 $session->value('BEGIN');
 enqueue($session, server => 'lonely');
 $session->value('DROP USER MAPPING FOR postgres SERVER lonely; COMMIT');

@@ -53,7 +53,8 @@ $replica->value('CREATE SUBSCRIPTION all_of_it CONNECTION '
 until_true(
 	$replica,
 	'the flows and the pause are replicated',
-	'SELECT count(*) = 3 AND EXISTS (SELECT FROM feishu_internal.paused_server) FROM feishu_internal.outbox WHERE id IN ('
+	'SELECT count(*) = 3 AND EXISTS (SELECT FROM feishu_internal.paused_server) FROM feishu_internal.outbox '
+	  . 'WHERE id IN ('
 	  . join(', ', @waiting) . ')');
 $replica->value('ALTER SUBSCRIPTION all_of_it DISABLE');
 my $worker = until_dispatcher($replica);

@@ -45,13 +45,11 @@ $session->value("SELECT feishu.pause_server('stopped')");
 
 foreach my $server (qw(feishu down wrong stopped used_up limited))
 {
-	$session->value(
-		"SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => '$server')) FROM generate_series(1, 8)"
-	);
+	$session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => '$server')) "
+		  . "FROM generate_series(1, 8)");
 }
-$session->value(
-	"BEGIN; SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'lonely'); DROP USER MAPPING FOR PUBLIC SERVER lonely; COMMIT"
-);
+$session->value("BEGIN; SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'lonely'); "
+	  . "DROP USER MAPPING FOR PUBLIC SERVER lonely; COMMIT");
 $session->value("SELECT feishu.enqueue_flow('app', 'refusedFlow', '{\"_id\": 1}')");
 $session->value("SELECT feishu.enqueue_flow('app', 'later', '{\"_id\": 1}', run_at => now() + interval '1 day')");
 $node->psql('postgres', PostgreSQL::Test::Utils::slurp_file("$folder/role.sql"), on_error_die => 1);

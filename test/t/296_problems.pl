@@ -150,9 +150,8 @@ is(problems(), '', '... which mends it');
 
 $node->append_conf('postgresql.conf', 'feishu_flow.handler_attempts = 1');
 $node->reload;
-$session->value(
-	'CREATE TABLE handled (id bigint); CREATE FUNCTION handle(f feishu.flows) RETURNS void LANGUAGE sql AS $$INSERT INTO public.handled VALUES (f.id)$$'
-);
+$session->value('CREATE TABLE handled (id bigint); CREATE FUNCTION handle(f feishu.flows) RETURNS void '
+	  . 'LANGUAGE sql AS $$INSERT INTO public.handled VALUES (f.id)$$');
 $session->value('CREATE VIEW kept AS SELECT * FROM handled; ALTER TABLE handled ADD CHECK (false)');
 my $handled = enqueue($session, on_end => 'public.handle');
 until_problem('a handler was given up', "handlers given up|feishu, public.handle|1|$handled|t");

@@ -178,8 +178,8 @@ foreach my $synchronous (1, 0)
 	my @started = started_numbers_of();
 	note(scalar(@wanted) . ' committed, ' . scalar(@acknowledged) . ' acknowledged: ' . ends($session));
 	is( $session->value(
-			"SELECT count(*) FROM feishu.flows f FULL JOIN wanted w ON w.n = (f.params->>'n')::bigint WHERE f.id IS NULL OR w.n IS NULL"
-		),
+				"SELECT count(*) FROM feishu.flows f FULL JOIN wanted w ON w.n = (f.params->>'n')::bigint "
+			  . "WHERE f.id IS NULL OR w.n IS NULL"),
 		'0',
 		"$mode: a standby promoted under load has the flows of the transactions that it has");
 	is(join(' ', missing(\@wanted, \@started)), '', '... none is lost');
@@ -191,8 +191,8 @@ foreach my $synchronous (1, 0)
 		'... all end well')
 	  or diag(
 		$session->value(
-			"SELECT state, sqlstate, error, attempts, own_key, unanswered, count(*) FROM feishu_internal.outbox WHERE state NOT IN ('s', 'u') GROUP BY 1, 2, 3, 4, 5, 6"
-		));
+				"SELECT state, sqlstate, error, attempts, own_key, unanswered, count(*) FROM feishu_internal.outbox "
+			  . "WHERE state NOT IN ('s', 'u') GROUP BY 1, 2, 3, 4, 5, 6"));
 	my @others = missing(\@started, \@wanted);
 
 	if ($synchronous)

@@ -180,7 +180,8 @@ foreach my $mode (qw(transaction statement))
 	# ---- cancel ----
 
 	my $many =
-	  q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}') OVER () AS r FROM generate_series(1, 50)) AS s};
+		q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}') OVER () AS r }
+	  . q{FROM generate_series(1, 50)) AS s};
 	is($client->value($many), 50, 'many calls at once');
 	foreach my $case ([ 'a call', flow() ], [ 'execute_flows', $many ], [ 'wait_flow', undef ])
 	{

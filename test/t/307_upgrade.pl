@@ -114,7 +114,8 @@ sub inventory
 		  'SELECT datname FROM feishu_internal.claim c JOIN pg_database d ON d.oid = c.database',
 		'pauses' => 'SELECT p FROM feishu_internal.paused_server p',
 		'dispatch_status' =>
-		  'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status ORDER BY server',
+		  'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status '
+		  . 'ORDER BY server',
 		'the last id' => 'SELECT id FROM feishu_internal.last_id',
 		'servers and mappings' => $mappings,
 		'objects of the extension' =>
@@ -122,7 +123,8 @@ sub inventory
 		  . "AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'feishu_flow') "
 		  . "AND classid <> 'pg_type'::regclass ORDER BY 1",
 		'rights' => 'SELECT relname, relacl, relrowsecurity FROM pg_class '
-		  . "WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace) AND relkind <> 'i' AND relname !~ '^pg_toast' ORDER BY 1",
+		  . "WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace) AND relkind <> 'i' "
+		  . "AND relname !~ '^pg_toast' ORDER BY 1",
 		'rights of functions' => 'SELECT oid::regprocedure, proacl FROM pg_proc '
 		  . "WHERE pronamespace = 'feishu'::regnamespace ORDER BY oid::regprocedure::text");
 	$_ = $session->value($_) foreach values %found;

@@ -94,13 +94,12 @@ my $node = new_cluster('documents');
 $node->safe_psql('postgres', 'CREATE EXTENSION feishu_flow');
 my %names = (
 	settings => "SELECT name FROM pg_settings WHERE name LIKE 'feishu_flow.%'",
-	functions =>
-	  "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace AND has_function_privilege('pg_monitor', oid, 'EXECUTE')",
-	columns =>
-	  "SELECT DISTINCT attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'feishu'::regnamespace AND relkind = 'v' AND attnum > 0",
-	arguments =>
-	  "SELECT DISTINCT unnest(proargnames) FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace AND proname NOT LIKE '%validator' AND proname <> 'stat_flows'"
-);
+	functions => "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace "
+	  . "AND has_function_privilege('pg_monitor', oid, 'EXECUTE')",
+	columns => "SELECT DISTINCT attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid "
+	  . "WHERE relnamespace = 'feishu'::regnamespace AND relkind = 'v' AND attnum > 0",
+	arguments => "SELECT DISTINCT unnest(proargnames) FROM pg_proc "
+	  . "WHERE pronamespace = 'feishu'::regnamespace AND proname NOT LIKE '%validator' AND proname <> 'stat_flows'");
 foreach my $what (sort keys %names)
 {
 	my @names = split /\n/, $node->safe_psql('postgres', $names{$what});

@@ -78,8 +78,8 @@ is(join("\n", @differ), '', 'what is shown is what they give');
 my $session = FeishuFlow::Session->new($node);
 until_ended($session, "run_at < now() + interval '1 hour'");
 is( $session->value(
-		"SELECT string_agg(DISTINCT flow_id || ' ' || state || ' ' || coalesce(sqlstate, ''), ', ') FROM feishu.flows WHERE state NOT IN ('succeeded', 'cancelled')"
-	),
+		"SELECT string_agg(DISTINCT flow_id || ' ' || state || ' ' || coalesce(sqlstate, ''), ', ') FROM feishu.flows "
+		  . "WHERE state NOT IN ('succeeded', 'cancelled')"),
 	'refusedFlow failed LK400',
 	'what they queue is sent, and succeeds but for what is to be refused');
 cmp_ok($mock->started, '>', 20, '... on the platform');
@@ -115,7 +115,8 @@ my @copied = grep { /^CREATE TRIGGER/m && /'submitted'/ } map { $_->{sql} } @exa
 cmp_ok(scalar @copied, '>', 2, 'there are triggers for submitted orders');
 push @copied, slurp_file("$root/script/demo.d/2_queue.sql") =~ /^(CREATE TRIGGER .*?;\n\nCREATE TRIGGER .*?;\n)/ms;
 my $save =
-  q{UPDATE orders SET item = 'saved', owner_email = 'li@example.com', amount = 1, status = 'submitted', execution_id = NULL WHERE id = };
+	q{UPDATE orders SET item = 'saved', owner_email = 'li@example.com', amount = 1, status = 'submitted', }
+  . q{execution_id = NULL WHERE id = };
 foreach my $copied (@copied)
 {
 	my ($what) = $copied =~ /^(CREATE TRIGGER .*)/m;

@@ -1,6 +1,6 @@
 
-# The examples of docs/testing.md work, nothing of a transaction that is rolled back is sent, and what it says makes sure
-# that a copy sends nothing; the Chinese page has the same examples.
+# The examples of docs/testing.md work, nothing of a transaction that is rolled back is sent, and what it says makes
+# sure that a copy sends nothing; the Chinese page has the same examples.
 
 use strict;
 use warnings;
@@ -54,9 +54,8 @@ is($mock->started, 1, '... and nothing else was started');
 # a copy
 $session->value("SELECT feishu.pause_server('feishu')");
 my $waits = enqueue($session, server => 'feishu');
-$session->value(
-	q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')}
-);
+$session->value(q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER feishu OPTIONS (app_id 'cli_mock', }
+	  . q{app_secret 'mock-secret')});
 example(3);
 is(look($session, $waits, 'state'), 'cancelled', '... what waits is cancelled');
 is($session->value('SELECT count(*) FROM pg_user_mappings'), 0, '... there are no credentials');

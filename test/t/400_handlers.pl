@@ -147,8 +147,8 @@ like(
 is(handled($later), 'succeeded|1', '... and the next of the role is called then');
 is(journal('true'), $later, '... and of those that failed there is no effect');
 is( $session->value(
-		"SELECT handlers_waiting, handlers_failed, oldest_handler IS NULL FROM feishu.dispatch_status WHERE server = 'feishu'"
-	),
+			"SELECT handlers_waiting, handlers_failed, oldest_handler IS NULL FROM feishu.dispatch_status "
+		  . "WHERE server = 'feishu'"),
 	'0|1|t',
 	'... which dispatch_status shows');
 is($session->value("SELECT feishu.retry_handler($later)"), 'f', 'one that has succeeded is not called again');
@@ -168,9 +168,8 @@ is(handled($id), 'succeeded|1', 'a trigger can name a handler');
 
 # ---- purge ----
 
-$app->value(
-	'CREATE OR REPLACE FUNCTION app.throw(f feishu.flows) RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION \'no\'; END$$'
-);
+$app->value('CREATE OR REPLACE FUNCTION app.throw(f feishu.flows) RETURNS void '
+	  . 'LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION \'no\'; END$$');
 $node->append_conf('postgresql.conf', "feishu_flow.retry_base_delay = '1h'\nfeishu_flow.retry_max_delay = '1h'");
 $node->reload;
 $id = enqueue($app, on_end => 'app.throw');

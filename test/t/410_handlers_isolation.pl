@@ -44,8 +44,8 @@ sub function
 	my ($body) = @_;
 	$functions++;
 	my $result = $app->ask(
-		"CREATE FUNCTION app.f$functions(f feishu.flows) RETURNS void LANGUAGE plpgsql AS \$body\$BEGIN $body; END\$body\$"
-	);
+			"CREATE FUNCTION app.f$functions(f feishu.flows) RETURNS void LANGUAGE plpgsql AS \$body\$BEGIN $body; "
+		  . "END\$body\$");
 	die $result->{err} if $result->{sqlstate} ne '00000';
 	return "app.f$functions";
 }
@@ -82,14 +82,14 @@ like(error_of(), qr/permission denied for schema feishu_internal/, '... as nobod
 is(with_handler("$note session_user || current_user || current_setting('is_superuser'))"),
 	'succeeded|1', 'its session is that of its role');
 is(noted(), 'appappoff', '... and of no superuser');
-$session->value(
-	'CREATE FUNCTION app.definer() RETURNS text SECURITY DEFINER LANGUAGE sql AS \'SELECT current_user || session_user\''
-);
+$session->value('CREATE FUNCTION app.definer() RETURNS text SECURITY DEFINER '
+	  . 'LANGUAGE sql AS \'SELECT current_user || session_user\'');
 is(with_handler("$note app.definer())"), 'succeeded|1', 'SECURITY DEFINER works as in any session');
 is(noted(), 'postgresapp', '... and the session is still the role\'s');
 is( with_handler(
 			"CREATE TEMP TABLE t (i int); CREATE FUNCTION pg_temp.up() RETURNS trigger LANGUAGE plpgsql AS \$\$BEGIN "
-		  . "SET ROLE postgres; RETURN NULL; END\$\$; CREATE CONSTRAINT TRIGGER later AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED "
+		  . "SET ROLE postgres; RETURN NULL; END\$\$; CREATE CONSTRAINT TRIGGER later AFTER INSERT ON t DEFERRABLE "
+		  . "INITIALLY DEFERRED "
 		  . "FOR EACH ROW EXECUTE FUNCTION pg_temp.up(); INSERT INTO t VALUES (1)"),
 	'failed|3',
 	'a deferred trigger of a temporary table cannot become another role');
@@ -111,10 +111,10 @@ is(with_handler("$note (SELECT count(*) FROM feishu.flows WHERE role <> 'app'))"
 	'succeeded|1', 'it sees no rows of others');
 is(noted(), '0', '... in the view');
 $session->value('CREATE SCHEMA evil AUTHORIZATION app; ALTER ROLE other SET search_path = evil, public');
-$app->value(
-	'CREATE FUNCTION evil.eq(bigint, bigint) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN INSERT INTO app.journal (what) VALUES (\'evil\'); RETURN true; END$$; '
-	  . 'CREATE OPERATOR evil.= (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = evil.eq); CREATE OPERATOR evil.> (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = evil.eq)'
-);
+$app->value('CREATE FUNCTION evil.eq(bigint, bigint) RETURNS boolean '
+	  . 'LANGUAGE plpgsql AS $$BEGIN INSERT INTO app.journal (what) VALUES (\'evil\'); RETURN true; END$$; '
+	  . 'CREATE OPERATOR evil.= (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = evil.eq); '
+	  . 'CREATE OPERATOR evil.> (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = evil.eq)');
 $session->value('GRANT USAGE ON SCHEMA evil TO PUBLIC');
 $foreign = enqueue(FeishuFlow::Session->new($node, user => 'other'), on_end => 'app.note');
 is(handled($foreign), 'succeeded|1', 'a search_path with operators of others');
@@ -123,12 +123,14 @@ is($session->value("SELECT count(*) FROM app.journal WHERE what = 'evil'"), '0',
 # ---- what it leaves ----
 
 is( with_handler(
-		"SET work_mem = '1MB'; SET LOCAL lock_timeout = '7s'; SET TIME ZONE 'Asia/Shanghai'; PERFORM pg_advisory_lock(42); "
+			"SET work_mem = '1MB'; SET LOCAL lock_timeout = '7s'; SET TIME ZONE 'Asia/Shanghai'; "
+		  . "PERFORM pg_advisory_lock(42); "
 		  . "PREPARE p AS SELECT 1; CREATE TEMP TABLE left_over (i int); SET search_path = evil"),
 	'succeeded|1',
 	'a handler leaves things in the session');
 is( with_handler(
-		"$note concat_ws(',', current_setting('work_mem'), current_setting('lock_timeout'), current_setting('TimeZone'), current_setting('search_path'), "
+			"$note concat_ws(',', current_setting('work_mem'), current_setting('lock_timeout'), "
+		  . "current_setting('TimeZone'), current_setting('search_path'), "
 		  . "(SELECT count(*) FROM pg_prepared_statements), to_regclass('left_over') IS NULL))"),
 	'succeeded|1',
 	'... of which the next');
@@ -139,8 +141,8 @@ $session->value('SELECT pg_advisory_unlock(42)');
 # ---- deferred constraints ----
 
 $app->value(
-	'CREATE TABLE app.parent (id int PRIMARY KEY); CREATE TABLE app.child (parent int REFERENCES app.parent DEFERRABLE INITIALLY DEFERRED)'
-);
+	'CREATE TABLE app.parent (id int PRIMARY KEY); CREATE TABLE app.child (parent int REFERENCES app.parent DEFERRABLE '
+	  . 'INITIALLY DEFERRED)');
 is(with_handler("INSERT INTO app.child VALUES (1)"),
 	'failed|3', 'a constraint that fails at the commit is a failure of the handler');
 like(error_of(), qr/violates foreign key constraint/, '... with its error');
@@ -158,11 +160,11 @@ $app->value('COMMIT');
 until_true(
 	$session,
 	'all were called',
-	"SELECT count(*) = 0 FROM feishu.flows WHERE on_end = '$sometimes' AND coalesce(on_end_state, 'waiting') NOT IN ('succeeded', 'failed')"
-);
+	"SELECT count(*) = 0 FROM feishu.flows WHERE on_end = '$sometimes' "
+	  . "AND coalesce(on_end_state, 'waiting') NOT IN ('succeeded', 'failed')");
 is( $session->value(
-		"SELECT string_agg(params->>'n', ' ' ORDER BY id) FROM feishu.flows WHERE on_end = '$sometimes' AND on_end_state = 'failed'"
-	),
+			"SELECT string_agg(params->>'n', ' ' ORDER BY id) FROM feishu.flows "
+		  . "WHERE on_end = '$sometimes' AND on_end_state = 'failed'"),
 	'100 150',
 	'of many in one transaction those fail that fail at its commit, and no other');
 is($session->value('SELECT count(*) || \' \' || count(DISTINCT id) FROM app.journal'),
@@ -179,7 +181,8 @@ is(with_handler("PERFORM app.note(f); PERFORM pg_sleep(60)"), 'failed|3', 'a han
 like(error_of(), qr/handler_timeout/, '... with the reason');
 is( with_handler(
 		"CREATE TEMP TABLE slow (i int); CREATE FUNCTION pg_temp.slow() RETURNS trigger LANGUAGE plpgsql AS \$\$BEGIN "
-		  . "PERFORM pg_sleep(60); RETURN NULL; END\$\$; CREATE CONSTRAINT TRIGGER later AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED "
+		  . "PERFORM pg_sleep(60); RETURN NULL; END\$\$; "
+		  . "CREATE CONSTRAINT TRIGGER later AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED "
 		  . "FOR EACH ROW EXECUTE FUNCTION pg_temp.slow(); INSERT INTO slow VALUES (1)"),
 	'failed|3',
 	'one whose deferred trigger takes too long is given up');
@@ -270,8 +273,8 @@ my %sessions = (app => $app, other => $other, third => $third);
 enqueue_many($sessions{$_}, 1, 300, on_end => 'app.note') foreach sort keys %sessions;
 until_true($session, 'all were called', 'SELECT count(*) = 900 FROM app.journal');
 is( $session->value(
-		'SELECT string_agg(what || count, \' \' ORDER BY what) FROM (SELECT what, count(DISTINCT id) FROM app.journal GROUP BY what) s'
-	),
+			'SELECT string_agg(what || count, \' \' ORDER BY what) '
+		  . 'FROM (SELECT what, count(DISTINCT id) FROM app.journal GROUP BY what) s'),
 	'app300 other300 third300',
 	'more roles than sessions have theirs called in turn');
 

@@ -37,8 +37,8 @@ sub function
 	my ($body) = @_;
 	$functions++;
 	my $result = $app->ask(
-		"CREATE FUNCTION app.f$functions(f feishu.flows) RETURNS void LANGUAGE plpgsql AS \$body\$BEGIN $body; END\$body\$"
-	);
+			"CREATE FUNCTION app.f$functions(f feishu.flows) RETURNS void LANGUAGE plpgsql AS \$body\$BEGIN $body; "
+		  . "END\$body\$");
 	die $result->{err} if $result->{sqlstate} ne '00000';
 	return "app.f$functions";
 }
@@ -107,8 +107,8 @@ is(handled($id), 'succeeded|1', 'default_transaction_read_only of the database')
 $session->value("SET default_transaction_read_only = off; ALTER DATABASE postgres RESET default_transaction_read_only");
 $session->value(
 		"ALTER ROLE app SET default_transaction_isolation = serializable; ALTER ROLE app SET exit_on_error = on; "
-	  . "ALTER ROLE app SET client_encoding = 'latin1'; ALTER ROLE app SET synchronous_commit = off; ALTER ROLE app SET enable_indexscan = off"
-);
+	  . "ALTER ROLE app SET client_encoding = 'latin1'; ALTER ROLE app SET synchronous_commit = off; "
+	  . "ALTER ROLE app SET enable_indexscan = off");
 $session->value(
 	"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
 is(with_handler("$note current_setting('transaction_isolation') || current_setting('synchronous_commit'))"),

@@ -64,9 +64,8 @@ wait_until('there is no dispatcher', sub { dispatcher($session) eq '' });
 my $waits = enqueue($session, on_end => 'public.note');
 $id = enqueue($session, run_at => $later, on_end => 'public.note');
 my $system = $session->value('SELECT system_identifier FROM pg_control_system()');
-$session->value(
-	"UPDATE feishu_internal.outbox SET system_identifier = 1; UPDATE feishu_internal.claim SET system_identifier = 1, major_version = 14"
-);
+$session->value("UPDATE feishu_internal.outbox SET system_identifier = 1; "
+	  . "UPDATE feishu_internal.claim SET system_identifier = 1, major_version = 14");
 is($session->value("SELECT feishu.cancel_flow($id)"),
 	't', 'a flow is cancelled after an upgrade, before there is a dispatcher');
 $session->value("ALTER SYSTEM SET feishu_flow.dispatch = on; SELECT pg_reload_conf()");
@@ -85,8 +84,8 @@ sub sql_handler
 {
 	my ($name, $result, $body) = @_;
 	$session->value(
-		"CREATE FUNCTION public.$name(f feishu.flows) RETURNS $result LANGUAGE plpgsql AS \$body\$BEGIN $body; END\$body\$"
-	);
+			"CREATE FUNCTION public.$name(f feishu.flows) RETURNS $result LANGUAGE plpgsql AS \$body\$BEGIN $body; "
+		  . "END\$body\$");
 	return "public.$name";
 }
 
@@ -98,8 +97,8 @@ $id = enqueue(
 	on_end => sql_handler(
 		'find',
 		'void',
-		"INSERT INTO public.journal (id, what) VALUES ((f).id, coalesce(to_regclass('pg_temp.leftover')::text, 'nothing'))"
-	));
+		"INSERT INTO public.journal (id, what) VALUES ((f).id, "
+		  . "coalesce(to_regclass('pg_temp.leftover')::text, 'nothing'))"));
 handled($id);
 is($session->value("SELECT what FROM public.journal WHERE id = $id"), 'nothing',
 	'... and the next finds nothing of it');

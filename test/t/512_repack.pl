@@ -36,8 +36,8 @@ my $file = $session->value("SELECT pg_relation_filenode('feishu_internal.outbox'
 note(repack());
 isnt($session->value("SELECT pg_relation_filenode('feishu_internal.outbox')"), $file, 'the table is packed');
 is( $session->value(
-		"SELECT string_agg(tgname, ' ' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = 'feishu_internal.outbox'::regclass"
-	),
+			"SELECT string_agg(tgname, ' ' ORDER BY tgname) FROM pg_trigger "
+		  . "WHERE tgrelid = 'feishu_internal.outbox'::regclass"),
 	'forget_all_attempts forget_attempts',
 	'... and left without a trigger that is not ours');
 is(ends($session), 'succeeded 500', '... no flow is lost');

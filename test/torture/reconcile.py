@@ -54,7 +54,8 @@ WHERE NOT EXISTS (SELECT FROM feishu_internal.outbox o WHERE o.id = a.flow) GROU
 Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lane key execution_id sqlstate error role")
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
-FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts", "held up",
+FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded",
+         "ghosts", "held up",
          "dispatcher deaths", "went wrong by itself")
 NOTES = ("given up after an attempt that was not answered, and had run",
          "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read",
@@ -208,7 +209,8 @@ def check_attempts(truth, report):
         retried = n is not None and truth.retried.get(int(n))
         if failures != last or rows != min(last, ATTEMPTS_KEPT) or rows and first != last - rows + 1 or \
                 (last < wrong if retried else last != wrong):
-            report("wrong record", f"flow {number} ({n}): {ENDS[state]} after {attempts} attempts, {failures} went wrong, and "
+            report("wrong record", f"flow {number} ({n}): {ENDS[state]} after {attempts} attempts, "
+                   f"{failures} went wrong, and "
                    f"there are {rows} rows of these, {first} to {last}; retried {retried}")
     for number, rows in truth.orphans:
         report("wrong record", f"flow {number} is gone, and {rows} of its attempts are not")
@@ -226,7 +228,8 @@ def check_ends(truth, report):
     """Each flow has the end that the platform's records bear out."""
     for n, kind, flow in truth.every():
         what = (f"{n} ({kind}): {ENDS[flow.state]} after {flow.attempts} attempts, unanswered {flow.unanswered}, "
-                f"{flow.sqlstate} {flow.error}; flow {flow.id}, started {truth.started.get(n)}, retried {truth.retried.get(n)}")
+                f"{flow.sqlstate} {flow.error}; flow {flow.id}, started {truth.started.get(n)}, "
+                f"retried {truth.retried.get(n)}")
         started, retries = truth.started.get(n, []), truth.retried.get(n, [])
         if len(started) > 1 + sum(retries):
             report("started twice", what)
@@ -238,7 +241,8 @@ def check_ends(truth, report):
             report("wrong record", what + f": execution {flow.execution_id}")
         elif flow.state == "u" and not started:
             # a refusal that may have been for the key, or nobody asked again
-            report(NOT_RUN if flow.unanswered and (kind in REFUSED or refused_large(kind, flow) or TOO_LATE in flow.error or
+            report(NOT_RUN if flow.unanswered
+                   and (kind in REFUSED or refused_large(kind, flow) or TOO_LATE in flow.error or
                              EXHAUSTED in flow.error) else "lost", what)
         elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()) and \
                 not refused_large(kind, flow):
@@ -301,7 +305,8 @@ def check_order(truth, report):
         for _, n, kind in sorted(flows):
             times = [at for at, _ in truth.requests[n]]
             if min(times) < before:
-                report("fifo", f"{n} ({kind}) of {lane}: sent {before - min(times):.3f} s before the last request of {whose}")
+                report("fifo", f"{n} ({kind}) of {lane}: sent {before - min(times):.3f} s before the last request of "
+                       f"{whose}")
             if max(times) > before:
                 before, whose = max(times), n
 

@@ -125,7 +125,8 @@ class Server:
             file.write(text)
 
     def initialize(self):
-        self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
+                 "--no-sync")
         self.configure(CONFIGURATION.format(work=self.work, port=self.port, timeout=TIMEOUT, in_flight=IN_FLIGHT))
 
     def copy(self, primary):
@@ -239,7 +240,8 @@ class Pair:
                   lambda: session.value("SHOW synchronous_standby_names") == "*")
             position = session.value("SELECT pg_current_wal_lsn()")
             until("the standby has caught up", lambda: session.value(
-                f"SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND flush_lsn >= '{position}'") == "1")
+                f"SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND flush_lsn >= "
+                f"'{position}'") == "1")
         finally:
             session.close()
 
