@@ -92,7 +92,8 @@ sandbox_open() {
 		chown -R -h "$RUN_USER:" "$WORK"
 	fi
 	cd "$WORK" || exit	# the owner may not be able to enter the folder we were called in
-	as_owner test -w "$WORK" || die "the user $RUN_USER cannot reach $WORK; set FEISHU_TMP to a folder that everybody can"
+	as_owner test -w "$WORK" ||
+		die "the user $RUN_USER cannot reach $WORK; set FEISHU_TMP to a folder that everybody can"
 }
 
 # Nothing of the caller's environment may leak in: where to connect, which proxy to take, which language.

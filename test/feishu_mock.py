@@ -2,8 +2,8 @@
 """
 A mock of the Feishu (Lark) open platform: the part that starts aPaaS flows.
 
-One process, one port, nothing but the Python standard library; its parts are in mock/.  It speaks the platform's API with its
-real codes and shapes, records what it was asked, and misbehaves on demand.
+One process, one port, nothing but the Python standard library; its parts are in mock/.  It speaks the platform's API with
+its real codes and shapes, records what it was asked, and misbehaves on demand.
 
   $ feishu_mock.py --port 8080 &          # the first line on stdout is the port (--port 0: any free one)
   8080
@@ -138,8 +138,7 @@ def parse_arguments(argv=None):
 async def run(parser, args):
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     config = {"apps": args.apps, "token_expire": args.token_expire, "token_length": args.token_length,
-              "rate": args.rate,
-              "log": not args.no_log, "log_limit": args.log_limit, "idempotency": True,
+              "rate": args.rate, "log": not args.no_log, "log_limit": args.log_limit, "idempotency": True,
               "scopes": [SCOPE], "namespaces": None, "clock": None}
     try:
         mock = Mock(config, args.seed, args.state_file, args.log_file, args.cut)

@@ -172,8 +172,9 @@ class TokenTest(Base):
 class ExecuteTest(Base):
     def test_answers_like_the_document(self):
         status, headers, data = self.mock.execute(self.token, params='{"a": 1}', idempotent_key="k")
-        self.assertEqual(data, b'{"code":0,"data":{"code":"","error_msg":"","execution_id":"1816970091484211","out_params":'
-                               b'"[{\\"api_name\\":\\"_flowExecutionID\\",\\"value\\":1816970091484211}]","status":"end"},"msg":"success"}')
+        self.assertEqual(
+            data, b'{"code":0,"data":{"code":"","error_msg":"","execution_id":"1816970091484211","out_params":'
+            b'"[{\\"api_name\\":\\"_flowExecutionID\\",\\"value\\":1816970091484211}]","status":"end"},"msg":"success"}')
         self.assertEqual((status, headers["content-type"]), (200, "application/json; charset=utf-8"))
         second = self.mock.execute(self.token, is_async=True)
         self.assertEqual(json.loads(second[2])["data"]["status"], "wait")
@@ -216,7 +217,7 @@ class ExecuteTest(Base):
                              params='{"a": 1.10, "b": {"c": 12345678901234567890123}, "d": "é", "e": 1e400}')
         self.assertEqual(out[1]["data"]["out_params"],
                          '[{"api_name":"a","value":1.10},{"api_name":"b","value":{"c":12345678901234567890123}},'
-                                                       '{"api_name":"d","value":"é"},{"api_name":"e","value":1e400}]')
+                         '{"api_name":"d","value":"é"},{"api_name":"e","value":1e400}]')
         self.assertEqual(self.mock.call(self.token, "rejectedFlow")[1]["data"]["code"], "k_wf_ec_2001001")
         self.assertEqual(self.mock.call(self.token, "refusedFlow")[1]["code"], 2320001)
         body = self.mock.call(self.token, "noScope")[1]
@@ -480,15 +481,18 @@ class HttpTest(Base):
     def test_split_pipelined_chunked_expect(self):
         path = b"/open-apis/apaas/v1/applications/n/flows/f/execute"
         body = b'{"operator":"{\\"_id\\":1}"}'
-        head = b"POST " + path + b" HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: Bearer " + self.token.encode()
+        head = (b"POST " + path + b" HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: Bearer "
+                + self.token.encode())
         plain = head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         with socket.create_connection(("127.0.0.1", self.mock.port), 5) as sock:
             for at in range(len(plain)):
                 sock.sendall(plain[at:at + 1])
             sock.sendall(plain * 3)
-            sock.sendall(head + b"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n" + body[:5] + b"\r\n%x\r\n" % len(body[5:])
+            sock.sendall(head + b"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n" + body[:5]
+                         + b"\r\n%x\r\n" % len(body[5:])
                          + body[5:] + b"\r\n0\r\n\r\n")
-            sock.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+            sock.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+                         % len(body))
             data = b""
             while b"100 Continue" not in data:
                 data += sock.recv(65536)

@@ -115,7 +115,8 @@ CREATE FUNCTION submit(key bigint, fails boolean DEFAULT false) RETURNS bigint L
 DECLARE flow bigint;
 BEGIN
 	INSERT INTO orders VALUES (key);
-	flow := feishu.enqueue_flow('app', 'delegated', params => jsonb_build_object('n', key), idempotent_key => 'order-' || key);
+	flow := feishu.enqueue_flow('app', 'delegated', params => jsonb_build_object('n', key),
+		idempotent_key => 'order-' || key);
 	IF fails THEN RAISE EXCEPTION 'no'; END IF;
 	RETURN flow;
 END $$;

@@ -9,7 +9,8 @@ import asyncpg
 
 from check import NAMESPACE, PATIENCE, equal, ok
 
-WAITS = "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'"
+WAITS = ("SELECT count(*) = 1 FROM pg_stat_activity "
+         "WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'")
 
 
 async def prepare(conn):

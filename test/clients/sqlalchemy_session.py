@@ -65,8 +65,8 @@ except ValueError:
     pass
 
 big = 2**63 - 1
-call = text("SELECT feishu.execute_flow(:namespace, :flow, params => :params)").bindparams(bindparam("params",
-                                                                                                     type_=JSONB))
+call = text("SELECT feishu.execute_flow(:namespace, :flow, params => :params)").bindparams(
+    bindparam("params", type_=JSONB))
 with engine.connect() as conn:
     pid = conn.scalar(text("SELECT pg_backend_pid()"))
     answer = conn.scalar(call, {"namespace": NAMESPACE, "flow": "echoParams", "params": {"total": big, "null": None}})

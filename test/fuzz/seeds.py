@@ -37,8 +37,7 @@ PATHS = {
 KINDS = {"answer": "execute", "token": "token", "oauth": "oauth"}
 ENCODINGS = ["UTF8", "SQL_ASCII", "LATIN1", "EUC_CN", "EUC_JIS_2004", "EUC_KR", "WIN1252", "ISO_8859_5"]
 INNER = [7, 0, "00", "-0", "k_wf_ec_2001008", "k_wf_ec_200036", "k_ec_000009", "k_wf_ec_2001001", "k_op_ec_20001",
-         "k_ec_000054",
-         "k_unknown", "0"]
+         "k_ec_000054", "k_unknown", "0"]
 VALUES = [None, True, 7, -1, 1.5, "0", "text", [], [1], {}, {"a": 1}]
 MEMBERS = ["code", "msg", "data", "data.code", "data.error_msg", "data.execution_id", "data.out_params", "data.status"]
 

@@ -66,12 +66,10 @@ sub enqueue_unheard
 	my $server = defined $options{server} ? FeishuFlow::quote($options{server}) : 'server';
 	return $session->value("WITH drawn AS ($drawn) "
 		  . 'INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, '
-		  . 'own_key, created_at, run_at, expires_at, '
-		  . 'server, namespace, flow_id, operator, idempotent_key) '
-		  . 'SELECT drawn.id, roleid, server_owner, system_identifier, database, is_async, own_key, clock_timestamp(), '
-		  . 'clock_timestamp(), '
-		  . "clock_timestamp() + interval '1 hour', $server, namespace, flow_id, operator, gen_random_uuid() "
-		  . "FROM drawn, feishu_internal.outbox o WHERE o.id = $like RETURNING id");
+		  . 'own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key) '
+		  . 'SELECT drawn.id, roleid, server_owner, system_identifier, database, is_async, own_key, '
+		  . "clock_timestamp(), clock_timestamp(), clock_timestamp() + interval '1 hour', $server, namespace, flow_id, "
+		  . "operator, gen_random_uuid() FROM drawn, feishu_internal.outbox o WHERE o.id = $like RETURNING id");
 }
 
 # Queues flows whose params are {"n": $from} to {"n": $to}, in one statement.

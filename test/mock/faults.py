@@ -155,8 +155,8 @@ class Faults:
             content_type = content_type or "text/html"
         data = b"" if body is None else body.encode() if isinstance(body, str) else dump(body)
         if content_type is None and body is not None:
-            content_type = "text/plain; charset=utf-8" if isinstance(body,
-                                                                     str) and load_or_none(body) is None else JSON_TYPE
+            is_text = isinstance(body, str) and load_or_none(body) is None
+            content_type = "text/plain; charset=utf-8" if is_text else JSON_TYPE
         conn.answer(request, Answer(status, b"" if status in (204, 304) else data, fault.get("headers", {}).items(),
                                     content_type))
 

@@ -25,8 +25,8 @@ my $session = FeishuFlow::Session->new($node);
 
 my $interim =
 	"HTTP/1.1 103 Early Hints\r\nX-Tt-Logid: interim\r\nX-Request-Id: interim\r\nX-Ogw-Ratelimit-Reset: 60\r\n"
-  . "Location: https://elsewhere.invalid/\r\nRetry-After: 60\r\nContent-Type: text/html\r\nDate: Thu, "
-  . "01 Jan 2015 00:00:00 GMT\r\n\r\n";
+  . "Location: https://elsewhere.invalid/\r\nRetry-After: 60\r\nContent-Type: text/html\r\n"
+  . "Date: Thu, 01 Jan 2015 00:00:00 GMT\r\n\r\n";
 my $refusal = '{"code": 99991400, "msg": "frequency limit"}';
 
 # What the mock answers by itself, behind an interim answer.

@@ -171,7 +171,8 @@ BEGIN
 	EXECUTE 'SELECT feishu.execute_flow(' || array_to_string(arguments, ', ') || ')';
 	RETURN 'no error';
 EXCEPTION WHEN others THEN
-	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+		detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
 	RETURN concat_ws(' | ', state, message, detail, hint);
 END $$;
 SQL
@@ -325,8 +326,8 @@ $mock->well;
 $mock->rules([ { kind => 'execute' }, { type => 'status', status => 502 }, times => 20 ]);
 $session->value('SET feishu_flow.max_concurrent_calls = 32');
 is( $session->value(
-		q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK500') || ' ' || count(*) FILTER (WHERE (r).sqlstate IS NULL) }
-		  . q{FROM }
+		q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK500') || ' ' || }
+		  . q{count(*) FILTER (WHERE (r).sqlstate IS NULL) FROM }
 		  . flows(200)),
 	'20 180',
 	'a trouble that passes while others are under way stops nothing');

@@ -102,8 +102,7 @@ stays_flat(
 			q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'echoParams',
 		jsonb_build_object('_id', n), params => }
 			  . quote($params)
-			  . q{) OVER () AS r FROM generate_series(1, }
-			  . q{1000) n) s}) while $done < $n;
+			  . q{) OVER () AS r FROM generate_series(1, 1000) n) s}) while $done < $n;
 		cmp_ok($done, '>=', $n, "$n calls, a thousand in each statement");
 	});
 stays_flat(
@@ -112,7 +111,8 @@ stays_flat(
 		my ($n) = @_;
 		is( in_loop(
 				$n / 20,
-				q{SELECT to_jsonb(count((r).response)) FROM (SELECT feishu.execute_flows('a', CASE WHEN n % 3 > 0 THEN 'echoParams' END,
+				q{SELECT to_jsonb(count((r).response))
+		FROM (SELECT feishu.execute_flows('a', CASE WHEN n % 3 > 0 THEN 'echoParams' END,
 		jsonb_build_object('_id', n)) OVER (PARTITION BY n % 5) AS r FROM generate_series(1, 20) n) s}),
 			0,
 			"$n calls");
@@ -266,7 +266,8 @@ is($mock->stats->{connections_open}, 1, 'in the end one connection is open');
 $session->value("CREATE TABLE many AS SELECT n, CASE WHEN n % 50 = 0 THEN 'echoParams' END AS flow "
 	  . "FROM generate_series(1, 100000) n");
 my $many = q{SELECT count(*) || ' ' || count((r).response) || ' ' || count((r).error)
-	FROM (SELECT feishu.execute_flows('a', flow, '{"_id": 1}', params => jsonb_build_object('text', repeat('x', 200))) OVER () AS r
+	FROM (SELECT feishu.execute_flows('a', flow, '{"_id": 1}',
+		params => jsonb_build_object('text', repeat('x', 200))) OVER () AS r
 	FROM many WHERE n <= %d) AS s};
 is($session->value(sprintf $many, 1000), '1000 20 980', 'a thousand rows at once');
 my ($kilobytes, $most) = (private_kilobytes($session->pid)) x 2;

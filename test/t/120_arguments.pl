@@ -72,7 +72,8 @@ utf8::encode($arrived);
 is_deeply(decode_json($arrived), decode_json($text), '... arrive as they are');
 
 succeeds($session, <<'SQL', 'params of 10 MB');
-CREATE TEMP TABLE large AS SELECT jsonb_build_object('text', repeat('0123456789abcdef', 655360), 'name', '张三') AS params;
+CREATE TEMP TABLE large AS SELECT
+	jsonb_build_object('text', repeat('0123456789abcdef', 655360), 'name', '张三') AS params;
 SQL
 cmp_ok($session->value('SELECT length(params::text) FROM large'), '>', 10 << 20, '... 10 MB indeed');
 is( succeeds(

@@ -350,7 +350,8 @@ is($session->ask('INSERT INTO orders VALUES (3, 3)')->{sqlstate}, '22023', '... 
 pause();
 my $bench = pgbench_start($node, <<'SQL', '-c', '8', '-t', '100', '-M', 'prepared');
 \set k random(1, 5)
-SELECT feishu.enqueue_flow('app', 'flow', '{"_id": 1111}', jsonb_build_object('n', :k::int), replace_key => 'key ' || :k::int);
+SELECT feishu.enqueue_flow('app', 'flow', '{"_id": 1111}', jsonb_build_object('n', :k::int),
+	replace_key => 'key ' || :k::int);
 SQL
 ok($bench->finish, 'many sessions queue a few keys');
 is($session->value("SELECT count(*), count(DISTINCT replace_key) FROM feishu.flows WHERE state = 'queued'"),

@@ -484,7 +484,8 @@ foreach (1 .. 5)
 	until_ended($session, "id = $id");
 }
 $session->value(
-	q{CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE LOG ''slow poll''; PERFORM pg_sleep(0.2); RETURN NULL; END';
+	q{CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+		'BEGIN RAISE LOG ''slow poll''; PERFORM pg_sleep(0.2); RETURN NULL; END';
 	CREATE TRIGGER slow BEFORE DELETE ON feishu_internal.outbox FOR EACH STATEMENT EXECUTE FUNCTION slow()});
 wait_until('polls follow each other', sub { my @polls = slurp_file($node->logfile) =~ /LOG:  slow poll/g; @polls > 2 });
 $id = enqueue($session, server => "s$apps");

@@ -22,8 +22,9 @@ my $session = FeishuFlow::Session->new($node);
 sub kept_apart
 {
 	my ($kilobytes) = @_;
-	return \
-	  "(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) FROM generate_series(1, 32 * $kilobytes))";
+	my $text = "(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) "
+	  . "FROM generate_series(1, 32 * $kilobytes))";
+	return \$text;
 }
 
 $session->value("SELECT feishu.pause_server('feishu')");

@@ -26,8 +26,9 @@ my $toast =
 sub kept_apart
 {
 	my ($kilobytes) = @_;
-	return \
-	  "(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) FROM generate_series(1, 32 * $kilobytes))";
+	my $text = "(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) "
+	  . "FROM generate_series(1, 32 * $kilobytes))";
+	return \$text;
 }
 
 sub log_lines
@@ -131,7 +132,8 @@ $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 $mock->wait_for(3, kind => 'execute');
 $session->value(<<"END");
 CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not this one''; END';
-CREATE TRIGGER refuse BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.refuse()
+CREATE TRIGGER refuse BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1])
+	EXECUTE FUNCTION public.refuse()
 END
 $mock->release;
 until_ended($session, "id <> $ids[1]");
@@ -161,8 +163,10 @@ $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 @ids = map { enqueue($session, params => qq({"n": $_})) } 1 .. 3;
 $mock->wait_for(3, kind => 'execute');
 $session->value(<<"END");
-CREATE OR REPLACE FUNCTION public.no_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION \$\$not this one\$\$; END';
-CREATE TRIGGER no_change BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.no_change()
+CREATE OR REPLACE FUNCTION public.no_change() RETURNS trigger LANGUAGE plpgsql AS
+	'BEGIN RAISE EXCEPTION \$\$not this one\$\$; END';
+CREATE TRIGGER no_change BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1])
+	EXECUTE FUNCTION public.no_change()
 END
 $mock->release;
 $mock->well;

@@ -76,8 +76,7 @@ is($as{leader}->value("SELECT feishu.cancel_flow($queued)"), 't', '... cancel');
 is($as{leader}->value("SELECT feishu.retry_flow($failed)"), 't', '... retry');
 until_ended($session);
 is(look($session, $failed, 'role, attempts'), 'owner|1', '... and the flow stays what it was');
-# one who does not inherit may not see it, but may change it, as he could after SET ROLE: all of it, and the same by
-# each
+# one who does not inherit may not see it, but may change it, as he could after SET ROLE: all of it, the same by each
 fails_with($as{aloof}, "SELECT feishu.wait_flow($done)", '42704', 'a member without INHERIT cannot wait for it');
 my $his = enqueue($as{owner}, params => '{"never": true}', run_at => \$later);
 is($as{aloof}->value("SELECT feishu.cancel_flow($his)"), 't', '... but cancel');
@@ -178,7 +177,8 @@ is( $as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = '
 $as{stranger}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE state = 'queued'");
 $as{stranger}->value("SELECT feishu.purge_flows('infinity')");
 fails_with($clerk, <<'SQL', '42501', '... and forges no flow of a superuser');
-INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
+INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, own_key,
+	created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
 SELECT 1000000, 10, 10, 1, oid, true, true, now(), now(), 'infinity', 'private', 'app', 'forged', '{"_id": 1}', 'key'
 FROM pg_database WHERE datname = current_database()
 SQL
@@ -256,7 +256,8 @@ BEGIN
   RETURN NULL;
 END
 $$;
-CREATE TRIGGER on_change AFTER INSERT OR UPDATE ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION public.on_change();
+CREATE TRIGGER on_change AFTER INSERT OR UPDATE ON feishu_internal.outbox FOR EACH ROW
+	EXECUTE FUNCTION public.on_change();
 SQL
 $id = enqueue($as{stranger}, flow_id => 'first', params => '{"never": true}', run_at => \$later);
 is($as{stranger}->value("SELECT feishu.cancel_flow($id)"),

@@ -19,7 +19,8 @@ my $session = FeishuFlow::Session->new($node);
 my $app = "OPTIONS (app_id 'cli_x', app_secret 'x')";
 $session->value(<<"SQL");
 DROP USER MAPPING FOR PUBLIC SERVER feishu;
-CREATE ROLE writer LOGIN; CREATE ROLE other LOGIN; CREATE ROLE owner LOGIN; CREATE ROLE definer; CREATE ROLE pool LOGIN NOINHERIT;
+CREATE ROLE writer LOGIN; CREATE ROLE other LOGIN; CREATE ROLE owner LOGIN; CREATE ROLE definer;
+CREATE ROLE pool LOGIN NOINHERIT;
 GRANT writer, other TO pool;
 GRANT CREATE ON SCHEMA public TO owner, definer;
 CREATE USER MAPPING FOR writer SERVER feishu $app;
@@ -58,8 +59,10 @@ FeishuFlow::Session->new($node, user => 'owner')
 	  . ";CREATE TRIGGER atonce AFTER DELETE ON grandchild FOR EACH ROW "
 	  . "EXECUTE FUNCTION feishu.flow_trigger('app', 'atonce', '$operator', '{\"op\": \"\$.op\"}')");
 $session->value(<<'SQL');
-CREATE FUNCTION definers_insert(int) RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO public.plain VALUES ($1) RETURNING id';
-CREATE FUNCTION definers_delete(int) RETURNS int LANGUAGE sql SECURITY DEFINER AS 'DELETE FROM public.parent WHERE id = $1 RETURNING id';
+CREATE FUNCTION definers_insert(int) RETURNS int LANGUAGE sql SECURITY DEFINER AS
+	'INSERT INTO public.plain VALUES ($1) RETURNING id';
+CREATE FUNCTION definers_delete(int) RETURNS int LANGUAGE sql SECURITY DEFINER AS
+	'DELETE FROM public.parent WHERE id = $1 RETURNING id';
 ALTER FUNCTION definers_insert OWNER TO definer;
 ALTER FUNCTION definers_delete OWNER TO definer;
 SQL

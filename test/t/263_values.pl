@@ -225,7 +225,8 @@ fails_with(
 	hint => qr/leave out column "j".*\$\.new_rows\[\*\]\.id/,
 	err => qr/conversion of column "j" to jsonb/);
 $session->value(
-	q{DROP TRIGGER t ON kinds; CREATE TRIGGER t AFTER INSERT ON kinds REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION feishu.flow_trigger('app', 'flow', '',
+	q{DROP TRIGGER t ON kinds; CREATE TRIGGER t AFTER INSERT ON kinds REFERENCING NEW TABLE AS n FOR EACH STATEMENT
+	EXECUTE FUNCTION feishu.flow_trigger('app', 'flow', '',
 	'{"some": "$.new_rows[*] ? (@.other > 5).id", "first": "$.new_rows[$.new_rows[0].id].other"}')});
 succeeds(
 	$session,

@@ -332,9 +332,11 @@ $session->value(
 	q{CREATE TABLE watched (id int PRIMARY KEY, amount numeric);
 	CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON watched FOR EACH ROW
 		EXECUTE FUNCTION feishu.flow_trigger('app', 'changed', '{"_id": 1111}',
-			'{"n": "$.new.id", "was": "$.old.id", "op": "$.op", "amount": "$.new.amount"}', '{"ordering_key": "$.new.id"}');
+			'{"n": "$.new.id", "was": "$.old.id", "op": "$.op", "amount": "$.new.amount"}',
+			'{"ordering_key": "$.new.id"}');
 	CREATE TRIGGER s AFTER INSERT ON watched REFERENCING NEW TABLE AS loaded FOR EACH STATEMENT
-		EXECUTE FUNCTION feishu.flow_trigger('app', 'loaded', '{"_id": 1111}', '{"n": "$.new_rows.size()", "ids": "$.new_rows[*].id"}')}
+		EXECUTE FUNCTION feishu.flow_trigger('app', 'loaded', '{"_id": 1111}',
+			'{"n": "$.new_rows.size()", "ids": "$.new_rows[*].id"}')}
 );
 $session->value('BEGIN; INSERT INTO watched SELECT g, g + 0.50 FROM generate_series(650, 652) g; ROLLBACK');
 $session->value(
@@ -359,7 +361,8 @@ $session->value(
 	q{CREATE TABLE orders (id int);
 	CREATE FUNCTION deferred() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
 		PERFORM feishu.enqueue_flow('app', 'flow', '{"_id": 1}', jsonb_build_object('n', NEW.id)); RETURN NULL; END$$;
-	CREATE CONSTRAINT TRIGGER t AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION deferred()}
+	CREATE CONSTRAINT TRIGGER t AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+		EXECUTE FUNCTION deferred()}
 );
 $session->value('BEGIN; INSERT INTO orders VALUES (700), (701); COMMIT');
 arrived('a deferred trigger', 700, 701);

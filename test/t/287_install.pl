@@ -47,7 +47,8 @@ $node->safe_psql(
 # what is found first, were it looked for there
 $node->safe_psql(
 	'odd',
-	q{CREATE FUNCTION public.format(text, text, text, text) RETURNS text LANGUAGE sql AS $$ SELECT 'DROP DATABASE none' $$;
+	q{CREATE FUNCTION public.format(text, text, text, text) RETURNS text LANGUAGE sql
+		AS $$ SELECT 'DROP DATABASE none' $$;
 	CREATE FUNCTION public.pg_has_role(oid, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
 	CREATE FUNCTION public.concat_ws(text, text, text) RETURNS text LANGUAGE sql AS 'SELECT NULL::text'});
 create_server($node, 'feishu', { base_url => $mock->url }, undef, 'odd');

@@ -196,11 +196,15 @@ $node->safe_psql(
 		(map { "ALTER DEFAULT PRIVILEGES GRANT ALL ON $_ TO app, PUBLIC" } qw(TABLES SEQUENCES SCHEMAS)),
 		'CREATE EXTENSION feishu_flow'));
 is( $node->safe_psql('generous',
-		<<'SQL'), 'dispatch_status SELECT, feishu USAGE, flows SELECT, stat_flows SELECT', "default privileges give nobody rights on the queue's tables");
+		<<'SQL'),
 SELECT string_agg(DISTINCT o || ' ' || privilege_type, ', ' ORDER BY o || ' ' || privilege_type)
-FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)
-  UNION ALL SELECT nspname, nspowner, (aclexplode(nspacl)).* FROM pg_namespace WHERE nspname IN ('feishu', 'feishu_internal')) AS g (o, owner)
+FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class
+    WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)
+  UNION ALL SELECT nspname, nspowner, (aclexplode(nspacl)).* FROM pg_namespace
+    WHERE nspname IN ('feishu', 'feishu_internal')) AS g (o, owner)
 WHERE grantee <> owner
 SQL
+	'dispatch_status SELECT, feishu USAGE, flows SELECT, stat_flows SELECT',
+	"default privileges give nobody rights on the queue's tables");
 
 done_testing();

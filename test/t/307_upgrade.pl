@@ -54,7 +54,8 @@ CREATE USER MAPPING FOR bob SERVER apps OPTIONS (app_id 'cli_bob', app_secret 'b
 GRANT USAGE ON FOREIGN SERVER apps TO alice, bob;
 CREATE TABLE orders (id int PRIMARY KEY);
 CREATE TRIGGER queue_flow AFTER INSERT ON orders FOR EACH ROW
-    EXECUTE FUNCTION feishu.flow_trigger('app', 'fromTrigger', '{"_id": 1}', '{"n": "\$.new.id"}', '{"ordering_key": "orders"}');
+    EXECUTE FUNCTION feishu.flow_trigger('app', 'fromTrigger', '{"_id": 1}', '{"n": "\$.new.id"}',
+        '{"ordering_key": "orders"}');
 SQL
 my ($elsewhere, $session) = map { FeishuFlow::Session->new($old, database => $_) } qw(postgres app);
 

@@ -117,7 +117,8 @@ CREATE ROLE member NOLOGIN;
 CREATE FUNCTION public.set_late() RETURNS trigger LANGUAGE plpgsql AS
 $$BEGIN SET work_mem = '1MB'; PERFORM set_config('lock_timeout', '7s', false); SET ROLE member; RETURN NULL; END$$;
 CREATE TABLE public.late (id bigint);
-CREATE CONSTRAINT TRIGGER late AFTER INSERT ON public.late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.set_late();
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON public.late DEFERRABLE INITIALLY DEFERRED
+	FOR EACH ROW EXECUTE FUNCTION public.set_late();
 SQL
 my $settings = "concat_ws(',', current_user, current_setting('work_mem'), current_setting('lock_timeout'))";
 $id = enqueue($session, on_end => sql_handler('insert_late', 'void', "INSERT INTO public.late VALUES ((f).id)"));

@@ -93,7 +93,8 @@ $node->safe_psql('postgres', <<'SQL');
 CREATE ROLE app LOGIN CREATEDB;
 GRANT CREATE ON SCHEMA public TO app;
 SET ROLE app;
-CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, item text NOT NULL, status text DEFAULT 'draft');
+CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    item text NOT NULL, status text DEFAULT 'draft');
 CREATE TRIGGER order_flow AFTER INSERT ON orders FOR EACH ROW
     EXECUTE FUNCTION feishu.flow_trigger('package_7344545d87__c', 'fromTrigger', '{"_id": 1}',
         '{"order": "$.new.id"}', '{"server": "feishu"}');

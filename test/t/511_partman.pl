@@ -1,7 +1,6 @@
 
 # Row movement: rows that an UPDATE or pg_partman moves to another partition fire INSERT, and a key has their flow
-# queued
-# once.  The part of pg_partman is skipped without it.
+# queued once.  The part of pg_partman is skipped without it.
 
 use strict;
 use warnings;

@@ -68,7 +68,8 @@ class Campaign:
         self.random.shuffle(fronts)
         self.peers = Peers(front, name, random.Random(self.random.random()), fronts)
         self.pair = servers.Pair(options.bin, options.work)
-        self.memory = self.others_memory = 0  # the most that a dispatcher, and another, was seen to have for itself, in kB
+        # The most that a dispatcher, and another, was seen to have for itself, in kB.
+        self.memory = self.others_memory = 0
         self.memory_at = 0
         session = self.pair.session()
         create_schema(session, self.platform, APPS, self.peers)
@@ -115,7 +116,7 @@ class Campaign:
         if self.memory > MOST_MEMORY:
             at = time.strftime("%H:%M:%S", time.gmtime(self.memory_at))
             findings["unbounded"].append(f"a dispatcher had {self.memory >> 10} MB for itself at {at}; "
-                                         f"see the servers' logs")
+                                         "see the servers' logs")
         for problem, number in self.journal.errors.items():
             findings["went wrong by itself"].append(f"a client saw {problem} ({number} times)")
         self.report(truth, findings)

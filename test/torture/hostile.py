@@ -39,7 +39,8 @@ SERVERS = """
 SET ROLE {role};
 DO $$ BEGIN
   FOR i IN 1..{count} LOOP
-    EXECUTE format('CREATE SERVER evil_%s FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url %L, timeout %L, max_rate %L)',
+    EXECUTE format('CREATE SERVER evil_%s FOREIGN DATA WRAPPER feishu_flow '
+                   'OPTIONS (base_url %L, timeout %L, max_rate %L)',
                    i, '{url}', CASE WHEN i % 3 = 0 THEN '8s' ELSE '2s' END, '100');
     EXECUTE format('CREATE USER MAPPING FOR PUBLIC SERVER evil_%s OPTIONS (app_id %L, app_secret %L)', i,
                    'evil_' || i, 'secret-evil-' || i);
@@ -82,8 +83,8 @@ class Hostile(Worker):
         return f"evil_{self.random.randint(1, SERVER_COUNT)}"
 
     def may_queue(self):
-        waiting = self.session.value("SELECT count(*) FROM feishu.flows WHERE state IN ('queued', 'sending', "
-                                     "'retrying')")
+        waiting = self.session.value("SELECT count(*) FROM feishu.flows "
+                                     "WHERE state IN ('queued', 'sending', 'retrying')")
         return int(waiting) < BACKLOG
 
     def many(self, kind, flow_id, count, params="jsonb_build_object('n', n)", server="'feishu'", rest=""):
@@ -92,8 +93,7 @@ class Hostile(Worker):
             first = self.next_number + 1
             transaction.numbers += [self.number_one() for _ in range(count)]
             self.session.ask(f"INSERT INTO marker SELECT n, feishu.enqueue_flow('app', '{flow_id}', {OPERATOR}, "
-                             f"{params}, "
-                             f"server => {server}, max_attempts => {self.random.randint(1, 3)}{rest}), '{kind}' "
+                             f"{params}, server => {server}, max_attempts => {self.random.randint(1, 3)}{rest}), '{kind}' "
                              f"FROM generate_series({first}, {first + count - 1}) n")
             self.journal.count("hostile flows", count)
         if self.transact(work):
@@ -112,9 +112,8 @@ class Hostile(Worker):
 
     def refused_numbers(self):
         """More than max_request_size: 22023, at once."""
-        self.refused(f"SELECT feishu.enqueue_flow('app', '{NUMBERS}', {OPERATOR}, numbers(0, "
-                     f"{self.random.randint(200, 8300)}, "
-                     "131071))", "22023")
+        self.refused(f"SELECT feishu.enqueue_flow('app', '{NUMBERS}', {OPERATOR}, "
+                     f"numbers(0, {self.random.randint(200, 8300)}, 131071))", "22023")
 
     def called_numbers(self):
         n = self.number_one()

@@ -266,8 +266,8 @@ END $$; RESET ROLE""")
             transaction.numbers += [self.number_one() for _ in range(count)]
             self.session.ask(f"INSERT INTO orders SELECT n, 'rows-{self.number}-' || n % 3 "
                              f"FROM generate_series({first}, {first + count - 1}) n")
-            self.session.ask(f"INSERT INTO marker SELECT n, NULL, 'row' FROM generate_series({first}, "
-                             f"{first + count - 1}) n")
+            self.session.ask(f"INSERT INTO marker SELECT n, NULL, 'row' "
+                             f"FROM generate_series({first}, {first + count - 1}) n")
         self.transact(work)
 
     def batch(self):

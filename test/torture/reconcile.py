@@ -43,7 +43,8 @@ ATTEMPTS = """
 SELECT o.id, o.params->>'n', o.state, o.attempts, coalesce(o.failures, 0), count(a.flow), coalesce(min(a.attempt), 0),
   coalesce(max(a.attempt), 0)
 FROM feishu_internal.outbox o LEFT JOIN feishu_internal.attempt a ON a.flow = o.id
-WHERE o.state <> 'q' GROUP BY o.id HAVING o.attempts <> (o.state = 's')::int OR o.failures IS NOT NULL OR count(a.flow) > 0
+WHERE o.state <> 'q' GROUP BY o.id
+HAVING o.attempts <> (o.state = 's')::int OR o.failures IS NOT NULL OR count(a.flow) > 0
 """
 ATTEMPTS_KEPT = 100
 # Those that are nobody's.
@@ -55,8 +56,7 @@ Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lan
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
 FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded",
-         "ghosts", "held up",
-         "dispatcher deaths", "went wrong by itself")
+         "ghosts", "held up", "dispatcher deaths", "went wrong by itself")
 NOTES = ("given up after an attempt that was not answered, and had run",
          "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read",
          "replaced after a crash, and had run")
@@ -139,8 +139,8 @@ class Truth:
 
 
 def ended_at(line):
-    """When a request was over for its client. That a stream of HTTP/2 is reset may wait behind what is large, of others;
-    its timeout is known."""
+    """When a request was over for its client. That a stream of HTTP/2 is reset may wait behind what is large, of
+    others; its timeout is known."""
     if not line["aborted"]:
         return line["done"]
     at_last = line["time"] + servers.TIMEOUT if "x-front" in line["headers"] else line["done"]
@@ -210,8 +210,7 @@ def check_attempts(truth, report):
         if failures != last or rows != min(last, ATTEMPTS_KEPT) or rows and first != last - rows + 1 or \
                 (last < wrong if retried else last != wrong):
             report("wrong record", f"flow {number} ({n}): {ENDS[state]} after {attempts} attempts, "
-                   f"{failures} went wrong, and "
-                   f"there are {rows} rows of these, {first} to {last}; retried {retried}")
+                   f"{failures} went wrong, and there are {rows} rows of these, {first} to {last}; retried {retried}")
     for number, rows in truth.orphans:
         report("wrong record", f"flow {number} is gone, and {rows} of its attempts are not")
 
@@ -241,9 +240,9 @@ def check_ends(truth, report):
             report("wrong record", what + f": execution {flow.execution_id}")
         elif flow.state == "u" and not started:
             # a refusal that may have been for the key, or nobody asked again
-            report(NOT_RUN if flow.unanswered
-                   and (kind in REFUSED or refused_large(kind, flow) or TOO_LATE in flow.error or
-                             EXHAUSTED in flow.error) else "lost", what)
+            report(NOT_RUN if flow.unanswered and (kind in REFUSED or refused_large(kind, flow)
+                                                   or TOO_LATE in flow.error or EXHAUSTED in flow.error)
+                   else "lost", what)
         elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()) and \
                 not refused_large(kind, flow):
             # a refusal of which only the HTTP status could be read
@@ -293,8 +292,8 @@ def check_calls(truth, report):
 
 
 def check_order(truth, report):
-    """Of an ordering key, a flow goes when all before it have ended: their last request came before its first. Those that
-    were retried have left the line."""
+    """Of an ordering key, a flow goes when all before it have ended: their last request came before its first. Those
+    that were retried have left the line."""
     lanes = collections.defaultdict(list)
     for n, kind, flow in truth.every():
         # a client queues an ordering key's flows one after the other, but not in the order of their ends with PREPARE

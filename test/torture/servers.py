@@ -200,7 +200,7 @@ class Server:
 
 
 class Pair:
-    """The primary of the moment and its standby. Its methods are for one thread, that which kills; sessions are for all."""
+    """The primary of the moment and its standby. Its methods are for one thread, that which kills; sessions for all."""
 
     def __init__(self, bindir, work):
         self.bindir, self.work, self.number = bindir, work, 0
@@ -240,8 +240,8 @@ class Pair:
                   lambda: session.value("SHOW synchronous_standby_names") == "*")
             position = session.value("SELECT pg_current_wal_lsn()")
             until("the standby has caught up", lambda: session.value(
-                f"SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND flush_lsn >= "
-                f"'{position}'") == "1")
+                "SELECT count(*) FROM pg_stat_replication "
+                f"WHERE sync_state = 'sync' AND flush_lsn >= '{position}'") == "1")
         finally:
             session.close()
 
