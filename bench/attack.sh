@@ -21,8 +21,10 @@ bench_attack() {
 		--test "$WORK/src/test" --work "$WORK/attack" --seconds "$ATTACK_SECONDS" >"$WORK/results/attack" ||
 		{ tail -n 30 "$WORK/server.log" >&2; die "the attack did not run"; }
 	progress ""
-	awk '$1 == "hostile" { printf "%d flows, %d calls and %d statements of hostile clients in '"$ATTACK_SECONDS"' s\n\n",
-			$2, $3, $4 }' \
+	awk '$1 == "hostile" {
+			printf "%d flows, %d calls and %d statements of hostile clients in '"$ATTACK_SECONDS"' s\n\n",
+				$2, $3, $4
+		}' \
 		"$WORK/results/attack"
 	printf '%-40s %20s\n' "process" "most, kB"
 	while read -r _ kind kb; do

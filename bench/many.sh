@@ -120,7 +120,8 @@ many_memory() {
 		say "SELECT pg_backend_pid() \\g $pid_file"
 		for calls in 1000 100000 100000; do
 			say "SELECT count(r) FROM (SELECT feishu.execute_flows('package_7344545d87__c', 'f', '{\"_id\": 1}',
-				params => jsonb_build_object('i', i)) OVER () AS r FROM generate_series(1, $calls) AS i) AS s \\g /dev/null" |
+				params => jsonb_build_object('i', i)) OVER () AS r
+				FROM generate_series(1, $calls) AS i) AS s \\g /dev/null" |
 				tr '\n' ' '
 			say
 			say "\\! \"\$BENCH\" --probe $calls $pid_file"

@@ -2,8 +2,8 @@
 """
 A mock of the Feishu (Lark) open platform: the part that starts aPaaS flows.
 
-One process, one port, nothing but the Python standard library; its parts are in mock/.  It speaks the platform's API with
-its real codes and shapes, records what it was asked, and misbehaves on demand.
+One process, one port, nothing but the Python standard library; its parts are in mock/.  It speaks the platform's API
+with its real codes and shapes, records what it was asked, and misbehaves on demand.
 
   $ feishu_mock.py --port 8080 &          # the first line on stdout is the port (--port 0: any free one)
   8080

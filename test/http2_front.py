@@ -5,8 +5,8 @@ A front of the mock platform that speaks HTTP/2 over TLS, with the faults that o
     http2_front.py --upstream http://127.0.0.1:PORT --certificate FILE --key FILE [--log FILE] FAULT...
 
 listens on a port of 127.0.0.1 for each fault, prints a line "FAULT PORT" for each, and serves until its standard input
-ends; a line of that, "PORT FAULT", changes a port's fault. As a library: Front(upstream, certificate, key).start(fault);
-the attribute "fault" can be changed at any time.
+ends; a line of that, "PORT FAULT", changes a port's fault. As a library:
+Front(upstream, certificate, key).start(fault); the attribute "fault" can be changed at any time.
 
 A request that is not refused is sent on to the mock over HTTP/1.1, with the header X-Front: "2 CONNECTION STREAM" or
 "1.1 CONNECTION", so that the mock's log tells how it came. The faults hit all requests of HTTP/2 unless it says

@@ -174,7 +174,8 @@ class ExecuteTest(Base):
         status, headers, data = self.mock.execute(self.token, params='{"a": 1}', idempotent_key="k")
         self.assertEqual(
             data, b'{"code":0,"data":{"code":"","error_msg":"","execution_id":"1816970091484211","out_params":'
-            b'"[{\\"api_name\\":\\"_flowExecutionID\\",\\"value\\":1816970091484211}]","status":"end"},"msg":"success"}')
+            b'"[{\\"api_name\\":\\"_flowExecutionID\\",\\"value\\":1816970091484211}]","status":"end"},'
+            b'"msg":"success"}')
         self.assertEqual((status, headers["content-type"]), (200, "application/json; charset=utf-8"))
         second = self.mock.execute(self.token, is_async=True)
         self.assertEqual(json.loads(second[2])["data"]["status"], "wait")

@@ -326,7 +326,7 @@ $mock->well;
 $mock->rules([ { kind => 'execute' }, { type => 'status', status => 502 }, times => 20 ]);
 $session->value('SET feishu_flow.max_concurrent_calls = 32');
 is( $session->value(
-		q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK500') || ' ' || }
+			q{SELECT count(*) FILTER (WHERE (r).sqlstate = 'LK500') || ' ' || }
 		  . q{count(*) FILTER (WHERE (r).sqlstate IS NULL) FROM }
 		  . flows(200)),
 	'20 180',

@@ -195,8 +195,7 @@ $node->safe_psql(
 	join(';',
 		(map { "ALTER DEFAULT PRIVILEGES GRANT ALL ON $_ TO app, PUBLIC" } qw(TABLES SEQUENCES SCHEMAS)),
 		'CREATE EXTENSION feishu_flow'));
-is( $node->safe_psql('generous',
-		<<'SQL'),
+is( $node->safe_psql('generous', <<'SQL'),
 SELECT string_agg(DISTINCT o || ' ' || privilege_type, ', ' ORDER BY o || ' ' || privilege_type)
 FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class
     WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)

@@ -115,10 +115,7 @@ $waits = enqueue($session, server => 'held');
 $session->value('RESET ROLE; DROP SERVER held CASCADE; COMMIT');
 until_held('a server is gone', $waits);
 my $his = "finished_at IS NULL AND server = 'held' AND role = 'clerk'";
-cure(
-	'a server is gone',
-	qr/^SELECT feishu.cancel_flow\(id\) FROM feishu.flows WHERE $his$/
-);
+cure('a server is gone', qr/^SELECT feishu.cancel_flow\(id\) FROM feishu.flows WHERE $his$/);
 
 # ---- flows that failed ----
 

@@ -93,8 +93,8 @@ class Hostile(Worker):
             first = self.next_number + 1
             transaction.numbers += [self.number_one() for _ in range(count)]
             self.session.ask(f"INSERT INTO marker SELECT n, feishu.enqueue_flow('app', '{flow_id}', {OPERATOR}, "
-                             f"{params}, server => {server}, max_attempts => {self.random.randint(1, 3)}{rest}), '{kind}' "
-                             f"FROM generate_series({first}, {first + count - 1}) n")
+                             f"{params}, server => {server}, max_attempts => {self.random.randint(1, 3)}{rest}), "
+                             f"'{kind}' FROM generate_series({first}, {first + count - 1}) n")
             self.journal.count("hostile flows", count)
         if self.transact(work):
             self.remember(range(self.next_number - count + 1, self.next_number + 1))

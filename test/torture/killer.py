@@ -18,8 +18,8 @@ class Killer(threading.Thread):
 
     # What is killed how often.
     WEIGHTS = {"dispatcher": 6, "handler": 4, "launcher": 2, "backend": 4, "other process": 2, "postmaster": 4,
-               "terminate dispatcher": 3, "immediate restart": 2, "fast restart": 2, "standby": 2, "mock": 3, "failover": 3, "starve": 4,
-               "fill disk": 4}
+               "terminate dispatcher": 3, "immediate restart": 2, "fast restart": 2, "standby": 2, "mock": 3,
+               "failover": 3, "starve": 4, "fill disk": 4}
     OTHERS = ("checkpointer", "background writer", "walwriter", "walsender", "autovacuum launcher")
 
     def __init__(self, pair, platform, seed, pause, plan=()):
