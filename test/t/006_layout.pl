@@ -13,6 +13,14 @@ use Test::More;
 
 my $root = "$FindBin::RealBin/../..";
 
+sub run_quietly
+{
+	my @command = @_;
+	my $out = '';
+	my $ok = IPC::Run::run(\@command, '>', \$out, '2>&1');
+	return ($ok, $out);
+}
+
 SKIP:
 {
 	skip 'clang-format 14 is not installed', 2 if system('command -v clang-format-14 >/dev/null') != 0;
