@@ -31,8 +31,10 @@ bench_replace() {
 		for part in update_each replace_each update_all replace_all; do replace_measure "$part"; done
 	done
 	progress ""
-	[ "$(sql "SELECT count(*) FROM feishu.flows WHERE state = 'queued'")" = "$REPLACE_KEYS" ] || die "not one flow for a key"
-	printf '%-64s %8s  %s\n' "$((REPLACE_KEYS * REPLACE_ROUNDS)) replaces of $REPLACE_KEYS keys" "us/row" "(lowest-highest)"
+	[ "$(sql "SELECT count(*) FROM feishu.flows WHERE state = 'queued'")" = "$REPLACE_KEYS" ] ||
+		die "not one flow for a key"
+	printf '%-64s %8s  %s\n' "$((REPLACE_KEYS * REPLACE_ROUNDS)) replaces of $REPLACE_KEYS keys" \
+		"us/row" "(lowest-highest)"
 	enqueue_line update_each "UPDATE of the row, a statement for each"
 	enqueue_line replace_each "feishu.enqueue_flow with its replace_key, a statement for each"
 	enqueue_line update_all "UPDATE of all rows"

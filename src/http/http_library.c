@@ -120,7 +120,7 @@ note_owner(struct dl_phdr_info *library, size_t size, void *arg)
 
 	/* neither the program, nor libcurl, nor we */
 	if (name == NULL || strncmp(name, "/libcurl.", 9) == 0 || strncmp(name, "/libcurl-", 9) == 0 ||
-		library_covers(library, (ElfW(Addr)) &owner, 1) ||
+		library_covers(library, (ElfW(Addr)) (&owner), 1) ||
 		!library_names(library, "\0curl_global_init_mem"))
 		return 0;
 	strlcpy(owner, library->dlpi_name, sizeof(owner));

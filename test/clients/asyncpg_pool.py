@@ -9,7 +9,8 @@ import asyncpg
 
 from check import NAMESPACE, PATIENCE, equal, ok
 
-WAITS = "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'"
+WAITS = ("SELECT count(*) = 1 FROM pg_stat_activity "
+         "WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'")
 
 
 async def prepare(conn):
@@ -41,12 +42,14 @@ async def main():
     big = 2**63 - 1
     out = await pool.fetchval(
         "SELECT feishu.out_params(feishu.execute_flow($1, $2, $3, $4, $5, $6, $7, $8, $9))",
-        NAMESPACE, "echoParams", None, {"total": big, "null": None}, False, None, ["a"], "feishu", datetime.timedelta(seconds=PATIENCE))
+        NAMESPACE, "echoParams", None, {"total": big, "null": None}, False, None, ["a"], "feishu",
+        datetime.timedelta(seconds=PATIENCE))
     equal((out["total"], out["null"]), (big, None), "an integer of 64 bits keeps its digits, and null is null")
     equal(await pool.fetchval("SELECT feishu.out_params($1)", None), None, "NULL comes back as None")
     run_at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
     later = await pool.fetchval("SELECT feishu.enqueue_flow($1, $2, run_at => $3)", NAMESPACE, "later", run_at)
-    equal(await pool.fetchval("SELECT run_at FROM feishu.flows WHERE id = $1", later), run_at, "a time keeps its microseconds")
+    equal(await pool.fetchval("SELECT run_at FROM feishu.flows WHERE id = $1", later), run_at,
+          "a time keeps its microseconds")
     equal(await pool.fetchval("SELECT feishu.cancel_flow($1)", later), True, "the id of a flow is an int")
 
     pid = await pool.fetchval("SELECT pg_backend_pid()")

@@ -1,4 +1,4 @@
-"""What the programs in Python share: lines "ok - NAME" for the test that runs them, and how to see a call that waits."""
+"""What the programs in Python share: lines "ok - NAME" for the test that runs them, and how to see a waiting call."""
 
 import os
 import time
@@ -9,7 +9,8 @@ NAMESPACE = "package_7344545d87__c"
 PATIENCE = float(os.environ.get("CLIENT_PATIENCE", 60))
 
 # Of a backend: does it wait for the platform?
-WAITS = "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND wait_event_type = 'Extension'"
+WAITS = ("SELECT count(*) = 1 FROM pg_stat_activity "
+         "WHERE pid = %s AND state = 'active' AND wait_event_type = 'Extension'")
 
 
 def ok(good, name):
@@ -31,7 +32,7 @@ def wait_until(condition):
 
 
 def interrupted(call, waits, interrupt):
-    """Makes a call in a thread and interrupts it when it waits; returns the error, and the seconds it took from then."""
+    """Makes a call in a thread, interrupts it when it waits; returns the error, and the seconds it took from then."""
     import threading
 
     errors = []

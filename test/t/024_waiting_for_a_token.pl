@@ -26,7 +26,12 @@ my $test = $$;
 sub answer
 {
 	my ($body, $status) = @_;
-	return 'HTTP/1.1 ' . ($status // '200 OK') . "\r\nContent-Type: application/json\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
+	return
+		'HTTP/1.1 '
+	  . ($status // '200 OK')
+	  . "\r\nContent-Type: application/json\r\nContent-Length: "
+	  . length($body)
+	  . "\r\n\r\n$body";
 }
 
 # Its first token request is answered like this (undef: not at all) when the file "go" is there, all others are at once.
@@ -68,21 +73,26 @@ sub call_together
 	my $name = 'platform_' . ++$platforms;
 	my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 10) or die "socket: $!";
 	append_to_file("$dir/asked", '');
-	my $pid = forked($name, sub {
-		while (my $client = $listener->accept)
-		{
-			next if fork();
-			serve($client, $dir, $first);
-			POSIX::_exit(0);
-		}
-	});
+	my $pid = forked(
+		$name,
+		sub {
+			while (my $client = $listener->accept)
+			{
+				next if fork();
+				serve($client, $dir, $first);
+				POSIX::_exit(0);
+			}
+		});
 	create_server($node, $name, { base_url => 'http://127.0.0.1:' . $listener->sockport });
 	$sessions[0]->send(flow(server => $name, %arguments));
 	wait_until('there is a request', sub { (-s "$dir/asked" // 0) == 1 });
 	$_->send(flow(server => $name)) foreach @sessions[ 1, 2 ];
-	wait_until('all wait', sub {
-		$watch->value("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'execute_flow' AND wait_event_type = 'Extension'") == 3;
-	});
+	wait_until(
+		'all wait',
+		sub {
+			$watch->value("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'execute_flow' "
+				  . "AND wait_event_type = 'Extension'") == 3;
+		});
 	$deed->($sessions[0]) if $deed;
 	append_to_file("$dir/go", '') if !$deed && !$arguments{timeout};
 	my @results = map { $_->result } @sessions;
@@ -112,7 +122,8 @@ sub not_shared
 	my ($name, $sqlstate, @how) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my ($requests, @results) = call_together(@how);
-	is(join(' ', map { $_->{sqlstate} } @results), "$sqlstate 00000 00000", "$name: the others go on") or diag(map { $_->{err} } @results);
+	is(join(' ', map { $_->{sqlstate} } @results), "$sqlstate 00000 00000", "$name: the others go on")
+	  or diag(map { $_->{err} } @results);
 	is($requests, 2, '... by one request of their own');
 	cmp_ok($results[1]{seconds} - $results[0]{seconds}, '<', $AT_ONCE, '... at once');
 	return;
@@ -122,11 +133,13 @@ my $refusal = '{"code": 10014, "msg": "app secret invalid"';
 
 shared('no answer', 'LK503', qr/the (?:connection|peer|platform)/, '');
 shared('a refusal', 'LK401', qr/^HTTP status 400, code 10014/, answer("$refusal}", '400 Bad Request'));
-not_shared('a refusal that is long', 'LK401', answer($refusal . ', "padding": "' . ('x' x 5000) . '"}', '400 Bad Request'));
+not_shared('a refusal that is long',
+	'LK401', answer($refusal . ', "padding": "' . ('x' x 5000) . '"}', '400 Bad Request'));
 not_shared('an answer of a gateway', 'LK500', answer('<html>no</html>', '502 Bad Gateway'));
 not_shared('an answer without a token', 'LK502', answer('{"code": 0, "msg": "ok"}'));
 not_shared('no answer in the time of the one that asked', 'LK504', undef, undef, timeout => '500ms');
-not_shared('the one that asked is cancelled', '57014', undef, sub { $watch->value('SELECT pg_cancel_backend(' . $_[0]->pid . ')'); });
+not_shared('the one that asked is cancelled',
+	'57014', undef, sub { $watch->value('SELECT pg_cancel_backend(' . $_[0]->pid . ')'); });
 
 # ---- a connection that ends when it is used again ----
 

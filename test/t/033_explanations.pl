@@ -19,8 +19,12 @@ my $session = FeishuFlow::Session->new($node);
 sub answers
 {
 	my ($status, $body) = @_;
-	$mock->fault(type => 'raw', bytes_b64 => encode_base64("HTTP/1.1 $status Here\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: "
-		. length($body) . "\r\n\r\n$body"));
+	$mock->fault(
+		type => 'raw',
+		bytes_b64 => encode_base64(
+				"HTTP/1.1 $status Here\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: "
+			  . length($body)
+			  . "\r\n\r\n$body"));
 	return;
 }
 
@@ -31,14 +35,25 @@ my $long = 'https://open.feishu.cn/' . 'x' x 3000;
 foreach my $case (
 	[ qq("helps": [{"url": "$one"}]), $one, 'a URL' ],
 	[ qq("helps": [{"url": "$one"}, {"url": "$two"}], "troubleshooter": "see $three"), $one, 'the first of several' ],
-	[ qq("helps": [{"url": "ftp://open.feishu.cn"}, {"text": 1}, 5, {"url": 7}, {"url": "$two"}]), $two, '... that is one' ],
+	[
+		qq("helps": [{"url": "ftp://open.feishu.cn"}, {"text": 1}, 5, {"url": 7}, {"url": "$two"}]),
+		$two, '... that is one'
+	],
 	[ qq("helps": [{"url": "$one or $two"}]), undef, 'a text is no URL' ],
 	[ qq("helps": [{"url": "see $one"}]), undef, '... wherever one is in it' ],
 	[ qq("helps": [{"url": "$long"}]), undef, '... nor is what nobody can read' ],
 	[ qq("helps": [{"url": "HTTP://open.feishu.cn"}]), 'HTTP://open.feishu.cn', 'in whatever case' ],
-	[ qq("helps": {"url": "$one"}, "troubleshooter": "see $three"), $three, 'helps of another sort: the troubleshooter' ],
+	[
+		qq("helps": {"url": "$one"}, "troubleshooter": "see $three"),
+		$three,
+		'helps of another sort: the troubleshooter'
+	],
 	[ qq("helps": [], "troubleshooter": "$three"), $three, '... or none' ],
-	[ qq("troubleshooter": "look at ($three?a=1&b=2)."), "$three?a=1&b=2", 'a URL in a sentence, without what is the sentence\'s' ],
+	[
+		qq("troubleshooter": "look at ($three?a=1&b=2)."),
+		"$three?a=1&b=2",
+		'a URL in a sentence, without what is the sentence\'s'
+	],
 	[ qq("troubleshooter": "\\u6392\\u67e5: $three\\uff0c\\u8c22\\u8c22"), $three, '... of any language' ],
 	[ qq("troubleshooter": "\\"$three\\" and \\"$two\\""), $three, '... in quotes' ],
 	[ qq("troubleshooter": "$three!"), $three, '... loudly' ],
@@ -74,10 +89,24 @@ is($result->{detail} =~ /answer: (.*)/s ? $1 : undef, '{"code": 2320001, "msg": 
 # ---- codes ----
 
 foreach my $case (
-	[ '2320001', 'LK400' ], [ '"2320001"', 'LK400' ], [ '2320001.00', 'LK400' ], [ '2.320001e6', 'LK400' ],
-	[ '"2320001.00"', 'LK502' ], [ '2320001.5', 'LK502' ], [ '" 2320001"', 'LK502' ], [ '"2320001 "', 'LK502' ], [ '"+2320001"', 'LK502' ],
-	[ '""', 'LK502' ], [ 'null', 'LK502' ], [ 'true', 'LK502' ], [ '[2320001]', 'LK502' ], [ '99999999999999999999', 'LK502' ],
-	[ '0', '00000' ], [ '"0"', '00000' ], [ '0.0', '00000' ], [ '-0', '00000' ])
+	[ '2320001', 'LK400' ],
+	[ '"2320001"', 'LK400' ],
+	[ '2320001.00', 'LK400' ],
+	[ '2.320001e6', 'LK400' ],
+	[ '"2320001.00"', 'LK502' ],
+	[ '2320001.5', 'LK502' ],
+	[ '" 2320001"', 'LK502' ],
+	[ '"2320001 "', 'LK502' ],
+	[ '"+2320001"', 'LK502' ],
+	[ '""', 'LK502' ],
+	[ 'null', 'LK502' ],
+	[ 'true', 'LK502' ],
+	[ '[2320001]', 'LK502' ],
+	[ '99999999999999999999', 'LK502' ],
+	[ '0', '00000' ],
+	[ '"0"', '00000' ],
+	[ '0.0', '00000' ],
+	[ '-0', '00000' ])
 {
 	my ($code, $sqlstate) = @$case;
 	answers(200, qq({"code": $code, "msg": "?", "data": {}}));
@@ -85,8 +114,15 @@ foreach my $case (
 	is($result->{sqlstate}, $sqlstate, "code $code") or diag($result->{err});
 }
 foreach my $case (
-	[ '""', '00000' ], [ '0', '00000' ], [ '"0"', '00000' ], [ '0.0', '00000' ], [ 'null', '00000' ],
-	[ '"k_wf_ec_200036"', 'LK404' ], [ '"no code that anybody knows"', 'LK400' ], [ '1', 'LK400' ], [ '"00x"', 'LK400' ])
+	[ '""', '00000' ],
+	[ '0', '00000' ],
+	[ '"0"', '00000' ],
+	[ '0.0', '00000' ],
+	[ 'null', '00000' ],
+	[ '"k_wf_ec_200036"', 'LK404' ],
+	[ '"no code that anybody knows"', 'LK400' ],
+	[ '1', 'LK400' ],
+	[ '"00x"', 'LK400' ])
 {
 	my ($code, $sqlstate) = @$case;
 	answers(200, qq({"code": 0, "msg": "?", "data": {"code": $code}}));

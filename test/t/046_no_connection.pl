@@ -26,14 +26,17 @@ create_server($node, 'feishu', { base_url => 'http://127.0.0.1:1' }, { tenant_ac
 my $session = FeishuFlow::Session->new($node);
 
 my $base_url = qr/base_url/;
-my %way = map { $_ => [ qr/: the network has no route to that address\./, $base_url ] } ENETUNREACH, EHOSTUNREACH, ENETDOWN, EHOSTDOWN;
+my %way = map { $_ => [ qr/: the network has no route to that address\./, $base_url ] } ENETUNREACH, EHOSTUNREACH,
+  ENETDOWN, EHOSTDOWN;
 my %forbidden = map { $_ => [ qr/: the database host does not allow it\./, $base_url ] } EACCES, EPERM;
 my %hung_up = map { $_ => [ qr/: the peer hung up\./, $base_url ] } ECONNRESET, ECONNABORTED, EPIPE;
 my %says = (
-	%way, %forbidden, %hung_up,
-	ECONNREFUSED, [ qr/: nothing listens at that address and port, or a firewall rejects connections\./, $base_url ],
-	EADDRNOTAVAIL, [ qr/: the database host has no local port left\./, qr/local ports left/ ],
-	ENOPROTOOPT, [ qr/: system error @{[ENOPROTOOPT]}\./, $base_url ]);
+	%way, %forbidden,
+	%hung_up, ECONNREFUSED,
+	[ qr/: nothing listens at that address and port, or a firewall rejects connections\./, $base_url ], EADDRNOTAVAIL,
+	[ qr/: the database host has no local port left\./, qr/local ports left/ ], ENOPROTOOPT,
+	[ qr/: system error @{[ENOPROTOOPT]}\./, $base_url ]);
+
 foreach my $errno (sort { $a <=> $b } keys %says)
 {
 	local $! = $errno;

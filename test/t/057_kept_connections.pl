@@ -36,8 +36,14 @@ sub move
 }
 move('127.0.0.1');
 
-IPC::Run::run([ qw(openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=kept -addext subjectAltName=IP:127.0.0.1),
-		'-keyout', "$dir/key", '-out', "$dir/crt" ], '>', '/dev/null', '2>&1') or die 'openssl';
+IPC::Run::run(
+	[
+		qw(openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=kept -addext subjectAltName=IP:127.0.0.1),
+		'-keyout', "$dir/key", '-out', "$dir/crt"
+	],
+	'>',
+	'/dev/null',
+	'2>&1') or die 'openssl';
 my %site = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } qw(http1 http1_idle http2 http2_idle);
 my $sites = join '', map {
 	my $http2 = /http2/ ? ' http2' : '';
@@ -69,13 +75,15 @@ my $session = FeishuFlow::Session->new($node);
 sub connections
 {
 	my ($name, $flow_id) = @_;
-	return map { (split)[2] } grep { m!^$site{$name} .*/\Q$flow_id\E/execute$! } split(/\n/, slurp_file("$dir/access.log"));
+	return
+	  map { (split)[2] } grep { m!^$site{$name} .*/\Q$flow_id\E/execute$! } split(/\n/, slurp_file("$dir/access.log"));
 }
 
 sub set_age
 {
 	my ($age) = @_;
-	$node->safe_psql('postgres', $_) foreach "ALTER SYSTEM SET feishu_flow.max_connection_age = '$age'", 'SELECT pg_reload_conf()';
+	$node->safe_psql('postgres', $_)
+	  foreach "ALTER SYSTEM SET feishu_flow.max_connection_age = '$age'", 'SELECT pg_reload_conf()';
 	until_true($session, 'the setting is seen', "current_setting('feishu_flow.max_connection_age') = '$age'");
 	return;
 }
@@ -99,8 +107,8 @@ foreach my $round (0 .. $ROUNDS - 1)
 }
 until_ended($session);
 is_deeply(\%ends, { '00000' => $ROUNDS * @sessions }, 'calls at the pace at which a peer ends its connections succeed');
-is($session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows"), 'succeeded 1',
-	'... and so do queued flows, at once');
+is($session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows"),
+	'succeeded 1', '... and so do queued flows, at once');
 $_->quit foreach @sessions;
 
 # ... and one that may be used is
@@ -128,8 +136,10 @@ foreach my $name (qw(http1_idle http2_idle))
 		until_ended($session);
 		wait_until('nginx has ended the connections', sub { established($site{$name}) == 0 });
 	}
-	is($session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows WHERE server = '$name'"),
-		'succeeded 1', '... and queued flows are sent once, though nginx ends idle connections');
+	is( $session->value(
+			"SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows WHERE server = '$name'"),
+		'succeeded 1',
+		'... and queued flows are sent once, though nginx ends idle connections');
 }
 
 # Connections that the server on this port has not ended.
@@ -167,14 +177,20 @@ my $age = 1;
 set_age("${age}s");
 my $n = 1;
 my ($begun, $until) = (time(), time() + 3.5 * $age);
+
 while (time() < $until)
 {
 	my $id = enqueue($session, server => 'http2', flow_id => 'busy', params => '{"n": ' . ++$n . '}');
 	until_true($session, 'it is sent', "EXISTS (SELECT FROM feishu.flows WHERE id = $id AND finished_at IS NOT NULL)");
 }
 my $ages = (time() - $begun) / $age;
-my @used = do { my %seen; grep { !$seen{$_}++ } connections('http2', 'busy') };
-cmp_ok(scalar(@used), '>=', 3, 'an HTTP/2 connection on which a request is under way takes no more when it has its greatest age');
+my @used = do
+{
+	my %seen;
+	grep { !$seen{$_}++ } connections('http2', 'busy');
+};
+cmp_ok(scalar(@used), '>=', 3,
+	'an HTTP/2 connection on which a request is under way takes no more when it has its greatest age');
 cmp_ok(scalar(@used), '<=', $ages + 2, '... and others share one new connection');
 is(look($session, $slow, 'state'), 'sending', '... while that request goes on');
 $mock->well;
@@ -215,9 +231,15 @@ $mock->mark;
 $slow = enqueue($session, server => 'http2', flow_id => 'slow', params => '{"n": 1}');
 $mock->wait_for(1, kind => 'execute');
 enqueue($session, server => 'http2', flow_id => 'gone', params => '{"n": 2}');
-until_true($session, 'it has succeeded', "EXISTS (SELECT FROM feishu.flows WHERE flow_id = 'gone' AND state = 'succeeded' AND id > $slow)");
+until_true(
+	$session,
+	'it has succeeded',
+	"EXISTS (SELECT FROM feishu.flows WHERE flow_id = 'gone' AND state = 'succeeded' AND id > $slow)");
 wait_until('nginx has logged', sub { connections('http2', 'gone') == 2 });
-isnt((connections('http2', 'gone'))[0], (connections('http2', 'gone'))[1], 'a gateway without a backend: the next attempt goes over another connection');
+isnt(
+	(connections('http2', 'gone'))[0],
+	(connections('http2', 'gone'))[1],
+	'a gateway without a backend: the next attempt goes over another connection');
 is(look($session, $slow, 'state'), 'sending', '... while another request goes on over the first one');
 $mock->well;
 until_ended($session);
@@ -232,12 +254,18 @@ succeeds($_, flow(server => 'moves'), 'a call') foreach values %seen;
 is($moved->executes, 0, '... to the address of the name');
 move('127.0.0.2');
 succeeds($seen{backend}, flow(server => 'moves'), 'the name leads elsewhere: a connection that works is used');
-wait_until('the address is new', sub { $seen{aged}->ask(flow(server => 'moves')); $moved->executes > 0 }, 20 * $FeishuFlow::SLOW);
+wait_until(
+	'the address is new',
+	sub { $seen{aged}->ask(flow(server => 'moves')); $moved->executes > 0 },
+	20 * $FeishuFlow::SLOW);
 pass('... until it has its greatest age');
 $moved->mark;
 $mock->fault(type => 'status', status => 503);
 fails_with($seen{backend}, flow(server => 'moves'), 'LK500', '... or the old address is without a backend');
-wait_until('the address is new', sub { $seen{backend}->ask(flow(server => 'moves'))->{sqlstate} eq '00000' }, 20 * $FeishuFlow::SLOW);
+wait_until(
+	'the address is new',
+	sub { $seen{backend}->ask(flow(server => 'moves'))->{sqlstate} eq '00000' },
+	20 * $FeishuFlow::SLOW);
 is($moved->executes, 1, '... then requests go to the new one');
 
 done_testing();

@@ -21,7 +21,8 @@ $mock->config(apps => { map { ("cli_$_" => "secret-$_") } 1 .. 9 });
 my $servers = 0;
 my %scopes = (kind => 'scopes');
 my @no_answer = (\%scopes, { type => 'reset_before' });
-my @not_its_own = (\%scopes, { type => 'status', status => 200, body => '<html>hello</html>', content_type => 'text/html' });
+my @not_its_own =
+  (\%scopes, { type => 'status', status => 200, body => '<html>hello</html>', content_type => 'text/html' });
 my @gateway = (\%scopes, { type => 'code', code => 1500, http_status => 503 });
 my @no_scope = (\%scopes, { type => 'code', code => 99991672 });
 
@@ -37,12 +38,19 @@ sub waiting_server
 	my ($why, $is_fixed) = @_;
 	my $server = 'checked_' . ++$servers;
 	create_server($node, $server, { base_url => $mock->url },
-		$is_fixed ? { tenant_access_token => $mock->token("cli_$servers", "secret-$servers") }
+		$is_fixed
+		? { tenant_access_token => $mock->token("cli_$servers", "secret-$servers") }
 		: { app_id => "cli_$servers", app_secret => "secret-$servers" });
-	$mock->rules([ { kind => 'execute' }, $why eq 'outage' ? { type => 'status', status => 502 } : { type => 'code', code => 10003 } ]);
+	$mock->rules(
+		[
+			{ kind => 'execute' },
+			$why eq 'outage' ? { type => 'status', status => 502 } : { type => 'code', code => 10003 }
+		]);
 	enqueue_many($session, 1, $why eq 'outage' ? 6 : 1, server => $server);
 	my $says = $why eq 'outage' ? qr/does not answer/ : qr/credentials/;
-	wait_until('all are tried', sub { $session->value("SELECT bool_and(attempts > 0) FROM feishu.flows WHERE server = '$server'") eq 't' }) if $why eq 'outage';
+	wait_until('all are tried',
+		sub { $session->value("SELECT bool_and(attempts > 0) FROM feishu.flows WHERE server = '$server'") eq 't' })
+	  if $why eq 'outage';
 	enqueue($session, server => $server);
 	wait_until("$server is held", sub { reason($server) =~ $says });
 	return $server;
@@ -54,7 +62,8 @@ sub check
 	my ($server, $token_ok, @rules) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	$mock->rules([ { kind => 'execute' }, { type => 'hang' } ], @rules ? [@rules] : ());
-	is($session->value("SELECT coalesce(token_ok::text, 'unknown') FROM feishu.check_server('$server')"), $token_ok, "$server: is the token well? $token_ok");
+	is($session->value("SELECT coalesce(token_ok::text, 'unknown') FROM feishu.check_server('$server')"),
+		$token_ok, "$server: is the token well? $token_ok");
 	return;
 }
 
@@ -111,7 +120,11 @@ foreach my $mapping ({ app_id => 'cli_8', app_secret => 'secret-8' }, { tenant_a
 {
 	$server = 'checked_' . ++$servers;
 	create_server($node, $server, { base_url => $mock->url }, $mapping);
-	is($session->value("SELECT count(*) FROM generate_series(1, 12) g, feishu.check_server(left('$server', 20 + g)) WHERE NOT token_ok"), 12, 'checks in vain');
+	is( $session->value(
+				"SELECT count(*) FROM generate_series(1, 12) g, feishu.check_server(left('$server', 20 + g)) "
+			  . "WHERE NOT token_ok"),
+		12,
+		'checks in vain');
 	unlike(slurp_file($node->logfile), qr/"$server" does not answer/, '... are no outage for queued flows');
 }
 

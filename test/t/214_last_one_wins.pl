@@ -52,7 +52,8 @@ sub resume
 sub until_waits
 {
 	my ($who, $name) = @_;
-	return until_true($third, $name, 'SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = ' . $who->pid . " AND wait_event_type = 'Lock'");
+	return until_true($third, $name,
+		'SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = ' . $who->pid . " AND wait_event_type = 'Lock'");
 }
 
 # ---- while it waits ----
@@ -61,15 +62,29 @@ pause();
 my $id = save($session, 1);
 my ($key) = look($session, $id, 'idempotent_key');
 my $behind = enqueue($session, params => '{"n": 10}');
-is(
-	save($session, 2, flow_id => 'other', namespace => 'app2', operator => '{"_id": 2}', is_async => 'f', loop_masks => '["m"]', max_attempts => 3, expires_at => '2100-01-01', ordering_key => 'o'),
-	$id, 'a flow that waits is replaced, and its id returned');
-is(
-	look($session, $id, q{flow_id, namespace, operator ->> '_id', params ->> 'n', is_async, loop_masks ->> 0, max_attempts, extract(year FROM expires_at), ordering_key, replace_key, state}),
-	'other|app2|2|2|f|m|3|2100|o|order-1|queued', '... all that it has');
+is( save(
+		$session, 2,
+		flow_id => 'other',
+		namespace => 'app2',
+		operator => '{"_id": 2}',
+		is_async => 'f',
+		loop_masks => '["m"]',
+		max_attempts => 3,
+		expires_at => '2100-01-01',
+		ordering_key => 'o'),
+	$id,
+	'a flow that waits is replaced, and its id returned');
+is( look(
+		$session,
+		$id,
+		q{flow_id, namespace, operator ->> '_id', params ->> 'n', is_async, loop_masks ->> 0, max_attempts, }
+		  . q{extract(year FROM expires_at), ordering_key, replace_key, state}),
+	'other|app2|2|2|f|m|3|2100|o|order-1|queued',
+	'... all that it has');
 isnt(look($session, $id, 'idempotent_key'), $key, '... its new values have a key of their own');
 is(save($session, 3), $id, '... and so it is again');
-is(look($session, $id, 'coalesce(ordering_key, loop_masks::text, max_attempts::text)'), '', '... what is not given is as if it never was');
+is(look($session, $id, 'coalesce(ordering_key, loop_masks::text, max_attempts::text)'),
+	'', '... what is not given is as if it never was');
 is(enqueue($session, params => '{"n": 11}'), $behind + 1, '... no id is drawn for it');
 isnt(save($session, 4, replace_key => 'Order-1'), $id, 'a key that differs in case is another');
 isnt(save($session, 5, server => 'other'), $id, 'another server has keys of its own');
@@ -149,7 +164,8 @@ $session->value('BEGIN');
 my @due = map { save($session, $_, replace_key => "due-$_", run_at => \q{now() + '50 ms'}) } 70 .. 74;
 $session->value('COMMIT');
 until_state($session, $due[0], 'sending');
-is(save($session, 171, replace_key => 'due-71', run_at => \q{now() + '1 h'}), $due[1], 'a flow that waits for a place is replaced by one of later');
+is(save($session, 171, replace_key => 'due-71', run_at => \q{now() + '1 h'}),
+	$due[1], 'a flow that waits for a place is replaced by one of later');
 is(save($session, 172, replace_key => 'due-72'), $due[2], '... and by one of now');
 $mock->well;
 until_ended($session, "id <> $due[1]");
@@ -168,8 +184,10 @@ enqueue($session, params => '{"n": 82}', ordering_key => 'b');
 save($session, 83, ordering_key => 'b', run_at => \q{now() + '1 h'});
 $session->value("SELECT feishu.resume_server('feishu')");
 until_ended($session, "params ->> 'n' = '81'");
-is(join(' ', numbers($mock)), '81', 'a flow of an ordering key goes when the one before it is replaced by one of another');
-is($session->value("SELECT count(*) FROM feishu.flows WHERE state = 'queued'"), 2, '... in which that comes first by its id');
+is(join(' ', numbers($mock)),
+	'81', 'a flow of an ordering key goes when the one before it is replaced by one of another');
+is($session->value("SELECT count(*) FROM feishu.flows WHERE state = 'queued'"),
+	2, '... in which that comes first by its id');
 is(save($session, 84), $head, 'and it is replaced by one of none');
 is(join(' ', sort { $a <=> $b } split / /, sent()), '81 82 84', '... all are sent');
 
@@ -202,7 +220,8 @@ pause();
 $first = save($session, 100);
 $session->value('BEGIN; SAVEPOINT s; SELECT ' . save_call(101) . '; ROLLBACK TO s');
 is(look($session, $first, "params ->> 'n'"), 100, 'a savepoint that is rolled back brings back what it had');
-$session->value('SELECT ' . save_call(102, replace_key => 'own') . '; SELECT ' . save_call(103, replace_key => 'own') . '; COMMIT');
+$session->value(
+	'SELECT ' . save_call(102, replace_key => 'own') . '; SELECT ' . save_call(103, replace_key => 'own') . '; COMMIT');
 is(resume(), '100 103', '... and a transaction replaces its own');
 
 # it may begin with a flow while somebody waits to replace it
@@ -214,7 +233,8 @@ $second->send('SELECT ' . save_call(105));
 until_waits($second, 'who replaces waits for the claim');
 $session->value('COMMIT');
 isnt($second->result->{out}, $first, '... and leaves the flow alone');
-is($session->ask("SELECT FROM feishu_internal.outbox WHERE id = $first FOR UPDATE NOWAIT")->{sqlstate}, '00000', '... which is not locked: the dispatcher writes its end');
+is($session->ask("SELECT FROM feishu_internal.outbox WHERE id = $first FOR UPDATE NOWAIT")->{sqlstate},
+	'00000', '... which is not locked: the dispatcher writes its end');
 $second->value('COMMIT');
 is(resume(), '104 105', '... both are sent');
 
@@ -291,10 +311,14 @@ isnt(save($session, 151), $first, 'a role does not replace the flow of another')
 $session->value('RESET ROLE');
 $session->value('GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO boss; ALTER SERVER feishu OWNER TO boss');
 is(save($session, 152), $first, 'what waits for a server of another owner is replaced');
-is($session->value("SELECT server_owner = 'boss'::regrole FROM feishu_internal.outbox WHERE id = $first"), 't', '... by a flow of the new one');
+is($session->value("SELECT server_owner = 'boss'::regrole FROM feishu_internal.outbox WHERE id = $first"),
+	't', '... by a flow of the new one');
 # a superuser would have all of them sent
 $session->value("SET ROLE boss; SELECT feishu.resume_server('feishu'); RESET ROLE");
-until_true($session, 'what still belongs to the other is held', "SELECT count(*) = 1 FROM feishu_internal.held_lane WHERE roleid = 'clerk'::regrole");
+until_true(
+	$session,
+	'what still belongs to the other is held',
+	"SELECT count(*) = 1 FROM feishu_internal.held_lane WHERE roleid = 'clerk'::regrole");
 until_ended($session, "id = $first");
 is(join(' ', numbers($mock)), '152', '... which is sent, and what still belongs to the other is not');
 $session->value("ALTER SERVER feishu OWNER TO CURRENT_USER; SELECT feishu.resume_server('feishu')");
@@ -306,12 +330,15 @@ my $both = $session->ask('SELECT ' . save_call(1, idempotent_key => 'k'));
 is($both->{sqlstate}, '22023', 'a replace_key and an idempotent_key are an error');
 is($both->{message}, 'arguments "replace_key" and "idempotent_key" cannot be given together', '... that names them');
 is($session->ask('SELECT ' . save_call(1, replace_key => ''))->{sqlstate}, '22023', 'an empty key is an error');
-is($session->ask('SELECT ' . save_call(1, replace_key => 'x' x 300))->{sqlstate}, '22023', 'and so is one that is too long');
+is($session->ask('SELECT ' . save_call(1, replace_key => 'x' x 300))->{sqlstate},
+	'22023', 'and so is one that is too long');
 
 $session->value('CREATE TABLE orders (id int, amount int)');
 $session->value('CREATE TRIGGER t AFTER INSERT OR UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION '
-	  . q{feishu.flow_trigger('app', 'flow', '{"_id": 1111}', '{"n": "$.new.amount"}', '{"replace_key": "order ${$.new.id}"}')});
-$session->value('BEGIN; INSERT INTO orders VALUES (1, 160), (2, 161); UPDATE orders SET amount = amount + 10; UPDATE orders SET amount = amount + 10; COMMIT');
+	  . q{feishu.flow_trigger('app', 'flow', '{"_id": 1111}', '{"n": "$.new.amount"}', }
+	  . q{'{"replace_key": "order ${$.new.id}"}')});
+$session->value('BEGIN; INSERT INTO orders VALUES (1, 160), (2, 161); UPDATE orders SET amount = amount + 10; '
+	  . 'UPDATE orders SET amount = amount + 10; COMMIT');
 is(sent(), '180 181', 'a trigger with a replace_key starts one flow for each row, with the last values');
 $session->value('ALTER TABLE orders DISABLE TRIGGER t');
 $session->value('CREATE TRIGGER u AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION '
@@ -323,10 +350,12 @@ is($session->ask('INSERT INTO orders VALUES (3, 3)')->{sqlstate}, '22023', '... 
 pause();
 my $bench = pgbench_start($node, <<'SQL', '-c', '8', '-t', '100', '-M', 'prepared');
 \set k random(1, 5)
-SELECT feishu.enqueue_flow('app', 'flow', '{"_id": 1111}', jsonb_build_object('n', :k::int), replace_key => 'key ' || :k::int);
+SELECT feishu.enqueue_flow('app', 'flow', '{"_id": 1111}', jsonb_build_object('n', :k::int),
+	replace_key => 'key ' || :k::int);
 SQL
 ok($bench->finish, 'many sessions queue a few keys');
-is($session->value("SELECT count(*), count(DISTINCT replace_key) FROM feishu.flows WHERE state = 'queued'"), '5|5', 'any number of sessions leave one flow of a key');
+is($session->value("SELECT count(*), count(DISTINCT replace_key) FROM feishu.flows WHERE state = 'queued'"),
+	'5|5', 'any number of sessions leave one flow of a key');
 is(join(' ', sort split / /, resume()), '1 2 3 4 5', '... which is sent once');
 
 # ---- a copy of the database ----
@@ -339,12 +368,18 @@ my $original = save($one, 190);
 $one->quit;
 $node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
 $node->reload;
-until_true($session, 'dispatchers are gone', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'});
+until_true(
+	$session,
+	'dispatchers are gone',
+	q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'});
 $session->value('CREATE DATABASE copy TEMPLATE one');
 my $copy = FeishuFlow::Session->new($node, database => 'copy');
 my $here = save($copy, 191);
 isnt($here, $original, 'in a copy, a flow that waits in the original is not replaced');
 is(save($copy, 192), $here, '... but what was queued in the copy is');
-like(look($copy, $original, "state || ' ' || error"), qr/^cancelled the database was copied/, '... the other is cancelled there');
+like(
+	look($copy, $original, "state || ' ' || error"),
+	qr/^cancelled the database was copied/,
+	'... the other is cancelled there');
 
 done_testing();

@@ -32,7 +32,8 @@ sub connects { return $node->psql('postgres', 'SELECT 1', connstr => $node->conn
 wait_until('it starts', \&connects);
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
-is((split /\n/, PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmaster.pid'))[0], 1, 'the postmaster is the first process');
+is((split /\n/, PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmaster.pid'))[0],
+	1, 'the postmaster is the first process');
 my $dispatcher = until_dispatcher($session);
 
 # Leaves a child behind that ends so.
@@ -90,10 +91,12 @@ $mock->well;
 wait_until('it can be asked', \&connects);
 $session = FeishuFlow::Session->new($node);
 until_ended($session);
-is($session->value("SELECT count(*) FROM feishu.flows WHERE params IS NOT NULL AND state IN ('succeeded', 'unconfirmed')"), 20,
-	'after the ends of others that look like crashes, all is sent')
-  or diag(ends($session));
+is( $session->value(
+		"SELECT count(*) FROM feishu.flows WHERE params IS NOT NULL AND state IN ('succeeded', 'unconfirmed')"),
+	20,
+	'after the ends of others that look like crashes, all is sent') or diag(ends($session));
 is(join(',', sort { $a <=> $b } grep { defined } started_numbers($mock)), join(',', 1 .. 20), '... each once');
-note('it was started anew') if PostgreSQL::Test::Utils::slurp_file($log) =~ /terminating any other active server processes/;
+note('it was started anew')
+  if PostgreSQL::Test::Utils::slurp_file($log) =~ /terminating any other active server processes/;
 
 done_testing();

@@ -28,7 +28,8 @@ my $before = private_kilobytes($pid);
 
 # All that it takes is a role of one's own.
 my $eve = FeishuFlow::Session->new($node, user => 'eve');
-$eve->value("DO \$\$ BEGIN EXECUTE format('ALTER ROLE eve SET application_name = %L', repeat('x', 150000000)); END \$\$");
+$eve->value(
+	"DO \$\$ BEGIN EXECUTE format('ALTER ROLE eve SET application_name = %L', repeat('x', 150000000)); END \$\$");
 my $most = 0;
 my $sent = 1;
 # the settings are read once a second
@@ -40,7 +41,8 @@ while (time() < $until)
 	$most = $now if $now > $most;
 	$sent++;
 }
-cmp_ok($most - $before, '<', $MOST_GROWTH, sprintf('150 MB that a role has set for itself are not read: %d kB more', $most - $before));
+cmp_ok($most - $before,
+	'<', $MOST_GROWTH, sprintf('150 MB that a role has set for itself are not read: %d kB more', $most - $before));
 is(ends($session), "succeeded $sent", 'all flows are sent');
 
 # What an administrator has set for it may be among that.
@@ -49,11 +51,13 @@ my $its = enqueue($eve, max_attempts => \1);
 until_ended($session, "id = $its");
 is(look($session, $its, 'state, sqlstate'), 'failed|LK502', 'its limits are low then');
 $eve->value('ALTER ROLE eve RESET application_name');
-wait_until('... until it has reset that', sub {
-	$its = enqueue($eve, max_attempts => \1);
-	until_ended($session, "id = $its");
-	return look($session, $its, 'state') eq 'succeeded';
-});
+wait_until(
+	'... until it has reset that',
+	sub {
+		$its = enqueue($eve, max_attempts => \1);
+		until_ended($session, "id = $its");
+		return look($session, $its, 'state') eq 'succeeded';
+	});
 is(dispatcher($session), $pid, 'one dispatcher did all');
 
 done_testing();

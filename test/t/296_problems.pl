@@ -71,6 +71,7 @@ until_ended($session, "id = $waits");
 
 create_server($node, 'held', { base_url => $mock->url });
 $session->value('CREATE ROLE clerk; CREATE ROLE former; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO former');
+
 sub hold
 {
 	my ($how) = @_;
@@ -80,6 +81,7 @@ sub hold
 	$session->value("SET LOCAL ROLE NONE; $how; COMMIT; RESET ROLE");
 	return $id;
 }
+
 sub until_held
 {
 	my ($name, $id) = @_;
@@ -98,7 +100,10 @@ until_ended($session, "id = $waits");
 
 $waits = hold('DROP USER MAPPING FOR PUBLIC SERVER held');
 until_held('a role has no credentials', $waits);
-like($session->value('SELECT cure FROM feishu.problems'), qr/^give the role clerk credentials: CREATE USER MAPPING FOR clerk SERVER held/, '... its cure is a step');
+like(
+	$session->value('SELECT cure FROM feishu.problems'),
+	qr/^give the role clerk credentials: CREATE USER MAPPING FOR clerk SERVER held/,
+	'... its cure is a step');
 $session->value("CREATE USER MAPPING FOR clerk SERVER held OPTIONS (app_id 'cli_mock', app_secret 'wrong')");
 until_true($session, 'wrong credentials', q{SELECT cure LIKE 'correct app_id and app_secret: %' FROM feishu.problems});
 $session->value("ALTER USER MAPPING FOR clerk SERVER held OPTIONS (SET app_secret 'mock-secret')");
@@ -109,7 +114,8 @@ $session->value('SET ROLE clerk; BEGIN');
 $waits = enqueue($session, server => 'held');
 $session->value('RESET ROLE; DROP SERVER held CASCADE; COMMIT');
 until_held('a server is gone', $waits);
-cure('a server is gone', qr/^SELECT feishu.cancel_flow\(id\) FROM feishu.flows WHERE finished_at IS NULL AND server = 'held' AND role = 'clerk'$/);
+my $his = "finished_at IS NULL AND server = 'held' AND role = 'clerk'";
+cure('a server is gone', qr/^SELECT feishu.cancel_flow\(id\) FROM feishu.flows WHERE $his$/);
 
 # ---- flows that failed ----
 
@@ -119,8 +125,11 @@ until_ended($session, "id >= $failed[0]");
 is(problems(), "flows failed|feishu, app/flow|3|$failed[2]|t", 'flows failed for one reason');
 my $other = enqueue($session, flow_id => "other's");
 until_ended($session, "id = $other");
-is(problems(), "flows failed|feishu, app/flow|3|$failed[2]|t\nflows failed|feishu, app/other's|1|$other|t", '... each flow by itself');
-like($session->value(q{SELECT detail FROM feishu.problems WHERE count = 3}), qr/2320001|refused/, '... with what is said of one');
+is( problems(),
+	"flows failed|feishu, app/flow|3|$failed[2]|t\nflows failed|feishu, app/other's|1|$other|t",
+	'... each flow by itself');
+like($session->value(q{SELECT detail FROM feishu.problems WHERE count = 3}),
+	qr/2320001|refused/, '... with what is said of one');
 $mock->well;
 $session->value($_) foreach split /\n/, $session->value('SELECT cure FROM feishu.problems');
 until_ended($session, "id >= $failed[0]");
@@ -139,7 +148,8 @@ is(problems(), '', '... which mends it');
 
 $node->append_conf('postgresql.conf', 'feishu_flow.handler_attempts = 1');
 $node->reload;
-$session->value('CREATE TABLE handled (id bigint); CREATE FUNCTION handle(f feishu.flows) RETURNS void LANGUAGE sql AS $$INSERT INTO public.handled VALUES (f.id)$$');
+$session->value('CREATE TABLE handled (id bigint); CREATE FUNCTION handle(f feishu.flows) RETURNS void '
+	  . 'LANGUAGE sql AS $$INSERT INTO public.handled VALUES (f.id)$$');
 $session->value('CREATE VIEW kept AS SELECT * FROM handled; ALTER TABLE handled ADD CHECK (false)');
 my $handled = enqueue($session, on_end => 'public.handle');
 until_problem('a handler was given up', "handlers given up|feishu, public.handle|1|$handled|t");
@@ -152,19 +162,25 @@ until_true($session, '... and is called', 'SELECT count(*) = 1 FROM handled');
 
 $session->value(q{ALTER SERVER feishu OPTIONS (ADD max_rate '5')});
 $session->value("SELECT feishu.purge_flows(now())");
-my $first = $session->value('SELECT min(id) FROM (SELECT '
+my $first =
+  $session->value('SELECT min(id) FROM (SELECT '
 	  . enqueue_call(expires_at => \q{clock_timestamp() + interval '1 min'}, params => '{}')
 	  . ' AS id FROM generate_series(1, 3000)) q');
-wait_until('a backlog will expire', sub { problems() =~ /^backlog expires\|feishu\|(\d+)\|(\d+)\|t$/ && $1 > 1000 && $2 > $first });
+wait_until('a backlog will expire',
+	sub { problems() =~ /^backlog expires\|feishu\|(\d+)\|(\d+)\|t$/ && $1 > 1000 && $2 > $first });
 pass('what of a backlog will expire at the present rate is a problem');
-like($session->value('SELECT detail FROM feishu.problems'), qr/^\d+ flows are due, and \d+ a minute/, '... with the rate');
+like(
+	$session->value('SELECT detail FROM feishu.problems'),
+	qr/^\d+ flows are due, and \d+ a minute/,
+	'... with the rate');
 $session->value(q{ALTER SERVER feishu OPTIONS (DROP max_rate)});
 until_ended($session, "id >= $first");
 is($session->value('SELECT count(*) FROM feishu.problems'), 0, '... until it is sent faster');
 
 # ---- statistics ----
 
-$session->value('SELECT count(' . enqueue_call(flow_id => \"'flow' || g", params => '{}') . ') FROM generate_series(1, 1100) g');
+$session->value(
+	'SELECT count(' . enqueue_call(flow_id => \"'flow' || g", params => '{}') . ') FROM generate_series(1, 1100) g');
 until_ended($session, "id > $first");
 like(problems(), qr/^statistics incomplete\|feishu_flow.track_flows\|\d+\|\|t$/, 'statistics have made room');
 my $cure = $session->value('SELECT cure FROM feishu.problems');
@@ -187,6 +203,8 @@ my %seen = map {
 	$role => $session->value("SET ROLE $role; SELECT problem, detail FROM feishu.problems ORDER BY 1; RESET ROLE")
 } 'clerk', 'watcher';
 is($seen{clerk}, '', 'a role without rights sees no problem of others');
-is($seen{watcher}, "flows failed|LK400\nserver paused|paused by " . $session->value('SELECT current_user'), 'a monitoring role sees all, but not what is said of the flows of others');
+is( $seen{watcher},
+	"flows failed|LK400\nserver paused|paused by " . $session->value('SELECT current_user'),
+	'a monitoring role sees all, but not what is said of the flows of others');
 
 done_testing();

@@ -21,14 +21,22 @@ my ($drop) = $page =~ /^(SELECT format\('DROP USER MAPPING.*?\\gexec)$/ms;
 # A copy with what was waiting: as after a physical backup, with the dispatcher switched off.
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('copy', conf => "feishu_flow.dispatch = off\n");
-my %servers = (plain => {}, '"Odd\'name"' => {}, with_options => { timeout => '9s', operator => '{"_id": 1}' },
-	was_one => { sandbox => 'false' }, is_one => { sandbox => 'true' });
+my %servers = (
+	plain => {},
+	'"Odd\'name"' => {},
+	with_options => { timeout => '9s', operator => '{"_id": 1}' },
+	was_one => { sandbox => 'false' },
+	is_one => { sandbox => 'true' });
 create_server($node, $_, { base_url => $mock->url, %{ $servers{$_} } }) foreach sort keys %servers;
 my $session = FeishuFlow::Session->new($node);
 $session->value('CREATE FOREIGN DATA WRAPPER other; CREATE SERVER other FOREIGN DATA WRAPPER other');
-$session->value(q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER plain OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
+$session->value(
+	q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER plain OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')}
+);
 my @names = map { s/"//gr } sort keys %servers;
-$session->value("SET client_min_messages = error; SELECT count(feishu.enqueue_flow('a', 'b', '{\"_id\": 1}', server => " . quote($_) . '))') foreach @names;
+$session->value("SET client_min_messages = error; SELECT count(feishu.enqueue_flow('a', 'b', '{\"_id\": 1}', server => "
+	  . quote($_) . '))')
+  foreach @names;
 
 is($session->value("SELECT count(*) FROM ($others) s"), 4, 'the servers that are no sandboxes are found');
 $node->safe_psql('postgres', $make_all);

@@ -21,12 +21,16 @@ my $programs = "$root/test/clients";
 
 # Debian's python3 has Debian's packages, whatever stands first in PATH; so for Go.
 my $python = $ENV{CLIENTS_PYTHON} // '/usr/bin/python3';
-my $node_path = join(':', grep { defined && length } $ENV{NODE_PATH},
+my $node_path = join(':',
+	grep { defined && length } $ENV{NODE_PATH},
 	map { "/usr/$_" } qw(share/nodejs lib/node_modules local/lib/node_modules));
 my $jar = $ENV{CLIENTS_JDBC} // '/usr/share/java/postgresql.jar';
 my $go = PostgreSQL::Test::Utils::tempdir();
-my %environment_of_go =
-  (GO111MODULE => 'off', GOPATH => $ENV{CLIENTS_GOPATH} // '/usr/share/gocode', GOCACHE => "$go/cache", GOFLAGS => '');
+my %environment_of_go = (
+	GO111MODULE => 'off',
+	GOPATH => $ENV{CLIENTS_GOPATH} // '/usr/share/gocode',
+	GOCACHE => "$go/cache",
+	GOFLAGS => '');
 
 sub python
 {
@@ -89,7 +93,8 @@ $node->safe_psql('postgres', <<'SQL');
 CREATE ROLE app LOGIN CREATEDB;
 GRANT CREATE ON SCHEMA public TO app;
 SET ROLE app;
-CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, item text NOT NULL, status text DEFAULT 'draft');
+CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    item text NOT NULL, status text DEFAULT 'draft');
 CREATE TRIGGER order_flow AFTER INSERT ON orders FOR EACH ROW
     EXECUTE FUNCTION feishu.flow_trigger('package_7344545d87__c', 'fromTrigger', '{"_id": 1}',
         '{"order": "$.new.id"}', '{"server": "feishu"}');
@@ -112,7 +117,8 @@ sub run_quietly
 	my ($command, %environment) = @_;
 	local %ENV = (%ENV, %environment);
 	my $said = '';
-	my $good = eval { IPC::Run::run($command, '<', \undef, '>&', \$said, IPC::Run::timeout(3 * $FeishuFlow::PATIENCE)) };
+	my $good =
+	  eval { IPC::Run::run($command, '<', \undef, '>&', \$said, IPC::Run::timeout(3 * $FeishuFlow::PATIENCE)) };
 	$said .= $@ if $@;
 	return ($good, $said);
 }
@@ -125,7 +131,7 @@ foreach my $name (@wanted)
 	my ($there) = run_quietly($client->{try}, %environment);
 	if (!$there)
 	{
-		SKIP: { skip "$name: not installed", 1; }
+	  SKIP: { skip "$name: not installed", 1; }
 		next;
 	}
 	if ($client->{build})
@@ -157,8 +163,8 @@ foreach my $name (@wanted)
 	is($mock->count(kind => 'execute', flow_id => 'fromTrigger'), 1, "$name: so is what a trigger queued");
 	is($mock->count(kind => 'execute', flow_id => 'rolledBack'), 0, "$name: what was rolled back is not");
 	my $hanging = $mock->count(kind => 'execute', flow_id => 'hangingFlow');
-	is($mock->wait_for($hanging, kind => 'execute', flow_id => 'hangingFlow', state => 'aborted'), $hanging,
-		"$name: no call lives on");
+	is($mock->wait_for($hanging, kind => 'execute', flow_id => 'hangingFlow', state => 'aborted'),
+		$hanging, "$name: no call lives on");
 }
 note("ran $ran programs");
 

@@ -77,7 +77,8 @@ class Worker(threading.Thread):
 
     # How often each is done, of all.
     STEPS = {"queue": 30, "nested": 10, "rows": 8, "batch": 4, "prepared": 3, "linger": 2, "vanish": 2, "cancel": 12,
-             "far": 5, "retry": 5, "call": 8, "impatient_call": 2, "wait": 4, "pause": 1, "save": 8, "spread": 0.5, "bulk": 0.1}
+             "far": 5, "retry": 5, "call": 8, "impatient_call": 2, "wait": 4, "pause": 1, "save": 8, "spread": 0.5,
+             "bulk": 0.1}
     # And of the flows queued which way.
     KINDS = {"plain": 10, "own": 3, "ordered": 8, "later": 4, "few": 3, "brief": 2, "refused": 2, "rejected": 1,
              "large": 1, "huge": 0.15, "pair": 1}
@@ -265,7 +266,8 @@ END $$; RESET ROLE""")
             transaction.numbers += [self.number_one() for _ in range(count)]
             self.session.ask(f"INSERT INTO orders SELECT n, 'rows-{self.number}-' || n % 3 "
                              f"FROM generate_series({first}, {first + count - 1}) n")
-            self.session.ask(f"INSERT INTO marker SELECT n, NULL, 'row' FROM generate_series({first}, {first + count - 1}) n")
+            self.session.ask(f"INSERT INTO marker SELECT n, NULL, 'row' "
+                             f"FROM generate_series({first}, {first + count - 1}) n")
         self.transact(work)
 
     def batch(self):

@@ -43,7 +43,8 @@ ATTEMPTS = """
 SELECT o.id, o.params->>'n', o.state, o.attempts, coalesce(o.failures, 0), count(a.flow), coalesce(min(a.attempt), 0),
   coalesce(max(a.attempt), 0)
 FROM feishu_internal.outbox o LEFT JOIN feishu_internal.attempt a ON a.flow = o.id
-WHERE o.state <> 'q' GROUP BY o.id HAVING o.attempts <> (o.state = 's')::int OR o.failures IS NOT NULL OR count(a.flow) > 0
+WHERE o.state <> 'q' GROUP BY o.id
+HAVING o.attempts <> (o.state = 's')::int OR o.failures IS NOT NULL OR count(a.flow) > 0
 """
 ATTEMPTS_KEPT = 100
 # Those that are nobody's.
@@ -54,8 +55,8 @@ WHERE NOT EXISTS (SELECT FROM feishu_internal.outbox o WHERE o.id = a.flow) GROU
 Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lane key execution_id sqlstate error role")
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
-FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts", "held up",
-         "dispatcher deaths", "went wrong by itself")
+FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded",
+         "ghosts", "held up", "dispatcher deaths", "went wrong by itself")
 NOTES = ("given up after an attempt that was not answered, and had run",
          "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read",
          "replaced after a crash, and had run")
@@ -138,8 +139,8 @@ class Truth:
 
 
 def ended_at(line):
-    """When a request was over for its client. That a stream of HTTP/2 is reset may wait behind what is large, of others;
-    its timeout is known."""
+    """When a request was over for its client. That a stream of HTTP/2 is reset may wait behind what is large, of
+    others; its timeout is known."""
     if not line["aborted"]:
         return line["done"]
     at_last = line["time"] + servers.TIMEOUT if "x-front" in line["headers"] else line["done"]
@@ -208,8 +209,8 @@ def check_attempts(truth, report):
         retried = n is not None and truth.retried.get(int(n))
         if failures != last or rows != min(last, ATTEMPTS_KEPT) or rows and first != last - rows + 1 or \
                 (last < wrong if retried else last != wrong):
-            report("wrong record", f"flow {number} ({n}): {ENDS[state]} after {attempts} attempts, {failures} went wrong, and "
-                   f"there are {rows} rows of these, {first} to {last}; retried {retried}")
+            report("wrong record", f"flow {number} ({n}): {ENDS[state]} after {attempts} attempts, "
+                   f"{failures} went wrong, and there are {rows} rows of these, {first} to {last}; retried {retried}")
     for number, rows in truth.orphans:
         report("wrong record", f"flow {number} is gone, and {rows} of its attempts are not")
 
@@ -226,7 +227,8 @@ def check_ends(truth, report):
     """Each flow has the end that the platform's records bear out."""
     for n, kind, flow in truth.every():
         what = (f"{n} ({kind}): {ENDS[flow.state]} after {flow.attempts} attempts, unanswered {flow.unanswered}, "
-                f"{flow.sqlstate} {flow.error}; flow {flow.id}, started {truth.started.get(n)}, retried {truth.retried.get(n)}")
+                f"{flow.sqlstate} {flow.error}; flow {flow.id}, started {truth.started.get(n)}, "
+                f"retried {truth.retried.get(n)}")
         started, retries = truth.started.get(n, []), truth.retried.get(n, [])
         if len(started) > 1 + sum(retries):
             report("started twice", what)
@@ -238,8 +240,9 @@ def check_ends(truth, report):
             report("wrong record", what + f": execution {flow.execution_id}")
         elif flow.state == "u" and not started:
             # a refusal that may have been for the key, or nobody asked again
-            report(NOT_RUN if flow.unanswered and (kind in REFUSED or refused_large(kind, flow) or TOO_LATE in flow.error or
-                             EXHAUSTED in flow.error) else "lost", what)
+            report(NOT_RUN if flow.unanswered and (kind in REFUSED or refused_large(kind, flow)
+                                                   or TOO_LATE in flow.error or EXHAUSTED in flow.error)
+                   else "lost", what)
         elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()) and \
                 not refused_large(kind, flow):
             # a refusal of which only the HTTP status could be read
@@ -289,8 +292,8 @@ def check_calls(truth, report):
 
 
 def check_order(truth, report):
-    """Of an ordering key, a flow goes when all before it have ended: their last request came before its first. Those that
-    were retried have left the line."""
+    """Of an ordering key, a flow goes when all before it have ended: their last request came before its first. Those
+    that were retried have left the line."""
     lanes = collections.defaultdict(list)
     for n, kind, flow in truth.every():
         # a client queues an ordering key's flows one after the other, but not in the order of their ends with PREPARE
@@ -301,7 +304,8 @@ def check_order(truth, report):
         for _, n, kind in sorted(flows):
             times = [at for at, _ in truth.requests[n]]
             if min(times) < before:
-                report("fifo", f"{n} ({kind}) of {lane}: sent {before - min(times):.3f} s before the last request of {whose}")
+                report("fifo", f"{n} ({kind}) of {lane}: sent {before - min(times):.3f} s before the last request of "
+                       f"{whose}")
             if max(times) > before:
                 before, whose = max(times), n
 

@@ -173,14 +173,14 @@ errfinish(const char *file, int line, const char *function)
 }
 
 int
-errmsg(const char *format,...)
+errmsg(const char *format, ...)
 {
 	losses += strstr(format, "has dropped the access token") != NULL;
 	return 0;
 }
 
 int
-errhint(const char *format,...)
+errhint(const char *format, ...)
 {
 	return 0;
 }
@@ -515,7 +515,7 @@ test_refusals(void)
 static void
 test_asking(void)
 {
-	TokenAsked	asked = {.database = 5,.serverid = 77,.userid = 88};
+	TokenAsked	asked = {.database = 5, .serverid = 77, .userid = 88};
 	TokenAsked	found[3];
 
 	begin();
