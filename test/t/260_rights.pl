@@ -18,7 +18,8 @@ create_server($node, 'feishu', { base_url => $mock->url });
 create_server($node, 'private', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 $session->value('REVOKE USAGE ON FOREIGN SERVER private FROM PUBLIC;'
-	  . 'CREATE ROLE owner LOGIN; CREATE ROLE stranger LOGIN; CREATE ROLE leader LOGIN; CREATE ROLE monitor LOGIN; CREATE ROLE keeper LOGIN;'
+	  . 'CREATE ROLE owner LOGIN; CREATE ROLE stranger LOGIN; CREATE ROLE leader LOGIN; CREATE ROLE monitor LOGIN; '
+	  . 'CREATE ROLE keeper LOGIN;'
 	  . 'CREATE ROLE aloof LOGIN NOINHERIT; GRANT owner TO leader; GRANT owner TO aloof; GRANT pg_monitor TO monitor;'
 	  . 'GRANT CREATE ON SCHEMA public TO stranger; ALTER SERVER feishu OWNER TO keeper');
 my %as = map { $_ => FeishuFlow::Session->new($node, user => $_) } qw(owner stranger leader monitor keeper aloof);
@@ -75,7 +76,7 @@ is($as{leader}->value("SELECT feishu.cancel_flow($queued)"), 't', '... cancel');
 is($as{leader}->value("SELECT feishu.retry_flow($failed)"), 't', '... retry');
 until_ended($session);
 is(look($session, $failed, 'role, attempts'), 'owner|1', '... and the flow stays what it was');
-# one who does not inherit may not see it, but may change it, as he could after SET ROLE: all of it, and the same by each
+# one who does not inherit may not see it, but may change it, as he could after SET ROLE: all of it, the same by each
 fails_with($as{aloof}, "SELECT feishu.wait_flow($done)", '42704', 'a member without INHERIT cannot wait for it');
 my $his = enqueue($as{owner}, params => '{"never": true}', run_at => \$later);
 is($as{aloof}->value("SELECT feishu.cancel_flow($his)"), 't', '... but cancel');
@@ -99,9 +100,8 @@ $as{stranger}->value('ROLLBACK');
 # ---- the tables ----
 
 my @tables = split /\n/,
-  $session->value(
-	"SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'feishu_internal' AND relkind = 'r' ORDER BY 1"
-  );
+  $session->value("SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace "
+	  . "WHERE nspname = 'feishu_internal' AND relkind = 'r' ORDER BY 1");
 cmp_ok(scalar(@tables), '>=', 4, 'there are tables: ' . join(', ', @tables));
 foreach my $table (@tables)
 {
@@ -116,7 +116,8 @@ foreach my $table (@tables)
 	fails_with($as{owner}, "COPY $table TO STDOUT", '42501', "... copied");
 	fails_with(
 		$as{stranger},
-		"CREATE TRIGGER evil AFTER INSERT OR UPDATE ON $table FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+		"CREATE TRIGGER evil AFTER INSERT OR UPDATE ON $table FOR EACH ROW "
+		  . "EXECUTE FUNCTION suppress_redundant_updates_trigger()",
 		'42501',
 		'... have a trigger');
 	fails_with($as{stranger}, "CREATE RULE evil AS ON INSERT TO $table DO ALSO SELECT 1", '42501', '... have a rule');
@@ -138,7 +139,8 @@ fails_with($as{stranger}, "CREATE TABLE $_.mine ()", '42501', "nobody makes anyt
 $as{leader}->value('BEGIN; SELECT count(*) FROM feishu.flows');
 foreach my $command (
 	'CREATE RULE evil AS ON INSERT TO feishu_internal.outbox DO ALSO SELECT 1',
-	'CREATE TRIGGER evil AFTER INSERT ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()',
+	'CREATE TRIGGER evil AFTER INSERT ON feishu_internal.outbox FOR EACH ROW '
+	. 'EXECUTE FUNCTION suppress_redundant_updates_trigger()',
 	'ALTER TABLE feishu_internal.outbox ADD COLUMN evil text',
 	'TRUNCATE feishu_internal.outbox')
 {
@@ -163,9 +165,11 @@ enqueue_many(
 	loop_masks => '["often"]');
 $session->value('ANALYZE feishu_internal.outbox');
 is( $clerk->value(
-		"SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_statistic s JOIN pg_attribute a ON starelid = attrelid AND staattnum = attnum WHERE attrelid = 'feishu_internal.outbox'::regclass"
-	),
-	'attempts created_at database end_number expires_at finished_at handler_state id is_async max_attempts next_at ordering_key own_key replaceable roleid run_at server server_owner state system_identifier unanswered',
+			"SELECT string_agg(attname, ' ' ORDER BY attname) "
+		  . "FROM pg_statistic s JOIN pg_attribute a ON starelid = attrelid AND staattnum = attnum "
+		  . "WHERE attrelid = 'feishu_internal.outbox'::regclass"),
+	'attempts created_at database end_number expires_at finished_at handler_state id is_async max_attempts next_at '
+	  . 'ordering_key own_key replaceable roleid run_at server server_owner state system_identifier unanswered',
 	'there are no statistics of columns with content');
 is( $as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = 'often1'") =~ s/often1/never/gr,
 	$as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = 'never'"),
@@ -173,7 +177,8 @@ is( $as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = '
 $as{stranger}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE state = 'queued'");
 $as{stranger}->value("SELECT feishu.purge_flows('infinity')");
 fails_with($clerk, <<'SQL', '42501', '... and forges no flow of a superuser');
-INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
+INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, own_key,
+	created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key)
 SELECT 1000000, 10, 10, 1, oid, true, true, now(), now(), 'infinity', 'private', 'app', 'forged', '{"_id": 1}', 'key'
 FROM pg_database WHERE datname = current_database()
 SQL
@@ -233,8 +238,8 @@ $session->value("CREATE FUNCTION public.for_owner() RETURNS bigint LANGUAGE sql 
 $as{stranger}->value('SELECT public.for_owner()');
 until_ended($session);
 is( $session->value(
-		"SELECT string_agg(flow_id || ' ' || role, ', ' ORDER BY flow_id) FROM feishu.flows WHERE flow_id IN ('set', 'definer')"
-	),
+			"SELECT string_agg(flow_id || ' ' || role, ', ' ORDER BY flow_id) FROM feishu.flows "
+		  . "WHERE flow_id IN ('set', 'definer')"),
 	'definer owner, set owner',
 	'the role is current_user: after SET ROLE, in a SECURITY DEFINER function');
 
@@ -251,7 +256,8 @@ BEGIN
   RETURN NULL;
 END
 $$;
-CREATE TRIGGER on_change AFTER INSERT OR UPDATE ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION public.on_change();
+CREATE TRIGGER on_change AFTER INSERT OR UPDATE ON feishu_internal.outbox FOR EACH ROW
+	EXECUTE FUNCTION public.on_change();
 SQL
 $id = enqueue($as{stranger}, flow_id => 'first', params => '{"never": true}', run_at => \$later);
 is($as{stranger}->value("SELECT feishu.cancel_flow($id)"),
@@ -276,9 +282,8 @@ foreach my $case (
 	[ DELETE => "SELECT feishu.purge_flows('infinity')" ])
 {
 	my ($event, $call) = @$case;
-	$session->value(
-		"CREATE TRIGGER leaves AFTER $event ON feishu_internal.outbox FOR EACH STATEMENT EXECUTE FUNCTION public.leaves()"
-	);
+	$session->value("CREATE TRIGGER leaves AFTER $event ON feishu_internal.outbox FOR EACH STATEMENT "
+		  . "EXECUTE FUNCTION public.leaves()");
 	fails_with(
 		$as{stranger}, $call, '42501',
 		"the queue is worked on as its owner in a security-restricted operation: $event",
@@ -331,9 +336,8 @@ foreach my $case (
 	is($as{stranger}->ask('SELECT ' . enqueue_call(%refused, idempotent_key => "$what"))->{sqlstate},
 		$sqlstate, '... a key of the user\'s, too');
 	$session->value($drop);
-	$as{stranger}->value(
-		"SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE namespace = 'refused'; SELECT feishu.purge_flows('infinity')"
-	);
+	$as{stranger}->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE namespace = 'refused'; "
+		  . "SELECT feishu.purge_flows('infinity')");
 }
 
 # The same with a key of the user's: what throws rows away does not have it looked for without end.
@@ -364,8 +368,8 @@ foreach my $case (
 
 # What it throws is not taken for a key that was queued again.
 $id = enqueue($as{stranger}, %refused, idempotent_key => 'twice');
-$session->value(
-	q{CREATE FUNCTION public.throws() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE unique_violation USING MESSAGE = ''his''; END';}
+$session->value(q{CREATE FUNCTION public.throws() RETURNS trigger }
+	  . q{LANGUAGE plpgsql AS 'BEGIN RAISE unique_violation USING MESSAGE = ''his''; END';}
 	  . q{ CREATE TRIGGER mine BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION public.throws()});
 fails_with(
 	$as{stranger}, "SELECT feishu.cancel_flow($id)",
@@ -402,7 +406,8 @@ succeeds($trapped, "SELECT feishu.wait_flow($queued)", '... wait');
 succeeds($trapped, 'SELECT feishu.purge_flows(pg_catalog.now())', '... purge');
 succeeds(
 	$trapped,
-	"SELECT feishu.pause_server('feishu'); SELECT feishu.resume_server('feishu'); SELECT count(*) FROM feishu.flows; SELECT count(*) FROM feishu.dispatch_status",
+	"SELECT feishu.pause_server('feishu'); SELECT feishu.resume_server('feishu'); SELECT count(*) FROM feishu.flows; "
+	  . "SELECT count(*) FROM feishu.dispatch_status",
 	'... pause, resume and look');
 
 done_testing();
