@@ -63,7 +63,8 @@ class Platform:
                 detail["permission_violations"] = [{"type": "action_scope_required", "subject": SCOPE}]
             if code in HELPFUL_CODES:
                 detail["helps"] = [{"url": f"{OPEN_SITE}/app/{app_id}/auth?q={SCOPE}&op_from=openapi&token_type=tenant",
-                                    "description": "点击链接申请并开通权限 (open the link to request the permission)"}]
+                                    "description": "点击链接申请并开通权限 "
+                                                   "(open the link to request the permission)"}]
             body["error"] = {**detail, **(error or {})}
         elif error:
             body["error"] = error

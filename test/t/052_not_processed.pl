@@ -83,7 +83,8 @@ cmp_ok($front->hits('refuse_all', 'refused'), '<=', 5, '... a few requests were 
 $session->value('SET feishu_flow.max_concurrent_calls = 1');
 unlike(
 	$session->value(
-		q{SELECT string_agg((r).error, '; ') FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}', server => 'refused') OVER () AS r}
+		q{SELECT string_agg((r).error, '; ') }
+		  . q{FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}', server => 'refused') OVER () AS r}
 		  . ' FROM generate_series(1, 8)) s'),
 	qr/does not answer/,
 	'... of many calls, all are tried');

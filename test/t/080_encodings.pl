@@ -133,7 +133,8 @@ create_server(
 $mock->mark;
 $mock->rules([ { kind => 'token' }, { type => 'status', status => 502 }, times => 1 ]);
 $latin1->value(
-	"SELECT feishu.enqueue_flow('café', 'flow', '{\"_id\": 1}', jsonb_build_object('text', 'déjà'), server => 'cold')"
+	"SELECT feishu.enqueue_flow('café', 'flow', '{\"_id\": 1}', "
+	  . "jsonb_build_object('text', 'déjà'), server => 'cold')"
 	  . ' FROM generate_series(1, 3) AS n');
 wait_until('the flows have succeeded',
 	sub { $latin1->value("SELECT count(*) FROM feishu.flows WHERE state = 'succeeded'") == 3 });

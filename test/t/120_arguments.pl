@@ -63,7 +63,8 @@ foreach my $text (sort keys %segment)
 
 $mock->mark;
 my $text =
-	q({"quote": "\"", "back": "\\\\", "lines": "a\nb\r\tc", "control": "\u0001\u001f", "line": "\u2028", "name": "张三", )
+	q({"quote": "\"", "back": "\\\\", "lines": "a\nb\r\tc", "control": "\u0001\u001f", "line": "\u2028", )
+  . q("name": "张三", )
   . q("emoji": "😀 \ud83d\ude00", "empty": "", "nothing": null, "deep": [[[[{"a": [true, false]}]]]]});
 succeeds($session, flow(params => $text), 'params with all sorts of text');
 my ($request) = $mock->log(kind => 'execute');

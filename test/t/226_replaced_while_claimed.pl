@@ -1,6 +1,6 @@
 
-# A flow that is replaced while the dispatcher claims rows is not sent as if its server had not been paused together with
-# that.
+# A flow that is replaced while the dispatcher claims rows is not sent as if its server had not been paused together
+# with that.
 
 use strict;
 use warnings;
@@ -25,7 +25,8 @@ succeeds($session, "SELECT feishu.wait_flow($first)", 'the dispatcher knows what
 $mock->mark;
 $admin->value('BEGIN; SELECT 1 FROM pg_foreign_server; LOCK TABLE pg_foreign_server');
 until_true($session, 'the dispatcher waits for the lock',
-	q{EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND wait_event_type = 'Lock')});
+	q{EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' }
+	  . q{AND wait_event_type = 'Lock')});
 is(enqueue($admin, params => '{"n": 2}', replace_key => 'k'), $id, 'the flow is replaced');
 $admin->value("SELECT feishu.pause_server('feishu'); COMMIT");
 my $next = enqueue($session, server => 'other', params => '{"n": 3}');

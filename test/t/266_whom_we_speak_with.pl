@@ -77,7 +77,8 @@ foreach (@callers)
 
 # ---- a server of the same name ----
 
-# What waits was queued for a server of its owner.  Whoever may make servers makes one of that name, and is sent nothing.
+# What waits was queued for a server of its owner.  Whoever may make servers makes one of that name, and is sent
+# nothing.
 my $theirs = FeishuFlow::Mock->start;
 $session->value(
 		'CREATE ROLE keeper LOGIN; CREATE ROLE maker LOGIN; CREATE ROLE victim LOGIN; CREATE ROLE bystander LOGIN;'
@@ -101,8 +102,9 @@ sub status
 	return $session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$name'");
 }
 
+my $resume = qr/SELECT feishu.resume_server\('shop'\)/;
 my $held =
-  qr/belonged to another role when its waiting flows were queued; a superuser can have them sent: SELECT feishu.resume_server\('shop'\)/;
+  qr/belonged to another role when its waiting flows were queued; a superuser can have them sent: $resume/;
 
 sub until_held
 {
@@ -128,9 +130,10 @@ foreach my $how ('DROP SERVER shop CASCADE', 'ALTER SERVER shop RENAME TO former
 	$as{keeper}->value($how);
 	make_server('maker', 'shop', $theirs);
 	my $result = $as{maker}->ask("SELECT feishu.resume_server('shop')");
+	my $still = qr/flows for server "shop" that were queued when it belonged to another role are still held/;
 	like(
 		$result->{err},
-		qr/WARNING.*flows for server "shop" that were queued when it belonged to another role are still held.*Let a superuser run: SELECT feishu.resume_server\('shop'\)/s,
+		qr/WARNING.*$still.*Let a superuser run: $resume/s,
 		"$how: its maker is told that he cannot resume them");
 	until_held($how);
 

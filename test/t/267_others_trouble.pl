@@ -110,8 +110,8 @@ foreach my $role (qw(eve app))
 		my $caller = FeishuFlow::Session->new($node, user => $role);
 		alter_server($session, 'feishu', 'DROP', 'timeout') if $how eq 'a setting';
 		$caller->send(
-			"DO \$\$ BEGIN $hurry FOR i IN 1 .. 400 LOOP BEGIN $call; EXCEPTION WHEN SQLSTATE 'LK504' THEN NULL; END; END LOOP; END \$\$"
-		);
+			"DO \$\$ BEGIN $hurry FOR i IN 1 .. 400 LOOP BEGIN $call; "
+			  . "EXCEPTION WHEN SQLSTATE 'LK504' THEN NULL; END; END LOOP; END \$\$");
 		end_at_once('app', 30, "flows while role $role calls with too short a timeout, $how");
 		is($caller->result->{sqlstate}, '00000', '... all its calls end so');
 		is(log_lines(qr/does not answer/, $from), 0, '... which says nothing of the platform');
@@ -257,8 +257,8 @@ $id = enqueue($as{third}, server => $second);
 until_true(
 	$session,
 	'a queued flow waits',
-	"SELECT pause_reason = 'more apps are busy than feishu_flow.max_apps has room for' FROM feishu.dispatch_status WHERE server = '$second'"
-);
+	"SELECT pause_reason = 'more apps are busy than feishu_flow.max_apps has room for' "
+	  . "FROM feishu.dispatch_status WHERE server = '$second'");
 is($mock->executes, 0, '... and nothing is sent');
 cmp_ok(log_lines(qr/LOG:.*has no place left for the limits of another app: its calls wait/),
 	'>=', 1, '... which the log says');

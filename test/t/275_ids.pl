@@ -82,7 +82,8 @@ $session->value('CREATE ROLE clerk LOGIN IN ROLE pg_read_all_data, pg_write_all_
 rises('a flow has an id');
 my $clerk = FeishuFlow::Session->new($node, user => 'clerk');
 is( $clerk->value(
-		q{SELECT string_agg(setval(c.oid, 1)::text, '') FROM pg_class c JOIN pg_depend d ON d.objid = c.oid AND d.classid = 'pg_class'::regclass
+		q{SELECT string_agg(setval(c.oid, 1)::text, '')
+	FROM pg_class c JOIN pg_depend d ON d.objid = c.oid AND d.classid = 'pg_class'::regclass
 	WHERE c.relkind = 'S' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'feishu_flow')}),
 	'',
 	'a member of pg_write_all_data finds no sequence to set');
@@ -99,7 +100,8 @@ $clerk->quit;
 # the dispatcher locks all tables of the queue, now and then
 my $holds =
 	q{SELECT count(*) FROM pg_locks WHERE relation = 'feishu_internal.last_id'::regclass AND mode = 'RowExclusiveLock'}
-  . q{ AND pid IS DISTINCT FROM (SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = current_database())};
+  . q{ AND pid IS DISTINCT FROM (SELECT pid FROM pg_stat_activity }
+  . q{WHERE backend_type = 'feishu_flow dispatcher' AND datname = current_database())};
 my $other = FeishuFlow::Session->new($node);
 $other->value('BEGIN; SAVEPOINT a; SELECT ' . enqueue_call());
 is($session->value($holds), '1', 'who has drawn an id in a savepoint is known');

@@ -23,8 +23,10 @@ sub run_quietly
 }
 
 # What a tree has, without what was made of it.
-run_quietly('cp', '-r', (map { "$root/$_" } qw(Makefile nls.mk po src feishu_flow.control feishu_flow--1.0.sql)), $sources);
-run_quietly('find', $sources, '-name', '*.o', '-delete', '-o', '-name', '*.mo', '-delete', '-o', '-name', '*.so', '-delete');
+run_quietly('cp', '-r',
+	(map { "$root/$_" } qw(Makefile nls.mk po src feishu_flow.control feishu_flow--1.0.sql)), $sources);
+run_quietly('find', $sources, '-name', '*.o', '-delete', '-o', '-name', '*.mo', '-delete',
+	'-o', '-name', '*.so', '-delete');
 my (undef, $before) = run_quietly('find', $sources);
 
 my @make = ('make', '-C', $folder, '-f', "$sources/Makefile", "PG_CONFIG=$ENV{PG_CONFIG}");

@@ -80,11 +80,13 @@ SKIP:
 	my $node = new_cluster('chinese', conf => "lc_messages = 'zh_CN.UTF-8'\nfeishu_flow.poll_interval = '1s'\n");
 	create_server($node, 'feishu', { base_url => $mock->url });
 	my $err = '';
+	my $advice = '请在开发者后台为应用添加权限';
 	my %call = (
 		"SELECT feishu.execute_flow('app', 'noScope', '{\"_id\": 1}')" =>
-		  qr/无法执行流程 "app\/noScope"：应用缺少权限.*HTTP 状态 400，错误码 99991672.*请在开发者后台为应用添加权限/s,
+		  qr/无法执行流程 "app\/noScope"：应用缺少权限.*HTTP 状态 400，错误码 99991672.*$advice/s,
 		"SELECT feishu.execute_flow('', 'f', '{\"_id\": 1}')" => qr/参数 "namespace" 不能为空/,
-		"ALTER SERVER feishu OPTIONS (SET base_url 'ftp://x')" => qr/选项 "base_url" 必须以 "http:\/\/" 或 "https:\/\/" 开头/);
+		"ALTER SERVER feishu OPTIONS (SET base_url 'ftp://x')" =>
+		  qr/选项 "base_url" 必须以 "http:\/\/" 或 "https:\/\/" 开头/);
 
 	foreach my $sql (sort keys %call)
 	{

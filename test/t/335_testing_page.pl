@@ -1,6 +1,6 @@
 
-# What the page on testing says makes sure that a copy of a production database sends nothing, whatever servers and mappings
-# it has. Its examples are run with those of the other pages.
+# What the page on testing says makes sure that a copy of a production database sends nothing, whatever servers and
+# mappings it has. Its examples are run with those of the other pages.
 
 use strict;
 use warnings;

@@ -13,10 +13,13 @@ use FeishuQueue;
 use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
-my $node = queue_cluster('main', conf => "feishu_flow.retry_base_delay = '10ms'\nfeishu_flow.retry_max_delay = '20ms'\nfeishu_flow.max_attempts = 3\n");
+my $node = queue_cluster('main',
+	conf => "feishu_flow.retry_base_delay = '10ms'\nfeishu_flow.retry_max_delay = '20ms'\n"
+	  . "feishu_flow.max_attempts = 3\n");
 create_server($node, 'feishu', { base_url => $mock->url, operator => '{"_id": 1}' });
 my $session = FeishuFlow::Session->new($node);
-$session->value('CREATE ROLE owner LOGIN; CREATE ROLE app LOGIN; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO owner; '
+$session->value('CREATE ROLE owner LOGIN; CREATE ROLE app LOGIN; '
+	  . 'GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO owner; '
 	  . 'ALTER SERVER feishu OWNER TO owner');
 my $owner = FeishuFlow::Session->new($node, user => 'owner');
 my $app = FeishuFlow::Session->new($node, user => 'app');
@@ -30,7 +33,12 @@ sub call { return flow(operator => undef, @_); }
 sub answers
 {
 	my ($who, $value) = @_;
-	$session->value("ALTER $who " . (defined $value ? 'SET feishu_flow.sandbox_response = ' . quote($value) : 'RESET feishu_flow.sandbox_response'));
+	$session->value(
+		"ALTER $who "
+		  . (
+			defined $value
+			? 'SET feishu_flow.sandbox_response = ' . quote($value)
+			: 'RESET feishu_flow.sandbox_response'));
 	return;
 }
 
@@ -66,22 +74,30 @@ $owner->value("SELECT feishu.pause_server('feishu')");
 my $held = enqueue($app);
 $owner->value("ALTER SERVER feishu OPTIONS (ADD sandbox 'true')");
 $owner->value("SELECT feishu.resume_server('feishu')");
-is($app->value('SELECT feishu.out_params(' . substr(call(), 7) . ')'), $answer, "one statement makes a server a sandbox, which answers as the platform's document has it");
-is(look($session, run($app), 'state, attempts, execution_id, flow_status, code, sqlstate'), 'succeeded|1|1816970091484211|end|0|',
+is($app->value('SELECT feishu.out_params(' . substr(call(), 7) . ')'),
+	$answer, "one statement makes a server a sandbox, which answers as the platform's document has it");
+is(look($session, run($app), 'state, attempts, execution_id, flow_status, code, sqlstate'),
+	'succeeded|1|1816970091484211|end|0|',
 	'... and so are queued flows answered');
-is($app->value("SELECT count(*) FROM (SELECT feishu.execute_flows('a', 'b') OVER () AS r FROM generate_series(1, 20)) s WHERE (r).response @> '{\"code\": 0}'"),
-	20, '... and many calls at once');
+is( $app->value(
+			"SELECT count(*) FROM (SELECT feishu.execute_flows('a', 'b') OVER () AS r FROM generate_series(1, 20)) s "
+		  . "WHERE (r).response @> '{\"code\": 0}'"),
+	20,
+	'... and many calls at once');
 until_ended($session, "id = $held");
 is(look($session, $held, 'state'), 'succeeded', '... and what waited');
 
 is($app->value('SELECT token_ok, http_status, code, hint, message FROM feishu.check_server()'),
-	'||||The server is a sandbox: calls and queued flows are answered inside, and nothing is sent to the platform.', 'check_server says so');
+	'||||The server is a sandbox: calls and queued flows are answered inside, and nothing is sent to the platform.',
+	'check_server says so');
 is($app->value("SELECT server, paused, sandbox FROM feishu.dispatch_status"), 'feishu|f|t', 'dispatch_status says so');
-is($session->value("SELECT sum(calls), sum(successes) FROM feishu.stat_flows WHERE namespace = 'a'"), '20|20', 'calls are counted');
+is($session->value("SELECT sum(calls), sum(successes) FROM feishu.stat_flows WHERE namespace = 'a'"),
+	'20|20', 'calls are counted');
 
 # ---- credentials, limits and addresses do not matter ----
 
-$owner->value("ALTER SERVER feishu OPTIONS (ADD ca_file '/', ADD max_rate '1/h', ADD max_concurrency '1', ADD proxy 'http://127.0.0.1:1')");
+$owner->value("ALTER SERVER feishu OPTIONS (ADD ca_file '/', ADD max_rate '1/h', ADD max_concurrency '1', "
+	  . "ADD proxy 'http://127.0.0.1:1')");
 $owner->value('DROP USER MAPPING FOR PUBLIC SERVER feishu');
 succeeds($app, call(), 'a call without a user mapping') for 1 .. 2;
 is(look($session, run($app), 'state'), 'succeeded', '... and a queued flow') for 1 .. 2;
@@ -117,13 +133,15 @@ foreach my $case (@answers)
 	is($result->{sqlstate}, $sqlstate, "a call is answered $value") or diag($result->{err});
 	$mock->rules([ { kind => 'execute' }, { type => 'status', status => ($status // 200) + 0, body => $body } ]);
 	my $real = $owner->ask(call(server => 'real'));
-	is(join("\n", map { $result->{$_} // '' } qw(sqlstate message hint out)), join("\n", map { $real->{$_} // '' } qw(sqlstate message hint out)),
+	is( join("\n", map { $result->{$_} // '' } qw(sqlstate message hint out)),
+		join("\n", map { $real->{$_} // '' } qw(sqlstate message hint out)),
 		'... as by the platform');
 	$mock->well;
 	next if !defined $end;
 	answers('ROLE owner', $value);
 	my $id = run($owner);
-	is(look($session, $id, 'state, attempts, sqlstate'), $end, "... and a queued flow") or diag(look($session, $id, 'error'));
+	is(look($session, $id, 'state, attempts, sqlstate'), $end, "... and a queued flow")
+	  or diag(look($session, $id, 'error'));
 	answers('ROLE owner', undef);
 	$session->value("SELECT feishu.resume_server('feishu')");
 }
@@ -134,8 +152,11 @@ $mock->mark;
 
 # ---- what holds an app ----
 
-foreach my $hold ([ '429 {"code": 99991400}', qr/limits the rate/, 'LK429' ], [ '{"code": 99991403}', qr/quota/, 'LK429' ],
-	[ '{"code": 10014}', qr/credentials/, 'LK401' ], [ '{"code": 99991663}', undef, 'LK401' ])
+foreach my $hold (
+	[ '429 {"code": 99991400}', qr/limits the rate/, 'LK429' ],
+	[ '{"code": 99991403}', qr/quota/, 'LK429' ],
+	[ '{"code": 10014}', qr/credentials/, 'LK401' ],
+	[ '{"code": 99991663}', undef, 'LK401' ])
 {
 	my ($value, $reason, $sqlstate) = @$hold;
 	set($owner, $value);
@@ -146,7 +167,10 @@ foreach my $hold ([ '429 {"code": 99991400}', qr/limits the rate/, 'LK429' ], [ 
 	next if !defined $reason;
 	answers('ROLE owner', $value);
 	my $id = enqueue($owner);
-	until_true($session, "a queued flow is answered $value", "SELECT paused AND pause_reason ~ '" . ($reason =~ s/^\(\?\^:|\)$//gr) . "' FROM feishu.dispatch_status WHERE server = 'feishu'");
+	until_true($session, "a queued flow is answered $value",
+		"SELECT paused AND pause_reason ~ '"
+		  . ($reason =~ s/^\(\?\^:|\)$//gr)
+		  . "' FROM feishu.dispatch_status WHERE server = 'feishu'");
 	is(look($session, $id, 'state, attempts'), 'queued|0', '... and waits, as does the app');
 	answers('ROLE owner', undef);
 	$owner->value("SELECT feishu.resume_server('feishu')");
@@ -178,7 +202,8 @@ succeeds($app, 'SELECT owned.call()', "a function of the owner's does not see wh
 $app->value('RESET feishu_flow.sandbox_response');
 
 answers('DATABASE postgres', $bad);
-is(look($session, run($app), 'state, sqlstate'), 'failed|LK400', "what the database's owner has set counts for all who queue, when he is a superuser");
+is(look($session, run($app), 'state, sqlstate'),
+	'failed|LK400', "what the database's owner has set counts for all who queue, when he is a superuser");
 fails_with(FeishuFlow::Session->new($node, user => 'app'), call(), 'LK400', '... and who call');
 $session->value('ALTER DATABASE postgres OWNER TO app');
 is(look($session, run($app), 'state'), 'succeeded', '... and not when he has nothing to do with the server');
@@ -186,13 +211,18 @@ succeeds(FeishuFlow::Session->new($node, user => 'app'), call(), '... nor for wh
 $session->value('ALTER DATABASE postgres OWNER TO CURRENT_USER');
 answers('DATABASE postgres', undef);
 
-fails_with($session, "SET feishu_flow.sandbox_response = 'error'", '22023', 'what is no answer cannot be set', detail => qr/neither a JSON object/);
+fails_with(
+	$session, "SET feishu_flow.sandbox_response = 'error'",
+	'22023',
+	'what is no answer cannot be set',
+	detail => qr/neither a JSON object/);
 fails_with($session, "SET feishu_flow.sandbox_response = '100 {}'", '22023', '... nor what is no final status');
 
 # ---- handlers ----
 
 $session->value('CREATE TABLE ends (id bigint, state text); GRANT INSERT ON ends TO PUBLIC; '
-	  . 'CREATE FUNCTION note(f feishu.flows) RETURNS void LANGUAGE sql AS $$INSERT INTO public.ends VALUES (f.id, f.state)$$');
+	  . 'CREATE FUNCTION note(f feishu.flows) RETURNS void LANGUAGE sql AS '
+	  . '$$INSERT INTO public.ends VALUES (f.id, f.state)$$');
 my $id = enqueue($app, on_end => 'public.note');
 until_true($session, 'handlers are called', "SELECT on_end_state = 'succeeded' FROM feishu.flows WHERE id = $id");
 is($session->value('SELECT state FROM ends'), 'succeeded', '... as from the platform');
@@ -201,7 +231,8 @@ is($session->value('SELECT state FROM ends'), 'succeeded', '... as from the plat
 
 is_untouched('by a sandbox whose answers were set');
 $owner->value("CREATE USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
-$owner->value("ALTER SERVER feishu OPTIONS (SET sandbox 'false', DROP ca_file, DROP max_rate, DROP max_concurrency, DROP proxy)");
+$owner->value("ALTER SERVER feishu OPTIONS (SET sandbox 'false', DROP ca_file, DROP max_rate, "
+	  . "DROP max_concurrency, DROP proxy)");
 set($owner, $bad);
 succeeds($owner, call(), 'a server that is no sandbox any more');
 is($mock->executes, 1, '... is called again, whatever the setting says');
