@@ -26,6 +26,7 @@
 
 #include "fmgr.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "storage/proc.h"

@@ -203,7 +203,7 @@ FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class
     WHERE nspname IN ('feishu', 'feishu_internal')) AS g (o, owner)
 WHERE grantee <> owner
 SQL
-	'dispatch_status SELECT, feishu USAGE, flows SELECT, stat_flows SELECT',
+	'attempts SELECT, dispatch_status SELECT, feishu USAGE, flows SELECT, problems SELECT, stat_flows SELECT',
 	"default privileges give nobody rights on the queue's tables");
 
 done_testing();
