@@ -610,7 +610,7 @@ COMMENT ON FUNCTION feishu.dispatch_problem() IS
 'Why queued flows of this database are not sent, or may not be; NULL when a dispatcher sends them.';
 
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
-SELECT COALESCE(q.server, h.server, p.server, e.server)::name AS server,
+SELECT COALESCE(q.server, h.server, p.server, e.server, b.server)::name AS server,
     COALESCE(q.queued, 0) AS queued,
     COALESCE(q.sending, 0) AS sending,
     q.oldest_queued,
@@ -623,7 +623,8 @@ SELECT COALESCE(q.server, h.server, p.server, e.server)::name AS server,
     q.oldest_due,
     COALESCE(e.waiting, 0) AS handlers_waiting,
     COALESCE(e.failed, 0) AS handlers_failed,
-    e.oldest AS oldest_handler
+    e.oldest AS oldest_handler,
+    b.server IS NOT NULL AS sandbox
 FROM (SELECT o.server,
         count(*) FILTER (WHERE NOT o.sending) AS queued,
         count(*) FILTER (WHERE o.sending) AS sending,
@@ -653,15 +654,20 @@ FULL JOIN (SELECT server,
             SELECT server, finished_at, false FROM feishu_internal.outbox
             WHERE handler_state = 'f') f
       GROUP BY server) e ON e.server = COALESCE(q.server, h.server, p.server)
+FULL JOIN (SELECT s.srvname::text COLLATE "C" AS server
+      FROM pg_foreign_server s
+        JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+      WHERE w.fdwvalidator = 'feishu.feishu_flow_validator(text[], oid)'::regprocedure
+        AND 'sandbox=true' = ANY (s.srvoptions)) b ON b.server = COALESCE(q.server, h.server, p.server, e.server)
 CROSS JOIN (SELECT problem, problem ~ '^(table|handlers) ' AS only_warns
             FROM feishu.dispatch_problem() AS problem) AS d
 WHERE (pg_has_role('pg_monitor', 'USAGE') AND COALESCE(q.server, e.server) IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
-              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server)
+              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server, b.server)
                 AND (pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(s.oid, 'USAGE')));
 
 COMMENT ON VIEW feishu.dispatch_status IS
-'Servers with queued flows, a pause, or handlers that wait or were given up, for roles with USAGE on them and for pg_monitor.';
+'Servers with queued flows, a pause, or handlers that wait or were given up, and sandboxes, for roles with USAGE on them and for pg_monitor.';
 COMMENT ON COLUMN feishu.dispatch_status.server IS 'Foreign server';
 COMMENT ON COLUMN feishu.dispatch_status.queued IS 'Flows that wait';
 COMMENT ON COLUMN feishu.dispatch_status.sending IS 'Flows under way';
@@ -674,6 +680,7 @@ COMMENT ON COLUMN feishu.dispatch_status.oldest_due IS 'When the first fell due'
 COMMENT ON COLUMN feishu.dispatch_status.handlers_waiting IS 'Handlers that wait';
 COMMENT ON COLUMN feishu.dispatch_status.handlers_failed IS 'Handlers given up';
 COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first ended';
+COMMENT ON COLUMN feishu.dispatch_status.sandbox IS 'Answered inside';
 
 --
 -- The trigger.

@@ -382,7 +382,7 @@ slot_get(Oid payer)
 		return NULL;
 	}
 	lost[APP_LOSS_LIMITS] |= app_worth(victim, now) == APP_HAS_LIMITS;
-	lost[APP_LOSS_TOKEN] |= victim->token.length > 0 || victim->token.flight != 0;
+	lost[APP_LOSS_TOKEN] |= token_is_good(&victim->token, now) || victim->token.flight != 0;
 	SpinLockAcquire(&victim->mutex);
 	memset(&victim->gate, 0, sizeof(AppGate));
 	SpinLockRelease(&victim->mutex);

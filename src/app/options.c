@@ -349,6 +349,19 @@ parse_http_version(const char *value, FlowServer *server)
 	return NULL;
 }
 
+/* Just these two: feishu.dispatch_status looks for them, too. */
+static const char *
+parse_sandbox(const char *value, FlowServer *server)
+{
+	bool		is_true = strcmp(value, "true") == 0;
+
+	if (!is_true && strcmp(value, "false") != 0)
+		return gettext_noop("is neither \"true\" nor \"false\"");
+	if (server != NULL)
+		server->is_sandbox = is_true;
+	return NULL;
+}
+
 /* A credential: visible ASCII, so that it fits into a header or JSON as is. */
 static const char *
 check_credential(const char *value, size_t max_len)
@@ -416,6 +429,8 @@ static const FlowOption flow_options[] =
 	gettext_noop("Write it like \"http://proxy.example.com:3128\"; schemes are http, https, socks5 and socks5h.")},
 	{"http_version", ForeignServerRelationId, parse_http_version,
 	gettext_noop("Write \"1.1\" or \"2\"; without the option, 2 is used over https where it is offered.")},
+	{"sandbox", ForeignServerRelationId, parse_sandbox,
+	gettext_noop("With \"true\", calls and queued flows are answered inside, and nothing is sent.")},
 	{"app_id", UserMappingRelationId, parse_app_id, NULL},
 	{"app_secret", UserMappingRelationId, parse_app_secret, NULL},
 	{"tenant_access_token", UserMappingRelationId, parse_tenant_access_token, NULL}
@@ -472,7 +487,7 @@ report_unknown_option(const char *name, Oid catalog)
 			 !has_any ? errhint("There are no valid options in this context.") :
 			 closest ? errhint("Perhaps you meant the option \"%s\".", closest) :
 			 catalog == ForeignServerRelationId ?
-			 errhint("Options of a server are base_url, token_url, operator, timeout, connect_timeout, max_rate, max_concurrency, ca_file, proxy and http_version.") :
+			 errhint("Options of a server are base_url, token_url, operator, timeout, connect_timeout, max_rate, max_concurrency, ca_file, proxy, http_version and sandbox.") :
 			 errhint("Options of a user mapping are app_id, app_secret and tenant_access_token.")));
 }
 

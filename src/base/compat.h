@@ -156,6 +156,11 @@ typedef int SysCacheIdentifier;
 	pg_foreign_server_ownercheck((serverid), (userid))
 #endif
 
+/* Memory of what a check hook leaves to an assign hook: malloc's before 16. */
+#if PG_VERSION_NUM < 160000
+#define guc_malloc(elevel, size)	malloc(size)
+#endif
+
 /*
  * USAGE on a schema, EXECUTE on a function, CONNECT to this database: likewise.
  */

@@ -122,6 +122,15 @@ claim_due_rows(const Claim *claim, TimestampTz now)
 
 #define CLAIM_COLUMNS(lane) "SELECT " lane ", o.* FROM feishu_internal.outbox o"
 
+/*
+ * A row that has changed since the snapshot was taken is locked, and looked at, as it is
+ * now.  One that was replaced, and so has another key, is left: its server and its pause
+ * are known as they were before.  Who replaced it tells its id.
+ */
+#define CLAIM_IF_KNOWN \
+	" AND CASE WHEN o.replaceable THEN o.idempotent_key =" \
+	" (SELECT s.idempotent_key FROM feishu_internal.outbox s WHERE s.id = o.id) ELSE true END"
+
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
 
 /* How many rows may still be claimed for a lane? */
@@ -142,6 +151,7 @@ claim_by_id(const Claim *claim, int num_ids, List **claimed)
 		ORDERING_IS_FIRST("FROM feishu_internal.outbox k WHERE k.id = ANY ($3)", "$6")
 		/* it was replaced since it was listed, and is due later; then that is told */
 		" AND COALESCE(o.next_at, '-infinity') <= $7"
+		CLAIM_IF_KNOWN
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
 		7, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID, TIMESTAMPTZOID);
 	Lane	   *lane = claim->lane;
@@ -185,6 +195,7 @@ claim_next(const Claim **claims, int num_claims, List **claimed)
 		CLAIM_COLUMNS("l.lane")
 		" WHERE o.server = l.server AND o.roleid = l.roleid AND o.state = 'q'"
 		" AND o.next_at IS NULL AND o.id > l.cursor AND o.id <> ALL ($5)"
+		CLAIM_IF_KNOWN
 		" ORDER BY o.id LIMIT l.places" CLAIM_LOCK ") r",
 		5, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID);
 	int		   *limits = palloc(num_claims * sizeof(int));

@@ -141,7 +141,7 @@ foreach my $table (@tables)
 enqueue_many($as{stranger}, 1000, 1200, idempotent_key => \"'often' || g % 3", run_at => \$later, loop_masks => '["often"]');
 $session->value('ANALYZE feishu_internal.outbox');
 is($clerk->value("SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_statistic s JOIN pg_attribute a ON starelid = attrelid AND staattnum = attnum WHERE attrelid = 'feishu_internal.outbox'::regclass"),
-	'attempts created_at database end_number expires_at finished_at handler_state id is_async max_attempts next_at ordering_key own_key roleid run_at server server_owner state system_identifier unanswered',
+	'attempts created_at database end_number expires_at finished_at handler_state id is_async max_attempts next_at ordering_key own_key replaceable roleid run_at server server_owner state system_identifier unanswered',
 	'there are no statistics of columns with content');
 is($as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = 'often1'") =~ s/often1/never/gr,
 	$as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = 'never'"), '... nor does EXPLAIN tell whether a guess is a good one');

@@ -1,6 +1,6 @@
 
-# The examples of docs/testing.md work, nothing of a transaction that is rolled back is sent, and what it says makes sure
-# that a copy sends nothing; the Chinese page has the same examples.
+# What the page on testing says makes sure that a copy of a production database sends nothing, whatever servers and mappings
+# it has. Its examples are run with those of the other pages.
 
 use strict;
 use warnings;
@@ -10,51 +10,37 @@ use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
-use PostgreSQL::Test::Utils;
+use PostgreSQL::Test::Utils qw(slurp_file);
 use Test::More;
 
-my ($page, $chinese) = map { slurp_file("$FindBin::RealBin/../../docs/$_") } 'testing.md', 'zh-CN/testing.md';
-my @blocks = $page =~ /^(```.*?^```)$/msg;
-is_deeply([ $chinese =~ /^(```.*?^```)$/msg ], \@blocks, 'both pages have the same examples');
-is(scalar(() = $chinese =~ /^(?:#|-|\d\.)/mg), scalar(() = $page =~ /^(?:#|-|\d\.)/mg), '... headings, and items of lists');
+my $page = slurp_file("$FindBin::RealBin/../../docs/testing.md");
+my ($make_all) = $page =~ /^(SELECT format\('ALTER SERVER.*?\\gexec)$/ms;
+my ($others) = $page =~ /should have no rows.*?^```sql\n(.*?);\n```/ms;
+my ($drop) = $page =~ /^(SELECT format\('DROP USER MAPPING.*?\\gexec)$/ms;
 
+# A copy with what was waiting: as after a physical backup, with the dispatcher switched off.
 my $mock = FeishuFlow::Mock->start;
-my $node = new_cluster('examples');
-create_server($node, 'feishu', { base_url => $mock->url }, { app_id => 'none', app_secret => 'none' });
-my @examples = map { /^```sql\n(.*?)^```/ms ? $1 : () } @blocks;
-is(scalar @examples, 5, 'there are examples');
-# psql aligns; digits are the same
-my ($shown) = map { /^```\n(.*approveOrder.*)^```/ms ? $1 : () } @blocks;
-
-sub example
-{
-	my ($n) = @_;
-	my ($out, $err) = ('', '');
-	my $sql = $examples[$n] =~ s{http://127\.0\.0\.1:8080}{$mock->url}ger;
-	IPC::Run::run([ 'psql', '-X', '-d', $node->connstr('postgres') ], '<', \$sql, '>', \$out, '2>', \$err, IPC::Run::timeout($FeishuFlow::PATIENCE));
-	unlike($err, qr/ERROR|FATAL/, 'example ' . ($n + 1) . ' works');
-	return $out;
-}
-
-sub squeezed { return join "\n", map { s/[ -]+/ /gr =~ s/^ | $//gr } grep { /approveOrder/ } split /\n/, $_[0]; }
-
+my $node = queue_cluster('copy', conf => "feishu_flow.dispatch = off\n");
+my %servers = (plain => {}, '"Odd\'name"' => {}, with_options => { timeout => '9s', operator => '{"_id": 1}' },
+	was_one => { sandbox => 'false' }, is_one => { sandbox => 'true' });
+create_server($node, $_, { base_url => $mock->url, %{ $servers{$_} } }) foreach sort keys %servers;
 my $session = FeishuFlow::Session->new($node);
-example(0);
-is(squeezed(example(1)), squeezed($shown), '... and gives what is shown');
-is($session->value('SELECT count(*) FROM feishu.flows'), 0, '... of which nothing is queued');
-like(example(2), qr/"n": 1/, '... and gives the answer');
-is($mock->started, 1, '... and nothing else was started');
+$session->value('CREATE FOREIGN DATA WRAPPER other; CREATE SERVER other FOREIGN DATA WRAPPER other');
+$session->value(q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER plain OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
+my @names = map { s/"//gr } sort keys %servers;
+$session->value("SET client_min_messages = error; SELECT count(feishu.enqueue_flow('a', 'b', '{\"_id\": 1}', server => " . quote($_) . '))') foreach @names;
 
-# a copy
-$session->value("SELECT feishu.pause_server('feishu')");
-my $waits = enqueue($session, server => 'feishu');
-$session->value(q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
-example(3);
-is(look($session, $waits, 'state'), 'cancelled', '... what waits is cancelled');
-is($session->value('SELECT count(*) FROM pg_user_mappings'), 0, '... there are no credentials');
-is($session->ask(flow())->{sqlstate}, '42704', '... nothing can be called');
-example(4);
-$session->value("SELECT feishu.resume_server('feishu')");
-is($mock->started, 1, '... and nothing is sent');
+is($session->value("SELECT count(*) FROM ($others) s"), 4, 'the servers that are no sandboxes are found');
+$node->safe_psql('postgres', $make_all);
+is($session->value("SELECT count(*) FROM ($others) s"), 0, '... and are made some');
+is($session->value('SELECT count(*) FROM feishu.dispatch_status WHERE sandbox'), 5, '... which dispatch_status shows');
+$node->safe_psql('postgres', $drop);
+is($session->value('SELECT count(*) FROM pg_user_mappings'), 0, 'the secrets can be dropped');
+$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = on');
+$node->reload;
+until_ended($session);
+is(ends($session), 'succeeded 5', 'what was waiting is answered inside');
+succeeds($session, flow(server => $_), "... and so is a call of $_") foreach @names;
+is(join(' ', map { "$_->{method} $_->{path}" } $mock->log), '', 'nothing is sent');
 
 done_testing();
