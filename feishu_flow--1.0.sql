@@ -680,7 +680,7 @@ COMMENT ON COLUMN feishu.dispatch_status.oldest_due IS 'When the first fell due'
 COMMENT ON COLUMN feishu.dispatch_status.handlers_waiting IS 'Handlers that wait';
 COMMENT ON COLUMN feishu.dispatch_status.handlers_failed IS 'Handlers given up';
 COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first ended';
-COMMENT ON COLUMN feishu.dispatch_status.sandbox IS 'Answered inside';
+COMMENT ON COLUMN feishu.dispatch_status.sandbox IS 'Nothing is sent';
 
 --
 -- The trigger.
