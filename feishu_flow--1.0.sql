@@ -83,7 +83,7 @@ CREATE TYPE feishu.flow_result AS (
     hint text);
 
 COMMENT ON TYPE feishu.flow_result IS
-'What became of one call of execute_flows. sqlstate is NULL after a success; else error, detail and hint are those of execute_flow.';
+'Result of one call of execute_flows. sqlstate is NULL after a success; otherwise error, detail and hint are those that execute_flow would raise.';
 
 CREATE FUNCTION feishu.execute_flows(
     namespace text,
@@ -100,7 +100,7 @@ AS 'MODULE_PATHNAME', 'feishu_execute_flows'
 LANGUAGE C WINDOW VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.execute_flows(text, text, jsonb, jsonb, boolean, text, jsonb, name, interval) IS
-'Starts the flows of all rows of the partition now, feishu_flow.max_concurrent_calls at once, and returns for each what became of it.';
+'Starts the flows of all rows of the partition now, feishu_flow.max_concurrent_calls at once, and returns the result of each.';
 
 CREATE FUNCTION feishu.out_params(response jsonb)
 RETURNS jsonb
@@ -123,7 +123,7 @@ AS 'MODULE_PATHNAME', 'feishu_check_server'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.check_server(name) IS
-'Obtains an access token from the platform, past the cache, and says what is wrong; starts no flow.';
+'Obtains a new access token from the platform, and says what is wrong; starts no flow.';
 
 -- No default for the namespace: check_server('feishu') has to mean the function above.
 CREATE FUNCTION feishu.check_server(
@@ -140,7 +140,7 @@ AS 'MODULE_PATHNAME', 'feishu_check_server'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.check_server(name, text) IS
-'The same, and asks the low-code application "namespace" for a flow that does not exist, to see whether the app may call it.';
+'The same, and checks whether the app may call the low-code application "namespace", by asking it for a flow that does not exist.';
 
 --
 -- The queue.  Nobody but the owner may touch its tables, TRIGGER included; the
@@ -443,7 +443,7 @@ AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text, text) IS
-'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already, or that it replaces.';
+'Queues a flow in the current transaction, to be started after it commits. Returns its id, or the id of the flow that has the idempotent key already, or that it replaces.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
 RETURNS boolean
@@ -463,7 +463,7 @@ AS 'MODULE_PATHNAME', 'feishu_retry_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean, jsonb, jsonb) IS
-'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one, and with other params or another operator if they are given; true when it did.';
+'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one, and with new params or a new operator if given; true when it did.';
 
 CREATE FUNCTION feishu.retry_handler(id bigint)
 RETURNS boolean
@@ -503,7 +503,7 @@ AS 'MODULE_PATHNAME', 'feishu_resume_server'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.resume_server(name) IS
-'Resumes the dispatch to a server, pauses for credentials, quota or silence included; for the server''s owner.';
+'Resumes the dispatch to a server, also when it is held back for credentials, a quota or missing answers; for the server''s owner.';
 
 CREATE VIEW feishu.flows WITH (security_barrier) AS
 SELECT o.id,
@@ -551,7 +551,7 @@ COMMENT ON COLUMN feishu.flows.namespace IS 'Namespace of the application';
 COMMENT ON COLUMN feishu.flows.flow_id IS 'API name of the flow';
 COMMENT ON COLUMN feishu.flows.operator IS 'In whose name it runs';
 COMMENT ON COLUMN feishu.flows.params IS 'Input parameters by API name';
-COMMENT ON COLUMN feishu.flows.is_async IS 'Whether its end is left open';
+COMMENT ON COLUMN feishu.flows.is_async IS 'Without waiting for its end';
 COMMENT ON COLUMN feishu.flows.idempotent_key IS 'Started at most once with it';
 COMMENT ON COLUMN feishu.flows.loop_masks IS 'Masks against endless loops';
 COMMENT ON COLUMN feishu.flows.ordering_key IS 'One after the other with it';
@@ -585,21 +585,21 @@ JOIN feishu_internal.attempt a ON a.flow = o.id
 WHERE pg_has_role(o.roleid, 'USAGE');
 
 COMMENT ON VIEW feishu.attempts IS
-'Attempts that went wrong, the last 100 of each flow in feishu.flows.';
+'Failed attempts, the last 100 of each flow in feishu.flows.';
 COMMENT ON COLUMN feishu.attempts.flow IS 'Its id in feishu.flows';
-COMMENT ON COLUMN feishu.attempts.attempt IS 'Which of its attempts';
-COMMENT ON COLUMN feishu.attempts.started_at IS 'NULL if nobody knows';
-COMMENT ON COLUMN feishu.attempts.duration IS 'Until what went wrong';
-COMMENT ON COLUMN feishu.attempts.sqlstate IS 'As execute_flow raises it';
+COMMENT ON COLUMN feishu.attempts.attempt IS 'Number of the attempt';
+COMMENT ON COLUMN feishu.attempts.started_at IS 'NULL if not known';
+COMMENT ON COLUMN feishu.attempts.duration IS 'Time until it failed';
+COMMENT ON COLUMN feishu.attempts.sqlstate IS 'As of execute_flow';
 COMMENT ON COLUMN feishu.attempts.code IS 'code of its answer';
 COMMENT ON COLUMN feishu.attempts.flow_code IS 'data.code of its answer';
 COMMENT ON COLUMN feishu.attempts.http_status IS 'NULL without an answer';
 COMMENT ON COLUMN feishu.attempts.log_id IS 'For the platform''s support';
 COMMENT ON COLUMN feishu.attempts.error IS 'What went wrong';
 COMMENT ON COLUMN feishu.attempts.hint IS 'What to do about it';
-COMMENT ON COLUMN feishu.attempts.repaired_at IS 'When it got other values';
-COMMENT ON COLUMN feishu.attempts.params IS 'Those that it had until then';
-COMMENT ON COLUMN feishu.attempts.operator IS 'The one it had until then';
+COMMENT ON COLUMN feishu.attempts.repaired_at IS 'When it got new values';
+COMMENT ON COLUMN feishu.attempts.params IS 'Its params until then';
+COMMENT ON COLUMN feishu.attempts.operator IS 'Its operator until then';
 
 CREATE FUNCTION feishu.dispatch_problem()
 RETURNS text
@@ -607,7 +607,7 @@ AS 'MODULE_PATHNAME', 'feishu_dispatch_problem'
 LANGUAGE C VOLATILE PARALLEL SAFE;
 
 COMMENT ON FUNCTION feishu.dispatch_problem() IS
-'Why nothing sends what is queued in this database, or may not; NULL when a dispatcher does.';
+'Why queued flows of this database are not sent, or may not be; NULL when a dispatcher sends them.';
 
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
 SELECT COALESCE(q.server, h.server, p.server, e.server, b.server)::name AS server,
@@ -680,7 +680,7 @@ COMMENT ON COLUMN feishu.dispatch_status.oldest_due IS 'When the first fell due'
 COMMENT ON COLUMN feishu.dispatch_status.handlers_waiting IS 'Handlers that wait';
 COMMENT ON COLUMN feishu.dispatch_status.handlers_failed IS 'Handlers given up';
 COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first ended';
-COMMENT ON COLUMN feishu.dispatch_status.sandbox IS 'Answered inside';
+COMMENT ON COLUMN feishu.dispatch_status.sandbox IS 'Nothing is sent';
 
 --
 -- The trigger.
@@ -737,7 +737,7 @@ CREATE VIEW feishu.stat_flows AS
   FROM feishu.stat_flows();
 
 COMMENT ON VIEW feishu.stat_flows IS
-'Attempts to start flows of this database, by server and flow, since stats_since: how they ended, and the time they took in milliseconds.';
+'Attempts to start flows of this database, by server and flow, since stats_since: how they ended, and how long they took in milliseconds.';
 COMMENT ON COLUMN feishu.stat_flows.server IS 'Foreign server';
 COMMENT ON COLUMN feishu.stat_flows.namespace IS 'Namespace of the application';
 COMMENT ON COLUMN feishu.stat_flows.flow_id IS 'API name of the flow';
@@ -768,7 +768,7 @@ AS 'MODULE_PATHNAME', 'feishu_stat_evictions'
 LANGUAGE C VOLATILE PARALLEL SAFE;
 
 COMMENT ON FUNCTION feishu.stat_evictions() IS
-'How many flows'' statistics have made room for others since the server started, in all databases. If it grows, raise feishu_flow.track_flows.';
+'How often the statistics of a flow were dropped for those of another since the server started, in all databases. If it grows, raise feishu_flow.track_flows.';
 
 CREATE FUNCTION feishu.stat_reset()
 RETURNS void
@@ -776,7 +776,7 @@ AS 'MODULE_PATHNAME', 'feishu_stat_reset'
 LANGUAGE C VOLATILE PARALLEL SAFE;
 
 COMMENT ON FUNCTION feishu.stat_reset() IS
-'Sets the statistics of this database''s flows back to nothing.';
+'Resets the statistics of flows of this database.';
 
 REVOKE ALL ON FUNCTION feishu.stat_reset() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION feishu.stat_reset() TO pg_monitor;
@@ -905,14 +905,14 @@ FROM (SELECT feishu.stat_evictions() AS evictions WHERE pg_has_role('pg_monitor'
 WHERE e.evictions > 0;
 
 COMMENT ON VIEW feishu.problems IS
-'What needs somebody, and what mends it; empty when all is well.';
-COMMENT ON COLUMN feishu.problems.problem IS 'Which kind';
-COMMENT ON COLUMN feishu.problems.object IS 'What has it';
+'Problems that somebody has to solve, and what to do; empty when all is well.';
+COMMENT ON COLUMN feishu.problems.problem IS 'Kind of problem';
+COMMENT ON COLUMN feishu.problems.object IS 'What has the problem';
 COMMENT ON COLUMN feishu.problems.since IS 'When it began, if known';
-COMMENT ON COLUMN feishu.problems.count IS 'How many flows, or others';
+COMMENT ON COLUMN feishu.problems.count IS 'How many flows, or objects';
 COMMENT ON COLUMN feishu.problems.example IS 'The id of one of the flows';
-COMMENT ON COLUMN feishu.problems.detail IS 'What is said of it';
-COMMENT ON COLUMN feishu.problems.cure IS 'What mends it: SQL, or a step';
+COMMENT ON COLUMN feishu.problems.detail IS 'Details';
+COMMENT ON COLUMN feishu.problems.cure IS 'What to do: SQL, or a step';
 
 --
 -- Rights.  Default privileges of whoever runs this apply to what was made above:

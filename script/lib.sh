@@ -38,7 +38,7 @@ die() {
 }
 
 # The comment at the head of a script is its --help.
-usage() { sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$0"; }
+usage() { sed -n '2,/^[^#]\|^$/{/^#/!d;s/^# \{0,1\}//;p}' "$0"; }
 
 # ---- PostgreSQL of the machine ----
 

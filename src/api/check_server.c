@@ -291,7 +291,7 @@ check_all(CheckReport *report, const CallScope *scope, const char *server_name,
 	if (server->is_sandbox)
 	{
 		add_sentence(&report->message,
-					 _("The server is a sandbox: calls and queued flows are answered inside, and nothing is sent to the platform."));
+					 _("The server is a sandbox: calls and queued flows are answered by the extension itself, and nothing is sent to the platform."));
 		check_dispatch(report, server);
 		return;
 	}

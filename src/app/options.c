@@ -430,7 +430,7 @@ static const FlowOption flow_options[] =
 	{"http_version", ForeignServerRelationId, parse_http_version,
 	gettext_noop("Write \"1.1\" or \"2\"; without the option, 2 is used over https where it is offered.")},
 	{"sandbox", ForeignServerRelationId, parse_sandbox,
-	gettext_noop("With \"true\", calls and queued flows are answered inside, and nothing is sent.")},
+	gettext_noop("With \"true\", calls and queued flows are answered by the extension itself, and nothing is sent.")},
 	{"app_id", UserMappingRelationId, parse_app_id, NULL},
 	{"app_secret", UserMappingRelationId, parse_app_secret, NULL},
 	{"tenant_access_token", UserMappingRelationId, parse_tenant_access_token, NULL}

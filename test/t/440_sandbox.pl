@@ -88,7 +88,8 @@ until_ended($session, "id = $held");
 is(look($session, $held, 'state'), 'succeeded', '... and what waited');
 
 is($app->value('SELECT token_ok, http_status, code, hint, message FROM feishu.check_server()'),
-	'||||The server is a sandbox: calls and queued flows are answered inside, and nothing is sent to the platform.',
+	'||||The server is a sandbox: calls and queued flows are answered by the extension itself, '
+	  . 'and nothing is sent to the platform.',
 	'check_server says so');
 is($app->value("SELECT server, paused, sandbox FROM feishu.dispatch_status"), 'feishu|f|t', 'dispatch_status says so');
 is($session->value("SELECT sum(calls), sum(successes) FROM feishu.stat_flows WHERE namespace = 'a'"),
