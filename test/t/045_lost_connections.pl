@@ -81,10 +81,10 @@ forked(
 	});
 
 my %server = (
-	refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing takes connections at that address and port/ ],
-	refused_tls => [ 'https://127.0.0.1:' . closed_port(), qr/nothing takes connections at that address and port/ ],
+	refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing listens at that address and port/ ],
+	refused_tls => [ 'https://127.0.0.1:' . closed_port(), qr/nothing listens at that address and port/ ],
 	no_way => [
-		'http://255.255.255.255', qr/while connecting: (?:the network has no way|the database host does not allow it)/
+		'http://255.255.255.255', qr/while connecting: (?:the network has no route|the database host does not allow it)/
 	],
 	plain_as_tls => [ 'https://127.0.0.1:' . $plain->sockport, qr/does not speak TLS/ ],
 	full_queue => [ 'http://127.0.0.1:' . full_port(), qr/while connecting/ ],
@@ -105,9 +105,9 @@ foreach my $name (sort keys %server)
 }
 
 my %proxy = (
-	proxy_refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing takes connections/ ],
+	proxy_refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing listens/ ],
 	proxy_unknown => [ 'http://no-such-host.invalid', qr/gave no address for the proxy|while resolving the host name/ ],
-	socks_refused => [ 'socks5h://127.0.0.1:' . closed_port(), qr/nothing takes connections/ ],
+	socks_refused => [ 'socks5h://127.0.0.1:' . closed_port(), qr/nothing listens/ ],
 	no_socks => [ 'socks5h://127.0.0.1:' . $plain->sockport, qr/the proxy did not do as it was asked/ ]);
 foreach my $name (sort keys %proxy)
 {

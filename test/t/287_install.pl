@@ -84,7 +84,7 @@ $taken->value('CREATE SCHEMA feishu');
 fails_with(
 	$taken, 'CREATE EXTENSION feishu_flow', '42P06', 'a schema feishu is there already',
 	message => qr/^schema "feishu" already exists$/,
-	hint => qr/^Rename the one that is there \(ALTER SCHEMA feishu RENAME TO \.\.\.\), or drop it/);
+	hint => qr/^Rename the existing schema \(ALTER SCHEMA feishu RENAME TO \.\.\.\), or drop it/);
 $taken->value('ALTER SCHEMA feishu RENAME TO other');
 succeeds($taken, 'CREATE EXTENSION feishu_flow', '... once it is renamed, the extension makes its own');
 is($taken->value("SELECT count(*) FROM pg_proc WHERE proname = 'feishu_flow_check_schema'"),
