@@ -163,7 +163,7 @@ foreach my $case (
 		'... in dispatch_status, too');
 	like(
 		$session->value("SELECT hint FROM feishu.check_server('feishu')"),
-		qr/may not be sent, or be lost: $problem\./,
+		qr/may not be sent, or may be lost: $problem\./,
 		'... and by check_server');
 	$session->value("SET ROLE app");
 	is($session->value('SELECT feishu.dispatch_problem()'), $problem, '... to all roles');
