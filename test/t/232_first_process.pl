@@ -43,7 +43,9 @@ sub leave
 {
 	my ($end) = @_;
 	my $mark = $node->data_dir . '/left_' . ++$left;
-	$session->value("COPY (SELECT 1) TO PROGRAM '(touch $mark; sleep 0.2; $end) < /dev/null > /dev/null 2>&1 &'");
+	# who copies wants it read
+	$session->value("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null;"
+		  . " (touch $mark; sleep 0.2; $end) < /dev/null > /dev/null 2>&1 &'");
 	wait_until('it runs', sub { -e $mark });
 	return;
 }

@@ -204,7 +204,7 @@ $session->value('ALTER ROLE app RESET ALL');
 $session->value('CREATE ROLE short LOGIN');
 my $short = FeishuFlow::Session->new($node, database => 'work', user => 'short');
 is(meanwhile('DROP ROLE short', 'public.note', $short), 'failed|', 'a role that is dropped');
-like(look($session, $id, 'on_end_error'), qr/does not exist/, '... and that is told');
+like(look($session, $id, 'on_end_error'), qr/no longer exists/, '... and that is told');
 $id = enqueue($app, on_end => 'public.mine');
 is(handled($id), 'succeeded|1', 'after all that a handler is called as ever');
 
