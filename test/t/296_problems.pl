@@ -225,6 +225,7 @@ is( $seen{watcher},
 	'a monitoring role sees all, but not what is said of the flows of others');
 
 $session->value("SELECT feishu.resume_server('secret')");
+$session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE state = 'queued'");
 $session->value('ALTER SYSTEM SET feishu_flow.dispatch = off');
 $node->reload;
 until_true($session, 'dispatch is off', 'feishu.dispatch_problem() IS NOT NULL');
