@@ -33,13 +33,8 @@
 
 #include "app/options.h"
 #include "base/compat.h"
+#include "base/role_settings.h"
 #include "base/sandbox_setting.h"
-
-/*
- * Every role may set what it likes for itself, and the dispatcher reads it for each
- * claim: more bytes than these are as if they were not there.
- */
-#define MAX_SETTINGS		(64 * 1024)
 
 /* May a role say what the server answers? */
 static bool
@@ -73,7 +68,10 @@ find_value(Datum settings)
 	return NULL;
 }
 
-/* What is set for a database and a role, either of which may be InvalidOid: for all. */
+/*
+ * What is set for a database and a role, either of which may be InvalidOid: for all.
+ * The dispatcher reads it for each claim.
+ */
 static char *
 read_value(Oid databaseid, Oid roleid)
 {
