@@ -31,8 +31,8 @@ my $eve = FeishuFlow::Session->new($node, user => 'eve');
 $eve->value(
 	"DO \$\$ BEGIN EXECUTE format('ALTER ROLE eve SET application_name = %L', repeat('x', 150000000)); END \$\$");
 # A sandbox of one's own has what its owner has set, too.
-$eve->value('CREATE SERVER trial FOREIGN DATA WRAPPER feishu_flow '
-	  . q{OPTIONS (sandbox 'true', operator '{"_id": 1}')});
+$eve->value(
+	'CREATE SERVER trial FOREIGN DATA WRAPPER feishu_flow ' . q{OPTIONS (sandbox 'true', operator '{"_id": 1}')});
 my $most = 0;
 my $sent = 1;
 # the settings are read once a second
