@@ -25,6 +25,16 @@ is( $publisher->value('SELECT oid FROM pg_database WHERE datname = current_datab
 	$subscriber->value('SELECT oid FROM pg_database WHERE datname = current_database()'),
 	'two clusters have a database of the same OID');
 
+# Rows of which nobody told are seen at the start of a dispatcher, else now and then.
+sub see_all
+{
+	my ($session) = @_;
+	my $dispatcher = until_dispatcher($session);
+	$session->value("SELECT pg_terminate_backend($dispatcher)");
+	until_dispatcher($session, $dispatcher);
+	return;
+}
+
 # ---- a subscriber ----
 
 # its ids are others, or rows would not arrive
@@ -39,6 +49,7 @@ until_true($subscriber, 'the tables are copied',
 	"NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')");
 is($subscriber->value('SELECT count(*), max(id) FROM feishu_internal.last_id'),
 	'1|1000000', '... but not the id that the publisher drew last');
+see_all($subscriber);
 $subscriber->value("SELECT feishu.resume_server('feishu')");
 my $theirs = 'id < 1000000';
 until_ended($subscriber, $theirs);
@@ -46,18 +57,13 @@ is(ends($subscriber, $theirs),
 	'cancelled 10', 'flows that are there when a table is replicated are not sent by the subscriber');
 enqueue_many($publisher, 11, 20);
 until_true($subscriber, 'rows are replicated', "(SELECT count(*) = 20 FROM feishu.flows WHERE $theirs)");
-# rows of which nobody told are seen at the start of a dispatcher, else now and then
-my $seer = until_dispatcher($subscriber);
-$subscriber->value("SELECT pg_terminate_backend($seer)");
-until_dispatcher($subscriber, $seer);
+see_all($subscriber);
 until_ended($subscriber, $theirs);
 is(ends($subscriber, $theirs), 'cancelled 20', 'nor those that come later');
 my $id = enqueue($subscriber, params => '{"n": 100}');
 succeeds($subscriber, "SELECT feishu.wait_flow($id)", '... which sends what was queued there');
 is($other_mock->started, 1, '... and nothing else');
-my $restarted = dispatcher($subscriber);
-$subscriber->value("SELECT pg_terminate_backend($restarted)");
-until_dispatcher($subscriber, $restarted);
+see_all($subscriber);
 $id = enqueue($subscriber, params => '{"n": 101}');
 succeeds($subscriber, "SELECT feishu.wait_flow($id)", '... another dispatcher, too');
 
@@ -154,7 +160,7 @@ $subscriber->value('ALTER SUBSCRIPTION everything DISABLE; ALTER SUBSCRIPTION ev
 # ---- the row is lost ----
 
 $publisher->value('TRUNCATE feishu_internal.claim');
-$restarted = dispatcher($publisher);
+my $restarted = dispatcher($publisher);
 $publisher->value("SELECT pg_terminate_backend($restarted)");
 $id = enqueue($publisher);
 until_dispatcher($publisher, $restarted);
