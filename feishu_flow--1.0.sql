@@ -802,8 +802,9 @@ backlog AS MATERIALIZED
          GROUP BY f.server, f.since) r ON r.server = s.server
      WHERE s.due > 0 AND s.due / r.rate < 1e9)
 SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since, d.count,
-    (SELECT o.id FROM feishu_internal.outbox o WHERE o.state = 'q' AND o.next_at IS NULL
-     ORDER BY o.server, o.roleid, o.id LIMIT 1) AS example,
+    (SELECT min(w.id) FROM status s CROSS JOIN LATERAL
+        (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = s.server AND o.state = 'q' AND o.next_at IS NULL
+         ORDER BY o.server, o.roleid, o.id LIMIT 1) w) AS example,
     d.problem AS detail,
     CASE WHEN d.problem LIKE '%feishu_flow.dispatch is off%' THEN
              'ALTER SYSTEM SET feishu_flow.dispatch = on; SELECT pg_reload_conf()'
@@ -861,15 +862,24 @@ SELECT 'flows ' || g.state, format('%s, %s/%s', g.server, g.namespace, g.flow_id
          ELSE g.sqlstate END,
     CASE g.state
         WHEN 'failed' THEN
-            format('SELECT feishu.retry_flow(id) FROM feishu.flows WHERE state = %L AND server = %L AND namespace = %L AND flow_id = %L AND sqlstate IS NOT DISTINCT FROM %L',
-                   g.state, g.server, g.namespace, g.flow_id, g.sqlstate)
+            -- of flows with one key the last may go back to the queue, unless another has the key by now
+            format('SELECT feishu.retry_flow(%s) FROM feishu.flows f WHERE state = %L AND server = %L AND namespace = %L AND flow_id = %L AND sqlstate IS NOT DISTINCT FROM %L%s',
+                   CASE WHEN g.have_keys THEN 'max(id)' ELSE 'id' END,
+                   g.state, g.server, g.namespace, g.flow_id, g.sqlstate,
+                   CASE WHEN g.have_keys THEN format(' AND NOT EXISTS (SELECT FROM feishu.flows k WHERE k.server = f.server AND k.role = f.role AND k.idempotent_key = f.idempotent_key AND k.state NOT IN (%L, %L)) GROUP BY role, idempotent_key',
+                                                     'failed', 'cancelled') END)
         ELSE 'see on the platform which have run; start one that has not by feishu.retry_flow with new_key => true'
     END
 FROM (SELECT CASE o.state WHEN 'f' THEN 'failed' ELSE 'unconfirmed' END AS state, o.server, o.namespace, o.flow_id,
         o.sqlstate, min(o.finished_at) AS since, count(*) AS count, max(o.id) AS example,
-        bool_and(pg_has_role(o.roleid, 'USAGE')) AS is_seen
+        bool_and(pg_has_role(o.roleid, 'USAGE')) AS is_seen, bool_or(NOT o.own_key) AS have_keys
       FROM feishu_internal.outbox o
       WHERE o.state IN ('f', 'u') AND (pg_has_role(o.roleid, 'USAGE') OR pg_has_role('pg_monitor', 'USAGE'))
+        -- one whose key was queued again needs nobody
+        AND NOT (o.state = 'f' AND NOT o.own_key AND EXISTS
+            (SELECT FROM feishu_internal.outbox k
+             WHERE k.server = o.server AND k.roleid = o.roleid AND k.idempotent_key = o.idempotent_key
+               AND NOT k.own_key AND k.state IN ('q', 's', 'u')))
       GROUP BY o.state, o.server, o.namespace, o.flow_id, o.sqlstate) g
 UNION ALL
 SELECT 'handlers given up', format('%s, %s', g.server, g.on_end), g.since, g.count, g.example,
@@ -899,7 +909,7 @@ UNION ALL
 SELECT 'statistics incomplete', 'feishu_flow.track_flows', pg_postmaster_start_time(), e.evictions, NULL,
     'flows'' statistics have made room for others',
     format('ALTER SYSTEM SET feishu_flow.track_flows = %s, and restart the server',
-           2 * current_setting('feishu_flow.track_flows')::bigint)
+           (SELECT LEAST(2 * s.setting::bigint, s.max_val::bigint) FROM pg_settings s WHERE s.name = 'feishu_flow.track_flows'))
 FROM (SELECT feishu.stat_evictions() AS evictions WHERE pg_has_role('pg_monitor', 'USAGE')
       AND feishu.dispatch_problem() IS DISTINCT FROM 'feishu_flow is not in shared_preload_libraries') e
 WHERE e.evictions > 0;

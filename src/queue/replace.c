@@ -144,7 +144,8 @@ write_over(int64 id, const Datum *values, const bool *nulls)
 
 /*
  * Whoever is asked for a flow of another database, which its dispatcher has not looked
- * at yet, cancels it, as that will: see origin.c.
+ * at yet, cancels it, as that will: see origin.c.  If the transaction does not see it, the
+ * caller's insert is told.
  */
 int64
 replace_waiting(const QueuedFlow *flow, Oid outbox, const Datum *values, const bool *nulls)
@@ -177,6 +178,7 @@ replace_waiting(const QueuedFlow *flow, Oid outbox, const Datum *values, const b
 			sql_begin_as_owner(&caller);
 			outbox_cancel_copied(row.id);
 			sql_end_as_owner(&caller);
+			return 0;
 		}
 		CHECK_FOR_INTERRUPTS();
 	}

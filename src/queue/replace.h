@@ -21,7 +21,7 @@
 
 /*
  * Write a row that is to be inserted over the one that waits with its replace_key;
- * returns the id of that; 0: there is none, and nothing is locked.
+ * returns the id of that; 0: there is none.
  */
 extern int64 replace_waiting(const QueuedFlow *flow, Oid outbox, const Datum *values, const bool *nulls);
 

@@ -382,4 +382,15 @@ like(
 	qr/^cancelled the database was copied/,
 	'... the other is cancelled there');
 
+# one that came by replication, say, after the snapshot
+$copy->value('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM feishu.flows');
+my $elsewhere = FeishuFlow::Session->new($node, database => 'copy');
+my $stray = save($elsewhere, 193, replace_key => 'stray');
+$elsewhere->value("UPDATE feishu_internal.outbox SET database = 1 WHERE id = $stray");
+$copy->value("SET LOCAL statement_timeout = '10s'");
+is($copy->ask('SELECT ' . save_call(194, replace_key => 'stray'))->{sqlstate},
+	'40001', '... and what the snapshot does not see is an error');
+$copy->value('ROLLBACK');
+isnt(save($copy, 195, replace_key => 'stray'), $stray, '... which the next transaction does not meet');
+
 done_testing();

@@ -135,6 +135,23 @@ $session->value($_) foreach split /\n/, $session->value('SELECT cure FROM feishu
 until_ended($session, "id >= $failed[0]");
 is(problems(), '', '... the cures send them again');
 
+# a key is queued once: of its flows, one can go back to the queue
+$mock->fault(type => 'code', code => 2320001);
+my @keyed = map {
+	my $id = enqueue($session, idempotent_key => $_);
+	until_ended($session, "id = $id");
+	$id
+} 'a', 'b', 'b', 'c';
+is(problems(), "flows failed|feishu, app/flow|4|$keyed[3]|t", 'flows with keys failed, one was queued again');
+$mock->well;
+my $again = enqueue($session, idempotent_key => 'a');
+until_ended($session, "id = $again");
+is(problems(), "flows failed|feishu, app/flow|3|$keyed[3]|t", '... one whose key has succeeded needs nobody');
+cure('flows with keys failed', qr/^SELECT feishu.retry_flow\(max\(id\)\) FROM feishu.flows/);
+until_ended($session, "id >= $keyed[0]");
+is($session->value("SELECT string_agg(state, ' ' ORDER BY id) FROM feishu.flows WHERE id >= $keyed[0]"),
+	'failed failed succeeded succeeded succeeded', '... which sends the last of each key again');
+
 $mock->rules([ { kind => 'execute' }, { type => 'reset_after' }, times => 1 ]);
 my $lost = enqueue($session);
 until_ended($session, "id = $lost");
@@ -206,5 +223,16 @@ is($seen{clerk}, '', 'a role without rights sees no problem of others');
 is( $seen{watcher},
 	"flows failed|LK400\nserver paused|paused by " . $session->value('SELECT current_user'),
 	'a monitoring role sees all, but not what is said of the flows of others');
+
+$session->value("SELECT feishu.resume_server('secret')");
+$session->value('ALTER SYSTEM SET feishu_flow.dispatch = off');
+$node->reload;
+until_true($session, 'dispatch is off', 'feishu.dispatch_problem() IS NOT NULL');
+$mine = enqueue($session, server => 'secret');
+is($session->value('SET ROLE clerk; SELECT count, example FROM feishu.problems; RESET ROLE'),
+	'0|', 'that nothing sends is seen by all, but not which flows of others wait');
+is($session->value(q{SET ROLE watcher; SELECT count, example FROM feishu.problems WHERE problem = 'not dispatching'; }
+		  . 'RESET ROLE'),
+	"1|$mine", '... a monitoring role sees one of them');
 
 done_testing();
