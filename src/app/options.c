@@ -555,6 +555,33 @@ warn_of_unit(const FlowOption *option, const char *value)
 			 errhint("%s", _(option->hint))));
 }
 
+/*
+ * Read one option into a server, or, with NULL, look at it alone.  Throws class HV when
+ * it is unknown or malformed.
+ */
+static const FlowOption *
+read_or_refuse(DefElem *def, Oid catalog, FlowServer *server)
+{
+	const FlowOption *option = find_option(def->defname, catalog);
+	const char *problem;
+
+	if (option == NULL)
+		report_unknown_option(def->defname, catalog);
+	problem = option_read(option, defGetString(def), server);
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 server == NULL ?
+				 errmsg("option \"%s\" %s", def->defname, _(problem)) :
+				 catalog == UserMappingRelationId ?
+				 errmsg("option \"%s\" of the user mapping for server \"%s\" %s",
+						def->defname, server->name, _(problem)) :
+				 errmsg("option \"%s\" of server \"%s\" %s",
+						def->defname, server->name, _(problem)),
+				 option->hint ? errhint("%s", _(option->hint)) : 0));
+	return option;
+}
+
 /* Throws an error of class HV when an option of a catalog is unknown, malformed or missing. */
 void
 options_check(List *options, Oid catalog)
@@ -564,47 +591,22 @@ options_check(List *options, Oid catalog)
 	foreach(cell, options)
 	{
 		DefElem    *def = lfirst_node(DefElem, cell);
-		const FlowOption *option = find_option(def->defname, catalog);
-		const char *problem;
 
-		if (option == NULL)
-			report_unknown_option(def->defname, catalog);
-		problem = option_read(option, defGetString(def), NULL);
-		if (problem != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-					 errmsg("option \"%s\" %s", def->defname, _(problem)),
-					 option->hint ? errhint("%s", _(option->hint)) : 0));
-		warn_of_unit(option, defGetString(def));
+		warn_of_unit(read_or_refuse(def, catalog, NULL), defGetString(def));
 	}
 	if (catalog == UserMappingRelationId)
 		check_credentials_complete(options);
 }
 
-/* Throws class HV on an option that the validator would refuse. */
+/*
+ * Throws class HV on an option that the validator would refuse: unchecked options can
+ * come from a wrapper without its validator.
+ */
 void
 options_store(List *options, Oid catalog, FlowServer *server)
 {
 	ListCell   *cell;
 
 	foreach(cell, options)
-	{
-		DefElem    *def = lfirst_node(DefElem, cell);
-		const FlowOption *option = find_option(def->defname, catalog);
-		const char *problem;
-
-		/* unchecked options can come from a wrapper without its validator */
-		if (option == NULL)
-			report_unknown_option(def->defname, catalog);
-		problem = option_read(option, defGetString(def), server);
-		if (problem != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-					 catalog == UserMappingRelationId ?
-					 errmsg("option \"%s\" of the user mapping for server \"%s\" %s",
-							def->defname, server->name, _(problem)) :
-					 errmsg("option \"%s\" of server \"%s\" %s",
-							def->defname, server->name, _(problem)),
-					 option->hint ? errhint("%s", _(option->hint)) : 0));
-	}
+		(void) read_or_refuse(lfirst_node(DefElem, cell), catalog, server);
 }

@@ -6,7 +6,8 @@
  * A session has it as it has any setting.  A queued flow is sent by a process that
  * has no role of its own: for it, what ALTER ROLE and ALTER DATABASE have set is
  * looked up with its server.  Either way it counts only if who set it is a superuser
- * or owns the server; a value that does not is as if it were not there.
+ * or owns the server; a value that does not is as if it were not there, and hides none
+ * that does.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -16,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -31,6 +33,7 @@
 
 #include "app/options.h"
 #include "base/compat.h"
+#include "base/role_settings.h"
 #include "base/sandbox_setting.h"
 
 /* May a role say what the server answers? */
@@ -65,7 +68,10 @@ find_value(Datum settings)
 	return NULL;
 }
 
-/* What is set for a database and a role, either of which may be InvalidOid: for all. */
+/*
+ * What is set for a database and a role, either of which may be InvalidOid: for all.
+ * The dispatcher reads it for each claim.
+ */
 static char *
 read_value(Oid databaseid, Oid roleid)
 {
@@ -87,7 +93,7 @@ read_value(Oid databaseid, Oid roleid)
 		Datum		settings = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig,
 											RelationGetDescr(catalog), &is_null);
 
-		if (!is_null)
+		if (!is_null && toast_raw_datum_size(settings) <= MAX_SETTINGS)
 			value = find_value(settings);
 	}
 	systable_endscan(scan);
@@ -95,19 +101,9 @@ read_value(Oid databaseid, Oid roleid)
 	return value;
 }
 
-/* For a call of this session; NULL: the platform's own example. */
-char *
-sandbox_response_of_session(const FlowServer *server)
-{
-	if (!server->is_sandbox || feishu_guc_sandbox_response[0] == '\0' ||
-		!may_answer(server, sandbox_setting_owner()))
-		return NULL;
-	return pstrdup(feishu_guc_sandbox_response);
-}
-
-/* For queued flows of the server's user, likewise. */
-char *
-sandbox_response_of_role(const FlowServer *server)
+/* Of what is set for a role, for databases and in the configuration, what counts. */
+static char *
+response_of(const FlowServer *server, Oid roleid)
 {
 	const struct
 	{
@@ -116,14 +112,13 @@ sandbox_response_of_role(const FlowServer *server)
 		Oid			owner;		/* who can have set it */
 	}			places[] =
 	{
-		{MyDatabaseId, server->userid, server->userid},
-		{InvalidOid, server->userid, server->userid},
+		{MyDatabaseId, roleid, roleid},
+		{InvalidOid, roleid, roleid},
 		{MyDatabaseId, InvalidOid, sandbox_database_owner()},
 		{InvalidOid, InvalidOid, BOOTSTRAP_SUPERUSERID}
 	};
+	const char *configured = sandbox_setting_configured();
 
-	if (!server->is_sandbox)
-		return NULL;
 	for (int i = 0; i < (int) lengthof(places); i++)
 	{
 		char	   *value = NULL;
@@ -133,7 +128,23 @@ sandbox_response_of_role(const FlowServer *server)
 		if (value != NULL)
 			return value[0] == '\0' ? NULL : value;
 	}
-	if (sandbox_setting_is_configured() && feishu_guc_sandbox_response[0] != '\0')
-		return pstrdup(feishu_guc_sandbox_response);
-	return NULL;
+	return configured != NULL ? pstrdup(configured) : NULL;
+}
+
+/* For a call of this session; NULL: the platform's own example. */
+char *
+sandbox_response_of_session(const FlowServer *server)
+{
+	if (!server->is_sandbox)
+		return NULL;
+	if (!may_answer(server, sandbox_setting_owner()))
+		return response_of(server, GetSessionUserId());
+	return feishu_guc_sandbox_response[0] == '\0' ? NULL : pstrdup(feishu_guc_sandbox_response);
+}
+
+/* For queued flows of the server's user, likewise. */
+char *
+sandbox_response_of_role(const FlowServer *server)
+{
+	return server->is_sandbox ? response_of(server, server->userid) : NULL;
 }

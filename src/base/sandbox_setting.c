@@ -34,6 +34,9 @@ char	   *feishu_guc_sandbox_response = NULL;
 
 static GucSource setting_source = PGC_S_DEFAULT;
 
+/* The last value that came from the configuration; malloc, for a hook cannot throw. */
+static char *configured = NULL;
+
 /*
  * The status (200 without one), and the body, which may be empty; with an empty value
  * it is NULL.  False when the value is written otherwise.
@@ -82,13 +85,20 @@ void
 sandbox_setting_assign(const char *newval, void *extra)
 {
 	setting_source = *(GucSource *) extra;
+	if (setting_source >= PGC_S_GLOBAL)
+		return;
+	free(configured);
+	configured = newval[0] != '\0' ? strdup(newval) : NULL;
 }
 
-/* Is it in a file of the configuration, or nowhere?  Catalogs may have another. */
-bool
-sandbox_setting_is_configured(void)
+/*
+ * What the configuration says, also where a role's or a database's value hides it.  As
+ * long as it is hidden, a change of it is not seen: then what it said before holds.
+ */
+const char *
+sandbox_setting_configured(void)
 {
-	return setting_source < PGC_S_GLOBAL;
+	return configured;
 }
 
 /* The owner of this database.  Needs a transaction. */

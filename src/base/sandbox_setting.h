@@ -28,8 +28,8 @@ extern bool sandbox_setting_split(const char *value, int *http_status, const cha
 /* Whose value this session has. */
 extern Oid	sandbox_setting_owner(void);
 
-/* Is it in a file of the configuration, or nowhere? */
-extern bool sandbox_setting_is_configured(void);
+/* What the configuration says, whatever else is set; NULL: nothing. */
+extern const char *sandbox_setting_configured(void);
 
 /* The owner of this database. */
 extern Oid	sandbox_database_owner(void);

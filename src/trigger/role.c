@@ -77,7 +77,7 @@ static Size max_commands = 0;
 
 static ExecutorStart_hook_type prev_executor_start = NULL;
 static ExecutorFinish_hook_type prev_executor_finish = NULL;
-static ProcessUtility_hook_type prev_process_utility = NULL;
+static ProcessUtility_hook_type process_utility_next = NULL;
 
 
 /* ---------- Commands ---------- */
@@ -253,12 +253,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	if (IsA(statement, CopyStmt) && ((CopyStmt *) statement)->is_from && IsTransactionState())
 		commands_add(GetUserId());
 
-	if (prev_process_utility)
-		prev_process_utility(pstmt, query, read_only_tree, context, params,
-							 environment, dest, completion);
-	else
-		standard_ProcessUtility(pstmt, query, read_only_tree, context, params,
-								environment, dest, completion);
+	process_utility_next(pstmt, query, read_only_tree, context, params, environment, dest,
+						 completion);
 }
 
 /* Watch statements from here on.  To be called once, when the library is loaded. */
@@ -269,7 +265,7 @@ role_install_hooks(void)
 	ExecutorStart_hook = executor_start;
 	prev_executor_finish = ExecutorFinish_hook;
 	ExecutorFinish_hook = executor_finish;
-	prev_process_utility = ProcessUtility_hook;
+	process_utility_next = ProcessUtility_hook ? ProcessUtility_hook : standard_ProcessUtility;
 	ProcessUtility_hook = process_utility;
 }
 

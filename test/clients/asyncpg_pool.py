@@ -3,11 +3,10 @@
 import asyncio
 import datetime
 import json
-import time
 
 import asyncpg
 
-from check import NAMESPACE, PATIENCE, equal, ok
+from check import NAMESPACE, PATIENCE, equal, ok, wait_until_async
 
 WAITS = ("SELECT count(*) = 1 FROM pg_stat_activity "
          "WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'")
@@ -65,18 +64,22 @@ async def main():
     # What is cancelled, or takes longer than its timeout, is cancelled on the server.
     watch = await asyncpg.connect()
     task = asyncio.create_task(pool.fetchval("SELECT feishu.execute_flow($1, $2)", NAMESPACE, "hangingFlow"))
-    deadline = time.monotonic() + PATIENCE
-    while not await watch.fetchval(WAITS, pid) and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
+
+    async def waits():
+        return await watch.fetchval(WAITS, pid)
+
+    async def ended():
+        return not await waits()
+
+    await wait_until_async(waits)
     task.cancel()
     try:
         await task
         ok(False, "a task that is cancelled ends its call")
     except asyncio.CancelledError:
         ok(True, "a task that is cancelled ends its call")
-    while await watch.fetchval(WAITS, pid) and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    ok(not await watch.fetchval(WAITS, pid), "... on the server, too")
+    await wait_until_async(ended)
+    ok(True, "... on the server, too")
     try:
         await pool.fetchval("SELECT feishu.execute_flow($1, $2)", NAMESPACE, "hangingFlow", timeout=1)
         ok(False, "so does a timeout")

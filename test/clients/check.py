@@ -1,5 +1,6 @@
 """What the programs in Python share: lines "ok - NAME" for the test that runs them, and how to see a waiting call."""
 
+import asyncio
 import os
 import time
 
@@ -23,12 +24,26 @@ def equal(got, expected, name):
         print(f"got {got!r}, expected {expected!r}", flush=True)
 
 
-def wait_until(condition):
+def pauses():
+    """Of a loop that polls: seconds, until it has taken too long."""
     deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a condition did not come true")
-        time.sleep(0.01)
+    while time.monotonic() < deadline:
+        yield 0.01
+    raise TimeoutError("a condition did not come true")
+
+
+def wait_until(condition):
+    for pause in pauses():
+        if condition():
+            return
+        time.sleep(pause)
+
+
+async def wait_until_async(condition):
+    for pause in pauses():
+        if await condition():
+            return
+        await asyncio.sleep(pause)
 
 
 def interrupted(call, waits, interrupt):

@@ -12,7 +12,6 @@ use FeishuFlow;
 use IO::Socket::INET;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(usleep);
 
 my $AT_ONCE = 2 * $FeishuFlow::SLOW;
 my $node = new_cluster('main');
@@ -53,7 +52,7 @@ sub serve
 		if (-s "$dir/asked" == 1)
 		{
 			next if !defined $first;
-			usleep(5_000) until -e "$dir/go" || !kill(0, $test);
+			wait_until('it may answer', sub { -e "$dir/go" || !kill(0, $test) });
 			return if $first eq '';
 			syswrite($client, $first);
 			next;

@@ -5,11 +5,13 @@
 use strict;
 use warnings;
 
+use Fcntl qw(O_NONBLOCK O_WRONLY);
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
+use POSIX qw(mkfifo);
 use PostgreSQL::Test::Cluster;
 use Test::More;
 
@@ -36,17 +38,19 @@ is((split /\n/, PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmast
 	1, 'the postmaster is the first process');
 my $dispatcher = until_dispatcher($session);
 
-# Leaves a child behind that ends so.
+# Leaves a child behind that ends so, when who has left it is gone.
 my $left = 0;
 
 sub leave
 {
 	my ($end) = @_;
-	my $mark = $node->data_dir . '/left_' . ++$left;
+	my $gate = $node->data_dir . '/left_' . ++$left;
+	mkfifo($gate, 0600) or die "$gate: $!";
 	# who copies wants it read
 	$session->value("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null;"
-		  . " (touch $mark; sleep 0.2; $end) < /dev/null > /dev/null 2>&1 &'");
-	wait_until('it runs', sub { -e $mark });
+		  . " (read -r line < $gate; $end) < /dev/null > /dev/null 2>&1 &'");
+	# only where somebody reads it can be opened
+	wait_until('it runs', sub { sysopen(my $opened, $gate, O_WRONLY | O_NONBLOCK) });
 	return;
 }
 

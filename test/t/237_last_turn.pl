@@ -50,12 +50,32 @@ sub told_in_time
 	is($mock->executes, $all, '... and none is sent again');
 	return;
 }
+sub tell_to_end
+{
+	my ($pid) = @_;
+	kill 'TERM', $pid;
+	wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+	return;
+}
+
+# Has answers come, and locks rows so that it waits while it records them.
+sub until_it_records
+{
+	my ($pid, $locker, $order) = @_;
+	$locker->value("BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id $order FOR UPDATE");
+	$mock->release;
+	until_true(
+		$session,
+		'it waits for a row',
+		"SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+	return;
+}
+
 told_in_time(
 	'told to end, it waits for answers that come soon',
 	sub {
 		my ($pid) = @_;
-		kill 'TERM', $pid;
-		wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+		tell_to_end($pid);
 		$mock->release;
 	});
 told_in_time(
@@ -63,12 +83,7 @@ told_in_time(
 	sub {
 		my ($pid) = @_;
 		my $other = FeishuFlow::Session->new($node);
-		$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');
-		$mock->release;
-		until_true(
-			$session,
-			'it waits for a row',
-			"SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+		until_it_records($pid, $other, 'DESC LIMIT 1');
 		kill 'TERM', $pid;
 		$other->value('COMMIT');
 		$other->quit;
@@ -82,8 +97,7 @@ told_in_time(
 			$session,
 			'it has been quiet for long',
 			"SELECT clock_timestamp() - state_change > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
-		kill 'TERM', $pid;
-		wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+		tell_to_end($pid);
 		$mock->release;
 	});
 told_in_time(
@@ -100,12 +114,7 @@ told_in_time(
 			  . "WHERE pid = $pid");
 		$other->value('COMMIT');
 		$mock->wait_for($flows + 1, kind => 'execute');
-		$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id DESC LIMIT 1 FOR UPDATE');
-		$mock->release;
-		until_true(
-			$session,
-			'it waits for a row',
-			"SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+		until_it_records($pid, $other, 'DESC LIMIT 1');
 		kill 'TERM', $pid;
 		$other->value('COMMIT');
 		$other->quit;
@@ -142,12 +151,7 @@ nothing_new(
 		$mock->wait_for($flows, kind => 'execute');
 		until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status");
 		my $other = FeishuFlow::Session->new($node);
-		$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id FOR UPDATE');
-		$mock->release;
-		until_true(
-			$session,
-			'it waits for a row',
-			"SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+		until_it_records($pid, $other, '');
 		enqueue_many($session, 1 + $flows, 2 * $flows);
 		# the next one is not to send them; this one hears of it too late
 		$session->value("SELECT feishu.pause_server('feishu')");
@@ -165,12 +169,7 @@ nothing_new(
 		$mock->wait_for(192, kind => 'execute');
 		until_true($session, 'the claims are written', "SELECT sending = 192 FROM feishu.dispatch_status");
 		my $other = FeishuFlow::Session->new($node);
-		$other->value('BEGIN; SELECT id FROM feishu_internal.outbox ORDER BY id FOR UPDATE');
-		$mock->release;
-		until_true(
-			$session,
-			'it waits for a row',
-			"SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'");
+		until_it_records($pid, $other, '');
 		my $sent = $mock->executes;
 		$node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
 		$node->reload;
@@ -198,9 +197,7 @@ foreach my $in_time (0, 1)
 				'the claims are written',
 				"SELECT sending = $flows FROM feishu.dispatch_status WHERE server = 'other$in_time'");
 			$session->value("SELECT feishu.pause_server('other$in_time')");
-			kill 'TERM', $pid;
-			wait_until('it has the signal',
-				sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+			tell_to_end($pid);
 			$mock->release if $in_time;
 			return 0;
 		});
@@ -215,8 +212,7 @@ nothing_new(
 		until_true($session, 'the claims are written', "SELECT sending = $flows FROM feishu.dispatch_status");
 		$session->value("SELECT feishu.pause_server('feishu')");
 		$mock->revoke;
-		kill 'TERM', $pid;
-		wait_until('it has the signal', sub { !alive($pid) || slurp_file("/proc/$pid/status") !~ /^ShdPnd:.*4...$/m });
+		tell_to_end($pid);
 		$mock->release;
 		return $flows;
 	});

@@ -14,7 +14,7 @@ use FeishuQueue;
 use IO::Socket::INET;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time usleep);
+use Time::HiRes qw(time);
 
 my $FLOWS = 12;
 
@@ -63,11 +63,15 @@ forked(
 			push @clients, $client;
 		}
 		append_to_file("$dir/asked", '');
-		usleep(10_000) until -e "$dir/answer";
+		wait_until('it may answer', sub { -e "$dir/answer" });
 		syswrite($_,
 			"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: " . length($packed) . "\r\n\r\n$packed")
 		  foreach @clients;
-		sleep(600);
+		# until all have closed their connections
+		foreach my $client (@clients)
+		{
+			1 while sysread($client, my $rest, 65536);
+		}
 	});
 create_server(
 	$node, 'packing',
@@ -81,14 +85,14 @@ my $before = private_kilobytes($pid);
 append_to_file("$dir/answer", '');
 wait_until('it reads answers', sub { private_kilobytes($pid) > $before + 4096 });
 my ($most, $grown) = (0, time());
-
-while (time() - $grown < 1)
-{
-	my $now = private_kilobytes($pid) - $before;
-	$grown = time() if $now > $most + 4096;
-	$most = $now if $now > $most;
-	usleep(20_000);
-}
+wait_until(
+	'it grows no more',
+	sub {
+		my $now = private_kilobytes($pid) - $before;
+		$grown = time() if $now > $most + 4096;
+		$most = $now if $now > $most;
+		return time() - $grown >= 1;
+	});
 is($session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'packed' AND finished_at IS NOT NULL"),
 	0, 'no end can be recorded');
 cmp_ok($most, '<', 40 * 1024, "... then few answers are unpacked: $most kB");

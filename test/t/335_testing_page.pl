@@ -33,21 +33,28 @@ $session->value('CREATE FOREIGN DATA WRAPPER other; CREATE SERVER other FOREIGN 
 $session->value(
 	q{CREATE ROLE "Li"; CREATE USER MAPPING FOR "Li" SERVER plain OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')}
 );
+# A wrapper of another name, with servers that are as good.
+$session->value('CREATE FOREIGN DATA WRAPPER namesake VALIDATOR feishu.feishu_flow_validator; '
+	  . 'CREATE SERVER of_namesake FOREIGN DATA WRAPPER namesake OPTIONS (base_url '
+	  . quote($mock->url)
+	  . '); '
+	  . q{CREATE USER MAPPING FOR PUBLIC SERVER of_namesake OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
+$servers{of_namesake} = {};
 my @names = map { s/"//gr } sort keys %servers;
 $session->value("SET client_min_messages = error; SELECT count(feishu.enqueue_flow('a', 'b', '{\"_id\": 1}', server => "
 	  . quote($_) . '))')
   foreach @names;
 
-is($session->value("SELECT count(*) FROM ($others) s"), 4, 'the servers that are no sandboxes are found');
+is($session->value("SELECT count(*) FROM ($others) s"), 5, 'the servers that are no sandboxes are found');
 $node->safe_psql('postgres', $make_all);
 is($session->value("SELECT count(*) FROM ($others) s"), 0, '... and are made some');
-is($session->value('SELECT count(*) FROM feishu.dispatch_status WHERE sandbox'), 5, '... which dispatch_status shows');
+is($session->value('SELECT count(*) FROM feishu.dispatch_status WHERE sandbox'), 6, '... which dispatch_status shows');
 $node->safe_psql('postgres', $drop);
 is($session->value('SELECT count(*) FROM pg_user_mappings'), 0, 'the secrets can be dropped');
 $node->append_conf('postgresql.conf', 'feishu_flow.dispatch = on');
 $node->reload;
 until_ended($session);
-is(ends($session), 'succeeded 5', 'what was waiting is answered inside');
+is(ends($session), 'succeeded 6', 'what was waiting is answered inside');
 succeeds($session, flow(server => $_), "... and so is a call of $_") foreach @names;
 is(join(' ', map { "$_->{method} $_->{path}" } $mock->log), '', 'nothing is sent');
 

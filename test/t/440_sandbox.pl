@@ -209,8 +209,42 @@ fails_with(FeishuFlow::Session->new($node, user => 'app'), call(), 'LK400', '...
 $session->value('ALTER DATABASE postgres OWNER TO app');
 is(look($session, run($app), 'state'), 'succeeded', '... and not when he has nothing to do with the server');
 succeeds(FeishuFlow::Session->new($node, user => 'app'), call(), '... nor for who call');
+
+# ---- what does not count hides nothing that does ----
+
+sub restart
+{
+	$_->quit foreach $session, $owner, $app;
+	$node->restart;
+	$session = FeishuFlow::Session->new($node);
+	($owner, $app) = map { FeishuFlow::Session->new($node, user => $_) } qw(owner app);
+	until_dispatcher($session);
+	return;
+}
+
+my $not_found = '{"code": 0, "data": {"code": "k_wf_ec_200036"}}';
+$node->append_conf('postgresql.conf', "feishu_flow.sandbox_response = '$bad'");
+answers('DATABASE postgres', $not_found);
+restart();
+is(look($session, run($app), 'state, sqlstate'),
+	'failed|LK400', "what the configuration says counts, whatever the database's owner has set");
+fails_with($app, call(), 'LK400', '... and who calls');
+answers('ROLE app', $not_found);
+is(look($session, run($app), 'state, sqlstate'), 'failed|LK400', '... or a role for itself');
+fails_with(FeishuFlow::Session->new($node, user => 'app'), call(), 'LK400', '... and calls');
+answers('ROLE app', undef);
+set($app, '');
+fails_with($app, call(), 'LK400', '... or a session');
+$app->value('RESET feishu_flow.sandbox_response');
 $session->value('ALTER DATABASE postgres OWNER TO CURRENT_USER');
+is(look($session, run($app), 'state, sqlstate'), 'failed|LK404', '... until he may say it');
+set($app, '');
+fails_with($app, call(), 'LK404', '... which no session hides');
+$app->value('RESET feishu_flow.sandbox_response');
 answers('DATABASE postgres', undef);
+$node->adjust_conf('postgresql.conf', 'feishu_flow.sandbox_response', undef);
+restart();
+is(look($session, run($app), 'state'), 'succeeded', 'nothing is set any more');
 
 fails_with(
 	$session, "SET feishu_flow.sandbox_response = 'error'",

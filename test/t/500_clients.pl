@@ -38,15 +38,34 @@ sub python
 	return { try => [ $python, '-c', "import $module" ], run => [ $python, '-B', "$programs/$file.py" ] };
 }
 
+# A program and what all share; change: what is to be done to its source.
 sub go_program
 {
-	my ($name, $package) = @_;
+	my ($name, $package, $source, $change) = @_;
+	my $dir = "$go/source_of_$name";
+	mkdir($dir) or die "$dir: $!";
+	foreach my $file ("$source.go", 'check.go')
+	{
+		local $_ = slurp_file("$programs/go/$file");
+		$change->() if $change;
+		append_to_file("$dir/$file", $_);
+	}
 	return {
 		try => [ 'go', 'list', $package ],
-		build => [ 'go', 'build', '-o', "$go/$name", "$programs/$name/main.go" ],
+		build => [ 'go', 'build', '-o', "$go/$name", "$dir/$source.go", "$dir/check.go" ],
 		run => ["$go/$name"],
 		env => \%environment_of_go
 	};
+}
+
+# Changes $_, a program of pgx 5, into one of pgx 4: the same but for some names.
+sub as_pgx_4
+{
+	s!jackc/pgx/v5/pgconn!jackc/pgconn!;
+	s!jackc/pgx/v5!jackc/pgx/v4!g;
+	s!pgxpool\.New\(!pgxpool.Connect(!;
+	s!pgx\.BeginFunc\(ctx, (\w+), !$1.BeginFunc(ctx, !g;
+	return;
 }
 
 my %clients = (
@@ -69,9 +88,9 @@ my %clients = (
 		try => [ 'sh', '-c', 'command -v javac && test -e "$0"', $jar ],
 		run => [ 'java', '-Dfile.encoding=UTF-8', '-Dstdout.encoding=UTF-8', '-cp', $jar, "$programs/Jdbc.java" ]
 	},
-	go_pgx => go_program('go_pgx', 'github.com/jackc/pgx/v4/pgxpool'),
-	go_pgx5 => go_program('go_pgx5', 'github.com/jackc/pgx/v5/pgxpool'),
-	go_pq => go_program('go_pq', 'github.com/lib/pq'));
+	go_pgx => go_program('go_pgx', 'github.com/jackc/pgx/v4/pgxpool', 'pgx', \&as_pgx_4),
+	go_pgx5 => go_program('go_pgx5', 'github.com/jackc/pgx/v5/pgxpool', 'pgx'),
+	go_pq => go_program('go_pq', 'github.com/lib/pq', 'pq'));
 
 my @wanted = split ' ', $ENV{CLIENTS} // 'psycopg_3 sqlalchemy_session php_pdo';
 @wanted = sort keys %clients if "@wanted" eq 'all';
