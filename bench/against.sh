@@ -34,7 +34,7 @@ against_build() {
 	if [ "$(id -u)" = 0 ]; then
 		chown -R -h "$RUN_USER:" "${WORK%/*}"
 	fi
-	extension_install
+	extension_make with_llvm=no all install
 	AGAINST_BIN[$1]=$PG_BIN
 }
 

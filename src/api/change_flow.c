@@ -307,7 +307,7 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 Datum
 feishu_retry_flow(PG_FUNCTION_ARGS)
 {
-	static SqlStatement statement = SQL_STATEMENT_OF_LARGE(
+	static SqlStatement statement = SQL_STATEMENT_PLANNED_ONCE(
 		"UPDATE feishu_internal.outbox SET state = 'q', attempts = 0, replaceable = false, finished_at = NULL,"
 		" next_at = NULL, run_at = $2, expires_at = $3, database = $5, system_identifier = $6,"
 		" idempotent_key = COALESCE($4, idempotent_key),"

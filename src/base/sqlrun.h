@@ -35,9 +35,10 @@ typedef struct SqlStatement
 #define SQL_STATEMENT(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
 
-/* The same for arguments that may be large: a plan for any, for in one for these there
- * would be copies of them. */
-#define SQL_STATEMENT_OF_LARGE(text_, num, ...) \
+/* The same, with one plan for any arguments.  Otherwise PostgreSQL may plan it anew
+ * each time, when a plan for these arguments looks cheaper: it has copies of them,
+ * which may be large, and it always looks cheaper when arrays are short. */
+#define SQL_STATEMENT_PLANNED_ONCE(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}, \
 	 .options = CURSOR_OPT_GENERIC_PLAN}
 

@@ -189,7 +189,7 @@ claim_listed(const Claim *claim, List **claimed)
 static void
 claim_next(const Claim **claims, int num_claims, List **claimed)
 {
-	static SqlStatement statement = SQL_STATEMENT(
+	static SqlStatement statement = SQL_STATEMENT_PLANNED_ONCE(
 		"SELECT r.* FROM unnest($1, $2, $3, $4) WITH ORDINALITY"
 		" AS l (server, roleid, cursor, places, lane), LATERAL ("
 		CLAIM_COLUMNS("l.lane")
