@@ -8,23 +8,24 @@
 # clock, it does not grow with what else the machine does.
 
 AGAINST=()	# commits
-declare -A AGAINST_BIN	# the folder of each one's PostgreSQL
 AGAINST_PARTS=(call enqueue trigger dispatch dispatch_tls)
 AGAINST_ROWS=30000
 AGAINST_FLOWS=20000
 AGAINST_GOAL=1.02
 
-# in_tree TREE COMMAND...: runs the function with the sandbox of a commit as its own; "this" is the outer one.
+# in_tree TREE COMMAND...: runs the function with the sandbox of a commit as its own, in a shell of its own; "this" is
+# the outer one.
 in_tree() {
 	local tree=$1
 	shift
-	if [ "$tree" = this ]; then
-		"$@"
-	else
-		local WORK=$WORK/against/$tree PG_BIN=${AGAINST_BIN[$tree]:-} PG_VERSION PG_CONFIG=$PG_CONFIG
-		[ -z "$PG_BIN" ] || PG_CONFIG=$PG_BIN/pg_config
-		"$@"
-	fi
+	if [ "$tree" = this ]; then "$@"; else (in_sandbox "$WORK/against/$tree" "$@"); fi
+}
+
+in_sandbox() {
+	local PG_BIN=$1/pg$PG_BIN WORK=$1 PG_CONFIG=$PG_CONFIG
+	shift
+	[ ! -x "$PG_BIN/pg_config" ] || PG_CONFIG=$PG_BIN/pg_config
+	"$@"
 }
 
 against_build() {
@@ -35,7 +36,6 @@ against_build() {
 		chown -R -h "$RUN_USER:" "${WORK%/*}"
 	fi
 	extension_make with_llvm=no all install
-	AGAINST_BIN[$1]=$PG_BIN
 }
 
 # What it needs is said here, not in the files of --dispatch, since it is also run on older trees.
@@ -52,8 +52,10 @@ against_server() {
 			'package_7344545d87__c', 'deleteObject_99c656599f', '{"_id": 1111, "email": "apaas@bytedance.com"}',
 			'{"variable_rgrtgqworiginal": {"_id": "$.new.id"}}');
 	END
-	wait_until 20 test -n "$(dispatcher_pid)" || die "no dispatcher"
+	wait_until 20 dispatcher_runs || die "no dispatcher"
 }
+
+dispatcher_runs() { [ -n "$(dispatcher_pid)" ]; }
 
 # Nanoseconds of processor time that a process has used so far.
 cpu_ns() {
