@@ -200,6 +200,7 @@ CREATE TABLE feishu_internal.outbox (
     is_async boolean NOT NULL,
     own_key boolean NOT NULL,           -- the key was made here: nobody else has it
     unanswered boolean NOT NULL DEFAULT false,  -- an attempt may have reached the platform
+    priority smallint NOT NULL DEFAULT 0,       -- higher ones first
     created_at timestamptz NOT NULL,
     run_at timestamptz NOT NULL,
     next_at timestamptz,                -- not to be sent before; NULL: at once
@@ -260,11 +261,11 @@ ALTER TABLE feishu_internal.outbox
 COMMENT ON TABLE feishu_internal.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
 
--- what to send next, by lane (server and role); dead entries of sent rows are
+-- what to send next, by lane (server and role) and priority; dead entries of sent rows are
 -- stepped over by starting where the last claim ended
-CREATE INDEX outbox_ready_idx ON feishu_internal.outbox (server, roleid, id)
+CREATE INDEX outbox_ready_idx ON feishu_internal.outbox (server, roleid, priority, id)
     WHERE state = 'q' AND next_at IS NULL;
-CREATE INDEX outbox_delayed_idx ON feishu_internal.outbox (server, roleid, next_at, id)
+CREATE INDEX outbox_delayed_idx ON feishu_internal.outbox (server, roleid, priority, next_at, id)
     WHERE state = 'q' AND next_at IS NOT NULL;
 -- who is next of an ordering key, which belongs to a server and a role
 CREATE INDEX outbox_ordering_idx ON feishu_internal.outbox (server, roleid, ordering_key, id)
@@ -368,12 +369,13 @@ CREATE FUNCTION feishu.enqueue_flow(
     ordering_key text DEFAULT NULL,
     max_attempts integer DEFAULT NULL,
     expires_at timestamptz DEFAULT NULL,
-    on_end text DEFAULT NULL)
+    on_end text DEFAULT NULL,
+    priority integer DEFAULT 0)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text) IS
+COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text, integer) IS
 'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
@@ -449,7 +451,7 @@ SELECT o.id,
     o.server::name AS server,
     pg_get_userbyid(o.roleid) AS role,
     o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
-    o.loop_masks, o.ordering_key, o.created_at,
+    o.loop_masks, o.ordering_key, o.priority, o.created_at,
     COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.hint, o.response,
@@ -482,6 +484,7 @@ COMMENT ON COLUMN feishu.flows.is_async IS 'Whether its end is left open';
 COMMENT ON COLUMN feishu.flows.idempotent_key IS 'Started at most once with it';
 COMMENT ON COLUMN feishu.flows.loop_masks IS 'Masks against endless loops';
 COMMENT ON COLUMN feishu.flows.ordering_key IS 'One after the other with it';
+COMMENT ON COLUMN feishu.flows.priority IS 'Higher ones are sent first';
 COMMENT ON COLUMN feishu.flows.created_at IS 'When it was queued';
 COMMENT ON COLUMN feishu.flows.run_at IS 'Not to be sent before';
 COMMENT ON COLUMN feishu.flows.expires_at IS 'Fails if it waits until then';

@@ -30,11 +30,13 @@ PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 #define ARG_MAX_ATTEMPTS	10
 #define ARG_EXPIRES_AT		11
 #define ARG_ON_END			12
+#define ARG_PRIORITY		13
 
 
 /*
  * enqueue_flow(namespace, flow_id, operator, params, is_async, idempotent_key,
- * loop_masks, server, run_at, ordering_key, max_attempts, expires_at, on_end)
+ * loop_masks, server, run_at, ordering_key, max_attempts, expires_at, on_end,
+ * priority)
  */
 Datum
 feishu_enqueue_flow(PG_FUNCTION_ARGS)
@@ -63,6 +65,8 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 		OUTBOX_GIVEN_EXPIRY(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
 	if (!PG_ARGISNULL(ARG_ON_END))
 		flow.on_end = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ON_END));
+	if (!PG_ARGISNULL(ARG_PRIORITY))
+		flow.priority = PG_GETARG_INT32(ARG_PRIORITY);
 
 	id = outbox_insert(&flow);
 	pushdown_warn();

@@ -174,8 +174,13 @@ prepare(Claim *claim, TimestampTz now)
 	lane_note_app(lane, &claim->server->app_key);
 
 	/* not more than can be claimed: millions may be due */
-	if (lane->next_due <= now && lane->ready.num < claim->granted)
-		claim_due_rows(claim, now);
+	for (int i = 0; i < lane->num_tiers; i++)
+	{
+		Tier	   *tier = lane->tiers[i];
+
+		if (tier->next_due <= now && tier->ready.num < claim->granted)
+			claim_due_rows(claim, tier, now);
+	}
 	take_places(claim);
 	return claim->num_places > 0;
 }

@@ -29,6 +29,7 @@ typedef struct LaneTurn
 	pairingheap_node timed_node;
 	TimestampTz timed_at;
 	uint64		last;			/* the transaction in which it had a turn last */
+	bool		for_top;		/* that one was for its highest tier alone */
 	uint64		served;			/* when it had a place last, by num_served */
 } LaneTurn;
 

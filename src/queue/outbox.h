@@ -30,7 +30,7 @@ typedef enum OutboxState
 typedef enum OutboxColumn
 {
 	OUTBOX_ID, OUTBOX_ROLEID, OUTBOX_DATABASE, OUTBOX_SYSTEM_IDENTIFIER, OUTBOX_ATTEMPTS, OUTBOX_MAX_ATTEMPTS,
-	OUTBOX_SERVER_OWNER, OUTBOX_STATE, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_UNANSWERED, OUTBOX_CREATED_AT,
+	OUTBOX_SERVER_OWNER, OUTBOX_STATE, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_UNANSWERED, OUTBOX_PRIORITY, OUTBOX_CREATED_AT,
 	OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT, OUTBOX_FINISHED_AT,
 	OUTBOX_SERVER, OUTBOX_NAMESPACE, OUTBOX_FLOW_ID, OUTBOX_OPERATOR,
 	OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS, OUTBOX_ORDERING_KEY,
@@ -54,6 +54,7 @@ typedef struct QueuedFlow
 	TimestampTz expires_at;		/* DT_NOEND: never; DT_NOBEGIN: by
 								 * feishu_flow.max_age */
 	const char *on_end;			/* name of a handler, as given, or NULL */
+	int			priority;
 } QueuedFlow;
 
 /* In SQL: a row whose key is the user's and may not be queued again; as the index has it. */
@@ -61,6 +62,10 @@ typedef struct QueuedFlow
 	"NOT own_key AND state OPERATOR(pg_catalog.=) ANY ('{q,s,u}'::pg_catalog.\"char\"[])"
 
 #define OUTBOX_KEY_INDEX	"outbox_key_idx"
+
+/* The lowest and the highest priority. */
+#define OUTBOX_MIN_PRIORITY	(-100)
+#define OUTBOX_MAX_PRIORITY	100
 
 /* An expires_at that was given, even if it is -infinity. */
 #define OUTBOX_GIVEN_EXPIRY(given) Max((given), DT_NOBEGIN + 1)
