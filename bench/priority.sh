@@ -3,7 +3,7 @@
 # The part of script/bench that is about priorities, which sources this file: how long a flow takes to the wire while a
 # backlog below it is sent.
 
-PRIORITY_BACKLOG=1000000
+PRIORITY_BACKLOG=${PRIORITY_BACKLOG:-1000000}
 PRIORITY_FLOWS=400
 PRIORITY_GAP_MS=20
 PRIORITY_MS=5

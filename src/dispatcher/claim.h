@@ -40,7 +40,7 @@ typedef struct Claim
 } Claim;
 
 /* claim.c */
-extern void claim_all(TimestampTz now);
+extern void claim_all(TimestampTz now, bool urgent);
 extern void claim_abort(void);
 
 /* claim_rows.c */

@@ -39,6 +39,9 @@ static Lane **lanes = NULL;
 static int	num_lanes = 0;
 static int	max_lanes = 0;
 
+/* Any lane has several tiers. */
+static bool any_tiers = false;
+
 /* Those whose hold feishu_internal.held_lane does not have. */
 static dlist_head untold = DLIST_STATIC_INIT(untold);
 
@@ -168,7 +171,7 @@ lane_tier(Lane *lane, int16 priority)
 	tier = tier_make(context, lane, priority);
 	memmove(lane->tiers + place + 1, lane->tiers + place, (lane->num_tiers - place) * sizeof(Tier *));
 	lane->tiers[place] = tier;
-	lane->num_tiers++;
+	any_tiers |= lane->num_tiers++ > 0;
 	schedule_lane(lane);
 	return tier;
 }
@@ -194,6 +197,41 @@ lane_top(const Lane *lane, TimestampTz now)
 			return lane->tiers[i];
 	}
 	return NULL;
+}
+
+/* Has its highest tier with rows others below it that are being sent? */
+bool
+lane_is_urgent(const Lane *lane, TimestampTz now)
+{
+	const Tier *top = lane->num_tiers > 1 ? lane_top(lane, now) : NULL;
+
+	if (top == NULL || lane->paused || lane->hold_until > now)
+		return false;
+	for (int i = lane->num_tiers - 1; lane->tiers[i] != top; i--)
+	{
+		if (lane->tiers[i]->in_flight > 0)
+			return true;
+	}
+	return false;
+}
+
+/* Does anybody use priorities? */
+bool
+lane_any_tiers(void)
+{
+	return any_tiers;
+}
+
+/* Is any lane so? */
+bool
+lane_any_urgent(TimestampTz now)
+{
+	for (int i = 0; i < num_lanes; i++)
+	{
+		if (lane_is_urgent(lanes[i], now))
+			return true;
+	}
+	return false;
 }
 
 /* How many rows there are to claim now at most; of what was not looked at, so many. */

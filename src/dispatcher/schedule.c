@@ -226,10 +226,11 @@ lane_end_turn(Lane *lane)
 
 /*
  * Choose lanes that have had no turn in this transaction, and grant each what it
- * may fill, so many in all at most.  Returns how many.
+ * may fill, so many in all at most; of those that are urgent, if it is said so, for their
+ * highest tiers.  Returns how many.
  */
 int
-schedule_choose(TimestampTz now, Lane **lanes, int most)
+schedule_choose(TimestampTz now, bool urgent, Lane **lanes, int most)
 {
 	int			room = flight_room();
 	int			rows = Min(most, room);
@@ -253,10 +254,10 @@ schedule_choose(TimestampTz now, Lane **lanes, int most)
 				flight_site_room(site, left) == 0)
 				break;
 			places = Min(Min(lane_wants(lane, left, now), each), rows);
-			if (places == 0)
+			if (places == 0 || (urgent && !lane_is_urgent(lane, now)))
 				continue;
 			/* by itself, the backlog below would have none: it is to take none from above */
-			lane->turn.for_top = flight_lane_room(lane, left, NULL) == 0;
+			lane->turn.for_top = urgent || flight_lane_room(lane, left, NULL) == 0;
 			flight_grant(lane, places);
 			lanes[num++] = lane;
 			rows -= places;
