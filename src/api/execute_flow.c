@@ -80,8 +80,10 @@ call_memory_parent(void)
 }
 
 /*
- * Run work, with the scope's memory as the current one.  What is to be left of it
- * is to be put into the memory of scope->caller, but for an error it throws.
+ * Do something that makes calls: they live as long as that.
+ *
+ * Run work, with the scope's memory as the current one.  What is to be left of it is to
+ * be put into the memory of scope->caller, but for an error it throws.
  */
 void
 call_scope_run(CallScopeWork work, void *arg)

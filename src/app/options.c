@@ -582,7 +582,12 @@ read_or_refuse(DefElem *def, Oid catalog, FlowServer *server)
 	return option;
 }
 
-/* Throws an error of class HV when an option of a catalog is unknown, malformed or missing. */
+/*
+ * Check the options (a list of DefElem) of an object of a catalog.
+ *
+ * Throws an error of class HV when an option of a catalog is unknown, malformed or
+ * missing.
+ */
 void
 options_check(List *options, Oid catalog)
 {
@@ -599,6 +604,8 @@ options_check(List *options, Oid catalog)
 }
 
 /*
+ * Parse the options (a list of DefElem) of a server or user mapping.
+ *
  * Throws class HV on an option that the validator would refuse: unchecked options can
  * come from a wrapper without its validator.
  */

@@ -82,6 +82,8 @@ sql_find_outbox(Oid *outbox, Oid *last_id)
 }
 
 /*
+ * Lock and find the table of a number that is to be drawn (flow_id.c).
+ *
  * A DROP EXTENSION may be under way: that is waited for, and then the table is looked
  * for again, as the lock was waited for if anything has changed.
  */

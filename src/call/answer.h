@@ -18,16 +18,9 @@
 #include "wire/mask.h"
 #include "wire/wire.h"
 
-/* Make text of the peer fit for a message, in place; NULL is allowed. */
 extern void answer_mask_text(const MaskSecrets *secrets, char *text);
-
-/* Break the phrases in all that a message shows of an answer that was read. */
 extern void answer_break_phrases(FlowResponse *response);
-
-/* Read an answer. */
 extern FlowResponse *answer_read(const MaskSecrets *secrets, const HttpResult *result);
-
-/* The same for a dispatcher, which nothing that a peer says may stop. */
 extern FlowResponse *answer_read_or_fail(const MaskSecrets *secrets,
 										 const HttpResult *result);
 

@@ -70,7 +70,7 @@ call_list(FlowCall *call, dlist_head *list)
 		dlist_push_tail(list, &call->node);
 }
 
-/* call.c: wait until somebody else has done something, or call->retry_at */
+/* call.c */
 extern void call_wait(FlowCall *call, CallState state);
 
 /* call_end.c */

@@ -17,7 +17,6 @@
 #include "app/server.h"
 #include "http/http.h"
 
-/* What stands for the result of a transfer. */
 extern void sandbox_answer(const FlowServer *server, size_t max_response, HttpResult *result);
 
 #endif							/* FEISHU_SANDBOX_H */

@@ -203,6 +203,7 @@ call(const Handler *handler)
 	return true;
 }
 
+/* Call it, and mark that, in a subtransaction; the error if it fails. */
 HandlerResult
 handler_call(const Handler *handler, ErrorData **error)
 {
@@ -243,6 +244,7 @@ handler_call(const Handler *handler, ErrorData **error)
 	return result;
 }
 
+/* What is remembered of an error. */
 char *
 handler_error_text(ErrorData *error)
 {

@@ -69,6 +69,7 @@ mark_plan_end(int level)
 	AtEOXact_GUC(true, level);
 }
 
+/* Read those of a role with higher numbers, in order; returns how many. */
 int
 mark_read(Oid roleid, int64 above, Handler *handlers, int most)
 {
@@ -158,12 +159,14 @@ next_attempt(const Handler *handler, bool soon)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) Max(ms, 1));
 }
 
+/* It has been called; false if its flow has gone back to the queue meanwhile. */
 bool
 mark_succeeded(const Handler *handler)
 {
 	return mark_write(handler, "s", 0, NULL);
 }
 
+/* It is being called: should that be the end of the session, this counts. */
 void
 mark_begun(Handler *handler)
 {
@@ -183,6 +186,7 @@ mark_begun(Handler *handler)
 	handler->is_begun = true;
 }
 
+/* An attempt has failed; soon: it is tried again without much delay. */
 void
 mark_failed(const Handler *handler, const char *error, bool soon)
 {
@@ -197,6 +201,7 @@ mark_failed(const Handler *handler, const char *error, bool soon)
 						handler->function, (long long) handler->id, attempts_with(handler), error)));
 }
 
+/* Lock it, unless somebody has; the dispatcher waits for nobody. */
 bool
 mark_lock(const Handler *handler)
 {
@@ -213,6 +218,7 @@ mark_lock(const Handler *handler)
 	return locked;
 }
 
+/* All of a role are given up. */
 void
 mark_given_up(Oid roleid, const char *error)
 {

@@ -129,6 +129,7 @@ static bool no_slot_logged = false;
 PGDLLEXPORT void feishu_launcher_main(Datum main_arg);
 
 
+/* Register the launcher and install its hooks; in the postmaster only. */
 void
 launcher_register(void)
 {

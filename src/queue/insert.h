@@ -14,7 +14,6 @@
 #ifndef FEISHU_INSERT_H
 #define FEISHU_INSERT_H
 
-/* Insert a row of all columns as INSERT would; false: it has to be done by SQL. */
 extern bool insert_row(Oid relid, int num_columns, const Oid *types,
 					   Datum *values, bool *nulls);
 

@@ -56,6 +56,9 @@
 #define KEY_TRIES			5
 
 
+/*
+ * Say once a session, if there is no dispatcher, that nobody will send what is queued.
+ */
 void
 outbox_warn_without_dispatcher(void)
 {
@@ -71,6 +74,7 @@ outbox_warn_without_dispatcher(void)
 			 errhint("Add it to shared_preload_libraries and restart the server; what is queued by then will be sent.")));
 }
 
+/* Throw that there is no such flow for the caller. */
 void
 outbox_report_no_flow(int64 id)
 {
@@ -80,6 +84,7 @@ outbox_report_no_flow(int64 id)
 			 errhint("The view feishu.flows shows the flows that you may see.")));
 }
 
+/* A random UUID (version 4) as text: the key of a flow that was given none. */
 char *
 outbox_random_key(void)
 {
@@ -155,6 +160,7 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 				 errmsg("argument \"%s\" must be later than run_at and now", "expires_at")));
 }
 
+/* When a flow expires that is to be sent at a time and says nothing of it. */
 TimestampTz
 outbox_expires_by_age(TimestampTz run_at)
 {
@@ -191,6 +197,7 @@ static const Oid column_types[OUTBOX_COLUMNS] = {
 				  TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
 				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID)
 
+/* These columns of a row, as arguments of a statement. */
 void
 outbox_row_arguments(const Datum *values, const bool *nulls, const int *columns, int num,
 					 Datum *arguments, char *flags)
@@ -348,8 +355,8 @@ insert_or_replace(const QueuedFlow *flow, Oid outbox, Oid last_id, Datum *values
 }
 
 /*
- * Insert a checked flow; returns its id, or that of the flow that has its key or that
- * it replaces, which is looked for first: else each would draw an id in vain.
+ * Insert a flow whose request is checked, and whose server is known; returns its id, or that of the flow that has its key or that it
+ * replaces, which is looked for first: else each would draw an id in vain.
  */
 int64
 outbox_insert(const QueuedFlow *flow)
@@ -439,6 +446,14 @@ outbox_insert(const QueuedFlow *flow)
 	return id;
 }
 
+/*
+ * Insert a row in the current transaction, in the name of flow->roleid, who needs USAGE
+ * on the server (42501) and a user mapping (42704).  Returns its id.  request.operator_id
+ * may be NULL if the server has a default operator; request.idempotent_key NULL: a
+ * random UUID is made.  If the key is in the queue already, nothing is queued, and the
+ * id is that of the flow that has it.  With a replace_key, a flow that has it, waits,
+ * and was never begun with is replaced, and the id is its.  SPI is used inside.
+ */
 int64
 outbox_enqueue(const QueuedFlow *flow)
 {

@@ -40,17 +40,9 @@ typedef struct EventNeeds
 
 /* Prepared for one table. */
 typedef struct EventPlan EventPlan;
-
-/* Prepare to build the needed part of the events of a table, in the current memory context. */
 extern EventPlan *event_plan_create(Relation rel, const EventNeeds *needs);
-
-/* The root that the table is a partition of, or InvalidOid. */
 extern Oid	event_plan_root(const EventPlan *plan);
-
-/* A statement with transition tables that changed no row. */
 extern bool event_is_empty(const TriggerData *trigdata);
-
-/* The event as jsonb in the current memory context. */
 extern Jsonb *event_build(EventPlan *plan, const TriggerData *trigdata);
 
 #endif							/* FEISHU_EVENT_H */

@@ -148,8 +148,10 @@ names_check(const EventNeeds *needs, const TriggerData *trigdata, const char *ar
 }
 
 /*
- * A lock on the partition keeps the root from being dropped, but for one that is
- * just being detached: that is none any more.
+ * The root of a partition and its palloc'ed names, or InvalidOid.
+ *
+ * A lock on the partition keeps the root from being dropped, but for one that is just
+ * being detached: that is none any more.
  */
 Oid
 names_find_root(Relation rel, char **schema, char **table)

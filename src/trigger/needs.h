@@ -18,12 +18,8 @@
 
 #include "trigger/event.h"
 
-/* All of an event. */
 extern void needs_add_all(EventNeeds *needs);
-
 extern bool needs_column(const EventNeeds *needs, int side, const char *name);
-
-/* Add what a jsonpath looks at.  The jsonpath has to live on. */
 extern void needs_add_path(JsonPath *path, EventNeeds *needs);
 
 #endif							/* FEISHU_NEEDS_H */

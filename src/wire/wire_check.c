@@ -37,6 +37,7 @@ object_member(Jsonb *object, const char *name, JsonbValue *value)
 	return getKeyJsonValueFromContainer(&object->root, name, strlen(name), value);
 }
 
+/* Read an integer by its value: "5.00" is 5.  False if it is none, or too large. */
 bool
 request_integer(const char *text, int64 *value)
 {
@@ -94,6 +95,10 @@ change_member(const JsonbValue *key, JsonbValue *value)
 	return false;
 }
 
+/*
+ * An operator, or NULL, as it goes to the platform: with an integer as _id, and an
+ * e-mail address without blanks at its end.
+ */
 Jsonb *
 request_operator(Jsonb *operator_id)
 {
@@ -118,6 +123,7 @@ request_operator(Jsonb *operator_id)
 	return is_changed ? JsonbValueToJsonb(state.result) : operator_id;
 }
 
+/* request_operator for the server's operator (JSON text). */
 Jsonb *
 request_default_operator(const char *json)
 {
@@ -127,6 +133,7 @@ request_default_operator(const char *json)
 															   CStringGetDatum(json))));
 }
 
+/* An argument or template as a jsonb; JSON null is as good as NULL. */
 Jsonb *
 request_json(Jsonb *json)
 {
@@ -138,6 +145,7 @@ request_json(Jsonb *json)
 	return json;
 }
 
+/* NULL when the object can be an operator, else what is wrong with it. */
 const char *
 request_check_operator(Jsonb *operator_id)
 {
@@ -316,6 +324,7 @@ check_size(FlowRequest *request)
 			 errhint("Send less, such as a link to what is large instead of its contents, or have an administrator raise feishu_flow.max_request_size.")));
 }
 
+/* Check every member; throws 22023 naming the argument. */
 void
 request_check(FlowRequest *request)
 {

@@ -116,6 +116,7 @@ free_utf8(char *utf8, const char *text)
 		pfree(utf8);
 }
 
+/* wire_check_segment for an idempotent key: empty, too long, or a control character. */
 const char *
 wire_check_key(const char *text)
 {
@@ -173,9 +174,11 @@ init_url(StringInfo url, const char *base_url)
 }
 
 /*
- * base_url + /open-apis/application/v6/scopes: which permissions the tenant
- * granted to the app whose token asks.  Itself it needs none.  From the
- * platform's documentation, "Query the tenant's authorization status".
+ * Where an app asks for its permissions.
+ *
+ * base_url + /open-apis/application/v6/scopes: which permissions the tenant granted to
+ * the app whose token asks.  Itself it needs none.  From the platform's documentation,
+ * "Query the tenant's authorization status".
  */
 char *
 wire_scopes_url(const char *base_url)
@@ -188,10 +191,11 @@ wire_scopes_url(const char *base_url)
 }
 
 /*
- * base_url + /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute
- * with everything but RFC 3986's unreserved characters percent-encoded, in
- * UTF-8.  Throws 22023 on a bad segment and 22021/22P05 when the text cannot
- * be converted to UTF-8.
+ * Where a flow is started.
+ *
+ * base_url + /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute with
+ * everything but RFC 3986's unreserved characters percent-encoded, in UTF-8.  Throws
+ * 22023 on a bad segment and 22021/22P05 when the text cannot be converted to UTF-8.
  */
 char *
 wire_execute_url(const char *base_url, const FlowRequest *request)
@@ -540,6 +544,7 @@ convert_to_utf8(StringInfo buf)
 	}
 }
 
+/* wire_write_request for a token request; *content_type is static. */
 void
 wire_write_token_request(bool oauth, const char *app_id, const char *app_secret,
 						  StringInfo body, const char **content_type)

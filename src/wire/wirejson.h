@@ -34,13 +34,8 @@ typedef struct WireJson
 	AnswerProblem problem;
 } WireJson;
 
-/* Read a JSON object in UTF-8, which a NUL byte follows. */
 extern void wirejson_read_object(const char *bytes, size_t len, WireJson *json);
-
-/* Read JSON text of any type in the database encoding. */
 extern void wirejson_read_text(const char *text, size_t len, WireJson *json);
-
-/* Push the end of an array or an object, and give memory back. */
 extern void wirejson_push_end(JsonbInState *state, JsonbIteratorToken token);
 
 #endif							/* FEISHU_WIREJSON_H */

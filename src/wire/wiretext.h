@@ -22,20 +22,11 @@
 /* Room for one converted character and a NUL byte. */
 #define WIRETEXT_CHAR_SIZE	(MAX_MULTIBYTE_CHAR_LEN * MAX_CONVERSION_GROWTH + 1)
 
-/* The function that converts UTF-8 to the database encoding; InvalidOid: none. */
 extern Oid	wiretext_conversion(void);
-
-/* Convert as much of valid UTF-8 as the encoding can represent, to a NUL-terminated dst. */
 extern size_t wiretext_convert(Oid conversion, const char *src, size_t len, char *dst);
-
-/* Valid UTF-8 as text in the database encoding, palloc'd. */
 extern char *wiretext_from_utf8(const char *src, size_t len, size_t *result_len,
 								bool *lossy);
-
-/* Text in the database encoding made fit for a message, as wire_printable does it. */
 extern char *wiretext_fit(const char *text, int len, int max);
-
-/* Text that one of both made, perhaps larger, cut in the same way: itself, or a copy. */
 extern char *wiretext_cut(char *text, int max);
 
 #endif							/* FEISHU_WIRETEXT_H */
