@@ -126,7 +126,7 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 		if (problem != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"%s\" %s", "ordering_key", _(problem)),
+					 errmsg(problem, "ordering_key"),
 					 errhint("Leave it null, or give flows that must not overtake each other the same value.")));
 	}
 	if (flow->replace_key != NULL)
@@ -136,7 +136,7 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 		if (problem != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"%s\" %s", "replace_key", _(problem)),
+					 errmsg(problem, "replace_key"),
 					 errhint("Leave it null, or give flows of which only the last is to be started the same value.")));
 		if (flow->request.idempotent_key != NULL)
 			ereport(ERROR,

@@ -84,8 +84,8 @@ check_member(const char *name, const TriggerData *trigdata, const char *argument
 		closest = getClosestMatch(&match);
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("%s of trigger \"%s\" looks at \"%s\", which its event does not have",
-					_(argument), trigdata->tg_trigger->tgname, name),
+			 errmsg("%s template of trigger \"%s\" looks at \"%s\", which its event does not have",
+					argument, trigdata->tg_trigger->tgname, name),
 			 errdetail("The jsonpath is %s. The event has %s.", path, list.data),
 			 closest != NULL ? errhint("Perhaps you meant \"$.%s\".", closest) :
 			 members == members_of_statement ?
@@ -123,8 +123,8 @@ check_column(const char *name, const TriggerData *trigdata, const char *argument
 		closest = getClosestMatch(&match);
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("%s of trigger \"%s\" looks at column \"%s\", which table \"%s\" does not have",
-					_(argument), trigdata->tg_trigger->tgname, name,
+			 errmsg("%s template of trigger \"%s\" looks at column \"%s\", which table \"%s\" does not have",
+					argument, trigdata->tg_trigger->tgname, name,
 					RelationGetRelationName(trigdata->tg_relation)),
 			 errdetail("The jsonpath is %s.", path),
 			 closest != NULL ? errhint("Perhaps you meant the column \"%s\".", closest) :

@@ -496,9 +496,9 @@ plan_create(const TriggerData *trigdata, const char *table)
 	plan->table = pstrdup(table);
 	plan->namespace_name = pstrdup(trigger->tgargs[ARG_NAMESPACE]);
 	plan->flow_id = pstrdup(trigger->tgargs[ARG_FLOW_ID]);
-	plan->operator_id = plan_template(plan, trigger, ARG_OPERATOR, gettext_noop("operator template"));
-	plan->params = plan_template(plan, trigger, ARG_PARAMS, gettext_noop("params template"));
-	plan->options = plan_template(plan, trigger, ARG_OPTIONS, gettext_noop("options template"));
+	plan->operator_id = plan_template(plan, trigger, ARG_OPERATOR, "operator");
+	plan->params = plan_template(plan, trigger, ARG_PARAMS, "params");
+	plan->options = plan_template(plan, trigger, ARG_OPTIONS, "options");
 
 	if (plan->operator_id != NULL)
 		template_add_needs(plan->operator_id, trigdata, &needs);

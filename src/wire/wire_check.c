@@ -145,9 +145,10 @@ request_json(Jsonb *json)
 	return json;
 }
 
-/* NULL when the object can be an operator, else what is wrong with it. */
+/* NULL when the object can be an operator, else what is wrong with it, as a
+ * sentence with %s for the name of the option, or of the argument. */
 const char *
-request_check_operator(Jsonb *operator_id)
+request_check_operator(Jsonb *operator_id, bool of_option)
 {
 	JsonbValue	value;
 	bool		has_id = false;
@@ -155,11 +156,13 @@ request_check_operator(Jsonb *operator_id)
 	int64		id;
 
 	if (!JB_ROOT_IS_OBJECT(operator_id))
-		return gettext_noop("must be a JSON object");
+		return of_option ? gettext_noop("option \"%s\" must be a JSON object") :
+			gettext_noop("argument \"%s\" must be a JSON object");
 	if (object_member(operator_id, "_id", &value) != NULL && value.type != jbvNull)
 	{
 		if (value.type != jbvNumeric || !request_integer(number_text(&value), &id))
-			return gettext_noop("must have an integer in the range of bigint as \"_id\"");
+			return of_option ? gettext_noop("option \"%s\" must have an integer in the range of bigint as \"_id\"") :
+			gettext_noop("argument \"%s\" must have an integer in the range of bigint as \"_id\"");
 		has_id = true;
 	}
 	if (object_member(operator_id, "email", &value) != NULL && value.type != jbvNull)
@@ -167,11 +170,13 @@ request_check_operator(Jsonb *operator_id)
 		if (value.type != jbvString ||
 			(value.val.string.len > 0 &&
 			 memchr(value.val.string.val, '@', value.val.string.len) == NULL))
-			return gettext_noop("must have an e-mail address as \"email\"");
+			return of_option ? gettext_noop("option \"%s\" must have an e-mail address as \"email\"") :
+			gettext_noop("argument \"%s\" must have an e-mail address as \"email\"");
 		has_email = value.val.string.len > 0;
 	}
 	if (!has_id && !has_email)
-		return gettext_noop("must have \"_id\" or \"email\"");
+		return of_option ? gettext_noop("option \"%s\" must have \"_id\" or \"email\"") :
+			gettext_noop("argument \"%s\" must have \"_id\" or \"email\"");
 	return NULL;
 }
 
@@ -181,7 +186,7 @@ report_argument(const char *argument, const char *problem, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("argument \"%s\" %s", argument, _(problem)),
+			 errmsg(problem, argument),
 			 hint ? errhint("%s", _(hint)) : 0));
 }
 
@@ -233,7 +238,7 @@ report_sort(const char *argument, Jsonb *json, const char *problem, const char *
 	hint = request_sort_hint(json, hint);
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("argument \"%s\" %s", argument, _(problem)),
+			 errmsg(problem, argument),
 			 errdetail_internal("%s", _(request_sort(json))),
 			 errhint("%s", _(hint))));
 }
@@ -253,7 +258,7 @@ report_operator(Jsonb *operator_id, const char *problem)
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("argument \"%s\" %s", "operator", _(problem)),
+			 errmsg(problem, "operator"),
 			 json != NULL ? errdetail("It is %s.", json) : 0,
 			 errhint("%s", _(hint))));
 }
@@ -265,7 +270,7 @@ check_segment(const char *argument, const char *text, const char *hint)
 	const char *problem;
 
 	if (text == NULL)
-		report_argument(argument, gettext_noop("must not be null"), hint);
+		report_argument(argument, gettext_noop("argument \"%s\" must not be null"), hint);
 	problem = wire_check_segment(text);
 	if (problem != NULL)
 		report_argument(argument, problem, hint);
@@ -280,14 +285,14 @@ check_loop_masks(Jsonb *loop_masks)
 	JsonbValue	value;
 
 	if (!JB_ROOT_IS_ARRAY(loop_masks) || JB_ROOT_IS_SCALAR(loop_masks))
-		report_sort("loop_masks", loop_masks, gettext_noop("must be a JSON array"), hint);
+		report_sort("loop_masks", loop_masks, gettext_noop("argument \"%s\" must be a JSON array"), hint);
 	if (JB_ROOT_COUNT(loop_masks) > MAX_LOOP_MASKS)
-		report_argument("loop_masks", gettext_noop("must not have more than 20 elements"), hint);
+		report_argument("loop_masks", gettext_noop("argument \"%s\" must not have more than 20 elements"), hint);
 	iterator = JsonbIteratorInit(&loop_masks->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
 		if (token == WJB_ELEM && value.type != jbvString)
-			report_argument("loop_masks", gettext_noop("must have only strings as elements"), hint);
+			report_argument("loop_masks", gettext_noop("argument \"%s\" must have only strings as elements"), hint);
 	}
 }
 
@@ -336,14 +341,14 @@ request_check(FlowRequest *request)
 				  gettext_noop("It is the flow's API name, which the low-code platform shows in the table of flows."));
 
 	if (request->operator_id == NULL)
-		report_argument("operator", gettext_noop("must not be null, since the server has no default operator"),
+		report_argument("operator", gettext_noop("argument \"%s\" must not be null, since the server has no default operator"),
 						gettext_noop("Give it, like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}', or set the server's operator option."));
-	problem = request_check_operator(request->operator_id);
+	problem = request_check_operator(request->operator_id, false);
 	if (problem != NULL)
 		report_operator(request->operator_id, problem);
 
 	if (request->params != NULL && !JB_ROOT_IS_OBJECT(request->params))
-		report_sort("params", request->params, gettext_noop("must be a JSON object"),
+		report_sort("params", request->params, gettext_noop("argument \"%s\" must be a JSON object"),
 					gettext_noop("Its members are the flow's input parameters by API name; leave it null when the flow has none."));
 	if (request->idempotent_key != NULL)
 	{

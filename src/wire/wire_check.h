@@ -26,6 +26,6 @@ extern bool request_integer(const char *text, int64 *value);
 extern const char *request_sort(Jsonb *json);
 extern const char *request_sort_hint(Jsonb *json, const char *hint);
 extern void request_check(FlowRequest *request);
-extern const char *request_check_operator(Jsonb *operator_id);
+extern const char *request_check_operator(Jsonb *operator_id, bool of_option);
 
 #endif							/* FEISHU_WIRE_CHECK_H */

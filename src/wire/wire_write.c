@@ -91,14 +91,14 @@ static const char *
 check_segment(const char *utf8)
 {
 	if (utf8[0] == '\0')
-		return gettext_noop("must not be empty");
+		return gettext_noop("argument \"%s\" must not be empty");
 	if (strcmp(utf8, ".") == 0 || strcmp(utf8, "..") == 0)
-		return gettext_noop("must not be \".\" or \"..\"");
+		return gettext_noop("argument \"%s\" must not be \".\" or \"..\"");
 	if (strlen(utf8) > MAX_SEGMENT_SIZE)
-		return gettext_noop("must not be longer than 255 bytes");
+		return gettext_noop("argument \"%s\" must not be longer than 255 bytes");
 
 	if (has_control(utf8))
-		return gettext_noop("must not contain control characters");
+		return gettext_noop("argument \"%s\" must not contain control characters");
 	return NULL;
 }
 
@@ -124,11 +124,11 @@ wire_check_key(const char *text)
 	const char *result = NULL;
 
 	if (utf8[0] == '\0')
-		result = gettext_noop("must not be empty");
+		result = gettext_noop("argument \"%s\" must not be empty");
 	else if (strlen(utf8) > MAX_KEY_SIZE)
-		result = gettext_noop("must not be longer than 255 bytes");
+		result = gettext_noop("argument \"%s\" must not be longer than 255 bytes");
 	else if (has_control(utf8))
-		result = gettext_noop("must not contain control characters");
+		result = gettext_noop("argument \"%s\" must not contain control characters");
 	free_utf8(utf8, text);
 	return result;
 }
@@ -136,8 +136,7 @@ wire_check_key(const char *text)
 /*
  * Why text cannot be one segment of the path, or NULL when it can: empty,
  * ".", "..", longer than 255 bytes in UTF-8, or with a control character.
- * The result completes the sentence "namespace ...", is static, and to be shown
- * with _().  Throws 22021/22P05 when the text cannot be converted to UTF-8.
+ * The result is a sentence with %s for the argument's name.  Throws 22021/22P05 when the text cannot be converted to UTF-8.
  */
 const char *
 wire_check_segment(const char *text)
@@ -158,7 +157,7 @@ append_segment(StringInfo buf, const char *argument, const char *text)
 	if (trouble != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s %s", argument, _(trouble))));
+				 errmsg(trouble, argument)));
 	append_percent_encoded(buf, utf8);
 	free_utf8(utf8, text);
 }
