@@ -36,7 +36,6 @@
 #include "call/call.h"
 #include "call/report.h"
 #include "call/stats.h"
-#include "wire/wire_check.h"
 
 PG_FUNCTION_INFO_V1(feishu_execute_flow);
 PG_FUNCTION_INFO_V1(feishu_out_params);

@@ -18,8 +18,8 @@
 #include "storage/lwlock.h"
 #include "storage/spin.h"
 
-#include "app/apps.h"
 #include "app/gate.h"
+#include "app/limiter.h"
 #include "app/token.h"
 #include "wire/wire.h"
 

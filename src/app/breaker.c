@@ -31,7 +31,6 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
-#include "utils/timestamp.h"
 
 #include "app/breaker.h"
 #include "base/guc.h"

@@ -42,7 +42,6 @@
 
 #include <math.h>
 
-#include "utils/timestamp.h"
 
 #include "app/gate.h"
 #include "base/guc.h"

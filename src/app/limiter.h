@@ -127,4 +127,8 @@ extern bool limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status)
 extern const char *limiter_pause_text(LimiterPause pause);
 extern void limiter_resume(const char *server_name, const AppKey *key);
 
+/* apps.c */
+extern void apps_request_shmem(void);
+extern void apps_startup_shmem(void);
+
 #endif							/* FEISHU_LIMITER_H */

@@ -27,7 +27,6 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/defrem.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 

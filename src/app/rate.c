@@ -35,7 +35,6 @@
 
 #include <math.h>
 
-#include "utils/timestamp.h"
 
 #include "app/rate.h"
 

@@ -261,9 +261,9 @@ app_acquire_token(App *app, TokenLease *lease, TimestampTz deadline, TokenFailur
 }
 
 /*
- * Get a token, or hear what is to be done for one.  deadline is that of the fetch that the caller would do: after it,
- * somebody else may take the duty over.  Does not wait; call wakeup_look before, to be
- * woken when any fetch ends.
+ * Get a token, or hear what is to be done for one.  deadline is that of the fetch that
+ * the caller would do: after it, somebody else may take the duty over.  Does not wait;
+ * call wakeup_look before, to be woken when any fetch ends.
  */
 TokenState
 token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failure)
@@ -361,8 +361,8 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 }
 
 /*
- * End of a fetch, which failed: everybody who waits for it fails the same way; with NULL, somebody
- * else should try.  One who has a token uses it for a while before the next fetch.
+ * End of a fetch, which failed: everybody who waits for it fails the same way; with NULL,
+ * somebody else should try.  One who has a token uses it for a while before the next fetch.
  */
 void
 token_cache_fail(TokenLease *lease, const TokenFailure *failure)

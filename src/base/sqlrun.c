@@ -217,6 +217,20 @@ sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 	return SPI_processed;
 }
 
+/* sql_run by itself, as the owner: no more than the number of rows is left of the result. */
+uint64
+sql_run_as_owner(SqlStatement *statement, Datum *values, const char *nulls,
+				 int expected, Snapshot snapshot)
+{
+	SqlCaller	caller;
+	uint64		num;
+
+	sql_begin_as_owner(&caller);
+	num = sql_run(statement, values, nulls, expected, snapshot);
+	sql_end_as_owner(&caller);
+	return num;
+}
+
 /* Column (from 1) of a row (from 0) of the last result. */
 Datum
 sql_value(uint64 row, int column, bool *is_null)

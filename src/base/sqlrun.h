@@ -66,6 +66,8 @@ extern void sql_begin_as_owner(SqlCaller *caller);
 extern void sql_end_as_owner(const SqlCaller *caller);
 extern uint64 sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 					  int expected, Snapshot snapshot);
+extern uint64 sql_run_as_owner(SqlStatement *statement, Datum *values, const char *nulls,
+							   int expected, Snapshot snapshot);
 extern Datum sql_value(uint64 row, int column, bool *is_null);
 extern int64 sql_int64(uint64 row, int column);
 

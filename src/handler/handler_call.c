@@ -31,7 +31,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "tcop/dest.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"

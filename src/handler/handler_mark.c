@@ -137,13 +137,8 @@ mark_write(const Handler *handler, const char *state, TimestampTz next_at, const
 	char		nulls[6] = {
 		' ', ' ', ' ', state != NULL ? ' ' : 'n', next_at != 0 ? ' ' : 'n', error != NULL ? ' ' : 'n'
 	};
-	SqlCaller	caller;
-	bool		written;
 
-	sql_begin_as_owner(&caller);
-	written = sql_run(&statement, values, nulls, SPI_OK_UPDATE, NULL) > 0;
-	sql_end_as_owner(&caller);
-	return written;
+	return sql_run_as_owner(&statement, values, nulls, SPI_OK_UPDATE, NULL) > 0;
 }
 
 /* When a handler is called again: full jitter, as flows have it. */
@@ -177,11 +172,8 @@ mark_begun(Handler *handler)
 	Datum		values[3] = {
 		Int64GetDatum(handler->id), Int64GetDatum(handler->number), Int32GetDatum(attempts_with(handler))
 	};
-	SqlCaller	caller;
 
-	sql_begin_as_owner(&caller);
-	sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
-	sql_end_as_owner(&caller);
+	(void) sql_run_as_owner(&statement, values, NULL, SPI_OK_UPDATE, NULL);
 	handler->attempts = attempts_with(handler);
 	handler->is_begun = true;
 }
@@ -209,13 +201,8 @@ mark_lock(const Handler *handler)
 		"SELECT FROM feishu_internal.outbox" THIS_ROW " FOR UPDATE SKIP LOCKED",
 		2, INT8OID, INT8OID);
 	Datum		values[2] = {Int64GetDatum(handler->id), Int64GetDatum(handler->number)};
-	SqlCaller	caller;
-	bool		locked;
 
-	sql_begin_as_owner(&caller);
-	locked = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
-	sql_end_as_owner(&caller);
-	return locked;
+	return sql_run_as_owner(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
 
 /* All of a role are given up. */
@@ -233,12 +220,9 @@ mark_given_up(Oid roleid, const char *error)
 		ObjectIdGetDatum(roleid), CStringGetTextDatum(error), Int32GetDatum(GIVE_UP_ROWS),
 		origin_database(), origin_system()
 	};
-	SqlCaller	caller;
 	uint64		num;
 
-	sql_begin_as_owner(&caller);
-	num = sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
-	sql_end_as_owner(&caller);
+	num = sql_run_as_owner(&statement, values, NULL, SPI_OK_UPDATE, NULL);
 	if (num > 0)
 		ereport(LOG,
 				(errmsg("feishu_flow has given up %llu handlers of role %u: %s",

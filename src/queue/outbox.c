@@ -39,12 +39,11 @@
 #include "base/sqlrun.h"
 #include "launcher/launcher.h"
 #include "queue/flow_id.h"
-#include "queue/insert.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
 #include "queue/origin.h"
 #include "queue/outbox.h"
-#include "queue/outbox_row.h"
+#include "queue/outbox_internal.h"
 #include "queue/record_text.h"
 #include "queue/replace.h"
 #include "wire/wire_check.h"
@@ -239,14 +238,9 @@ insert_by_sql(Datum *values, bool *nulls, InsertUnless unless)
 	};
 	Datum		arguments[NUM_INSERTED];
 	char		flags[NUM_INSERTED];
-	SqlCaller	caller;
-	bool		inserted;
 
 	outbox_row_arguments(values, nulls, columns, NUM_INSERTED, arguments, flags);
-	sql_begin_as_owner(&caller);
-	inserted = sql_run(&statements[unless], arguments, flags, SPI_OK_INSERT, NULL) > 0;
-	sql_end_as_owner(&caller);
-	return inserted;
+	return sql_run_as_owner(&statements[unless], arguments, flags, SPI_OK_INSERT, NULL) > 0;
 }
 
 /*
@@ -355,8 +349,9 @@ insert_or_replace(const QueuedFlow *flow, Oid outbox, Oid last_id, Datum *values
 }
 
 /*
- * Insert a flow whose request is checked, and whose server is known; returns its id, or that of the flow that has its key or that it
- * replaces, which is looked for first: else each would draw an id in vain.
+ * Insert a flow whose request is checked, and whose server is known.  Returns its id, or
+ * that of the flow that has its key or that it replaces, which is looked for first: else
+ * each would draw an id in vain.
  */
 int64
 outbox_insert(const QueuedFlow *flow)

@@ -22,7 +22,7 @@
 
 #include "base/compat.h"
 #include "base/nls.h"
-#include "trigger/names.h"
+#include "trigger/event.h"
 
 /* A name so far from what was meant is another one. */
 #define NAMES_MAX_DISTANCE	4

@@ -34,8 +34,7 @@
 
 #include "base/compat.h"
 #include "base/nls.h"
-#include "trigger/names.h"
-#include "trigger/needs.h"
+#include "trigger/event.h"
 #include "trigger/template.h"
 
 /* A jsonpath of a template. */

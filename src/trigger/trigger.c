@@ -43,7 +43,6 @@
 #include "base/nls.h"
 #include "queue/outbox.h"
 #include "trigger/event.h"
-#include "trigger/needs.h"
 #include "trigger/role.h"
 #include "trigger/template.h"
 #include "wire/wire_check.h"

@@ -26,7 +26,7 @@
 
 #include "base/compat.h"
 #include "wire/mask.h"
-#include "wire/wirejson.h"
+#include "wire/wire_internal.h"
 
 /* A secret so long does not turn up in an answer by chance. */
 #define SECRET_SURE_LENGTH		16

@@ -32,8 +32,7 @@
 #include "base/nls.h"
 #include "wire/codes.h"
 #include "wire/wire.h"
-#include "wire/wirejson.h"
-#include "wire/wiretext.h"
+#include "wire/wire_internal.h"
 
 /*
  * Caps on text of the answer, in bytes, so that a peer cannot flood messages,

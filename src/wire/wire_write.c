@@ -136,7 +136,8 @@ wire_check_key(const char *text)
 /*
  * Why text cannot be one segment of the path, or NULL when it can: empty,
  * ".", "..", longer than 255 bytes in UTF-8, or with a control character.
- * The result is a sentence with %s for the argument's name.  Throws 22021/22P05 when the text cannot be converted to UTF-8.
+ * The result is a sentence with %s for the argument's name.  Throws 22021/22P05 when
+ * the text cannot be converted to UTF-8.
  */
 const char *
 wire_check_segment(const char *text)

@@ -36,8 +36,7 @@
 #include "utils/numeric.h"
 
 #include "base/compat.h"
-#include "wire/wirejson.h"
-#include "wire/wiretext.h"
+#include "wire/wire_internal.h"
 
 /*
  * Deepest nesting that is read.  The platform's answers need 6 levels and

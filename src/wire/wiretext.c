@@ -22,7 +22,7 @@
 #include "miscadmin.h"
 
 #include "wire/wire.h"
-#include "wire/wiretext.h"
+#include "wire/wire_internal.h"
 
 /* Does the encoding take UTF-8 as it is? */
 static bool
