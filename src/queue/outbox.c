@@ -120,7 +120,7 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 {
 	if (flow->ordering_key != NULL)
 	{
-		const char *problem = wire_check_key(flow->ordering_key);
+		const char *problem = wire_check_name(flow->ordering_key, false);
 
 		if (problem != NULL)
 			ereport(ERROR,
@@ -130,7 +130,7 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 	}
 	if (flow->replace_key != NULL)
 	{
-		const char *problem = wire_check_key(flow->replace_key);
+		const char *problem = wire_check_name(flow->replace_key, false);
 
 		if (problem != NULL)
 			ereport(ERROR,

@@ -104,8 +104,7 @@ typedef struct FlowResponse
 	int			expires_in;		/* seconds, 0 when there is no usable number */
 } FlowResponse;
 
-extern const char *wire_check_segment(const char *text);
-extern const char *wire_check_key(const char *text);
+extern const char *wire_check_name(const char *text, bool is_segment);
 extern char *wire_execute_url(const char *base_url, const FlowRequest *request);
 extern char *wire_scopes_url(const char *base_url);
 

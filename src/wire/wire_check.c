@@ -270,7 +270,7 @@ check_segment(const char *argument, const char *text, const char *hint)
 
 	if (text == NULL)
 		report_argument(argument, gettext_noop("argument \"%s\" must not be null"), hint);
-	problem = wire_check_segment(text);
+	problem = wire_check_name(text, true);
 	if (problem != NULL)
 		report_argument(argument, problem, hint);
 }
@@ -351,7 +351,7 @@ request_check(FlowRequest *request)
 					gettext_noop("Its members are the flow's input parameters by API name; leave it null when the flow has none."));
 	if (request->idempotent_key != NULL)
 	{
-		problem = wire_check_key(request->idempotent_key);
+		problem = wire_check_name(request->idempotent_key, false);
 		if (problem != NULL)
 			report_argument("idempotent_key", problem,
 							gettext_noop("Leave it null, or give each start of a flow a value of its own, such as a UUID."));
