@@ -189,6 +189,21 @@ is( with_handler(
 like(error_of(), qr/handler_timeout/, '... with the reason');
 is(with_handler("BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.01); END"),
 	'succeeded|1', 'one that catches that, and then ends, is called');
+
+# It may clean up for a second, and has its session for no longer. One call more may be made than are counted: that of
+# a session in which handlers share a transaction.
+my $begun = time();
+is( with_handler(
+		'PERFORM app.note(f); LOOP BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP'),
+	'failed|3',
+	'one that catches it for ever is given up');
+cmp_ok(
+	time() - $begun,
+	'<',
+	4 * (0.3 + 1) + 3 * $FeishuFlow::SLOW,
+	'... and has had handler_timeout, and a second, for each call');
+like(error_of(), qr/the session ended.*handler_timeout/, '... with the reason');
+is(noted(), '', '... and without an effect');
 $session->value("ALTER ROLE app SET statement_timeout = '20ms'");
 is(with_handler("PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(1)"),
 	'failed|3', 'one that ends its session is given up');
