@@ -238,6 +238,17 @@ set_replace_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
 	flow->replace_key = option_text(name, value);
 }
 
+static void
+set_priority(const char *name, const JsonbValue *value, QueuedFlow *flow)
+{
+	int64		number;
+
+	if (!request_integer(option_text(name, value), &number) ||
+		number < INT_MIN || number > INT_MAX)
+		report_option(name, gettext_noop("an integer"));
+	flow->priority = (int) number;
+}
+
 /* Those arguments of enqueue_flow that the trigger does not take itself. */
 static const TriggerOption trigger_options[] = {
 	{"is_async", set_is_async},
@@ -250,6 +261,7 @@ static const TriggerOption trigger_options[] = {
 	{"expires_at", set_expires_at},
 	{"on_end", set_on_end},
 	{"replace_key", set_replace_key},
+	{"priority", set_priority},
 };
 
 static const TriggerOption *
