@@ -245,8 +245,11 @@ $session->value('BEGIN; ALTER DATABASE zwei RENAME TO deux');
 dispatcher_goes('zwei', 'no dispatcher while a rename is not committed');
 $session->value('ROLLBACK');
 dispatcher_comes('zwei', '... it comes back with the rollback');
-fails_with($session, 'ALTER DATABASE zwei RENAME TO one', '42P04', 'a rename that fails');
+my $fresh = FeishuFlow::Session->new($node);
+fails_with($fresh, 'ALTER DATABASE zwei RENAME TO one', '42P04',
+	'a rename that fails, the first that its session does');
 dispatcher_comes('zwei', '... gives the dispatcher back');
+$fresh->quit;
 
 at_once($session, 'DROP DATABASE zwei', 'a database with a dispatcher is dropped');
 at_once($session, 'DROP DATABASE three WITH (FORCE)', '... by force');
