@@ -92,7 +92,8 @@ against_flows() {
 }
 
 against_measure() {
-	local flow="'package_7344545d87__c', 'deleteObject_99c656599f', '{\"_id\": 1111, \"email\": \"apaas@bytedance.com\"}',
+	local flow="'package_7344545d87__c', 'deleteObject_99c656599f',
+		'{\"_id\": 1111, \"email\": \"apaas@bytedance.com\"}',
 		'{\"variable_rgrtgqworiginal\": {\"_id\": 5454545}}'"
 	case "$1" in
 		call) AGAINST_ROWS=5000 against_session "SELECT count(feishu.execute_flow($flow)) FROM ROWS" ;;

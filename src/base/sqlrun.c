@@ -94,6 +94,8 @@ sql_find_outbox(Oid *outbox, Oid *last_id)
 }
 
 /*
+ * Lock and find the table of a number that is to be drawn (flow_id.c).
+ *
  * A DROP EXTENSION may be under way: that is waited for, and then the table is looked
  * for again, as the lock was waited for if anything has changed.
  */
@@ -243,6 +245,20 @@ take_row_apart(uint64 row)
 	}
 	heap_deform_tuple(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, apart.values, apart.nulls);
 	apart.row = row;
+}
+
+/* sql_run by itself, as the owner: no more than the number of rows is left of the result. */
+uint64
+sql_run_as_owner(SqlStatement *statement, Datum *values, const char *nulls,
+				 int expected, Snapshot snapshot)
+{
+	SqlCaller	caller;
+	uint64		num;
+
+	sql_begin_as_owner(&caller);
+	num = sql_run(statement, values, nulls, expected, snapshot);
+	sql_end_as_owner(&caller);
+	return num;
 }
 
 /* Column (from 1) of a row (from 0) of the last result. */
