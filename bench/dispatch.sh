@@ -236,8 +236,8 @@ old_snapshot_held() {
 dispatch_targets() {
 	local longest=${LENGTHS[-1]}
 	say
-	target feishu.10000 feishu.10000.multi 0.35
-	target feishu_tls.10000 feishu_tls.10000.multi 0.6
+	target feishu.10000 feishu.10000.multi 0.4
+	target feishu_tls.10000 feishu_tls.10000.multi 0.5
 	target_of_medians "feishu.$longest" feishu.10000 0.8
 	target dead clean 0.8
 	say
