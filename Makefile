@@ -67,8 +67,10 @@ OBJS = \
 	src/dispatcher/ordering.o \
 	src/dispatcher/record.o \
 	src/dispatcher/schedule.o \
+	src/dispatcher/share.o \
 	src/dispatcher/shutdown.o \
 	src/dispatcher/sweep.o \
+	src/dispatcher/tier.o \
 	src/dispatcher/tokens.o \
 	src/dispatcher/transaction.o \
 	src/dispatcher/work.o \

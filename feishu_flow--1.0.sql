@@ -201,6 +201,7 @@ CREATE TABLE feishu_internal.outbox (
     own_key boolean NOT NULL,           -- the key was made here: nobody else has it
     unanswered boolean NOT NULL DEFAULT false,  -- an attempt may have reached the platform
     replaceable boolean NOT NULL DEFAULT false, -- it has a replace_key, and was never claimed
+    priority smallint NOT NULL DEFAULT 0,       -- higher ones first
     created_at timestamptz NOT NULL,
     run_at timestamptz NOT NULL,
     next_at timestamptz,                -- not to be sent before; NULL: at once
@@ -265,11 +266,11 @@ ALTER TABLE feishu_internal.outbox
 COMMENT ON TABLE feishu_internal.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
 
--- what to send next, by lane (server and role); dead entries of sent rows are
+-- what to send next, by lane (server and role) and priority; dead entries of sent rows are
 -- stepped over by starting where the last claim ended
-CREATE INDEX outbox_ready_idx ON feishu_internal.outbox (server, roleid, id)
+CREATE INDEX outbox_ready_idx ON feishu_internal.outbox (server, roleid, priority, id)
     WHERE state = 'q' AND next_at IS NULL;
-CREATE INDEX outbox_delayed_idx ON feishu_internal.outbox (server, roleid, next_at, id)
+CREATE INDEX outbox_delayed_idx ON feishu_internal.outbox (server, roleid, priority, next_at, id)
     WHERE state = 'q' AND next_at IS NOT NULL;
 -- who is next of an ordering key, which belongs to a server and a role
 CREATE INDEX outbox_ordering_idx ON feishu_internal.outbox (server, roleid, ordering_key, id)
@@ -437,12 +438,13 @@ CREATE FUNCTION feishu.enqueue_flow(
     max_attempts integer DEFAULT NULL,
     expires_at timestamptz DEFAULT NULL,
     on_end text DEFAULT NULL,
-    replace_key text DEFAULT NULL)
+    replace_key text DEFAULT NULL,
+    priority integer DEFAULT 0)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text, text) IS
+COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text, text, integer) IS
 'Queues a flow in the current transaction, to be started after it commits. Returns its id, or the id of the flow that has the idempotent key already, or that it replaces.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
@@ -522,7 +524,7 @@ SELECT o.id,
     o.server::name AS server,
     pg_get_userbyid(o.roleid) AS role,
     o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
-    o.loop_masks, o.ordering_key, o.replace_key, o.created_at,
+    o.loop_masks, o.ordering_key, o.replace_key, o.priority, o.created_at,
     COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.hint, o.response,
@@ -556,6 +558,7 @@ COMMENT ON COLUMN feishu.flows.idempotent_key IS 'Started at most once with it';
 COMMENT ON COLUMN feishu.flows.loop_masks IS 'Masks against endless loops';
 COMMENT ON COLUMN feishu.flows.ordering_key IS 'One after the other with it';
 COMMENT ON COLUMN feishu.flows.replace_key IS 'The last one with it counts';
+COMMENT ON COLUMN feishu.flows.priority IS 'Higher ones are sent first';
 COMMENT ON COLUMN feishu.flows.created_at IS 'When it was queued';
 COMMENT ON COLUMN feishu.flows.run_at IS 'Not to be sent before';
 COMMENT ON COLUMN feishu.flows.expires_at IS 'Fails if it waits until then';
@@ -804,7 +807,7 @@ backlog AS MATERIALIZED
 SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since, d.count,
     (SELECT min(w.id) FROM status s CROSS JOIN LATERAL
         (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = s.server AND o.state = 'q' AND o.next_at IS NULL
-         ORDER BY o.server, o.roleid, o.id LIMIT 1) w) AS example,
+         ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1) w) AS example,
     d.problem AS detail,
     CASE WHEN d.problem LIKE '%feishu_flow.dispatch is off%' THEN
              'ALTER SYSTEM SET feishu_flow.dispatch = on; SELECT pg_reload_conf()'
@@ -826,7 +829,7 @@ WHERE d.problem IS NOT NULL
 UNION ALL
 SELECT 'server paused', s.server::text, p.paused_at, s.queued,
     (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = p.server AND o.state = 'q' AND o.next_at IS NULL
-     ORDER BY o.server, o.roleid, o.id LIMIT 1),
+     ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1),
     'paused by ' || p.paused_by,
     format('SELECT feishu.resume_server(%L)', p.server)
 FROM feishu_internal.paused_server p JOIN status s ON s.server = p.server
@@ -854,7 +857,7 @@ FROM (SELECT l.server, pg_get_userbyid(l.roleid) AS role, l.reason, f.oid AS ser
       LEFT JOIN pg_foreign_server f ON f.srvname = l.server
       LEFT JOIN LATERAL (SELECT o.id, o.server_owner FROM feishu_internal.outbox o
           WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = l.server AND o.roleid = l.roleid
-          ORDER BY o.server, o.roleid, o.id LIMIT 1) w ON true
+          ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1) w ON true
       WHERE l.reason NOT LIKE '%the platform limits the rate%') h
 UNION ALL
 SELECT 'flows ' || g.state, format('%s, %s/%s', g.server, g.namespace, g.flow_id), g.since, g.count, g.example,
@@ -898,7 +901,7 @@ SELECT 'backlog expires', b.server::text, b.oldest_due, count(*), min(w.id),
     format('%s flows are due, and %s a minute have ended of late', b.due, round(60 * b.rate)),
     format('raise max_rate or max_concurrency of server %s, if they bound it; else ask what makes the platform slow', b.server)
 FROM backlog b JOIN
-    (SELECT o.server, o.id, o.expires_at, row_number() OVER (PARTITION BY o.server ORDER BY o.id) AS place
+    (SELECT o.server, o.id, o.expires_at, row_number() OVER (PARTITION BY o.server ORDER BY o.priority DESC, o.id) AS place
      FROM feishu_internal.outbox o
      WHERE o.state = 'q' AND o.next_at IS NULL
        AND (SELECT e.expires_at FROM feishu_internal.outbox e WHERE e.state = 'q' AND e.expires_at < 'infinity'

@@ -19,7 +19,7 @@
 /* Where the queue's tables are; nobody else may look into it. */
 #define QUEUE_SCHEMA		"feishu_internal"
 
-#define SQL_MAX_ARGUMENTS	23
+#define SQL_MAX_ARGUMENTS	24
 
 /* A statement, planned at its first use and kept; to be a static variable. */
 typedef struct SqlStatement

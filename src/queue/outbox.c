@@ -148,6 +148,11 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must be positive", "max_attempts")));
+	if (flow->priority < OUTBOX_MIN_PRIORITY || flow->priority > OUTBOX_MAX_PRIORITY)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be from %d to %d", "priority",
+						OUTBOX_MIN_PRIORITY, OUTBOX_MAX_PRIORITY)));
 	if (TIMESTAMP_IS_NOEND(flow->run_at))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -174,7 +179,7 @@ outbox_expires_by_age(TimestampTz run_at)
 /* As OutboxColumn has them. */
 static const Oid column_types[OUTBOX_COLUMNS] = {
 	INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, INT4OID,
-	OIDOID, CHAROID, BOOLOID, BOOLOID, BOOLOID, BOOLOID, TIMESTAMPTZOID,
+	OIDOID, CHAROID, BOOLOID, BOOLOID, BOOLOID, BOOLOID, INT2OID, TIMESTAMPTZOID,
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 	TEXTOID, TEXTOID, TEXTOID, JSONBOID,
 	JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID,
@@ -184,17 +189,18 @@ static const Oid column_types[OUTBOX_COLUMNS] = {
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, INT4OID
 };
 
-#define NUM_INSERTED	23
+#define NUM_INSERTED	24
 
 #define INSERT_STATEMENT(conflict) \
 	SQL_STATEMENT("INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts," \
 				  " server_owner, is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id," \
-				  " operator, params, idempotent_key, loop_masks, ordering_key, on_end, replace_key, replaceable)" \
-				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)" \
+				  " operator, params, idempotent_key, loop_masks, ordering_key, on_end, replace_key, replaceable, priority)" \
+				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22," \
+				  " $23, $24)" \
 				  conflict, \
 				  NUM_INSERTED, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID, \
 				  TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
-				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID)
+				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, INT2OID)
 
 /* These columns of a row, as arguments of a statement. */
 void
@@ -234,7 +240,7 @@ insert_by_sql(Datum *values, bool *nulls, InsertUnless unless)
 		OUTBOX_SERVER_OWNER, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_CREATED_AT, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT,
 		OUTBOX_SERVER, OUTBOX_NAMESPACE, OUTBOX_FLOW_ID, OUTBOX_OPERATOR,
 		OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS, OUTBOX_ORDERING_KEY, OUTBOX_ON_END,
-		OUTBOX_REPLACE_KEY, OUTBOX_REPLACEABLE
+		OUTBOX_REPLACE_KEY, OUTBOX_REPLACEABLE, OUTBOX_PRIORITY
 	};
 	Datum		arguments[NUM_INSERTED];
 	char		flags[NUM_INSERTED];
@@ -397,6 +403,7 @@ outbox_insert(const QueuedFlow *flow)
 	SET(OUTBOX_OWN_KEY, BoolGetDatum(own_key));
 	SET(OUTBOX_UNANSWERED, BoolGetDatum(false));
 	SET(OUTBOX_REPLACEABLE, BoolGetDatum(flow->replace_key != NULL));
+	SET(OUTBOX_PRIORITY, Int16GetDatum(flow->priority));
 	SET(OUTBOX_CREATED_AT, TimestampTzGetDatum(now));
 	SET(OUTBOX_RUN_AT, TimestampTzGetDatum(run_at));
 	if (delayed)

@@ -31,7 +31,7 @@ typedef enum OutboxColumn
 {
 	OUTBOX_ID, OUTBOX_ROLEID, OUTBOX_DATABASE, OUTBOX_SYSTEM_IDENTIFIER, OUTBOX_ATTEMPTS, OUTBOX_MAX_ATTEMPTS,
 	OUTBOX_SERVER_OWNER, OUTBOX_STATE, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_UNANSWERED, OUTBOX_REPLACEABLE,
-	OUTBOX_CREATED_AT, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT, OUTBOX_FINISHED_AT,
+	OUTBOX_PRIORITY, OUTBOX_CREATED_AT, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT, OUTBOX_FINISHED_AT,
 	OUTBOX_SERVER, OUTBOX_NAMESPACE, OUTBOX_FLOW_ID, OUTBOX_OPERATOR,
 	OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS, OUTBOX_ORDERING_KEY, OUTBOX_REPLACE_KEY,
 	OUTBOX_CODE, OUTBOX_EXECUTION_ID, OUTBOX_FLOW_STATUS, OUTBOX_FLOW_CODE,
@@ -55,6 +55,7 @@ typedef struct QueuedFlow
 								 * feishu_flow.max_age */
 	const char *on_end;			/* name of a handler, as given, or NULL */
 	char	   *replace_key;	/* or NULL; none with request.idempotent_key */
+	int			priority;
 } QueuedFlow;
 
 /* In SQL: a row whose key is the user's and may not be queued again; as the index has it. */
@@ -66,6 +67,10 @@ typedef struct QueuedFlow
 #define OUTBOX_WENT_WRONG	"state OPERATOR(pg_catalog.=) ANY ('{f,u}'::pg_catalog.\"char\"[])"
 
 #define OUTBOX_KEY_INDEX	"outbox_key_idx"
+
+/* The lowest and the highest priority. */
+#define OUTBOX_MIN_PRIORITY	(-100)
+#define OUTBOX_MAX_PRIORITY	100
 
 /* An expires_at that was given, even if it is -infinity. */
 #define OUTBOX_GIVEN_EXPIRY(given) Max((given), DT_NOBEGIN + 1)

@@ -196,15 +196,29 @@ set_time(const char *name, const JsonbValue *value, void *field)
 	*(TimestampTz *) field = option_time(name, value);
 }
 
-static void
-set_max_attempts(const char *name, const JsonbValue *value, void *field)
+/* An integer from min on, or else throw that problem. */
+static int
+option_integer(const char *name, const JsonbValue *value, int min, const char *problem)
 {
 	int64		number;
 
-	if (!request_integer(option_text(name, value), &number) ||
-		number < 1 || number > INT_MAX)
-		report_option(name, gettext_noop("option \"%s\" of the options template must be a positive integer"));
-	*(int *) field = (int) number;
+	if (!request_integer(option_text(name, value), &number) || number < min || number > INT_MAX)
+		report_option(name, problem);
+	return (int) number;
+}
+
+static void
+set_max_attempts(const char *name, const JsonbValue *value, void *field)
+{
+	*(int *) field = option_integer(name, value, 1,
+									gettext_noop("option \"%s\" of the options template must be a positive integer"));
+}
+
+static void
+set_priority(const char *name, const JsonbValue *value, void *field)
+{
+	*(int *) field = option_integer(name, value, INT_MIN,
+									gettext_noop("option \"%s\" of the options template must be an integer"));
 }
 
 static void
@@ -227,6 +241,7 @@ static const TriggerOption trigger_options[] = {
 	{"expires_at", set_expires_at, offsetof(QueuedFlow, expires_at)},
 	{"on_end", set_text, offsetof(QueuedFlow, on_end)},
 	{"replace_key", set_text, offsetof(QueuedFlow, replace_key)},
+	{"priority", set_priority, offsetof(QueuedFlow, priority)},
 };
 
 static const TriggerOption *
