@@ -202,7 +202,7 @@ wait_for_end(int64 id, TimestampTz deadline, FlowEnd *end)
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (left <= 0)
 			report_timeout(id);
-		if (!waiters_is_told())
+		if (!waiters_is_notified())
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 Min(left, WAIT_LOOK_MS), wait_event);
 		ResetLatch(MyLatch);

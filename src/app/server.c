@@ -416,7 +416,7 @@ server_lookup(const char *name, Oid userid)
 	{
 		/* rights can change by role membership, too: look each time */
 		check_usage(last_server->serverid, name, userid);
-		/* looking may have brought news of a change */
+		/* looking may have told of a change */
 		if (last_server != NULL)
 		{
 			check_ca_file(last_server);

@@ -31,7 +31,7 @@
 
 /*
  * The caller, told TOKEN_READY_REFRESH by a shared cache, hands its duty on to the
- * dispatcher of a database, which is to be told (DispatchNews.tokens).
+ * dispatcher of a database, which is to be told (DispatchNotice.tokens).
  */
 void
 token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked)

@@ -16,9 +16,9 @@
 extern void waiters_request_shmem(void);
 extern void waiters_startup_shmem(void);
 extern void waiters_look(int64 id);
-extern bool waiters_is_told(void);
+extern bool waiters_is_notified(void);
 extern void waiters_leave(void);
-extern void waiters_tell(int64 *ids, int num);
-extern void waiters_tell_all(void);
+extern void waiters_notify(int64 *ids, int num);
+extern void waiters_notify_all(void);
 
 #endif							/* FEISHU_WAITERS_H */

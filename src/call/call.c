@@ -326,11 +326,11 @@ call_refresh_token(FlowCall *call)
 			.serverid = call->server->serverid,
 			.userid = call->server->userid
 		};
-		DispatchNews news = DISPATCH_NO_NEWS;
+		DispatchNotice notice = DISPATCH_NO_NOTICE;
 
 		token_ask_dispatcher(&call->lease, &asked);
-		news.tokens = true;
-		launcher_tell(&news);
+		notice.tokens = true;
+		launcher_notify(&notice);
 	}
 	else if (call->refresh == NULL)
 		call->refresh = token_refresh_start(call->context, call->server, &call->lease,

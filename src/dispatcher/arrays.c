@@ -17,7 +17,7 @@
 #include "utils/array.h"
 #include "utils/lsyscache.h"
 
-#include "dispatcher/arrays.h"
+#include "dispatcher/dispatcher_internal.h"
 
 /* Of values of a type; nulls may be NULL. */
 Datum

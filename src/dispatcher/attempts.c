@@ -20,8 +20,7 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
-#include "dispatcher/attempts.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "queue/attempt.h"
 #include "queue/origin.h"
 #include "queue/record_text.h"

@@ -22,8 +22,7 @@
 #include "app/limiter.h"
 #include "dispatcher/claim.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/lane_server.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
 
 /* Rows claimed at once, and so lanes. */
 #define CLAIM_ROWS			FLIGHT_BATCH

@@ -19,9 +19,8 @@
 
 #include "base/nls.h"
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
-#include "dispatcher/attempts.h"
 #include "dispatcher/claim.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "queue/origin.h"
 
 /* Where this database's row of feishu_internal.claim is. */

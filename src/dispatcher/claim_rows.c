@@ -41,11 +41,9 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
 #include "dispatcher/claim.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/record.h"
-#include "dispatcher/transaction.h"
 
 /* Due rows taken into memory at once. */
 #define DUE_ROWS			256

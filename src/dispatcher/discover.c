@@ -21,11 +21,9 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/maintain.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/sweep.h"
 #include "queue/flow_id.h"
 
 /* Rows looked at for new lanes at each notification. */

@@ -54,10 +54,7 @@
 #include "base/role_settings.h"
 #include "base/worker_settings.h"
 #include "dispatcher/claim.h"
-#include "dispatcher/record.h"
-#include "dispatcher/shutdown.h"
-#include "dispatcher/transaction.h"
-#include "dispatcher/work.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "http/http.h"
 #include "launcher/launcher.h"
 
@@ -202,7 +199,7 @@ prepare_http(void)
 			MemoryContextReset(transaction_scratch);
 		}
 		PG_END_TRY();
-		if (shutdown_is_told() || !work_take_news())
+		if (shutdown_is_told() || !work_take_notice())
 			proc_exit(0);
 	}
 	launcher_set_failing(false);
@@ -214,7 +211,7 @@ recover(void)
 {
 	while (!begin_within(WORK_LOCKED_TOLD_MS))
 	{
-		if (!work_take_news())
+		if (!work_take_notice())
 			proc_exit(0);
 		launcher_set_locked_out(true);
 		CHECK_FOR_INTERRUPTS();
@@ -274,7 +271,7 @@ feishu_dispatcher_main(Datum main_arg)
 			work_poll_within_interval();
 		}
 		allow_connections();
-		if (!work_take_news())
+		if (!work_take_notice())
 			finish_and_exit(0);
 		flight_take_ended();
 		if (work_is_due())
@@ -291,7 +288,7 @@ feishu_dispatcher_main(Datum main_arg)
 			 */
 			if (shutdown_is_told())
 				finish_and_exit(DRAIN_MS);
-			if (!work_take_news())
+			if (!work_take_notice())
 				finish_and_exit(0);
 			transaction_flush_claims();
 			flight_report_activity();

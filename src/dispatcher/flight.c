@@ -27,9 +27,8 @@
 #include "base/sqlrun.h"
 #include "call/stats.h"
 #include "dispatcher/claim.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/flight.h"
-#include "dispatcher/maintain.h"
-#include "dispatcher/transaction.h"
 #include "queue/origin.h"
 
 /* The longest pause that an answer can ask for. */

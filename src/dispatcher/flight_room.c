@@ -25,8 +25,8 @@
 #include "postgres.h"
 
 #include "base/guc.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/lane.h"
-#include "dispatcher/transaction.h"
 #include "http/http.h"
 
 /* Of so much, what is left to others. */

@@ -23,9 +23,7 @@
 
 #include "base/nls.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/lane_server.h"
-#include "dispatcher/maintain.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
 
 /* A lane whose server cannot be looked up, or has another owner, is tried again so
  * often. */

@@ -32,7 +32,7 @@
 
 #include "base/compat.h"
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/lane.h"
 #include "dispatcher/ordering.h"
 
@@ -40,7 +40,7 @@
 #define FLOOR_SETS			256
 #define FLOOR_WAYS			4
 
-/* The longest key, see wire_check_key, with its terminating zero. */
+/* The longest key, see wire_check_name, with its terminating zero. */
 #define KEY_SIZE			256
 
 /* A key that had fewer ends is not worth the trouble. */

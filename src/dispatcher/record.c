@@ -22,12 +22,9 @@
 
 #include "base/nls.h"
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
-#include "dispatcher/attempts.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/lane.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/record.h"
-#include "dispatcher/transaction.h"
 #include "queue/attempt.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"

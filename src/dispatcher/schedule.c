@@ -20,8 +20,8 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/lane.h"
-#include "dispatcher/transaction.h"
 
 /*
  * With much under way, rows are claimed when there is room for many, or after so

@@ -25,7 +25,7 @@
 #include "storage/latch.h"
 #include "utils/timeout.h"
 
-#include "dispatcher/shutdown.h"
+#include "dispatcher/dispatcher_internal.h"
 
 #define PATIENCE_MS			800
 

@@ -35,8 +35,8 @@
 
 #include "base/sqlrun.h"
 #include "dispatcher/discover.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/sweep.h"
 
 /* Ids looked at in a step. */
 #define SWEEP_IDS			5000

@@ -23,8 +23,7 @@
 #include "app/token_fetch.h"
 #include "base/compat.h"
 #include "base/guc.h"
-#include "dispatcher/tokens.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
 
 /* Copied at once from the cache. */
 #define MAX_ASKED	16

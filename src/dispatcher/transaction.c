@@ -30,7 +30,7 @@
 
 #include "base/compat.h"
 #include "base/sqlrun.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "http/http.h"
 #include "launcher/launcher.h"
 

@@ -17,7 +17,7 @@
 #include "base/steady.h"
 
 /* handler_supply.c */
-extern TimestampTz handler_supply(TimestampTz now, bool news);
+extern TimestampTz handler_supply(TimestampTz now, bool notice);
 extern TimestampTz handler_look_again(TimestampTz now);
 extern void handler_give_way(SteadyTime locked_since);
 

@@ -82,10 +82,10 @@ end_of_transaction(ResourceReleasePhase phase, bool is_commit,
 
 	if (is_commit && extension_dropped)
 	{
-		DispatchNews news = DISPATCH_NO_NEWS;
+		DispatchNotice notice = DISPATCH_NO_NOTICE;
 
-		news.control = true;
-		slots_tell_database(MyDatabaseId, &news);
+		notice.control = true;
+		slots_notify_database(MyDatabaseId, &notice);
 		sessions_stop(MyDatabaseId);
 	}
 	if (is_commit && extension_created)
@@ -219,14 +219,14 @@ database_statement_begins(Node *statement)
 static void
 prepared_transaction_ended(void)
 {
-	const DispatchNews news = {.min_id = PG_INT64_MIN, .control = true, .handlers = true};
+	const DispatchNotice notice = {.min_id = PG_INT64_MIN, .control = true, .handlers = true};
 	Oid			extension = slots_lookup_extension();
 
 	if (OidIsValid(extension))
 		slots_add_known(MyDatabaseId, extension);
-	slots_tell_database(MyDatabaseId, &news);
-	sessions_tell_all();
-	waiters_tell_all();
+	slots_notify_database(MyDatabaseId, &notice);
+	sessions_notify_all();
+	waiters_notify_all();
 }
 
 static void

@@ -32,7 +32,7 @@ typedef struct DatabaseSlot
 	bool		failing;		/* the dispatcher cannot work on its queue */
 	bool		locked_out;		/* ... as somebody has locked it */
 	bool		no_handlers;	/* it could not start a worker for handlers */
-	DispatchNews news;
+	DispatchNotice notice;
 	/* under both */
 	Oid			database;		/* InvalidOid: the slot is free */
 	/* under the lock */
