@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wait_flow.c
+ * src/api/wait_flow.c
  *	  wait_flow: waits for the end of a queued flow.
  *
  * Who waits is woken when the end has been recorded (waiters.c), and looks at the
@@ -8,8 +8,6 @@
  * who changes the table by hand: so it looks now and then in any case.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/wait_flow.c
  *
  *-------------------------------------------------------------------------
  */

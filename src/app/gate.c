@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * gate.c
+ * src/app/gate.c
  *	  The state of one app that its calls have to pass.
  *
  * Turns.  Who has to wait for max_rate or max_concurrency draws a number.  A
@@ -33,8 +33,6 @@
  * has the shared memory and the locks.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/gate.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * limiter.c
+ * src/app/limiter.c
  *	  What an app may do now: rate, concurrency, pauses, breaker.
  *
  * Each app in use has a gate in the table of apps (apps.c).  What its state is, and
@@ -15,8 +15,6 @@
  * latest by its exit.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limiter.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * server.c
+ * src/app/server.c
  *	  Lookup of a foreign server together with the credentials of a role.
  *
  * Each process remembers the server it looked up last, until the catalogs say
@@ -9,8 +9,6 @@
  * same options each time.  Rights are looked at each time.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/server.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * token_ask.c
+ * src/app/token_ask.c
  *	  How a session has the dispatcher of its database refresh a token.
  *
  * A session drives its HTTP loop only while it has calls under way, and may end
@@ -17,8 +17,6 @@
  * that comes next has the duty, and is told (asked_in_vain) to see to it itself.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token_ask.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * waiters.c
+ * src/base/waiters.c
  *	  Sessions that wait for the end of a flow, and how they are told of it.
  *
  * One slot for each process that can exist names the flow that it waits for.
@@ -19,8 +19,6 @@
  * process gives back its number, at an exit by FATAL, too.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/waiters.c
  *
  *-------------------------------------------------------------------------
  */

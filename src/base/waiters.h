@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * waiters.h
+ * src/base/waiters.h
  *	  Sessions that wait for the end of a flow, and how they are told of it.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/waiters.h
  *
  *-------------------------------------------------------------------------
  */

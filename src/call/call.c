@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * call.c
+ * src/call/call.c
  *	  Flow calls as state machines on the process's HTTP loop.
  *
  *				 +-- CALL_WAITING <-+   somebody else fetches the token
@@ -39,8 +39,6 @@
  * place back, and wipes the secrets.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/call.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * arrays.c
+ * src/dispatcher/arrays.c
  *	  Arrays of values, as arguments of SQL.
  *
  * All in the current memory context.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/arrays.c
  *
  *-------------------------------------------------------------------------
  */

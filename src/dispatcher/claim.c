@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * claim.c
+ * src/dispatcher/claim.c
  *	  A claim: lanes whose turn it is get places, and rows for them, which begin as
  *	  flights.
  *
@@ -9,8 +9,6 @@
  * without a row are given back.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/claim.c
  *
  *-------------------------------------------------------------------------
  */

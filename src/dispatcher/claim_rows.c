@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * claim_rows.c
+ * src/dispatcher/claim_rows.c
  *	  The dispatcher's reading of the queue: what to send next.
  *
  * Rows that may be sent at once are read by an index on (server, role, priority, id),
@@ -29,8 +29,6 @@
  * if that had not been.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/claim_rows.c
  *
  *-------------------------------------------------------------------------
  */

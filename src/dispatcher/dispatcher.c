@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * dispatcher.c
+ * src/dispatcher/dispatcher.c
  *	  The background worker that sends the queued flows of one database.
  *
  * A continuous pipeline, one turn of it being:
@@ -25,8 +25,6 @@
  * end, the launcher starts another, which takes over the claimed rows.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/dispatcher.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * dispatcher_internal.h
+ * src/dispatcher/dispatcher_internal.h
  *	  What the files of src/dispatcher/ do for each other, but for lanes, flights and claims.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/dispatcher_internal.h
  *
  *-------------------------------------------------------------------------
  */

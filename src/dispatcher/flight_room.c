@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * flight_room.c
+ * src/dispatcher/flight_room.c
  *	  How many flights there may be.
  *
  * feishu_flow.max_in_flight bounds the flights of all lanes together, and so do
@@ -17,8 +17,6 @@
  *	 each on a server of its own, leave room for other roles.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/flight_room.c
  *
  *-------------------------------------------------------------------------
  */

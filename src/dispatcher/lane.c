@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * lane.c
+ * src/dispatcher/lane.c
  *	  The dispatcher's lanes: what is known of the flows of one server and one
  *	  role, and what holds them.
  *
@@ -12,8 +12,6 @@
  * server cannot be looked up (lane_server.c).
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/lane.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * maintain.c
+ * src/dispatcher/maintain.c
  *	  The dispatcher's maintenance: flows that have expired are ended, old ones are
  *	  deleted, at each slow poll; those of a role that is gone fail.
  *
@@ -19,8 +19,6 @@
  *	 so long: for these, the floors begin anew now and then.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/maintain.c
  *
  *-------------------------------------------------------------------------
  */

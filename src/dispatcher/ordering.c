@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * ordering.c
+ * src/dispatcher/ordering.c
  *	  The dispatcher's ordering keys: who is next of a key, and where the rows of
  *	  a key begin.
  *
@@ -16,8 +16,6 @@
  * used for long make room.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/ordering.c
  *
  *-------------------------------------------------------------------------
  */

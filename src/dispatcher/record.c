@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * record.c
+ * src/dispatcher/record.c
  *	  The dispatcher's writing: what became of flights, and of rows that cannot be
  *	  read.
  *
@@ -8,8 +8,6 @@
  * others of their ordering key wait for also say who is next.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/record.c
  *
  *-------------------------------------------------------------------------
  */

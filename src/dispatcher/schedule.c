@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * schedule.c
+ * src/dispatcher/schedule.c
  *	  Whose turn it is: which lanes the dispatcher claims rows of, and how many.
  *
  * A lane is due when it may have rows to claim now, will be due at a time, or
@@ -10,8 +10,6 @@
  * How many flows a lane may have under way is flight_room.c's to say.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/schedule.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * shutdown.c
+ * src/dispatcher/shutdown.c
  *	  How a dispatcher is told to end.
  *
  * A worker that gets SIGTERM usually ends at its next CHECK_FOR_INTERRUPTS.
@@ -12,8 +12,6 @@
  * are told.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/shutdown.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * sweep.c
+ * src/dispatcher/sweep.c
  *	  The dispatcher's second look: rows of which nobody notified us.
  *
  * Whoever makes a row visible tells its id (notify.c), and a slow poll finds what
@@ -21,8 +21,6 @@
  * Ids are looked at some at a time, with pauses.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/sweep.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * tokens.c
+ * src/dispatcher/tokens.c
  *	  The dispatcher refreshes the tokens that sessions of its database use.
  *
  * Who asks says whose credentials on which server it used (token_ask.c).  They are
@@ -9,8 +9,6 @@
  * request itself.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/tokens.c
  *
  *-------------------------------------------------------------------------
  */

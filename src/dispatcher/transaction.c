@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * transaction.c
+ * src/dispatcher/transaction.c
  *	  The dispatcher's transactions: as the owner of the queue's tables, and as
  *	  durable as what they write.
  *
  * An error in one leaves all of it to AbortOutOfAnyTransaction.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/transaction.c
  *
  *-------------------------------------------------------------------------
  */

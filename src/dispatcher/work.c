@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * work.c
+ * src/dispatcher/work.c
  *	  What the dispatcher does in a transaction, and when there is something to do.
  *
  * What wakes it: a notification, by its latch (notify.c, after a commit), the end of a
@@ -9,8 +9,6 @@
  * that are under way go on meanwhile.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/work.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * handler.h
+ * src/handler/handler.h
  *	  Functions of users that are called when their flows have ended.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler.h
  *
  *-------------------------------------------------------------------------
  */

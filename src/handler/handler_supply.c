@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_supply.c
+ * src/handler/handler_supply.c
  *	  The dispatcher's part in handlers: which roles have a session.
  *
  * A session is notified by whoever ends a flow (launcher_sessions.c).  The dispatcher
@@ -13,8 +13,6 @@
  * this is seen, and ends.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_supply.c
  *
  *-------------------------------------------------------------------------
  */

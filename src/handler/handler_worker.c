@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_worker.c
+ * src/handler/handler_worker.c
  *	  A session of a role, in which its handlers are called.
  *
  * A background worker that connects as the role, so with its settings and with no right
@@ -22,8 +22,6 @@
  * whatever default_transaction_read_only says.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_worker.c
  *
  *-------------------------------------------------------------------------
  */

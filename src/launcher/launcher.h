@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * launcher.h
+ * src/launcher/launcher.h
  *	  A dispatcher in each database that has the extension; how to wake it.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_ddl.c
+ * src/launcher/launcher_ddl.c
  *	  What launcher and dispatchers must know of DDL statements.
  *
  * PostgreSQL does not drop, copy, rename or move a database while somebody is
@@ -20,8 +20,6 @@
  * not heard of the changes yet.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_ddl.c
  *
  *-------------------------------------------------------------------------
  */

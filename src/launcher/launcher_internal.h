@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_internal.h
+ * src/launcher/launcher_internal.h
  *	  Between launcher.c, launcher_slots.c, launcher_workers.c and launcher_ddl.c.
  *
  * Private to src/launcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_internal.h
  *
  *-------------------------------------------------------------------------
  */

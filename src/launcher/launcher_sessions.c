@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_sessions.c
+ * src/launcher/launcher_sessions.c
  *	  The sessions of roles in which handlers are called, in shared memory.
  *
  * A session is a background worker of one role in one database.  The dispatcher takes
@@ -20,8 +20,6 @@
  * of the place.  Nothing throws or waits under them.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_sessions.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_sessions.h
+ * src/launcher/launcher_sessions.h
  *	  Sessions of roles in which handlers are called: places, notices, ends.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_sessions.h
  *
  *-------------------------------------------------------------------------
  */

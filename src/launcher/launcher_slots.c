@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_slots.c
+ * src/launcher/launcher_slots.c
  *	  The shared array of databases that launcher, dispatchers, backends and
  *	  DDL statements meet in.
  *
@@ -25,8 +25,6 @@
  * somebody else for nothing, which everybody must put up with anyway.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_slots.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_slots.h
+ * src/launcher/launcher_slots.h
  *	  The slots' memory, for launcher_slots.c and launcher_workers.c and no other file.
  *
  * Private to src/launcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_slots.h
  *
  *-------------------------------------------------------------------------
  */

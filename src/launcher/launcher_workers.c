@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_workers.c
+ * src/launcher/launcher_workers.c
  *	  The workers of the slots: started, attached, notified, stopped.
  *
  * The launcher notes in the slot that it starts a worker, and gives it the slot's
@@ -16,8 +16,6 @@
  * the slot's spinlock is enough; launcher_slots.c has the rules of the locks.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_workers.c
  *
  *-------------------------------------------------------------------------
  */

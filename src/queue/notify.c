@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * notify.c
+ * src/queue/notify.c
  *	  What a transaction has to tell the dispatcher, and those who wait, at its
  *	  end.
  *
@@ -11,8 +11,6 @@
  * seen by launcher_ddl.c; what nobody saw is left to the dispatcher's slow poll.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/notify.c
  *
  *-------------------------------------------------------------------------
  */
