@@ -30,6 +30,7 @@
 #include "base/compat.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
+#include "call/clocks.h"
 #include "call/report.h"
 #include "launcher/launcher.h"
 #include "wire/codes.h"
@@ -45,9 +46,6 @@ PG_FUNCTION_INFO_V1(feishu_check_server);
 
 /* The code of a call that the scope is missing for. */
 #define CODE_NO_SCOPE		INT64CONST(99991672)
-
-/* Clocks may differ by that much. */
-#define CLOCK_TOLERANCE_US	(60 * USECS_PER_SEC)
 
 /* The columns, as they come together. */
 typedef struct CheckReport

@@ -54,6 +54,7 @@
 #include "app/token_fetch.h"
 #include "base/wakeup.h"
 #include "call/call_internal.h"
+#include "call/clocks.h"
 #include "call/outcome.h"
 #include "launcher/launcher.h"
 
@@ -255,6 +256,8 @@ call_take_answer(FlowCall *call, const void *arg)
 	FlowResponse *response = NULL;
 	MaskSecrets secrets = call_secrets(call);
 
+	if (result->outcome == HTTP_ANSWERED && !call->server->is_sandbox)
+		clocks_note(call->server->serverid, result);
 	if (call->check_only)
 	{
 		call_finish_check(call, result);

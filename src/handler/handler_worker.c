@@ -226,7 +226,9 @@ call_some(Session *session, Handler *handlers)
 	sessions_set_idle(false);
 	if (handlers[0].is_begun)
 	{
-		mark_failed(&handlers[0], _("the session ended while the handler was being called"), false);
+		mark_failed(&handlers[0],
+					_("the session ended while the handler was being called; a handler that goes on after feishu_flow.handler_timeout ends it"),
+					false);
 		commit(session);
 		return true;
 	}

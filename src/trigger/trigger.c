@@ -194,29 +194,29 @@ set_time(const char *name, const JsonbValue *value, void *field)
 	*(TimestampTz *) field = option_time(name, value);
 }
 
-/* An integer from min on, or else throw that problem. */
-static int
-option_integer(const char *name, const JsonbValue *value, int min, const char *problem)
+/* An integer that is no less than this; otherwise the problem. */
+static void
+read_integer(const char *name, const JsonbValue *value, int least, const char *problem, int *field)
 {
 	int64		number;
 
-	if (!request_integer(option_text(name, value), &number) || number < min || number > INT_MAX)
+	if (!request_integer(option_text(name, value), &number) || number < least || number > INT_MAX)
 		report_option(name, problem);
-	return (int) number;
+	*field = (int) number;
 }
 
 static void
 set_max_attempts(const char *name, const JsonbValue *value, void *field)
 {
-	*(int *) field = option_integer(name, value, 1,
-									gettext_noop("option \"%s\" of the options template must be a positive integer"));
+	read_integer(name, value, 1,
+				 gettext_noop("option \"%s\" of the options template must be a positive integer"), field);
 }
 
 static void
 set_priority(const char *name, const JsonbValue *value, void *field)
 {
-	*(int *) field = option_integer(name, value, INT_MIN,
-									gettext_noop("option \"%s\" of the options template must be an integer"));
+	read_integer(name, value, INT_MIN,
+				 gettext_noop("option \"%s\" of the options template must be an integer"), field);
 }
 
 static void
