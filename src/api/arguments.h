@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * arguments.h
+ * src/api/arguments.h
  *	  SQL arguments that execute_flow and enqueue_flow share.
  *
  * Private to src/api/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/arguments.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * batch.h
+ * src/api/batch.h
  *	  Many calls of one statement, whose results are asked for in turn.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/batch.h
  *
  *-------------------------------------------------------------------------
  */

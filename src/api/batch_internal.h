@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * batch_internal.h
+ * src/api/batch_internal.h
  *	  Many calls of one statement, for batch.c and batch_end.c and no other file.
  *
  * Private to src/api/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/batch_internal.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * change_flow.c
+ * src/api/change_flow.c
  *	  Changing queued and finished flows: cancel, retry, purge.
  *
  * The dispatcher locks a row to claim it and writes its id to feishu_internal.claim in
@@ -11,8 +11,6 @@
  * Rights are checked here, before the table is written as its owner: see outbox.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/change_flow.c
  *
  *-------------------------------------------------------------------------
  */

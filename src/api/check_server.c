@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * check_server.c
+ * src/api/check_server.c
  *	  SQL function check_server: what is wrong with the way to the platform?
  *
  * It obtains a token, which proves name service, proxy, TLS, base_url and
@@ -10,8 +10,6 @@
  * sandbox there is only that to look at.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/check_server.c
  *
  *-------------------------------------------------------------------------
  */

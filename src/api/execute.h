@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * execute.h
+ * src/api/execute.h
  *	  Calls of SQL functions, which wait for the end.
  *
  * Private to src/api/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/execute.h
  *
  *-------------------------------------------------------------------------
  */

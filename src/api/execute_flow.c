@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * execute_flow.c
+ * src/api/execute_flow.c
  *	  SQL functions that call the platform now: execute_flow; and out_params,
  *	  which reads an answer.
  *
@@ -10,8 +10,6 @@
  * its own long after the call's end.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/execute_flow.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * pause_server.c
+ * src/api/pause_server.c
  *	  SQL functions that stop and resume the dispatch to a server.
  *
  * A pause is a row, so that it survives a restart and a failover.  To resume a
@@ -12,8 +12,6 @@
  * is not for its owner to say, who would get what others queued for somebody else.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/pause_server.c
  *
  *-------------------------------------------------------------------------
  */

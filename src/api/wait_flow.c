@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wait_flow.c
+ * src/api/wait_flow.c
  *	  wait_flow: waits for the end of a queued flow.
  *
  * Who waits is woken when the end has been recorded (waiters.c), and looks at the
@@ -8,8 +8,6 @@
  * who changes the table by hand: so it looks now and then in any case.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/wait_flow.c
  *
  *-------------------------------------------------------------------------
  */
@@ -202,7 +200,7 @@ wait_for_end(int64 id, TimestampTz deadline, FlowEnd *end)
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (left <= 0)
 			report_timeout(id);
-		if (!waiters_is_told())
+		if (!waiters_is_notified())
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 Min(left, WAIT_LOOK_MS), wait_event);
 		ResetLatch(MyLatch);

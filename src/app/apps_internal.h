@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * apps_internal.h
+ * src/app/apps_internal.h
  *	  The table of apps: what is known of each, for the files that act on it.
  *
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/apps_internal.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * breaker.c
+ * src/app/breaker.c
  *	  What holds dispatch to a platform that does not answer.
  *
  * While a breaker is open, one queued flow at a time probes the platform, at
@@ -23,8 +23,6 @@
  * breaker for all only.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/breaker.c
  *
  *-------------------------------------------------------------------------
  */

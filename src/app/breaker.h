@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * breaker.h
+ * src/app/breaker.h
  *	  What holds dispatch to a platform that does not answer, see breaker.c.
  *
  * Only gate.c knows of it, and calls all of this under a spinlock.
@@ -8,8 +8,6 @@
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/breaker.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * gate.c
+ * src/app/gate.c
  *	  The state of one app that its calls have to pass.
  *
  * Turns.  Who has to wait for max_rate or max_concurrency draws a number.  A
@@ -33,8 +33,6 @@
  * has the shared memory and the locks.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/gate.c
  *
  *-------------------------------------------------------------------------
  */
@@ -345,14 +343,14 @@ gate_note_rate(AppGate *gate, double reset_seconds, TimestampTz now)
 {
 	double		ms = reset_seconds < 0 ? GATE_RATE_DEFAULT_MS : reset_seconds * 1000;
 	TimestampTz until;
-	bool		is_news = gate->rate_reported > now ||
+	bool		is_new = gate->rate_reported > now ||
 		ms_after(gate->rate_reported, GATE_RATE_QUIET_MS) < now;
 
 	ms = Max(Min(ms, GATE_RATE_MOST_MS), GATE_RATE_LEAST_MS);
 	until = ms_after(now, (int64) ms);
 	gate->rate_until = Max(gate->rate_until, until);
 	gate->rate_reported = now;
-	return is_news ? GATE_RATE : 0;
+	return is_new ? GATE_RATE : 0;
 }
 
 /*

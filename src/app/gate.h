@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * gate.h
+ * src/app/gate.h
  *	  The state of one app that its calls have to pass, see gate.c.
  *
  * Only limiter.c knows of it, and calls all of this under a spinlock.
@@ -8,8 +8,6 @@
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/gate.h
  *
  *-------------------------------------------------------------------------
  */

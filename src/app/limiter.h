@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * limiter.h
+ * src/app/limiter.h
  *	  What an app may do now: rate, concurrency, pauses, breaker.
  *
  * Who wants to call asks for a place, calls, and gives the place back with a
@@ -19,8 +19,6 @@
  * to wait holds its turn among all who wait for the app.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limiter.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * limiter_keep.c
+ * src/app/limiter_keep.c
  *	  What the limiter keeps over a restart.
  *
  * A crash empties shared memory, and two promises would break: that no more
@@ -23,8 +23,6 @@
  * the limits that are in memory.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limiter_keep.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * limits_file.c
+ * src/app/limits_file.c
  *	  The file in which limits of apps outlive shared memory.
  *
  * A header and a record for each app.  It is written beside, flushed and
@@ -12,8 +12,6 @@
  * that runs.  So it uses neither the functions of fd.c that do, nor palloc.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limits_file.c
  *
  *-------------------------------------------------------------------------
  */

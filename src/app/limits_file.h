@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * limits_file.h
+ * src/app/limits_file.h
  *	  The file in which limits of apps outlive shared memory.
  *
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limits_file.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * options.c
+ * src/app/options.c
  *	  SQL/MED options: which there are, and how each is checked and stored.
  *
  * One table says which options there are, on which object, and how each is
@@ -12,8 +12,6 @@
  * such an option.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/options.c
  *
  *-------------------------------------------------------------------------
  */

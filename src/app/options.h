@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * options.h
+ * src/app/options.h
  *	  Options of servers and user mappings: in the catalogs, and in a FlowServer.
  *
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/options.h
  *
  *-------------------------------------------------------------------------
  */

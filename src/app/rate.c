@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * rate.c
+ * src/app/rate.c
  *	  When the next request keeps to a max_rate.
  *
  * "50/s" means: in whatever second one looks, at most 50 requests go out.  A
@@ -26,8 +26,6 @@
  * window, and nothing throws.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/rate.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * rate.h
+ * src/app/rate.h
  *	  When the next request keeps to a max_rate.
  *
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/rate.h
  *
  *-------------------------------------------------------------------------
  */

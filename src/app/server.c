@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * server.c
+ * src/app/server.c
  *	  Lookup of a foreign server together with the credentials of a role.
  *
  * Each process remembers the server it looked up last, until the catalogs say
@@ -9,8 +9,6 @@
  * same options each time.  Rights are looked at each time.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/server.c
  *
  *-------------------------------------------------------------------------
  */
@@ -416,7 +414,7 @@ server_lookup(const char *name, Oid userid)
 	{
 		/* rights can change by role membership, too: look each time */
 		check_usage(last_server->serverid, name, userid);
-		/* looking may have brought news of a change */
+		/* looking may have told of a change */
 		if (last_server != NULL)
 		{
 			check_ca_file(last_server);

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * server.h
+ * src/app/server.h
  *	  FlowServer: a foreign server together with the credentials of one role.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/server.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * server_catalog.c
+ * src/app/server_catalog.c
  *	  A foreign server and a role's user mapping, as the catalogs have them.
  *
  * Both are read with one snapshot.  The system caches would not do: when both are
@@ -8,8 +8,6 @@
  * from after it, and a new secret be sent to an old address.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/server_catalog.c
  *
  *-------------------------------------------------------------------------
  */

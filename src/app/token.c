@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * token.c
+ * src/app/token.c
  *	  Cache of tenant access tokens, with one fetch at a time for each app.
  *
  * The tokens are in the table of apps (apps.c).  The cache never talks to the platform:
@@ -23,8 +23,6 @@
  * get the platform's refusal: there is not a token request for each.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * token.h
+ * src/app/token.h
  *	  Cache of tenant access tokens, with one fetch at a time for each app.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * token_fetch.c
+ * src/app/token_fetch.c
  *	  One token request as a transfer.
  *
  * A fetch is asked for by a call that has to wait for it, or by one that
@@ -17,8 +17,6 @@
  * with the fetch (the answer by http_transfer.c).
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token_fetch.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * token_fetch.h
+ * src/app/token_fetch.h
  *	  One token request as a transfer.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token_fetch.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * budget.h
+ * src/base/budget.h
  *	  What requests and answers under way may take of a process's memory.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/budget.h
  *
  *-------------------------------------------------------------------------
  */

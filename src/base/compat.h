@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * compat.h
+ * src/base/compat.h
  *	  Every PostgreSQL-version and libcurl-version shim of feishu_flow.
  *
  * The code is written against the newest names; older servers get them from
@@ -10,8 +10,6 @@
  * <curl/curl.h> first, which are those of http_internal.h.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/compat.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * lock_wait.c
+ * src/base/lock_wait.c
  *	  Whose lock keeps a dispatcher from its queue.
  *
  * A dispatcher does not wait for locks on the queue's tables: it tries again.  So
@@ -8,8 +8,6 @@
  * rows say, it waits as anybody does.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/lock_wait.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * lock_wait.h
+ * src/base/lock_wait.h
  *	  Whose lock keeps a dispatcher from its queue.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/lock_wait.h
  *
  *-------------------------------------------------------------------------
  */

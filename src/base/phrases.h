@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * phrases.h
+ * src/base/phrases.h
  *	  Phrases by which clients recognise a lost database connection.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/phrases.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * role_settings.h
+ * src/base/role_settings.h
  *	  Limits that are set for a role or a database, in the dispatcher.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/role_settings.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * sandbox_setting.c
+ * src/base/sandbox_setting.c
  *	  The setting feishu_flow.sandbox_response: how it is written, and who set it.
  *
  * A value is the body of an answer, or the status of an answer and what there is of a
@@ -13,8 +13,6 @@
  * and else the session's user: not the role that a function has for the moment.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/sandbox_setting.c
  *
  *-------------------------------------------------------------------------
  */

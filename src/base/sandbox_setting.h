@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * sandbox_setting.h
+ * src/base/sandbox_setting.h
  *	  The setting feishu_flow.sandbox_response: how it is written, and who set it.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/sandbox_setting.h
  *
  *-------------------------------------------------------------------------
  */

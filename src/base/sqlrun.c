@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * sqlrun.c
+ * src/base/sqlrun.c
  *	  SQL on the extension's own tables: saved plans, run as their owner.
  *
  * Plans are kept for the life of the process.  PostgreSQL plans them anew when
  * the tables change, also when the extension was dropped and created again.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/sqlrun.c
  *
  *-------------------------------------------------------------------------
  */

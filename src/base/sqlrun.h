@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * sqlrun.h
+ * src/base/sqlrun.h
  *	  SQL on the extension's own tables: saved plans, run as their owner.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/sqlrun.h
  *
  *-------------------------------------------------------------------------
  */

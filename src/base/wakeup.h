@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * wakeup.h
+ * src/base/wakeup.h
  *	  How processes that wait for each other's doings are woken.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/wakeup.h
  *
  *-------------------------------------------------------------------------
  */

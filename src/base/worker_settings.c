@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * worker_settings.c
+ * src/base/worker_settings.c
  *	  Settings of PostgreSQL that a background worker has as its own.
  *
  * A worker gets what is set for its database, for the superuser it runs as, and
@@ -27,8 +27,6 @@
  * partitions, replication, or libraries loaded by sessions.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/worker_settings.c
  *
  *-------------------------------------------------------------------------
  */

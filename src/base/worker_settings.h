@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * worker_settings.h
+ * src/base/worker_settings.h
  *	  Settings of PostgreSQL that a background worker has as its own.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/worker_settings.h
  *
  *-------------------------------------------------------------------------
  */

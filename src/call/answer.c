@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * answer.c
+ * src/call/answer.c
  *	  Answers to requests that carried our secrets, read without these.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/answer.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * call.c
+ * src/call/call.c
  *	  Flow calls as state machines on the process's HTTP loop.
  *
  *				 +-- CALL_WAITING <-+   somebody else fetches the token
@@ -39,8 +39,6 @@
  * place back, and wipes the secrets.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/call.c
  *
  *-------------------------------------------------------------------------
  */
@@ -329,11 +327,11 @@ call_refresh_token(FlowCall *call)
 			.serverid = call->server->serverid,
 			.userid = call->server->userid
 		};
-		DispatchNews news = DISPATCH_NO_NEWS;
+		DispatchNotice notice = DISPATCH_NO_NOTICE;
 
 		token_ask_dispatcher(&call->lease, &asked);
-		news.tokens = true;
-		launcher_tell(&news);
+		notice.tokens = true;
+		launcher_notify(&notice);
 	}
 	else if (call->refresh == NULL)
 		call->refresh = token_refresh_start(call->context, call->server, &call->lease,

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * call.h
+ * src/call/call.h
  *	  Flow calls as state machines on the process's HTTP loop.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/call.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * call_end.c
+ * src/call/call_end.c
  *	  How a flow call ends: its outcome, and what the limiter is told.
  *
  * Each way to end a call completes the outcome, gives the place back with a report
@@ -11,8 +11,6 @@
  * What a peer sent is kept in the outcome as answer_mask_text leaves it.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/call_end.c
  *
  *-------------------------------------------------------------------------
  */

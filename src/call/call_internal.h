@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * call_internal.h
+ * src/call/call_internal.h
  *	  A flow call, and what else the files of src/call/ share.
  *
  * Private to src/call/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/call_internal.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * sandbox.c
+ * src/call/sandbox.c
  *	  Answers that are made up, of servers that are sandboxes.
  *
  * A call of a sandbox is one like any other up to where it would ask for a token, and
@@ -8,8 +8,6 @@
  * here.  There is no secret, for server.c has read none.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/sandbox.c
  *
  *-------------------------------------------------------------------------
  */

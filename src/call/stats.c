@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * stats.c
+ * src/call/stats.c
  *	  Counters of flow calls, by database, server and flow.
  *
  * The counters are in shared memory, so there are none unless the library was
@@ -20,8 +20,6 @@
  * no need of spinlocks.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/stats.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * stats.h
+ * src/call/stats.h
  *	  Counters of flow calls, by database, server and flow.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/stats.h
  *
  *-------------------------------------------------------------------------
  */

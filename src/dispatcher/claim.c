@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * claim.c
+ * src/dispatcher/claim.c
  *	  A claim: lanes whose turn it is get places, and rows for them, which begin as
  *	  flights.
  *
@@ -9,8 +9,6 @@
  * without a row are given back.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/claim.c
  *
  *-------------------------------------------------------------------------
  */
@@ -22,8 +20,7 @@
 #include "app/limiter.h"
 #include "dispatcher/claim.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/lane_server.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
 
 /* Rows claimed at once, and so lanes. */
 #define CLAIM_ROWS			FLIGHT_BATCH

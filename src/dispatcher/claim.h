@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * claim.h
+ * src/dispatcher/claim.h
  *	  A claim: places for lanes, and rows for the places.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/claim.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * claim_rows.c
+ * src/dispatcher/claim_rows.c
  *	  The dispatcher's reading of the queue: what to send next.
  *
  * Rows that may be sent at once are read by an index on (server, role, priority, id),
@@ -30,8 +30,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/claim_rows.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -41,11 +39,9 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
 #include "dispatcher/claim.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/record.h"
-#include "dispatcher/transaction.h"
 
 /* Due rows taken into memory at once. */
 #define DUE_ROWS			256

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * discover.c
+ * src/dispatcher/discover.c
  *	  The dispatcher's lanes: which there are, and which of them have rows.
  *
  * A lane is found when a row of it is, and is never forgotten.  Rows that may be
@@ -9,8 +9,6 @@
  * is told with its id (notify.c), and is found here, to be claimed by id.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/discover.c
  *
  *-------------------------------------------------------------------------
  */
@@ -21,11 +19,9 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/maintain.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/sweep.h"
 #include "queue/flow_id.h"
 
 /* Rows looked at for new lanes at each notification. */

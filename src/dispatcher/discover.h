@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * discover.h
+ * src/dispatcher/discover.h
  *	  Which lanes there are, and which have rows.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/discover.h
  *
  *-------------------------------------------------------------------------
  */

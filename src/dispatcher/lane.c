@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * lane.c
+ * src/dispatcher/lane.c
  *	  The dispatcher's lanes: what is known of the flows of one server and one
  *	  role, and what holds them.
  *
@@ -12,8 +12,6 @@
  * server cannot be looked up (lane_server.c).
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/lane.c
  *
  *-------------------------------------------------------------------------
  */
@@ -283,17 +281,17 @@ lane_close(Lane *lane)
 static void
 lane_tell_hold(Lane *lane)
 {
-	bool		is_news;
+	bool		is_new;
 
 	if (lane->reason == NULL || lane->told == NULL)
-		is_news = lane->reason != lane->told;
+		is_new = lane->reason != lane->told;
 	else
-		is_news = strcmp(lane->reason, lane->told) != 0 || lane->hold_until != lane->told_until;
-	if (is_news && !lane->is_untold)
+		is_new = strcmp(lane->reason, lane->told) != 0 || lane->hold_until != lane->told_until;
+	if (is_new && !lane->is_untold)
 		dlist_push_tail(&untold, &lane->untold_node);
-	if (!is_news && lane->is_untold)
+	if (!is_new && lane->is_untold)
 		dlist_delete(&lane->untold_node);
-	lane->is_untold = is_news;
+	lane->is_untold = is_new;
 }
 
 /* Hold a lane until then (0: no more), with a reason or NULL. */

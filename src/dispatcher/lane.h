@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * lane.h
+ * src/dispatcher/lane.h
  *	  The flows of one server and one role.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/lane.h
  *
  *-------------------------------------------------------------------------
  */

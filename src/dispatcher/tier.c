@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * tier.c
+ * src/dispatcher/tier.c
  *	  The dispatcher's tiers: what there is to do of the flows of a lane with one
  *	  priority.
  *
@@ -8,8 +8,6 @@
  * tell the schedule of its lane.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/tier.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * tier.h
+ * src/dispatcher/tier.h
  *	  The flows of a lane with one priority: what there is to do.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/tier.h
  *
  *-------------------------------------------------------------------------
  */

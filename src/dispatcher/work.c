@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * work.c
+ * src/dispatcher/work.c
  *	  What the dispatcher does in a transaction, and when there is something to do.
  *
  * What wakes it: a notification, by its latch (notify.c, after a commit), the end of a
@@ -9,8 +9,6 @@
  * that are under way go on meanwhile.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/work.c
  *
  *-------------------------------------------------------------------------
  */
@@ -29,14 +27,8 @@
 #include "call/call.h"
 #include "dispatcher/claim.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/maintain.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/record.h"
-#include "dispatcher/shutdown.h"
-#include "dispatcher/sweep.h"
-#include "dispatcher/tokens.h"
-#include "dispatcher/transaction.h"
-#include "dispatcher/work.h"
 #include "handler/handler.h"
 #include "launcher/launcher.h"
 
@@ -70,7 +62,7 @@ typedef struct Work
 	bool		control;		/* pauses or servers may have changed */
 	bool		tokens;			/* some are to be refreshed */
 	TimestampTz handlers_at;	/* sessions for handlers are seen to; DT_NOEND: not */
-	bool		handlers;		/* there is news of them */
+	bool		handlers;		/* of which it was notified */
 	bool		discover_all;
 	TimestampTz discover_at;	/* ... then; DT_NOEND: not */
 	int64		min_id;			/* rows from here on may be new */
@@ -95,16 +87,16 @@ static Work work = {
 
 /* Take from shared memory of what we were notified; false: we are to end. */
 bool
-work_take_news(void)
+work_take_notice(void)
 {
-	DispatchNews news;
-	bool		go_on = launcher_take_news(&news);
+	DispatchNotice notice;
+	bool		go_on = launcher_take_notice(&notice);
 
-	work.min_id = Min(work.min_id, news.min_id);
-	work.control |= news.control;
-	work.tokens |= news.tokens;
-	work.handlers |= news.handlers;
-	if (news.handlers_run)
+	work.min_id = Min(work.min_id, notice.min_id);
+	work.control |= notice.control;
+	work.tokens |= notice.tokens;
+	work.handlers |= notice.handlers;
+	if (notice.handlers_run)
 		work.handlers_at = Min(work.handlers_at, handler_look_again(GetCurrentTimestamp()));
 	return go_on;
 }

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * handler.h
+ * src/handler/handler.h
  *	  Functions of users that are called when their flows have ended.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler.h
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +15,7 @@
 #include "base/steady.h"
 
 /* handler_supply.c */
-extern TimestampTz handler_supply(TimestampTz now, bool news);
+extern TimestampTz handler_supply(TimestampTz now, bool notice);
 extern TimestampTz handler_look_again(TimestampTz now);
 extern void handler_give_way(SteadyTime locked_since);
 

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_call.c
+ * src/handler/handler_call.c
  *	  One call of a handler.
  *
  * The mark that it was called is written first, in the same subtransaction: so nobody
@@ -17,8 +17,6 @@
  * PostgreSQL sets it for statements of a client.)
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_call.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * handler_internal.h
+ * src/handler/handler_internal.h
  *	  Between the files of handler/.
  *
  * Private to src/handler/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_internal.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * handler_mark.c
+ * src/handler/handler_mark.c
  *	  The handlers' columns of the outbox: which wait, which were called.
  *
  * All is run as the tables' owner, with everything in its SQL qualified, for the
  * session is another role's, with that role's search_path.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_mark.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_state.c
+ * src/handler/handler_state.c
  *	  What handlers leave in the session of their role.
  *
  * Several handlers of a role have one session, and, if they are quick, one transaction.
@@ -14,8 +14,6 @@
  * of a connection pool.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_state.c
  *
  *-------------------------------------------------------------------------
  */

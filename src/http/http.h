@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * http.h
+ * src/http/http.h
  *	  HTTP transfers over one wait loop.  Nothing here knows of Feishu.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http.h
  *
  *-------------------------------------------------------------------------
  */

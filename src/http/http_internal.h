@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * http_internal.h
+ * src/http/http_internal.h
  *	  What http_loop.c and the other http_*.c share.
  *
  * Private to src/http/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_internal.h
  *
  *-------------------------------------------------------------------------
  */

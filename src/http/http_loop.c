@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_loop.c
+ * src/http/http_loop.c
  *	  HTTP transfers over one wait loop: libcurl's multi interface driven by
  *	  a WaitEventSet.
  *
@@ -30,8 +30,6 @@
  * from the loop: that covers every error, cancel and termination.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_loop.c
  *
  *-------------------------------------------------------------------------
  */

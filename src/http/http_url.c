@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_url.c
+ * src/http/http_url.c
  *	  URLs, as libcurl reads them.
  *
  * Nobody else takes a URL apart: what is checked, compared or shown of one is what
@@ -8,8 +8,6 @@
  * way; those are refused by http_url_check where they are set.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_url.c
  *
  *-------------------------------------------------------------------------
  */

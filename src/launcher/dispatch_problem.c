@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * dispatch_problem.c
+ * src/launcher/dispatch_problem.c
  *	  Why nothing sends what is queued in a database, or may not.
  *
  * Besides that there may be no dispatcher, the queue's tables may not be what the
@@ -11,8 +11,6 @@
  * and waits for nobody.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/dispatch_problem.c
  *
  *-------------------------------------------------------------------------
  */

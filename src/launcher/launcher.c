@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher.c
+ * src/launcher/launcher.c
  *	  A dispatcher in each database that has the extension.
  *
  * The launcher is one background worker for the whole cluster, connected to no
@@ -24,8 +24,6 @@
  * launcher are only known by their attachment.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * launcher.h
+ * src/launcher/launcher.h
  *	  A dispatcher in each database that has the extension; how to wake it.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher.h
  *
  *-------------------------------------------------------------------------
  */
@@ -51,7 +49,7 @@ extern char *launcher_problem_text(bool translated);
  * What the dispatcher of a database has to be told.  Kept in shared memory
  * until it asks, so nothing is lost while it is busy or not there yet.
  */
-typedef struct DispatchNews
+typedef struct DispatchNotice
 {
 	int64		min_id;			/* rows with this id or above may be new;
 								 * PG_INT64_MAX: none */
@@ -61,19 +59,19 @@ typedef struct DispatchNews
 	bool		handlers;		/* a role whose handler waits has no session for it, or
 								 * may have none */
 	bool		handlers_run;	/* handlers are called, of a role that has one */
-} DispatchNews;
+} DispatchNotice;
 
-/* The empty news, to be added to. */
-#define DISPATCH_NO_NEWS	((DispatchNews) {.min_id = PG_INT64_MAX})
+/* The empty notice, to be added to. */
+#define DISPATCH_NO_NOTICE	((DispatchNotice) {.min_id = PG_INT64_MAX})
 
-extern void launcher_tell(const DispatchNews *news);
+extern void launcher_notify(const DispatchNotice *notice);
 extern bool launcher_has_dispatcher(void);
 
 
 /* ---------- For the dispatcher ---------- */
 
 extern Oid	launcher_attach_dispatcher(int place);
-extern bool launcher_take_news(DispatchNews *news);
+extern bool launcher_take_notice(DispatchNotice *notice);
 extern void launcher_set_failing(bool failing);
 extern void launcher_set_locked_out(bool locked_out);
 extern void launcher_set_no_handlers(bool no_handlers);

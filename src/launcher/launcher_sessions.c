@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_sessions.c
+ * src/launcher/launcher_sessions.c
  *	  The sessions of roles in which handlers are called, in shared memory.
  *
  * A session is a background worker of one role in one database.  The dispatcher takes
@@ -20,8 +20,6 @@
  * of the place.  Nothing throws or waits under them.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_sessions.c
  *
  *-------------------------------------------------------------------------
  */
@@ -50,7 +48,7 @@ typedef struct Place
 	bool		stop;			/* it is to end */
 	bool		leave;			/* ... for another role */
 	bool		idle;
-	int64		min_number;		/* news */
+	int64		min_number;		/* notice */
 	/* under the lock */
 	Oid			database;		/* InvalidOid: the place is free */
 	Oid			roleid;
@@ -116,11 +114,11 @@ sessions_count(void)
 }
 
 
-/* ---------- News ---------- */
+/* ---------- Notices ---------- */
 
 /* Tell a place.  The lock is held. */
 static void
-place_tell(Place *place, int64 min_number)
+place_notify(Place *place, int64 min_number)
 {
 	ProcNumber	proc;
 
@@ -136,7 +134,7 @@ place_tell(Place *place, int64 min_number)
  * the role has no session for them.  Does not throw.
  */
 bool
-sessions_tell(Oid roleid, int64 min_number)
+sessions_notify(Oid roleid, int64 min_number)
 {
 	bool		found = false;
 
@@ -149,7 +147,7 @@ sessions_tell(Oid roleid, int64 min_number)
 
 		found = place->database == MyDatabaseId && place->roleid == roleid && !place->failed;
 		if (found)
-			place_tell(place, min_number);
+			place_notify(place, min_number);
 	}
 	LWLockRelease(launcher_shared->lock);
 	return found;
@@ -157,7 +155,7 @@ sessions_tell(Oid roleid, int64 min_number)
 
 /* Handlers may wait: all sessions of this database look from the start. */
 void
-sessions_tell_all(void)
+sessions_notify_all(void)
 {
 	if (!launcher_present())
 		return;
@@ -165,19 +163,19 @@ sessions_tell_all(void)
 	for (int i = 0; i < shared->num_places; i++)
 	{
 		if (shared->places[i].database == MyDatabaseId)
-			place_tell(&shared->places[i], PG_INT64_MIN);
+			place_notify(&shared->places[i], PG_INT64_MIN);
 	}
 	LWLockRelease(launcher_shared->lock);
 }
 
 /* Have the dispatcher of a database look whose handlers wait. */
 static void
-tell_dispatcher(Oid database)
+notify_dispatcher(Oid database)
 {
-	DispatchNews news = DISPATCH_NO_NEWS;
+	DispatchNotice notice = DISPATCH_NO_NOTICE;
 
-	news.handlers = true;
-	slots_tell_database(database, &news);
+	notice.handlers = true;
+	slots_notify_database(database, &notice);
 }
 
 
@@ -307,7 +305,7 @@ session_detach(int code, Datum arg)
 	LWLockRelease(launcher_shared->lock);
 	ConditionVariableBroadcast(&launcher_shared->detached);
 	/* what it was told, and did not look at */
-	tell_dispatcher(database);
+	notify_dispatcher(database);
 }
 
 /*
@@ -363,11 +361,11 @@ sessions_set_ready(void)
 }
 
 void
-sessions_take_news(SessionNews *news)
+sessions_take_notice(SessionNotice *notice)
 {
 	SpinLockAcquire(&own->mutex);
-	news->leave = own->stop || own->leave;
-	news->min_number = own->min_number;
+	notice->leave = own->stop || own->leave;
+	notice->min_number = own->min_number;
 	own->min_number = PG_INT64_MAX;
 	SpinLockRelease(&own->mutex);
 }

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_sessions.h
- *	  Sessions of roles in which handlers are called: places, news, ends.
+ * src/launcher/launcher_sessions.h
+ *	  Sessions of roles in which handlers are called: places, notices, ends.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_sessions.h
  *
  *-------------------------------------------------------------------------
  */
@@ -19,8 +17,8 @@ extern void sessions_startup_shmem(void);
 
 /* ---------- For those who end flows ---------- */
 
-extern bool sessions_tell(Oid roleid, int64 min_number);
-extern void sessions_tell_all(void);
+extern bool sessions_notify(Oid roleid, int64 min_number);
+extern void sessions_notify_all(void);
 
 
 /* ---------- For the dispatcher ---------- */
@@ -47,17 +45,16 @@ extern void sessions_ask_to_leave(int place);
 /* ---------- For the session ---------- */
 
 /* What a session was told. */
-typedef struct SessionNews
+typedef struct SessionNotice
 {
 	bool		leave;			/* it is to end */
 	int64		min_number;		/* PG_INT64_MAX: nothing */
-} SessionNews;
+} SessionNotice;
 
 extern Oid	sessions_attach(int place, Oid *roleid);
 extern void sessions_set_ready(void);
 
-/* Take the news, once. */
-extern void sessions_take_news(SessionNews *news);
+extern void sessions_take_notice(SessionNotice *notice);
 extern void sessions_set_idle(bool idle);
 
 

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_slots.h
+ * src/launcher/launcher_slots.h
  *	  The slots' memory, for launcher_slots.c and launcher_workers.c and no other file.
  *
  * Private to src/launcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_slots.h
  *
  *-------------------------------------------------------------------------
  */
@@ -32,7 +30,7 @@ typedef struct DatabaseSlot
 	bool		failing;		/* the dispatcher cannot work on its queue */
 	bool		locked_out;		/* ... as somebody has locked it */
 	bool		no_handlers;	/* it could not start a worker for handlers */
-	DispatchNews news;
+	DispatchNotice notice;
 	/* under both */
 	Oid			database;		/* InvalidOid: the slot is free */
 	/* under the lock */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_workers.c
+ * src/launcher/launcher_workers.c
  *	  The workers of the slots: started, attached, notified, stopped.
  *
  * The launcher notes in the slot that it starts a worker, and gives it the slot's
@@ -11,13 +11,11 @@
  * its end is seen by an exit callback, no dead worker stays in a slot: a process
  * that cannot run its callbacks takes all shared memory with it.
  *
- * News are kept in the slot until the dispatcher takes them, whether or not there
+ * A notice is kept in the slot until the dispatcher takes it, whether or not there
  * is one.  Backends leave them in each commit that queued something, so for that
  * the slot's spinlock is enough; launcher_slots.c has the rules of the locks.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_workers.c
  *
  *-------------------------------------------------------------------------
  */
@@ -48,10 +46,10 @@
 static int	own_place = -1;
 
 
-/* ---------- News ---------- */
+/* ---------- Notices ---------- */
 
 static bool
-place_tell(int place, Oid database, const DispatchNews *news)
+place_notify(int place, Oid database, const DispatchNotice *notice)
 {
 	DatabaseSlot *slot = &launcher_shared->slots[place];
 	ProcNumber	proc = INVALID_PROC_NUMBER;
@@ -61,11 +59,11 @@ place_tell(int place, Oid database, const DispatchNews *news)
 	found = slot->database == database;
 	if (found)
 	{
-		slot->news.min_id = Min(slot->news.min_id, news->min_id);
-		slot->news.control |= news->control;
-		slot->news.tokens |= news->tokens;
-		slot->news.handlers |= news->handlers;
-		slot->news.handlers_run |= news->handlers_run;
+		slot->notice.min_id = Min(slot->notice.min_id, notice->min_id);
+		slot->notice.control |= notice->control;
+		slot->notice.tokens |= notice->tokens;
+		slot->notice.handlers |= notice->handlers;
+		slot->notice.handlers_run |= notice->handlers_run;
 		proc = slot->proc;
 	}
 	SpinLockRelease(&slot->mutex);
@@ -75,27 +73,27 @@ place_tell(int place, Oid database, const DispatchNews *news)
 
 /* Tell the dispatcher of a database, if there is a slot. */
 void
-slots_tell_database(Oid database, const DispatchNews *news)
+slots_notify_database(Oid database, const DispatchNotice *notice)
 {
 	int			place = slots_find(database);
 
 	if (place >= 0)
-		(void) place_tell(place, database, news);
+		(void) place_notify(place, database, notice);
 }
 
 /*
  * Tell the dispatcher of this database, at the end of a transaction: nothing here
- * throws.  Without a dispatcher the news wait for the next one; a database that the
+ * throws.  Without a dispatcher the notice waits for the next one; a database that the
  * launcher does not know becomes known by this.
  */
 void
-launcher_tell(const DispatchNews *news)
+launcher_notify(const DispatchNotice *notice)
 {
 	bool		known;
 
 	if (!launcher_present() || !OidIsValid(MyDatabaseId))
 		return;
-	if (own_place >= 0 && place_tell(own_place, MyDatabaseId, news))
+	if (own_place >= 0 && place_notify(own_place, MyDatabaseId, notice))
 		return;
 
 	/* Who queues has the extension: no need to look for it. */
@@ -107,7 +105,7 @@ launcher_tell(const DispatchNews *news)
 	LWLockRelease(launcher_shared->lock);
 	if (own_place < 0)
 		return;					/* the launcher looks again when it polls */
-	(void) place_tell(own_place, MyDatabaseId, news);
+	(void) place_notify(own_place, MyDatabaseId, notice);
 	if (!known)
 		slots_wake_launcher(false);
 }
@@ -127,20 +125,20 @@ launcher_has_dispatcher(void)
 }
 
 /*
- * Take the news, once.  False: the process is to proc_exit(0) now, for a DDL statement
+ * Take the notice, once.  False: the process is to proc_exit(0) now, for a DDL statement
  * waits for that; after 300 ms it sends SIGTERM.  To be called whenever the latch was
  * set.  Does not throw.
  */
 bool
-launcher_take_news(DispatchNews *news)
+launcher_take_notice(DispatchNotice *notice)
 {
 	DatabaseSlot *slot = &launcher_shared->slots[own_place];
 	bool		go_on;
 
 	SpinLockAcquire(&slot->mutex);
 	go_on = !slot->stop;
-	*news = slot->news;
-	slot->news = DISPATCH_NO_NEWS;
+	*notice = slot->notice;
+	slot->notice = DISPATCH_NO_NOTICE;
 	SpinLockRelease(&slot->mutex);
 	return go_on;
 }
@@ -271,7 +269,7 @@ slots_lookup_extension(void)
  * OID of the extension in this database.  InvalidOid when there is none, or another one
  * than at the first call (dropped and created again): then the caller must proc_exit(0),
  * and the launcher starts another dispatcher if one is wanted.  In a transaction.  To be
- * called first after the start, and on control news before anything else that needs the
+ * called first after the start, and on a notice of control before anything else that needs the
  * extension.  Does not trust the system caches, which may lag behind the commit that
  * woke us.
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * attempt.c
+ * src/queue/attempt.c
  *	  Attempts of flows that went wrong: feishu_internal.attempt.
  *
  * A row is written by the transaction that writes the flow's, after it, so that this
@@ -9,8 +9,6 @@
  * when the flow is.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/attempt.c
  *
  *-------------------------------------------------------------------------
  */

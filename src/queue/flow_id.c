@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * flow_id.c
+ * src/queue/flow_id.c
  *	  Ids of flows: draw the next one, look at the last.
  *
  * A sequence would do, but for two things: who draws from it changes what
@@ -28,8 +28,6 @@
  * if it has taken it, with the rows.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/flow_id.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * flow_id.h
+ * src/queue/flow_id.h
  *	  Ids of flows: draw the next one, look at the last.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/flow_id.h
  *
  *-------------------------------------------------------------------------
  */

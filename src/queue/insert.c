@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * insert.c
+ * src/queue/insert.c
  *	  Insert one row into a table at the cost of the row.
  *
  * An INSERT of one row through SPI spends twice as much on starting and ending
@@ -14,8 +14,6 @@
  * opened and closed for each row, which costs little when they are at hand.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/insert.c
  *
  *-------------------------------------------------------------------------
  */

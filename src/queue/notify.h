@@ -1,12 +1,10 @@
 /*-------------------------------------------------------------------------
  *
- * notify.h
+ * src/queue/notify.h
  *	  What a transaction has to tell the dispatcher, and those who wait, at its
  *	  end.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/notify.h
  *
  *-------------------------------------------------------------------------
  */

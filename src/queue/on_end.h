@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * on_end.h
+ * src/queue/on_end.h
  *	  What the end of a row owes its handler, in SQL; and which function is meant.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/on_end.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * origin.c
+ * src/queue/origin.c
  *	  In which database of which cluster a row of the queue was queued.
  *
  * Rows of the queue may come to a database that they were not queued in: it is a
@@ -32,8 +32,6 @@
  * Rows of feishu_internal.claim that others write, by replication, are left alone.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/origin.c
  *
  *-------------------------------------------------------------------------
  */

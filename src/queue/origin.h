@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * origin.h
+ * src/queue/origin.h
  *	  In which database of which cluster a row of the queue was queued.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/origin.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * outbox.c
+ * src/queue/outbox.c
  *	  The queue's table, from the side of those who queue flows.
  *
  * An enqueue is an insert in the caller's transaction (insert.c); what it means
@@ -13,8 +13,6 @@
  * they have checked the rights of the caller themselves.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/outbox.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * outbox.h
+ * src/queue/outbox.h
  *	  The queue's table: rows in, and what all who change rows need.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/outbox.h
  *
  *-------------------------------------------------------------------------
  */

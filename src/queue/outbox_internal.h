@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * outbox_internal.h
+ * src/queue/outbox_internal.h
  *	  A row of feishu_internal.outbox as it is made, and what those who make one
  *	  share.
  *
  * Private to src/queue/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/outbox_internal.h
  *
  *-------------------------------------------------------------------------
  */

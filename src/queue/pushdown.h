@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * pushdown.h
+ * src/queue/pushdown.h
  *	  Warn of flows that Citus queues a shard at a time.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/pushdown.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * replace.c
+ * src/queue/replace.c
  *	  Of flows with one replace_key, the last one wins: replace the one that waits.
  *
  * A row with a replace_key is replaceable until the dispatcher claims it for the first
@@ -19,8 +19,6 @@
  * in a crash, and then the platform may know the key that it had.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/replace.c
  *
  *-------------------------------------------------------------------------
  */

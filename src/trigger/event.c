@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * event.c
+ * src/trigger/event.c
  *	  What a trigger fired for, as jsonb: the document that templates look at.
  *
  * Rows become what to_jsonb makes of them.  Most templates look at a few
@@ -15,8 +15,6 @@
  * order: there is nothing to sort and nothing to grow.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/event.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * event.h
+ * src/trigger/event.h
  *	  What a trigger fired for, as jsonb: the document that templates look at.
  *
  * Row triggers: {"op", "schema", "table", "new", "old"}.  Statement triggers:
@@ -11,8 +11,6 @@
  * Private to src/trigger/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/event.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * names.c
+ * src/trigger/names.c
  *	  Names that the jsonpaths of a trigger may use, and those of a partition's root.
  *
  * To a jsonpath a name that is not there is nothing.  But the members of an event
@@ -9,8 +9,6 @@
  * is inside of a column is known to nobody.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/names.c
  *
  *-------------------------------------------------------------------------
  */

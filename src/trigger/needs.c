@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * needs.c
+ * src/trigger/needs.c
  *	  What of an event a jsonpath looks at.
  *
  * Columns that no jsonpath looks at are left out of the event: they cost nothing,
@@ -12,8 +12,6 @@
  * looked at by what is not known here, is needed as a whole.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/needs.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * role.h
+ * src/trigger/role.h
  *	  The role that ran the statement for which a trigger fires.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/role.h
  *
  *-------------------------------------------------------------------------
  */

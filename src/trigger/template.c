@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * template.c
+ * src/trigger/template.c
  *	  JSON whose strings are filled in from an event by jsonpaths.
  *
  * A template is parsed into the tokens that pushJsonbValue wants, each value
@@ -20,8 +20,6 @@
  * that events need not hold more: see needs.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/template.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * template.h
+ * src/trigger/template.h
  *	  JSON whose strings are filled in from an event by jsonpaths.
  *
  * Private to src/trigger/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/template.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * trigger.c
+ * src/trigger/trigger.c
  *	  feishu.flow_trigger(): a data change becomes a queued flow.
  *
  * What a trigger's arguments say is parsed once a session, into a TriggerPlan,
@@ -19,8 +19,6 @@
  * A firing works in a context of its own, deleted at the end.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/trigger.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * codes.c
+ * src/wire/codes.c
  *	  What each answer of the platform means and what a caller should do.
  *
  * An answer is judged by its outer code if that is a known one, else by
@@ -19,8 +19,6 @@
  * flow at most once.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/codes.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * codes.h
+ * src/wire/codes.h
  *	  What each answer of the platform means and what a caller should do.
  *
  * All of the knowledge about result codes, inner codes and HTTP statuses is
  * in the tables of codes.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/codes.h
  *
  *-------------------------------------------------------------------------
  */

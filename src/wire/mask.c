@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * mask.c
+ * src/wire/mask.c
  *	  Secrets in text of the peer, which may echo what it was sent.
  *
  * A peer escapes what it echoes in its own way: so a secret is looked for character
@@ -13,8 +13,6 @@
  * a cut leaves of an echo is asterisks.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/mask.c
  *
  *-------------------------------------------------------------------------
  */

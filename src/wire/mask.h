@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * mask.h
+ * src/wire/mask.h
  *	  Secrets in text of the peer, which may echo what it was sent.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/mask.h
  *
  *-------------------------------------------------------------------------
  */

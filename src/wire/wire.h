@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wire.h
+ * src/wire/wire.h
  *	  The wire format: FlowRequest to path and body, bytes to FlowResponse.
  *
  * Pure functions of their arguments and the database encoding.  In a database whose encoding is
@@ -9,8 +9,6 @@
  * ASCII there.)  Results are palloc'd in the current context.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wire.h
  *
  *-------------------------------------------------------------------------
  */

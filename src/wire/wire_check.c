@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * wire_check.c
+ * src/wire/wire_check.c
  *	  What a request to start a flow must be.
  *
  * Everything that the platform would refuse for its form is refused here,
  * before anything is sent or queued, with the argument's name.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wire_check.c
  *
  *-------------------------------------------------------------------------
  */

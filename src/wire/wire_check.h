@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * wire_check.h
+ * src/wire/wire_check.h
  *	  Arguments of execute_flow and enqueue_flow to a checked FlowRequest.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wire_check.h
  *
  *-------------------------------------------------------------------------
  */

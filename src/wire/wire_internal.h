@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wire_internal.h
+ * src/wire/wire_internal.h
  *	  JSON and text of the wire to jsonb and text of this database, without throwing.
  *
  * In a database whose encoding is neither UTF8 nor SQL_ASCII, call these in a
@@ -9,8 +9,6 @@
  * Private to src/wire/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wire_internal.h
  *
  *-------------------------------------------------------------------------
  */

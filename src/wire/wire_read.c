@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wire_read.c
+ * src/wire/wire_read.c
  *	  The wire format, reading: bytes to FlowResponse.
  *
  * Nothing here throws because of what a peer sent.  wirejson.c makes jsonb of
@@ -18,8 +18,6 @@
  * in code, message and log_id.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wire_read.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wire_write.c
+ * src/wire/wire_write.c
  *	  The wire format, writing: FlowRequest to URL and body.
  *
  * What a jsonb of some bytes says may be very long: 1e131071 has 131,072 digits.
@@ -14,8 +14,6 @@
  * represent.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wire_write.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wirejson.c
+ * src/wire/wirejson.c
  *	  JSON of the wire to jsonb of this database, without throwing.
  *
  * What a peer sent is checked before anything of PostgreSQL that throws gets
@@ -22,8 +22,6 @@
  * times as much as a short text of them.  Only the jsonb is made where it stays.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wirejson.c
  *
  *-------------------------------------------------------------------------
  */

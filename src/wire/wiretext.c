@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wiretext.c
+ * src/wire/wiretext.c
  *	  UTF-8 of the wire to text of this database, without throwing.
  *
  * A database whose encoding is neither UTF8 nor SQL_ASCII needs its catalogs
@@ -8,8 +8,6 @@
  * unrepresentable there.  In SQL_ASCII the result is the bytes as they are.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wiretext.c
  *
  *-------------------------------------------------------------------------
  */
