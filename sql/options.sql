@@ -2,6 +2,9 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS feishu_flow;
 RESET client_min_messages;
+-- Messages name the role, whoever runs this.
+CREATE ROLE regress_options_role SUPERUSER;
+SET ROLE regress_options_role;
 
 -- Try values of an option with ALTER, and undo it: SQLSTATE and message, or nothing when the value is accepted.
 CREATE SERVER regress_options FOREIGN DATA WRAPPER feishu_flow;
@@ -273,3 +276,6 @@ SET client_min_messages = warning;
 DROP FOREIGN DATA WRAPPER regress_wrapper CASCADE;
 DROP SERVER regress_options CASCADE;
 DROP SERVER regress_options_2 CASCADE;
+RESET ROLE;
+DROP OWNED BY regress_options_role;
+DROP ROLE regress_options_role;
