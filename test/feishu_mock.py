@@ -160,7 +160,8 @@ async def run(parser, args):
         port = servers[0].sockets[0].getsockname()[1]
     print(port, flush=True)
     if sys.stdout.isatty():
-        print(f"The mock platform listens at {'https' if context else 'http'}://{args.hosts[0]}:{port}; Ctrl+C ends it. "
+        scheme = "https" if context else "http"
+        print(f"The mock platform listens at {scheme}://{args.hosts[0]}:{port}; Ctrl+C ends it. "
               f"Its apps: {', '.join(args.apps)}.", file=sys.stderr)
     if args.accept_hang:
         silent = await loop.create_server(asyncio.Protocol, args.hosts[0], 0, backlog=4096)
