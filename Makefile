@@ -45,6 +45,7 @@ OBJS = \
 	src/call/answer.o \
 	src/call/call.o \
 	src/call/call_end.o \
+	src/call/clocks.o \
 	src/call/outcome.o \
 	src/call/report.o \
 	src/call/sandbox.o \
@@ -67,8 +68,10 @@ OBJS = \
 	src/dispatcher/ordering.o \
 	src/dispatcher/record.o \
 	src/dispatcher/schedule.o \
+	src/dispatcher/share.o \
 	src/dispatcher/shutdown.o \
 	src/dispatcher/sweep.o \
+	src/dispatcher/tier.o \
 	src/dispatcher/tokens.o \
 	src/dispatcher/transaction.o \
 	src/dispatcher/work.o \

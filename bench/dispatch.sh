@@ -299,6 +299,13 @@ latency_run() {
 	as_owner "$PG_BIN/pgbench" -h "$WORK/sock" -p "$PORT" -U postgres -n "$@" postgres >"$WORK/pgbench.log" 2>&1 ||
 		{ cat "$WORK/pgbench.log" >&2; die "pgbench failed"; }
 	wait_until 30 queue_empty || die "flows stayed in the queue"
+	latency_line "$what" "$from"
+	[ "$what" != idle ] || cp "$WORK/results/latency" "$WORK/results/latency.idle"
+}
+
+# latency_line WHAT FROM: of the flows of transactions after that one.
+latency_line() {
+	local what=$1 from=$2
 	awk -v from="$from" 'NR > 1 && $1 > from { print $1 "," $2 }' "$WORK/arrival.log" >"$WORK/results/arrivals"
 	chmod a+r "$WORK/results/arrivals"
 	server_psql "$PORT" -qAt -F ' ' -f - >"$WORK/results/latency" <<-END
@@ -309,7 +316,6 @@ latency_run() {
 		FROM (SELECT us / 1000.0 - extract(epoch FROM pg_xact_commit_timestamp(xid::xid)) * 1000 AS ms FROM arrivals) d;
 	END
 	awk -v what="$what" '{ printf "%-40s %9d %9.2f %9.2f %9.2f\n", what, $1, $2, $3, $4 }' "$WORK/results/latency"
-	[ "$what" != idle ] || cp "$WORK/results/latency" "$WORK/results/latency.idle"
 }
 
 latency_targets() {

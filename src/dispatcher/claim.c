@@ -174,21 +174,26 @@ prepare(Claim *claim, TimestampTz now)
 	lane_note_app(lane, &claim->server->app_key);
 
 	/* not more than can be claimed: millions may be due */
-	if (lane->next_due <= now && lane->ready.num < claim->granted)
-		claim_due_rows(claim, now);
+	for (int i = 0; i < lane->num_tiers; i++)
+	{
+		Tier	   *tier = lane->tiers[i];
+
+		if (tier->next_due <= now && tier->ready.num < claim->granted)
+			claim_due_rows(claim, tier, now);
+	}
 	take_places(claim);
 	return claim->num_places > 0;
 }
 
 /* Open a claim for the lanes whose turn it is; returns how many of them can go on. */
 static int
-open_claims(TimestampTz now, Snapshot snapshot, int64 last_id)
+open_claims(TimestampTz now, bool urgent, Snapshot snapshot, int64 last_id)
 {
 	Lane	   *lanes[CLAIM_ROWS];
 	FlowServer *servers[CLAIM_ROWS];
 	int			num = 0;
 
-	num_claims = schedule_choose(now, lanes, CLAIM_ROWS);
+	num_claims = schedule_choose(now, urgent, lanes, CLAIM_ROWS);
 	for (int i = 0; i < num_claims; i++)
 		claims[i] = (Claim) {
 			.lane = lanes[i], .snapshot = snapshot, .last_id = last_id,
@@ -273,7 +278,7 @@ end_claim(Claim *claim)
 
 /* One claim; false when there is nobody whose turn it is. */
 static bool
-claim_once(TimestampTz now)
+claim_once(TimestampTz now, bool urgent)
 {
 	int64		last_id;
 	Snapshot	snapshot;
@@ -284,7 +289,7 @@ claim_once(TimestampTz now)
 	last_id = discover_last_id();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	discover_read_pauses(snapshot);
-	num = open_claims(now, snapshot, last_id);
+	num = open_claims(now, urgent, snapshot, last_id);
 	if (num > 0)
 		begin_flights(claim_rows(claims, num));
 	for (int i = 0; i < num; i++)
@@ -293,14 +298,14 @@ claim_once(TimestampTz now)
 	return num_claims > 0;
 }
 
-/* Claim rows of all lanes in turn, and make calls of them. */
+/* Claim rows of all lanes in turn, or of those that are urgent, and make calls of them. */
 void
-claim_all(TimestampTz now)
+claim_all(TimestampTz now, bool urgent)
 {
 	TimestampTz until = TimestampTzPlusMilliseconds(now, CLAIM_MS);
 
 	schedule_advance(now);
-	while (claim_once(now) && GetCurrentTimestamp() < until)
+	while (claim_once(now, urgent) && GetCurrentTimestamp() < until)
 		;
 }
 

@@ -40,12 +40,12 @@ typedef struct Claim
 } Claim;
 
 /* claim.c */
-extern void claim_all(TimestampTz now);
+extern void claim_all(TimestampTz now, bool urgent);
 extern void claim_abort(void);
 
 /* claim_rows.c */
 extern List *claim_rows(const Claim *claims, int num);
-extern void claim_due_rows(const Claim *claim, TimestampTz now);
+extern void claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now);
 
 /* claim_ids.c */
 extern void claim_recover(void);

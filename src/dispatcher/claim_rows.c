@@ -3,14 +3,17 @@
  * claim_rows.c
  *	  The dispatcher's reading of the queue: what to send next.
  *
- * Rows that may be sent at once are read by an index on (server, role, id),
- * each time from where the last claim of the lane ended.  So rows that were
+ * Rows that may be sent at once are read by an index on (server, role, priority, id),
+ * each time from where the last claim of the lane's tier ended.  So rows that were
  * sent, but that an old snapshot keeps in the index, are not stepped over again
  * and again, and the cost of a claim does not grow with the queue.  A row that
  * becomes visible below that point is found by discover.c, and is claimed by id.
  *
- * Of an ordering key of a lane only the row with the lowest id is claimed, and only if
- * none of the key is in flight (retry_flow may put back a lower one).  The
+ * Places of a lane go to its highest priority, but for a share of lower ones (share.c);
+ * what it cannot use, they do.
+ *
+ * Of an ordering key of a lane only the row with the lowest id is claimed, whatever the
+ * priorities, and only if none of the key is in flight (retry_flow may put back a lower one).  The
  * others are passed over, and found again by ordering.c when that one ends.  Any
  * number of rows may wait behind one, and of the rows before it any number may
  * be kept by an old snapshot: so which is first is asked once for each key, not
@@ -64,57 +67,59 @@ flying_ids(const Lane *lane, int64 min_id)
 /* ---------- Delayed rows ---------- */
 
 /*
- * Take delayed rows of a lane that are due into its list; those behind another
+ * Take delayed rows of a tier that are due into its list; those behind another
  * of their ordering key are left to that one's end.
  */
 void
-claim_due_rows(const Claim *claim, TimestampTz now)
+claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now)
 {
 	static SqlStatement due = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
 		" SELECT id, next_at, server, roleid, ordering_key FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
+		" WHERE server = $1 AND roleid = $2 AND priority = $9 AND state = 'q' AND next_at IS NOT NULL"
 		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
 		" ORDER BY next_at, id LIMIT $6)"
 		" SELECT o.id, o.next_at, "
 		ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$8")
 		" FROM page o ORDER BY o.next_at, o.id",
-		8, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID,
-		JSONBOID);
+		9, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID,
+		JSONBOID, INT2OID);
 	static SqlStatement later = SQL_STATEMENT(
 		"SELECT next_at FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL"
+		" WHERE server = $1 AND roleid = $2 AND priority = $4 AND state = 'q' AND next_at IS NOT NULL"
 		" AND next_at > $3 ORDER BY next_at LIMIT 1",
-		3, TEXTOID, OIDOID, TIMESTAMPTZOID);
-	Lane	   *lane = claim->lane;
-	Datum		values[8] = {
+		4, TEXTOID, OIDOID, TIMESTAMPTZOID, INT2OID);
+	const Lane *lane = claim->lane;
+	Datum		values[9] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
-		TimestampTzGetDatum(lane->due_floor),
+		TimestampTzGetDatum(tier->due_floor),
 		TimestampTzGetDatum(now),
 		flying_ids(lane, PG_INT64_MIN),
 		Int32GetDatum(DUE_ROWS),
-		Int64GetDatum(lane->due_floor_id),
-		ordering_floors()
+		Int64GetDatum(tier->due_floor_id),
+		ordering_floors(),
+		Int16GetDatum(tier->priority)
 	};
 	uint64		num = sql_run(&due, values, NULL, SPI_OK_SELECT, claim->snapshot);
 
 	for (uint64 i = 0; i < num; i++)
 	{
 		/* any number of rows may share a time */
-		lane_saw_due(lane, DatumGetTimestampTz(sql_value(i, 2, NULL)), sql_int64(i, 1));
+		tier_saw_due(tier, DatumGetTimestampTz(sql_value(i, 2, NULL)), sql_int64(i, 1));
 		if (DatumGetBool(sql_value(i, 3, NULL)))
-			lane_expect_row(lane, sql_int64(i, 1));
+			tier_expect_row(tier, sql_int64(i, 1));
 	}
 	if (num == DUE_ROWS)
 	{
-		lane_look_at_due(lane, now);
+		tier_look_at_due(tier, now);
 		return;
 	}
-	lane_saw_due(lane, now, PG_INT64_MAX);
+	tier_saw_due(tier, now, PG_INT64_MAX);
 	values[2] = TimestampTzGetDatum(now);
+	values[3] = Int16GetDatum(tier->priority);
 	num = sql_run(&later, values, NULL, SPI_OK_SELECT, claim->snapshot);
-	lane_look_at_due(lane, num > 0 ? DatumGetTimestampTz(sql_value(0, 1, NULL)) : DT_NOEND);
+	tier_look_at_due(tier, num > 0 ? DatumGetTimestampTz(sql_value(0, 1, NULL)) : DT_NOEND);
 }
 
 
@@ -140,9 +145,9 @@ places_left(const Claim *claim)
 	return claim->num_places - (claim->lane->load.in_flight - claim->in_flight);
 }
 
-/* Claim the first rows that are in the lane's list, by their ids. */
+/* Claim the first rows that are in the tier's list, by their ids. */
 static void
-claim_by_id(const Claim *claim, int num_ids, List **claimed)
+claim_by_id(const Claim *claim, Tier *tier, int num_ids, List **claimed)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		CLAIM_COLUMNS("1") " WHERE server = $1 AND roleid = $2 AND state = 'q'"
@@ -154,11 +159,11 @@ claim_by_id(const Claim *claim, int num_ids, List **claimed)
 		CLAIM_IF_KNOWN
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
 		7, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID, TIMESTAMPTZOID);
-	Lane	   *lane = claim->lane;
+	const Lane *lane = claim->lane;
 	Datum		values[7] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
-		array_of_ids(lane->ready.ids, num_ids),
+		array_of_ids(tier->ready.ids, num_ids),
 		flying_ids(lane, PG_INT64_MIN),
 		Int32GetDatum(num_ids),
 		ordering_floors(),
@@ -168,68 +173,101 @@ claim_by_id(const Claim *claim, int num_ids, List **claimed)
 
 	for (uint64 row = 0; row < num; row++)
 		*claimed = lappend(*claimed, flight_make(claim, row));
-	lane_take_rows(lane, num_ids);
+	tier_take_rows(tier, num_ids);
 }
 
-/* Claim rows that are in the lane's list, as far as there are places. */
+/* Claim rows that are in the tier's list, so many at most. */
 static void
-claim_listed(const Claim *claim, List **claimed)
+claim_listed(const Claim *claim, Tier *tier, int most, List **claimed)
 {
-	int			num_ids = Min(claim->lane->ready.num, places_left(claim));
+	int			num_ids = Min(tier->ready.num, most);
 
 	if (num_ids > 0)
-		claim_by_id(claim, num_ids, claimed);
+		claim_by_id(claim, tier, num_ids, claimed);
+}
+
+/* A tier, and how many rows of it are to be claimed at most. */
+typedef struct Part
+{
+	const Claim *claim;
+	Tier	   *tier;
+	int			most;
+	int			before;			/* flights of the lane, then */
+	ShareRank	rank;
+} Part;
+
+static Part
+begin_part(const Claim *claim, Tier *tier, int most)
+{
+	return (Part) {claim, tier, most, claim->lane->load.in_flight, share_rank(tier)};
+}
+
+/* How many may still be claimed? */
+static int
+part_left(const Part *part)
+{
+	return part->most - (part->claim->lane->load.in_flight - part->before);
+}
+
+static void
+end_part(const Part *part)
+{
+	share_note(part->tier, part->rank, part->claim->lane->load.in_flight - part->before);
 }
 
 /*
- * Claim rows above the cursors of lanes, so many of each as it has places left.
+ * Claim rows above the cursors of tiers, so many of each as it has places left.
  * Rows with an ordering key of which it is not known if they are first go to
- * their lane's list instead.
+ * their tier's list instead.
  */
 static void
-claim_next(const Claim **claims, int num_claims, List **claimed)
+claim_next(const Part *parts, int num_parts, List **claimed)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT r.* FROM unnest($1, $2, $3, $4) WITH ORDINALITY"
-		" AS l (server, roleid, cursor, places, lane), LATERAL ("
+		"SELECT r.* FROM unnest($1, $2, $6, $3, $4) WITH ORDINALITY"
+		" AS l (server, roleid, priority, cursor, places, lane), LATERAL ("
 		CLAIM_COLUMNS("l.lane")
-		" WHERE o.server = l.server AND o.roleid = l.roleid AND o.state = 'q'"
+		" WHERE o.server = l.server AND o.roleid = l.roleid AND o.priority = l.priority AND o.state = 'q'"
 		" AND o.next_at IS NULL AND o.id > l.cursor AND o.id <> ALL ($5)"
 		CLAIM_IF_KNOWN
 		" ORDER BY o.id LIMIT l.places" CLAIM_LOCK ") r",
-		5, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID);
-	int		   *limits = palloc(num_claims * sizeof(int));
+		6, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID, INT2ARRAYOID);
+	int		   *limits = palloc(num_parts * sizeof(int));
 	int64	   *ids = palloc(Max(flight_most_ids(), 1) * sizeof(int64));
-	Datum	   *columns[4];
-	Datum		values[5];
+	Datum	   *columns[5];
+	Datum		values[6];
 	int			num_ids = 0;
 	uint64		num;
 	uint64		row = 0;
 
 	for (int i = 0; i < (int) lengthof(columns); i++)
-		columns[i] = palloc(num_claims * sizeof(Datum));
-	for (int i = 0; i < num_claims; i++)
+		columns[i] = palloc(num_parts * sizeof(Datum));
+	for (int i = 0; i < num_parts; i++)
 	{
-		const Lane *lane = claims[i]->lane;
+		const Tier *tier = parts[i].tier;
+		const Lane *lane = tier->lane;
 
-		limits[i] = places_left(claims[i]);
+		limits[i] = part_left(&parts[i]);
 		columns[0][i] = CStringGetTextDatum(lane->key.server);
 		columns[1][i] = ObjectIdGetDatum(lane->key.roleid);
-		columns[2][i] = Int64GetDatum(lane->cursor);
+		columns[2][i] = Int64GetDatum(tier->cursor);
 		columns[3][i] = Int32GetDatum(limits[i]);
-		num_ids += flight_ids_of_lane(lane, lane->cursor, ids + num_ids);
+		columns[4][i] = Int16GetDatum(tier->priority);
+		num_ids += flight_ids_of_lane(lane, tier->cursor, ids + num_ids);
 	}
-	values[0] = array_of(columns[0], num_claims, TEXTOID);
-	values[1] = array_of(columns[1], num_claims, OIDOID);
-	values[2] = array_of(columns[2], num_claims, INT8OID);
-	values[3] = array_of(columns[3], num_claims, INT4OID);
+	values[0] = array_of(columns[0], num_parts, TEXTOID);
+	values[1] = array_of(columns[1], num_parts, OIDOID);
+	values[2] = array_of(columns[2], num_parts, INT8OID);
+	values[3] = array_of(columns[3], num_parts, INT4OID);
 	values[4] = array_of_ids(ids, num_ids);
+	values[5] = array_of(columns[4], num_parts, INT2OID);
 
-	num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claims[0]->snapshot);
-	/* a nested loop: in the order of lanes, and of ids */
-	for (int i = 0; i < num_claims; i++)
+	num = sql_run(&statement, values, NULL, SPI_OK_SELECT, parts[0].claim->snapshot);
+	/* a nested loop: in the order of tiers, and of ids */
+	for (int i = 0; i < num_parts; i++)
 	{
-		Lane	   *lane = claims[i]->lane;
+		const Claim *claim = parts[i].claim;
+		Tier	   *tier = parts[i].tier;
 		int64		last = 0;
 		int			seen = 0;
 
@@ -240,44 +278,45 @@ claim_next(const Claim **claims, int num_claims, List **claimed)
 			last = sql_int64(row, CLAIM_COLUMN(OUTBOX_ID));
 			(void) sql_value(row, CLAIM_COLUMN(OUTBOX_ORDERING_KEY), &no_key);
 			if (no_key)
-				*claimed = lappend(*claimed, flight_make(claims[i], row));
+				*claimed = lappend(*claimed, flight_make(claim, row));
 			else
 			{
-				lane_expect_row(lane, last);
-				lane_note_keys(lane, true, lane->page_rows);
+				tier_expect_row(tier, last);
+				tier_note_keys(tier, true, tier->page_rows);
 			}
 		}
-		lane_saw_more(lane, seen < limits[i], last, claims[i]->last_id);
+		tier_saw_more(tier, seen < limits[i], last, claim->last_id);
 	}
 	if (row < num)
 		elog(ERROR, "claimed rows came in another order");
 }
 
 /*
- * List up to limit rows above the lane's cursor that may be claimed; looks at a
+ * List up to limit rows above the tier's cursor that may be claimed; looks at a
  * page, which grows while it has too few of them.
  */
 static void
-list_next(const Claim *claim, int limit)
+list_next(const Claim *claim, Tier *tier, int limit)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
 		" SELECT id, server, roleid, ordering_key FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q'"
+		" WHERE server = $1 AND roleid = $2 AND priority = $7 AND state = 'q'"
 		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4) ORDER BY id LIMIT $5)"
 		" SELECT o.id, o.ordering_key IS NULL, "
 		ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$6")
 		" FROM page o ORDER BY o.id",
-		6, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID, JSONBOID);
-	Lane	   *lane = claim->lane;
-	int			page_rows = Max(lane->page_rows, limit);
-	Datum		values[6] = {
+		7, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID, JSONBOID, INT2OID);
+	const Lane *lane = claim->lane;
+	int			page_rows = Max(tier->page_rows, limit);
+	Datum		values[7] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
-		Int64GetDatum(lane->cursor),
-		flying_ids(lane, lane->cursor),
+		Int64GetDatum(tier->cursor),
+		flying_ids(lane, tier->cursor),
 		Int32GetDatum(page_rows),
-		ordering_floors()
+		ordering_floors(),
+		Int16GetDatum(tier->priority)
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
 	bool		keyed = false;
@@ -291,59 +330,99 @@ list_next(const Claim *claim, int limit)
 		keyed |= !DatumGetBool(sql_value(row, 2, NULL));
 		if (!DatumGetBool(sql_value(row, 3, NULL)))
 			continue;
-		lane_expect_row(lane, last);
+		tier_expect_row(tier, last);
 		listed++;
 	}
-	lane_note_keys(lane, keyed, listed < limit ? Min(page_rows * 2, PAGE_ROWS) : 0);
-	lane_saw_more(lane, row == num && num < (uint64) page_rows, last, claim->last_id);
+	tier_note_keys(tier, keyed, listed < limit ? Min(page_rows * 2, PAGE_ROWS) : 0);
+	tier_saw_more(tier, row == num && num < (uint64) page_rows, last, claim->last_id);
+}
+
+/* Has it nothing but rows above its cursor, that are not known to have ordering keys? */
+static bool
+is_plain(const Tier *tier)
+{
+	return tier->ready.num == 0 && !tier->keyed && tier->more;
+}
+
+/* Claim rows of a tier by itself. */
+static void
+claim_tier(const Claim *claim, Tier *tier, int most, List **claimed)
+{
+	Part		part = begin_part(claim, tier, most);
+
+	claim_listed(claim, tier, part_left(&part), claimed);
+	if (part_left(&part) > 0 && tier->more)
+	{
+		if (tier->keyed)
+			list_next(claim, tier, part_left(&part));
+		else
+			claim_next(&part, 1, claimed);
+		/* what has an ordering key, too */
+		claim_listed(claim, tier, part_left(&part), claimed);
+	}
+	end_part(&part);
 }
 
 /*
- * Claim rows of lanes: of those that have nothing but rows above their cursors by
- * one statement, of others one by one.
+ * Claim rows of lanes: of their highest tiers, of those that are plain by one
+ * statement; of lower ones what is their share, and then what places are left for.
  */
 static void
 claim_lanes(const Claim *claims, int num, List **claimed)
 {
-	const Claim **plain = palloc(num * sizeof(Claim *));
+	Part	   *plain = palloc(num * sizeof(Part));
+	Tier	  **tops = palloc(num * sizeof(Tier *));
 	int			num_plain = 0;
 
 	for (int i = 0; i < num; i++)
 	{
 		const Claim *claim = &claims[i];
-		Lane	   *lane = claim->lane;
+		bool		for_top = claim->lane->turn.for_top;
+		int			places;
+		Tier	   *lower = for_top ? NULL : share_lower(claim->lane, places_left(claim), &places);
+		Tier	   *top;
 
-		if (lane->ready.num == 0 && !lane->keyed && lane->more)
-		{
-			plain[num_plain++] = claim;
+		if (lower != NULL)
+			claim_tier(claim, lower, places, claimed);
+		top = tops[i] = lane_top(claim->lane, 0);
+		if (top == NULL || places_left(claim) <= 0)
 			continue;
-		}
-		claim_listed(claim, claimed);
-		if (places_left(claim) <= 0 || !lane->more)
-			continue;
-		if (lane->keyed)
-			list_next(claim, places_left(claim));
+		if (is_plain(top))
+			plain[num_plain++] = begin_part(claim, top, places_left(claim));
 		else
-			claim_next(&claim, 1, claimed);
-		/* what has an ordering key, too */
-		claim_listed(claim, claimed);
+			claim_tier(claim, top, places_left(claim), claimed);
 	}
-	if (num_plain == 0)
-		return;
-	claim_next(plain, num_plain, claimed);
+	if (num_plain > 0)
+		claim_next(plain, num_plain, claimed);
 	for (int i = 0; i < num_plain; i++)
-		claim_listed(plain[i], claimed);
+	{
+		claim_listed(plain[i].claim, plain[i].tier, part_left(&plain[i]), claimed);
+		end_part(&plain[i]);
+	}
+
+	for (int i = 0; i < num; i++)
+	{
+		const Lane *lane = claims[i].lane;
+
+		for (int j = 0; j < lane->num_tiers && !lane->turn.for_top && places_left(&claims[i]) > 0; j++)
+		{
+			Tier	   *tier = lane->tiers[j];
+
+			if (tier != tops[i] && tier_work_at(tier) == 0)
+				claim_tier(&claims[i], tier, places_left(&claims[i]), claimed);
+		}
+	}
 }
 
 
 /* ---------- Rows that cannot be read ---------- */
 
-/* Claim rows: of lanes, or of one lane one row that is in its list. */
+/* Claim rows: of lanes, or of a tier of one lane one row that is in its list. */
 typedef struct Attempt
 {
 	const Claim *claims;
 	int			num;
-	bool		one_listed;
+	Tier	   *listed;			/* NULL: of lanes */
 	List	  **claimed;
 } Attempt;
 
@@ -354,8 +433,8 @@ attempt(void *arg)
 	int			before = list_length(*claim->claimed);
 	ListCell   *cell;
 
-	if (claim->one_listed)
-		claim_by_id(claim->claims, 1, claim->claimed);
+	if (claim->listed != NULL)
+		claim_by_id(claim->claims, claim->listed, 1, claim->claimed);
 	else
 		claim_lanes(claim->claims, claim->num, claim->claimed);
 	for_each_from(cell, *claim->claimed, before)
@@ -381,29 +460,28 @@ claim_try(Attempt claim, ErrorData **error)
 	return false;
 }
 
-/* Claim rows of a lane one by one: of those that cannot be read, each by itself. */
+/* Claim rows of a tier one by one: of those that cannot be read, each by itself. */
 static void
-claim_singly(const Claim *claim, List **claimed)
+claim_singly(const Claim *claim, Tier *tier, List **claimed)
 {
-	Lane	   *lane = claim->lane;
 	ErrorData  *error;
 
-	if (lane->ready.num < claim->num_places && lane->more)
-		list_next(claim, claim->num_places - lane->ready.num);
-	for (int tries = Min(places_left(claim), lane->ready.num); tries > 0; tries--)
+	if (tier->ready.num < places_left(claim) && tier->more)
+		list_next(claim, tier, places_left(claim) - tier->ready.num);
+	for (int tries = Min(places_left(claim), tier->ready.num); tries > 0; tries--)
 	{
-		int64		id = lane->ready.ids[0];
+		int64		id = tier->ready.ids[0];
 		FlightEnd	end;
 
-		if (claim_try((Attempt) {claim, 1, true, claimed}, &error))
+		if (claim_try((Attempt) {claim, 1, tier, claimed}, &error))
 			continue;
 		/* it was put back at the end, or is first still */
-		lane_forget_row(lane, id);
-		end = flight_decide_unreadable(lane, id, error);
+		tier_forget_row(tier, id);
+		end = flight_decide_unreadable(claim->lane, id, error);
 		if (!record_unreadable(id, &end))
 			continue;
 		if (end.state == OUTBOX_QUEUED)
-			lane_expect_due(lane, end.next_at);
+			tier_expect_due(tier, end.next_at);
 		else
 			/* others of its ordering key were passed over */
 			lane_reopen_all(id, 0);
@@ -417,12 +495,16 @@ claim_rows(const Claim *claims, int num)
 	List	   *claimed = NIL;
 	ErrorData  *error;
 
-	if (claim_try((Attempt) {claims, num, false, &claimed}, &error))
+	if (claim_try((Attempt) {claims, num, NULL, &claimed}, &error))
 		return claimed;
 	for (int i = 0; i < num; i++)
 	{
-		if (!claim_try((Attempt) {&claims[i], 1, false, &claimed}, &error))
-			claim_singly(&claims[i], &claimed);
+		const Lane *lane = claims[i].lane;
+
+		if (claim_try((Attempt) {&claims[i], 1, NULL, &claimed}, &error))
+			continue;
+		for (int j = 0; j < lane->num_tiers && places_left(&claims[i]) > 0; j++)
+			claim_singly(&claims[i], lane->tiers[j], &claimed);
 	}
 	return claimed;
 }

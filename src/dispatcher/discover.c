@@ -50,169 +50,237 @@ discover_last_id(void)
 	return last_id;
 }
 
-/* The lane of a row of the last result. */
-static Lane *
-row_lane(uint64 row)
+/* The tier of a row of the last result, of a lane. */
+static Tier *
+row_tier(uint64 row)
 {
-	return lane_get(TextDatumGetCString(sql_value(row, 1, NULL)),
-					DatumGetObjectId(sql_value(row, 2, NULL)));
+	return lane_tier(lane_get(TextDatumGetCString(sql_value(row, 1, NULL)),
+							  DatumGetObjectId(sql_value(row, 2, NULL))),
+					 DatumGetInt16(sql_value(row, 3, NULL)));
 }
 
-/* Find every lane that has rows which may be sent at once, from the beginning of
+/* Find every tier that has rows which may be sent at once, from the beginning of
  * the index. */
 static void
 discover_ready(void)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE ready AS ("
-		" (SELECT server, roleid FROM feishu_internal.outbox"
-		"  WHERE state = 'q' AND next_at IS NULL ORDER BY server, roleid LIMIT 1)"
+		" (SELECT server, roleid, priority FROM feishu_internal.outbox"
+		"  WHERE state = 'q' AND next_at IS NULL ORDER BY server, roleid, priority LIMIT 1)"
 		" UNION ALL"
-		" SELECT n.server, n.roleid FROM ready l, LATERAL"
-		" (SELECT o.server, o.roleid FROM feishu_internal.outbox o"
+		" SELECT n.server, n.roleid, n.priority FROM ready l, LATERAL"
+		" (SELECT o.server, o.roleid, o.priority FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL"
-		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
-		"  ORDER BY o.server, o.roleid LIMIT 1) n)"
-		" SELECT server, roleid FROM ready",
+		"  AND (o.server, o.roleid, o.priority) > (l.server, l.roleid, l.priority)"
+		"  ORDER BY o.server, o.roleid, o.priority LIMIT 1) n)"
+		" SELECT server, roleid, priority FROM ready",
 		0, InvalidOid);
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 
 	for (uint64 row = 0; row < num; row++)
-		lane_expect_more(row_lane(row));
+		tier_expect_more(row_tier(row));
 }
 
 static int
-compare_lanes(const void *a, const void *b)
+compare_tiers(const void *a, const void *b)
 {
-	const LaneKey *left = &(*(Lane *const *) a)->key;
-	const LaneKey *right = &(*(Lane *const *) b)->key;
-	int			order = strcmp(left->server, right->server);
+	const Tier *left = *(Tier *const *) a;
+	const Tier *right = *(Tier *const *) b;
+	const LaneKey *left_key = &left->lane->key;
+	const LaneKey *right_key = &right->lane->key;
+	int			order = strcmp(left_key->server, right_key->server);
 
-	if (order == 0 && left->roleid != right->roleid)
-		order = left->roleid < right->roleid ? -1 : 1;
-	return order;
+	if (order == 0 && left_key->roleid != right_key->roleid)
+		order = left_key->roleid < right_key->roleid ? -1 : 1;
+	return order != 0 ? order : left->priority - right->priority;
+}
+
+/* All tiers, in the order of the index, so many. */
+static Tier **
+list_tiers(int *num)
+{
+	Lane	   *const *lanes = lane_all();
+	Tier	  **tiers;
+	int			most = 0;
+
+	for (int i = 0; i < lane_count(); i++)
+		most += lanes[i]->num_tiers;
+	tiers = palloc(Max(most, 1) * sizeof(Tier *));
+	*num = 0;
+	for (int i = 0; i < lane_count(); i++)
+	{
+		memcpy(tiers + *num, lanes[i]->tiers, lanes[i]->num_tiers * sizeof(Tier *));
+		*num += lanes[i]->num_tiers;
+	}
+	qsort(tiers, *num, sizeof(Tier *), compare_tiers);
+	return tiers;
+}
+
+/* Columns of gaps, as arrays: what is between two values of the last one. */
+typedef struct Gaps
+{
+	Datum	   *columns[4];
+	int			num;
+} Gaps;
+
+static void
+add_gap(Gaps *gaps, Datum server, Datum roleid, Datum after, Datum before)
+{
+	Datum		values[4] = {server, roleid, after, before};
+
+	for (int i = 0; i < (int) lengthof(values); i++)
+		gaps->columns[i][gaps->num] = values[i];
+	gaps->num++;
 }
 
 /*
- * The same, but of known lanes only rows above their cursors are looked for: what
- * an old snapshot keeps of the rows that they had is not stepped over.  New lanes
+ * The same, but of known tiers only rows above their cursors are looked for: what
+ * an old snapshot keeps of the rows that they had is not stepped over.  New ones
  * are looked for in the gaps before, between and behind the known ones.
  */
 static void
 discover_new(void)
 {
-	/* a bound on both columns at once would not end a scan at its upper end */
+	/* a bound on several columns at once would not end a scan at its upper end */
 	static SqlStatement statement = SQL_STATEMENT(
-		"WITH RECURSIVE server (name, roleid, before) AS ("
-		" SELECT name COLLATE \"C\", NULL::oid, before COLLATE \"C\" FROM unnest($1, $2) AS g (name, before)"
+		"WITH RECURSIVE server (name, roleid, priority, before) AS ("
+		" SELECT name COLLATE \"C\", NULL::oid, NULL::int2, before COLLATE \"C\""
+		" FROM unnest($1, $2) AS g (name, before)"
 		" UNION ALL"
-		" SELECT n.server, n.roleid, s.before FROM server s, LATERAL"
-		" (SELECT o.server, o.roleid FROM feishu_internal.outbox o"
+		" SELECT n.server, n.roleid, n.priority, s.before FROM server s, LATERAL"
+		" (SELECT o.server, o.roleid, o.priority FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.server > s.name AND o.server < s.before"
-		"  ORDER BY o.server, o.roleid LIMIT 1) n),"
-		" lane (server, roleid, before, is_new) AS ("
-		" (SELECT server COLLATE \"C\", roleid, before, false"
+		"  ORDER BY o.server, o.roleid, o.priority LIMIT 1) n),"
+		" lane (server, roleid, priority, before) AS ("
+		" (SELECT server COLLATE \"C\", roleid, NULL::int2, before"
 		"  FROM unnest($3, $4, $5) AS g (server, roleid, before)"
-		"  UNION ALL SELECT name, roleid, 4294967295::oid, true FROM server WHERE roleid IS NOT NULL)"
+		"  UNION ALL SELECT name, roleid, priority, 4294967295::oid FROM server WHERE roleid IS NOT NULL)"
 		" UNION ALL"
-		" SELECT l.server, n.roleid, l.before, true FROM lane l, LATERAL"
-		" (SELECT o.roleid FROM feishu_internal.outbox o"
+		" SELECT l.server, n.roleid, n.priority, l.before FROM lane l, LATERAL"
+		" (SELECT o.roleid, o.priority FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL"
 		"  AND o.server = l.server AND o.roleid > l.roleid AND o.roleid < l.before"
-		"  ORDER BY o.roleid LIMIT 1) n)"
-		" SELECT server, roleid FROM lane WHERE is_new",
-		5, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, OIDARRAYOID, OIDARRAYOID);
+		"  ORDER BY o.roleid, o.priority LIMIT 1) n),"
+		" tier (server, roleid, priority, before, is_new) AS ("
+		" (SELECT server COLLATE \"C\", roleid, priority, before, false"
+		"  FROM unnest($6, $7, $8, $9) AS g (server, roleid, priority, before)"
+		"  UNION ALL SELECT server, roleid, priority, 32768, true FROM lane WHERE priority IS NOT NULL)"
+		" UNION ALL"
+		" SELECT t.server, t.roleid, n.priority::int4, t.before, true FROM tier t, LATERAL"
+		" (SELECT o.priority FROM feishu_internal.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = t.server AND o.roleid = t.roleid"
+		"  AND o.priority > t.priority AND o.priority < t.before"
+		"  ORDER BY o.priority LIMIT 1) n)"
+		" SELECT server, roleid, priority::int2 FROM tier WHERE is_new",
+		9, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, OIDARRAYOID, OIDARRAYOID,
+		TEXTARRAYOID, OIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID);
 	static SqlStatement above = SQL_STATEMENT(
-		"SELECT l.n FROM unnest($1, $2, $3) WITH ORDINALITY AS l (server, roleid, cursor, n), LATERAL"
+		"SELECT l.n FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS l (server, roleid, priority, cursor, n), LATERAL"
 		" (SELECT FROM feishu_internal.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
+		"  AND o.priority = l.priority"
 		"  AND o.state = 'q' AND o.next_at IS NULL AND o.id > l.cursor ORDER BY o.id LIMIT 1) r",
-		3, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID);
-	int			num = lane_count();
+		4, TEXTARRAYOID, OIDARRAYOID, INT2ARRAYOID, INT8ARRAYOID);
+	int			num;
+	Tier	  **known = list_tiers(&num);
 	int			num_servers = 0;
-	int			num_gaps = 0;
-	Lane	  **known = palloc(num * sizeof(Lane *));
 	Datum	   *names = palloc((num + 2) * sizeof(Datum));
-	Datum	   *servers = palloc(2 * num * sizeof(Datum));
-	Datum	   *roles = palloc(2 * num * sizeof(Datum));
-	Datum	   *ends = palloc(2 * num * sizeof(Datum));
-	Datum	   *cursors = palloc(num * sizeof(Datum));
+	Gaps		roles = {.num = 0};
+	Gaps		priorities = {.num = 0};
 	char		last[NAMEDATALEN];
-	Datum		values[5];
+	Datum		values[9];
 	uint64		found;
 
-	memcpy(known, lane_all(), num * sizeof(Lane *));
-	qsort(known, num, sizeof(Lane *), compare_lanes);
+	for (int i = 0; i < (int) lengthof(roles.columns); i++)
+	{
+		roles.columns[i] = palloc(2 * num * sizeof(Datum));
+		priorities.columns[i] = palloc(2 * num * sizeof(Datum));
+	}
 
 	/* by its bytes, no name comes after this */
 	memset(last, 0xff, sizeof(last) - 1);
 	last[sizeof(last) - 1] = '\0';
 
-	/* gaps between servers, and in each server between roles */
+	/* gaps between servers, in each server between roles, and in each of these between
+	 * priorities */
 	names[num_servers++] = CStringGetTextDatum("");
 	for (int i = 0; i < num; i++)
 	{
-		LaneKey    *key = &known[i]->key;
+		LaneKey    *key = &known[i]->lane->key;
+		LaneKey    *before = i > 0 ? &known[i - 1]->lane->key : NULL;
+		LaneKey    *after = i < num - 1 ? &known[i + 1]->lane->key : NULL;
+		bool		is_first = before == NULL || strcmp(key->server, before->server) != 0;
+		bool		is_last = after == NULL || strcmp(key->server, after->server) != 0;
+		bool		is_first_of_lane = before != &known[i]->lane->key;
+		bool		is_last_of_lane = after != &known[i]->lane->key;
 		Datum		server = CStringGetTextDatum(key->server);
-		bool		is_first = i == 0 || strcmp(key->server, known[i - 1]->key.server) != 0;
-		bool		is_last = i == num - 1 || strcmp(key->server, known[i + 1]->key.server) != 0;
+		Datum		roleid = ObjectIdGetDatum(key->roleid);
+		Datum		priority = Int32GetDatum(known[i]->priority);
 
 		if (is_first)
 		{
 			names[num_servers++] = server;
-			servers[num_gaps] = server;
-			roles[num_gaps] = ObjectIdGetDatum(InvalidOid);
-			ends[num_gaps++] = ObjectIdGetDatum(key->roleid);
+			add_gap(&roles, server, (Datum) 0, ObjectIdGetDatum(InvalidOid), roleid);
 		}
-		servers[num_gaps] = server;
-		roles[num_gaps] = ObjectIdGetDatum(key->roleid);
-		ends[num_gaps++] = ObjectIdGetDatum(is_last ? OID_MAX : known[i + 1]->key.roleid);
-		cursors[i] = Int64GetDatum(known[i]->cursor);
+		if (is_last_of_lane)
+			add_gap(&roles, server, (Datum) 0, roleid,
+					ObjectIdGetDatum(is_last ? OID_MAX : after->roleid));
+		if (is_first_of_lane)
+			add_gap(&priorities, server, roleid, Int32GetDatum(PG_INT16_MIN - 1), priority);
+		add_gap(&priorities, server, roleid, priority,
+				Int32GetDatum(is_last_of_lane ? PG_INT16_MAX + 1 : known[i + 1]->priority));
 	}
 	names[num_servers] = CStringGetTextDatum(last);
 	values[0] = array_of(names, num_servers, TEXTOID);
 	values[1] = array_of(names + 1, num_servers, TEXTOID);
-	values[2] = array_of(servers, num_gaps, TEXTOID);
-	values[3] = array_of(roles, num_gaps, OIDOID);
-	values[4] = array_of(ends, num_gaps, OIDOID);
+	values[2] = array_of(roles.columns[0], roles.num, TEXTOID);
+	values[3] = array_of(roles.columns[2], roles.num, OIDOID);
+	values[4] = array_of(roles.columns[3], roles.num, OIDOID);
+	values[5] = array_of(priorities.columns[0], priorities.num, TEXTOID);
+	values[6] = array_of(priorities.columns[1], priorities.num, OIDOID);
+	values[7] = array_of(priorities.columns[2], priorities.num, INT4OID);
+	values[8] = array_of(priorities.columns[3], priorities.num, INT4OID);
 	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
-		(void) row_lane(row); /* a new lane is open */
+		(void) row_tier(row);	/* a new one is open */
 
 	for (int i = 0; i < num; i++)
 	{
-		servers[i] = CStringGetTextDatum(known[i]->key.server);
-		roles[i] = ObjectIdGetDatum(known[i]->key.roleid);
+		priorities.columns[0][i] = CStringGetTextDatum(known[i]->lane->key.server);
+		priorities.columns[1][i] = ObjectIdGetDatum(known[i]->lane->key.roleid);
+		priorities.columns[2][i] = Int16GetDatum(known[i]->priority);
+		priorities.columns[3][i] = Int64GetDatum(known[i]->cursor);
 	}
-	values[0] = array_of(servers, num, TEXTOID);
-	values[1] = array_of(roles, num, OIDOID);
-	values[2] = array_of(cursors, num, INT8OID);
+	values[0] = array_of(priorities.columns[0], num, TEXTOID);
+	values[1] = array_of(priorities.columns[1], num, OIDOID);
+	values[2] = array_of(priorities.columns[2], num, INT2OID);
+	values[3] = array_of(priorities.columns[3], num, INT8OID);
 	found = sql_run(&above, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
-		lane_expect_more(known[sql_int64(row, 1) - 1]);
+		tier_expect_more(known[sql_int64(row, 1) - 1]);
 }
 
-/* Find every lane that has delayed rows, and when the first is due. */
+/* Find every tier that has delayed rows, and when the first is due. */
 static void
 discover_delayed(void)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE delayed AS ("
-		" (SELECT server, roleid, next_at FROM feishu_internal.outbox"
+		" (SELECT server, roleid, priority, next_at FROM feishu_internal.outbox"
 		"  WHERE state = 'q' AND next_at IS NOT NULL"
-		"  ORDER BY server, roleid, next_at LIMIT 1)"
+		"  ORDER BY server, roleid, priority, next_at LIMIT 1)"
 		" UNION ALL"
-		" SELECT n.server, n.roleid, n.next_at FROM delayed l, LATERAL"
-		" (SELECT o.server, o.roleid, o.next_at FROM feishu_internal.outbox o"
+		" SELECT n.server, n.roleid, n.priority, n.next_at FROM delayed l, LATERAL"
+		" (SELECT o.server, o.roleid, o.priority, o.next_at FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
-		"  AND (o.server, o.roleid) > (l.server, l.roleid)"
-		"  ORDER BY o.server, o.roleid, o.next_at LIMIT 1) n)"
-		" SELECT server, roleid, next_at FROM delayed",
+		"  AND (o.server, o.roleid, o.priority) > (l.server, l.roleid, l.priority)"
+		"  ORDER BY o.server, o.roleid, o.priority, o.next_at LIMIT 1) n)"
+		" SELECT server, roleid, priority, next_at FROM delayed",
 		0, InvalidOid);
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
 
 	for (uint64 row = 0; row < num; row++)
-		lane_expect_due(row_lane(row),
-							DatumGetTimestampTz(sql_value(row, 3, NULL)));
+		tier_expect_due(row_tier(row), DatumGetTimestampTz(sql_value(row, 4, NULL)));
 }
 
 /* A row that was put back, or committed late, has an id so low that lanes look for
@@ -248,9 +316,9 @@ discover_all(bool from_start)
  */
 #define DISCOVER_PAGE(which) \
 	"WITH page AS MATERIALIZED (" \
-	" SELECT server, roleid, id, next_at, ordering_key, expires_at FROM feishu_internal.outbox" \
+	" SELECT server, roleid, priority, id, next_at, ordering_key, expires_at FROM feishu_internal.outbox" \
 	" WHERE state = 'q' AND id >= $1 AND " which ")" \
-	" SELECT o.server, o.roleid, o.id, o.next_at, " \
+	" SELECT o.server, o.roleid, o.priority, o.id, o.next_at, " \
 	ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$3") \
 	", o.expires_at FROM page o ORDER BY o.id"
 
@@ -263,17 +331,17 @@ see_page(uint64 num)
 	for (uint64 i = 0; i < num; i++)
 	{
 		bool		is_null;
-		Datum		next_at = sql_value(i, 4, &is_null);
-		Lane	   *lane = row_lane(i);
+		Datum		next_at = sql_value(i, 5, &is_null);
+		Tier	   *tier = row_tier(i);
 
-		id = sql_int64(i, 3);
-		maintain_expect(DatumGetTimestampTz(sql_value(i, 6, NULL)));
+		id = sql_int64(i, 4);
+		maintain_expect(DatumGetTimestampTz(sql_value(i, 7, NULL)));
 		if (!is_null)
-			lane_expect_due(lane, DatumGetTimestampTz(next_at));
-		else if (id > lane->cursor)
-			lane_expect_more(lane);
-		else if (DatumGetBool(sql_value(i, 5, NULL)))
-			lane_expect_row(lane, id);
+			tier_expect_due(tier, DatumGetTimestampTz(next_at));
+		else if (id > tier->cursor)
+			tier_expect_more(tier);
+		else if (DatumGetBool(sql_value(i, 6, NULL)))
+			tier_expect_row(tier, id);
 	}
 	return id;
 }
@@ -305,7 +373,12 @@ discover_from(int64 min_id)
 	}
 
 	for (int i = 0; i < lane_count(); i++)
-		max_cursor = Max(max_cursor, lane_all()[i]->cursor);
+	{
+		const Lane *lane = lane_all()[i];
+
+		for (int j = 0; j < lane->num_tiers; j++)
+			max_cursor = Max(max_cursor, lane->tiers[j]->cursor);
+	}
 
 	for (;;)
 	{

@@ -79,8 +79,11 @@ flight_grant(Lane *lane, int change)
 
 /* A lane has one flight more, or less. */
 static void
-count_flight(Lane *lane, int change)
+count_flight(const Flight *flight, int change)
 {
+	Lane	   *lane = flight->lane;
+
+	flight->tier->in_flight += change;
 	lane->load.in_flight += change;
 	lane->site->load.in_flight += change;
 	lane->role->load.in_flight += change;
@@ -121,23 +124,25 @@ row_text(uint64 row, int column)
 Flight *
 flight_make(const Claim *claim, uint64 row)
 {
+	Lane	   *lane = claim->lane;
+	Tier	   *tier = lane_tier(lane, DatumGetInt16(sql_value(row, CLAIM_COLUMN(OUTBOX_PRIORITY), NULL)));
 	MemoryContext context = AllocSetContextCreate(flights_context, "feishu_flow flight",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	Flight	   *flight = palloc0(sizeof(Flight));
 	FlightFacts *facts = &flight->facts;
-	Lane	   *lane = claim->lane;
 	bool		is_null;
 	Datum		value;
 
 	/* from here on flight_undo_since finds it, should something throw */
+	flight->tier = tier;
 	flight->lane = lane;
 	flight->claim = claim;
 	flight->context = context;
 	flight->transaction = transaction_number();
 	flight->id = sql_int64(row, CLAIM_COLUMN(OUTBOX_ID));
 	dlist_push_tail(&flights, &flight->node);
-	count_flight(lane, 1);
+	count_flight(flight, 1);
 
 	flight->ordering_key = row_text(row, CLAIM_COLUMN(OUTBOX_ORDERING_KEY));
 	/* one with a higher id was sent while this one was not in the queue */
@@ -232,7 +237,7 @@ static void
 leave_flights(Flight *flight)
 {
 	dlist_delete(&flight->node);
-	count_flight(flight->lane, -1);
+	count_flight(flight, -1);
 }
 
 static void
@@ -261,10 +266,10 @@ end_flight(Flight *flight)
 	{
 		leave_lane(flight);
 		if (!flight->is_behind)
-			lane_give_back(flight->lane, flight->id);
+			tier_give_back(flight->tier, flight->id);
 	}
 	else if (end->state == OUTBOX_QUEUED)
-		lane_expect_due(flight->lane, end->next_at);
+		tier_expect_due(flight->tier, end->next_at);
 }
 
 /* It is not to be sent now: flight_return is to be called instead of flight_start. */
@@ -516,7 +521,7 @@ flight_forget_recorded(void)
 static void
 undo(Flight *flight)
 {
-	lane_give_back(flight->lane, flight->id);
+	tier_give_back(flight->tier, flight->id);
 	free_flight(flight);
 }
 

@@ -23,6 +23,7 @@
 struct Claim;
 struct Lane;
 struct Site;
+struct Tier;
 
 /*
  * Flights recorded or claimed at once.  Each has two memory contexts of the
@@ -59,6 +60,7 @@ typedef struct Flight
 	dlist_node	lane_node;		/* in the lane's flights, while in_lane */
 	bool		in_lane;
 	struct Lane *lane;
+	struct Tier *tier;
 	const struct Claim *claim;	/* that it was made in; NULL: it has begun */
 	MemoryContext context;		/* of all below, the call included */
 	int64		id;
@@ -86,7 +88,7 @@ extern void flight_report_activity(void);
 /* flight_room.c: how many more there may be */
 extern int	flight_room(void);
 extern int	flight_site_room(const struct Site *site, int room);
-extern int	flight_lane_room(const struct Lane *lane, int room);
+extern int	flight_lane_room(const struct Lane *lane, int room, const struct Tier *top);
 
 /* from the row to the call */
 extern void flight_grant(struct Lane *lane, int change);

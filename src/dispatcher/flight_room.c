@@ -9,8 +9,9 @@
  * - a server may have all but an eighth of what other servers leave, and a lane
  *	 three quarters of what other lanes leave, and each always one, if there is
  *	 room at all: so one that hangs leaves room for others;
- * - the last eighth is a reserve for lanes that have no flight, and whose last one
- *	 got an answer: so many that hang do so, too, once they are known;
+ * - the last eighth is a reserve for lanes whose highest priority has no flight, and
+ *	 whose last one got an answer: so many that hang do so, too, once they are known,
+ *	 and a backlog of lower priority does for what is above it;
  * - a role may have three quarters of what other roles leave, with its lanes of the
  *	 reserve all but an eighth, and always one: so lanes that it makes without end,
  *	 each on a server of its own, leave room for other roles.
@@ -79,16 +80,18 @@ role_room(const Role *role, bool reserve, int room)
 	return Max(left * 3 / 4 - taken, one);
 }
 
-/* Likewise a lane? */
+/* Likewise a lane, whose highest tier with rows is top, or NULL? */
 int
-flight_lane_room(const Lane *lane, int room)
+flight_lane_room(const Lane *lane, int room, const Tier *top)
 {
 	int			taken = load_sum(&lane->load);
 	int			all = load_sum(&flight_totals()->load) + room;
 	int			share = (room + taken) * 3 / 4; /* of what other lanes leave */
-	bool		reserve = taken == 0 && !lane->suspect;
+	bool		is_first = taken == 0 ||
+		(lane->load.granted == 0 && top != NULL && top->in_flight == 0);
+	bool		reserve = is_first && !lane->suspect;
 	int			left = Min(flight_site_room(lane->site, room),
-						   Max(share - taken, taken == 0 ? 1 : 0));
+						   Max(share - taken, is_first ? 1 : 0));
 
 	left = Min(left, role_room(lane->role, reserve, room));
 	if (!reserve)

@@ -40,6 +40,9 @@ static Lane **lanes = NULL;
 static int	num_lanes = 0;
 static int	max_lanes = 0;
 
+/* Any lane has several tiers. */
+static bool any_tiers = false;
+
 /* Those whose hold feishu_internal.held_lane does not have. */
 static dlist_head untold = DLIST_STATIC_INIT(untold);
 
@@ -125,11 +128,7 @@ lane_get(const char *server, Oid roleid)
 	lane->site = site;
 	lane->role = role;
 	lane->memory.share.whole = &role->memory;
-	lane->more = true;
-	lane->due_floor = DT_NOBEGIN;
-	lane->next_due = DT_NOEND;	/* who finds a delayed row says so */
 	lanes[num_lanes++] = lane;
-	schedule_lane(lane);
 	return lane;
 }
 
@@ -147,153 +146,118 @@ lane_count(void)
 }
 
 
-/* ---------- What there is to do ---------- */
+/* ---------- Its tiers ---------- */
 
-/* Add an id to a list, unless it is there; false without memory, with MCXT_ALLOC_NO_OOM. */
-static bool
-list_add(IdList *list, int64 id, int flags)
+/* The tier of a priority, made when there is none yet. */
+Tier *
+lane_tier(Lane *lane, int16 priority)
 {
-	for (int i = 0; i < list->num; i++)
+	Tier	   *tier;
+	int			place = 0;
+
+	while (place < lane->num_tiers && lane->tiers[place]->priority > priority)
+		place++;
+	if (place < lane->num_tiers && lane->tiers[place]->priority == priority)
+		return lane->tiers[place];
+
+	/* what may throw comes before the tier is there */
+	if (lane->num_tiers == lane->max_tiers)
 	{
-		if (list->ids[i] == id)
+		int			max = Max(1, lane->max_tiers * 2);
+
+		lane->tiers = lane->tiers ? repalloc(lane->tiers, max * sizeof(Tier *)) :
+			MemoryContextAlloc(context, max * sizeof(Tier *));
+		lane->max_tiers = max;
+	}
+	tier = tier_make(context, lane, priority);
+	memmove(lane->tiers + place + 1, lane->tiers + place, (lane->num_tiers - place) * sizeof(Tier *));
+	lane->tiers[place] = tier;
+	any_tiers |= lane->num_tiers++ > 0;
+	schedule_lane(lane);
+	return tier;
+}
+
+/* When there may be rows of it to claim, were it not held; DT_NOEND: when somebody tells. */
+TimestampTz
+lane_work_at(const Lane *lane)
+{
+	TimestampTz at = DT_NOEND;
+
+	for (int i = 0; i < lane->num_tiers; i++)
+		at = Min(at, tier_work_at(lane->tiers[i]));
+	return at;
+}
+
+/* Its highest tier that may have rows now; NULL: none. */
+Tier *
+lane_top(const Lane *lane, TimestampTz now)
+{
+	for (int i = 0; i < lane->num_tiers; i++)
+	{
+		if (tier_work_at(lane->tiers[i]) <= now)
+			return lane->tiers[i];
+	}
+	return NULL;
+}
+
+/* Has its highest tier with rows others below it that are being sent? */
+bool
+lane_is_urgent(const Lane *lane, TimestampTz now)
+{
+	const Tier *top = lane->num_tiers > 1 ? lane_top(lane, now) : NULL;
+
+	if (top == NULL || lane->paused || lane->hold_until > now)
+		return false;
+	for (int i = lane->num_tiers - 1; lane->tiers[i] != top; i--)
+	{
+		if (lane->tiers[i]->in_flight > 0)
 			return true;
 	}
-	if (list->num == list->max)
+	return false;
+}
+
+/* Does anybody use priorities? */
+bool
+lane_any_tiers(void)
+{
+	return any_tiers;
+}
+
+/* Is any lane so? */
+bool
+lane_any_urgent(TimestampTz now)
+{
+	for (int i = 0; i < num_lanes; i++)
 	{
-		int			max = Max(16, list->max * 2);
-		int64	   *ids = MemoryContextAllocExtended(context, max * sizeof(int64), flags);
-
-		if (ids == NULL)
-			return false;
-		if (list->ids != NULL)
-		{
-			memcpy(ids, list->ids, list->num * sizeof(int64));
-			pfree(list->ids);
-		}
-		list->ids = ids;
-		list->max = max;
+		if (lane_is_urgent(lanes[i], now))
+			return true;
 	}
-	list->ids[list->num++] = id;
-	return true;
+	return false;
 }
 
-/* A row is to be looked at, by its id. */
-void
-lane_expect_row(Lane *lane, int64 id)
+/* How many rows there are to claim now at most; of what was not looked at, so many. */
+int
+lane_most_rows(const Lane *lane, int most, TimestampTz now)
 {
-	(void) list_add(&lane->ready, id, 0);
-	schedule_lane(lane);
-}
+	int			num = 0;
 
-/* Likewise one that was claimed.  Does not throw. */
-void
-lane_give_back(Lane *lane, int64 id)
-{
-	if (list_add(&lane->ready, id, MCXT_ALLOC_NO_OOM))
-		schedule_lane(lane);
-	else
-		lane_reopen(lane, id, 0);
-}
-
-/* A row is not to be looked at any more. */
-void
-lane_forget_row(Lane *lane, int64 id)
-{
-	IdList	   *list = &lane->ready;
-
-	for (int i = 0; i < list->num; i++)
+	for (int i = 0; i < lane->num_tiers; i++)
 	{
-		if (list->ids[i] != id)
-			continue;
-		list->num--;
-		memmove(list->ids + i, list->ids + i + 1, (list->num - i) * sizeof(int64));
-		break;
+		const Tier *tier = lane->tiers[i];
+
+		if (tier->more || tier->next_due <= now)
+			return most;
+		num += Min(tier->ready.num, most - num);
 	}
-	schedule_lane(lane);
-}
-
-/* Nor are the first rows of the list. */
-void
-lane_take_rows(Lane *lane, int num)
-{
-	IdList	   *list = &lane->ready;
-
-	list->num -= num;
-	memmove(list->ids, list->ids + num, list->num * sizeof(int64));
-	schedule_lane(lane);
-}
-
-/* A delayed row is to be looked at, at its time. */
-void
-lane_expect_due(Lane *lane, TimestampTz next_at)
-{
-	if (next_at <= lane->due_floor)
-	{
-		lane->due_floor = next_at;
-		lane->due_floor_id = 0;
-	}
-	if (next_at < lane->next_due)
-	{
-		lane->next_due = next_at;
-		schedule_lane(lane);
-	}
-}
-
-/* Delayed rows up to this time, and of this time up to this id, were seen. */
-void
-lane_saw_due(Lane *lane, TimestampTz next_at, int64 id)
-{
-	lane->due_floor = next_at;
-	lane->due_floor_id = id;
-}
-
-/* When to look at delayed rows that were not seen; DT_NOEND: there are none. */
-void
-lane_look_at_due(Lane *lane, TimestampTz at)
-{
-	lane->next_due = at;
-	schedule_lane(lane);
-}
-
-/* There are rows above the cursor. */
-void
-lane_expect_more(Lane *lane)
-{
-	lane->more = true;
-	schedule_lane(lane);
-}
-
-/*
- * Rows above the cursor were looked at, the last one's id is last.  If
- * these were all, those that are behind others of their key included, nothing
- * is left below last_id, which was read before the snapshot was taken: a row with a
- * lower id that commits later is told by its id.
- */
-void
-lane_saw_more(Lane *lane, bool all, int64 last, int64 last_id)
-{
-	lane->more = !all;
-	lane->cursor = all ? Max(lane->cursor, last_id) : last;
-	schedule_lane(lane);
-}
-
-/* Did rows there have ordering keys, and how many are to be looked at next? */
-void
-lane_note_keys(Lane *lane, bool keyed, int page_rows)
-{
-	lane->keyed = keyed;
-	lane->page_rows = page_rows;
+	return num;
 }
 
 /* All rows from an id on are to be looked at, and all delayed ones at a time. */
 void
 lane_reopen(Lane *lane, int64 min_id, TimestampTz next_due)
 {
-	lane->cursor = Min(lane->cursor, Max(min_id, 1) - 1);
-	lane->more = true;
-	lane->due_floor = DT_NOBEGIN;
-	lane->next_due = next_due;
-	schedule_lane(lane);
+	for (int i = 0; i < lane->num_tiers; i++)
+		tier_reopen(lane->tiers[i], min_id, next_due);
 }
 
 /* Likewise of all lanes. */
@@ -308,10 +272,8 @@ lane_reopen_all(int64 min_id, TimestampTz next_due)
 void
 lane_close(Lane *lane)
 {
-	lane->more = false;
-	lane->next_due = DT_NOEND;
-	lane->ready.num = 0;
-	schedule_lane(lane);
+	for (int i = 0; i < lane->num_tiers; i++)
+		tier_close(lane->tiers[i]);
 }
 
 
@@ -351,15 +313,28 @@ lane_hold(Lane *lane, TimestampTz until, const char *reason)
 	schedule_lane(lane);
 }
 
+/* Why its app is paused, as held_lane has it; NULL: it is not. */
+static const char *
+app_pause(Lane *lane)
+{
+	LimiterStatus status;
+
+	if (!lane->app_is_known || !limiter_status(&lane->app, lane->key.roleid, &status))
+		return NULL;
+	return status.pause == LIMITER_CREDENTIALS ? "credentials" :
+		status.pause == LIMITER_QUOTA ? "quota" : NULL;
+}
+
 /* Write which lanes are held and why, where that has changed.  In a transaction. */
 void
 lane_write_holds(void)
 {
 	static SqlStatement hold = SQL_STATEMENT(
-		"INSERT INTO feishu_internal.held_lane (server, roleid, reason, resume_at)"
-		" VALUES ($1, $2, $3, $4) ON CONFLICT (server, roleid)"
-		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at",
-		4, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID);
+		"INSERT INTO feishu_internal.held_lane AS h (server, roleid, reason, resume_at, pause, since)"
+		" VALUES ($1, $2, $3, $4, $5, clock_timestamp()) ON CONFLICT (server, roleid)"
+		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at, pause = EXCLUDED.pause,"
+		" since = CASE WHEN h.pause IS NOT DISTINCT FROM EXCLUDED.pause THEN h.since ELSE EXCLUDED.since END",
+		5, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID, TEXTOID);
 	static SqlStatement release = SQL_STATEMENT(
 		"DELETE FROM feishu_internal.held_lane WHERE server = $1 AND roleid = $2",
 		2, TEXTOID, OIDOID);
@@ -368,13 +343,17 @@ lane_write_holds(void)
 	dlist_foreach(iter, &untold)
 	{
 		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
-		Datum		values[4] = {
+		const char *pause = app_pause(lane);
+		Datum		values[5] = {
 			CStringGetTextDatum(lane->key.server),
 			ObjectIdGetDatum(lane->key.roleid),
 			lane->reason ? CStringGetTextDatum(lane->reason) : (Datum) 0,
-			TimestampTzGetDatum(lane->hold_until)
+			TimestampTzGetDatum(lane->hold_until),
+			pause ? CStringGetTextDatum(pause) : (Datum) 0
 		};
-		char		nulls[4] = {' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' '};
+		char		nulls[5] = {
+			' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' ', pause ? ' ' : 'n'
+		};
 
 		if (lane->reason != NULL)
 			sql_run(&hold, values, nulls, SPI_OK_INSERT, NULL);

@@ -21,14 +21,8 @@
 #include "app/server.h"
 #include "dispatcher/flight.h"
 #include "dispatcher/schedule.h"
-
-/* A list of row ids in memory; ids is palloc'd or NULL. */
-typedef struct IdList
-{
-	int64	   *ids;
-	int			num;
-	int			max;
-} IdList;
+#include "dispatcher/share.h"
+#include "dispatcher/tier.h"
 
 /* A server: its lanes take turns, and so do servers. */
 typedef struct Site
@@ -62,15 +56,10 @@ typedef struct Lane
 	Site	   *site;
 	Role	   *role;
 	/* what there is to do */
-	int64		cursor;			/* rows at once with an id up to this were seen */
-	bool		more;			/* there may be others above the cursor */
-	bool		keyed;			/* those seen there last had ordering keys */
-	int			page_rows;		/* how many to look at there then; 0: a batch */
-	TimestampTz due_floor;		/* delayed rows before this were seen, and */
-	int64		due_floor_id;	/* those of this time with an id up to this */
-	TimestampTz next_due;		/* when to look at delayed rows; DT_NOEND */
-	IdList		ready;			/* rows to claim by id: due ones, successors in
-								 * an ordering key, those given back */
+	Tier	  **tiers;			/* of its priorities, the highest first */
+	int			num_tiers;
+	int			max_tiers;
+	LaneShare	share;			/* share.c's */
 	/* what holds it */
 	bool		suspect;		/* its last attempt got no answer */
 	int			postponed;		/* rows that could not be prepared now, in a row */
@@ -100,16 +89,13 @@ extern Lane *const *lane_all(void);
 extern int	lane_count(void);
 
 /* what there is to do */
-extern void lane_expect_row(Lane *lane, int64 id);
-extern void lane_give_back(Lane *lane, int64 id);
-extern void lane_forget_row(Lane *lane, int64 id);
-extern void lane_take_rows(Lane *lane, int num);
-extern void lane_expect_due(Lane *lane, TimestampTz next_at);
-extern void lane_saw_due(Lane *lane, TimestampTz next_at, int64 id);
-extern void lane_look_at_due(Lane *lane, TimestampTz at);
-extern void lane_expect_more(Lane *lane);
-extern void lane_saw_more(Lane *lane, bool all, int64 last, int64 last_id);
-extern void lane_note_keys(Lane *lane, bool keyed, int page_rows);
+extern Tier *lane_tier(Lane *lane, int16 priority);
+extern TimestampTz lane_work_at(const Lane *lane);
+extern Tier *lane_top(const Lane *lane, TimestampTz now);
+extern bool lane_is_urgent(const Lane *lane, TimestampTz now);
+extern bool lane_any_tiers(void);
+extern bool lane_any_urgent(TimestampTz now);
+extern int	lane_most_rows(const Lane *lane, int most, TimestampTz now);
 extern void lane_reopen(Lane *lane, int64 min_id, TimestampTz next_due);
 extern void lane_reopen_all(int64 min_id, TimestampTz next_due);
 extern void lane_close(Lane *lane);

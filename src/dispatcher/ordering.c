@@ -224,9 +224,9 @@ void
 ordering_find_successors(OrderingKey *keys, int num)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT k.n, n.id, n.next_at"
+		"SELECT k.n, n.id, n.next_at, n.priority"
 		" FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS k (server, roleid, ordering_key, floor, n)"
-		" LEFT JOIN LATERAL (SELECT o.id, o.next_at FROM feishu_internal.outbox o"
+		" LEFT JOIN LATERAL (SELECT o.id, o.next_at, o.priority FROM feishu_internal.outbox o"
 		"  WHERE o.server = k.server AND o.roleid = k.roleid"
 		"  AND o.ordering_key = k.ordering_key AND o.id >= k.floor"
 		"  AND o.state = 'q' ORDER BY o.id LIMIT 1) n ON true",
@@ -263,15 +263,15 @@ ordering_find_successors(OrderingKey *keys, int num)
 		bool		at_once;
 		Datum		id = sql_value(row, 2, &none);
 		Datum		next_at = sql_value(row, 3, &at_once);
-		Lane	   *lane;
+		Tier	   *tier;
 
 		note_end(key, none ? key->id : DatumGetInt64(id));
 		if (none)
 			continue;
-		lane = lane_get(key->server, key->roleid);
+		tier = lane_tier(lane_get(key->server, key->roleid), DatumGetInt16(sql_value(row, 4, NULL)));
 		if (at_once || DatumGetTimestampTz(next_at) <= now)
-			lane_expect_row(lane, DatumGetInt64(id));
+			tier_expect_row(tier, DatumGetInt64(id));
 		else
-			lane_expect_due(lane, DatumGetTimestampTz(next_at));
+			tier_expect_due(tier, DatumGetTimestampTz(next_at));
 	}
 }

@@ -25,7 +25,9 @@
 
 /*
  * With much under way, rows are claimed when there is room for many, or after so
- * long; of a lane that has nothing under way, sooner, unless many lanes wait.
+ * long;
+ * of a lane whose highest priority has nothing under way, sooner, unless many lanes
+ * wait.
  */
 #define BATCH_DELAY_MS		10
 #define FIRST_DELAY_MS		2
@@ -69,9 +71,7 @@ schedule_init(void)
 static TimestampTz
 lane_due_at(const Lane *lane)
 {
-	TimestampTz at = lane->more || lane->ready.num > 0 ? 0 : lane->next_due;
-
-	return lane->paused ? DT_NOEND : Max(at, lane->hold_until);
+	return lane->paused ? DT_NOEND : Max(lane_work_at(lane), lane->hold_until);
 }
 
 /* Take a lane from where it is. */
@@ -164,12 +164,8 @@ schedule_num_due(void)
 static int
 lane_wants(const Lane *lane, int room, TimestampTz now)
 {
-	int			limit = flight_lane_room(lane, room);
-
 	/* no more places than there may be rows: others may want them */
-	if (!lane->more && lane->next_due > now)
-		limit = Min(limit, lane->ready.num);
-	return limit;
+	return lane_most_rows(lane, flight_lane_room(lane, room, lane_top(lane, now)), now);
 }
 
 /* When there may be rows to claim, for next to nothing; claimed_at: when that was done
@@ -198,12 +194,13 @@ schedule_next(TimestampTz now, TimestampTz claimed_at)
 		dlist_foreach(inner, &site->turn.due)
 		{
 			Lane	   *lane = dlist_container(Lane, turn.due_node, inner.cur);
+			const Tier *top = lane_top(lane, now);
 
 			if (lane_wants(lane, room, now) == 0)
 				continue;
 			if (room >= Min(FLIGHT_BATCH, flight_totals()->load.in_flight))
 				return 0;
-			if (lane->load.in_flight == 0 && num_due <= FIRST_LANES)
+			if ((top == NULL || top->in_flight == 0) && num_due <= FIRST_LANES)
 				return Min(next, TimestampTzPlusMilliseconds(claimed_at, FIRST_DELAY_MS));
 			next = Min(next, TimestampTzPlusMilliseconds(claimed_at, BATCH_DELAY_MS));
 			break;
@@ -229,10 +226,11 @@ lane_end_turn(Lane *lane)
 
 /*
  * Choose lanes that have had no turn in this transaction, and grant each what it
- * may fill, so many in all at most.  Returns how many.
+ * may fill, so many in all at most; of those that are urgent, if it is said so, for their
+ * highest tiers.  Returns how many.
  */
 int
-schedule_choose(TimestampTz now, Lane **lanes, int most)
+schedule_choose(TimestampTz now, bool urgent, Lane **lanes, int most)
 {
 	int			room = flight_room();
 	int			rows = Min(most, room);
@@ -256,8 +254,10 @@ schedule_choose(TimestampTz now, Lane **lanes, int most)
 				flight_site_room(site, left) == 0)
 				break;
 			places = Min(Min(lane_wants(lane, left, now), each), rows);
-			if (places == 0)
+			if (places == 0 || (urgent && !lane_is_urgent(lane, now)))
 				continue;
+			/* by itself, the backlog below would have none: it is to take none from above */
+			lane->turn.for_top = urgent || flight_lane_room(lane, left, NULL) == 0;
 			flight_grant(lane, places);
 			lanes[num++] = lane;
 			rows -= places;

@@ -29,6 +29,7 @@ typedef struct LaneTurn
 	pairingheap_node timed_node;
 	TimestampTz timed_at;
 	uint64		last;			/* the transaction in which it had a turn last */
+	bool		for_top;		/* that one was for its highest tier alone */
 	uint64		served;			/* when it had a place last, by num_served */
 } LaneTurn;
 
@@ -45,7 +46,7 @@ extern void schedule_lane(struct Lane *lane);
 extern TimestampTz schedule_next(TimestampTz now, TimestampTz claimed_at);
 extern void schedule_advance(TimestampTz now);
 extern int	schedule_num_due(void);
-extern int	schedule_choose(TimestampTz now, struct Lane **lanes, int most);
+extern int	schedule_choose(TimestampTz now, bool urgent, struct Lane **lanes, int most);
 extern void schedule_note_served(struct Lane *lane);
 
 #endif							/* FEISHU_SCHEDULE_H */

@@ -80,6 +80,7 @@ typedef struct Work
 	TimestampTz sweep_at;		/* ids are looked at; likewise */
 	TimestampTz claimed_at;		/* when rows were claimed last */
 	TimestampTz now;			/* when the turn began */
+	bool		was_urgent;		/* the last transaction was */
 	int			failures;		/* transactions that failed, in a row */
 	int			locked_out;		/* times that the tables were locked, in a row */
 	SteadyTime	locked_since;
@@ -239,6 +240,36 @@ work_let_in(void)
 	work.locked_out = 0;
 }
 
+/* Look at the rows of which we were told. */
+static void
+see_news(TimestampTz now)
+{
+	if (work.min_id == PG_INT64_MAX)
+		return;
+	if (discover_from(work.min_id))
+	{
+		work.discover_at = Min(work.discover_at,
+								TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
+		work.sweep_at = Min(work.sweep_at, next_step(true, now, SWEEP_DELAY_MS));
+	}
+	work.min_id = PG_INT64_MAX;
+}
+
+/*
+ * Are there rows of a priority above those that are being sent?  They are claimed by a
+ * transaction that does nothing else, and so does not wait for the disk either; the
+ * next one does the rest.
+ */
+static bool
+see_urgent(TimestampTz now)
+{
+	if (work.was_urgent || work.failures > 0 || work.min_id == PG_INT64_MAX || flight_totals()->stuck > 0 ||
+		flight_totals()->ended == 0 || work.control || work.discover_all || shutdown_is_told())
+		return false;
+	see_news(now);
+	return lane_any_urgent(now);
+}
+
 /* One transaction; it may throw. */
 static void
 do_work(TimestampTz now)
@@ -248,6 +279,7 @@ do_work(TimestampTz now)
 	int			num_lanes = lane_count();
 	int			num_ended;
 	bool		record_only;
+	bool		urgent;
 
 	if (!transaction_begin())
 	{
@@ -264,9 +296,13 @@ do_work(TimestampTz now)
 	record_only = work.failures > 0 && num_ended > 0;
 	if (work.min_id != PG_INT64_MAX)
 		ordering_expect(work.min_id);
+	urgent = lane_any_tiers() && see_urgent(now);
+	work.was_urgent = urgent;
+	if (urgent)
+		num_ended = 0;
 	if (num_ended > 0)
 		record_ended();
-	if (!record_only)
+	if (!record_only && !urgent)
 	{
 		if (work.tokens)
 			tokens_refresh_asked();
@@ -283,16 +319,7 @@ do_work(TimestampTz now)
 			work.discover_all = false;
 			work.discover_at = DT_NOEND;
 		}
-		if (work.min_id != PG_INT64_MAX)
-		{
-			if (discover_from(work.min_id))
-			{
-				work.discover_at = Min(work.discover_at,
-										TimestampTzPlusMilliseconds(now, DISCOVER_DELAY_MS));
-				work.sweep_at = Min(work.sweep_at, next_step(true, now, SWEEP_DELAY_MS));
-			}
-			work.min_id = PG_INT64_MAX;
-		}
+		see_news(now);
 		if (work.handlers || work.handlers_at <= now)
 			work.handlers_at = handler_supply(now, work.handlers);
 		work.handlers = false;
@@ -304,12 +331,14 @@ do_work(TimestampTz now)
 		if (work.control)
 			lane_look_again_all();
 		work.control = false;
-
+	}
+	if (!record_only)
+	{
 		/* the room of the ended ones is free, their ids are not in flight any more */
 		work.claimed_at = GetCurrentTimestamp();
 		role_settings_read(work.claimed_at);
 		if (!shutdown_is_told())
-			claim_all(work.claimed_at);
+			claim_all(work.claimed_at, urgent);
 		lane_write_holds();
 	}
 	if (num_ended > 0 || flights->load.in_flight != before || flights->ended > 0)

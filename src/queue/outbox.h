@@ -31,7 +31,7 @@ typedef enum OutboxColumn
 {
 	OUTBOX_ID, OUTBOX_ROLEID, OUTBOX_DATABASE, OUTBOX_SYSTEM_IDENTIFIER, OUTBOX_ATTEMPTS, OUTBOX_MAX_ATTEMPTS,
 	OUTBOX_SERVER_OWNER, OUTBOX_STATE, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_UNANSWERED, OUTBOX_REPLACEABLE,
-	OUTBOX_CREATED_AT, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT, OUTBOX_FINISHED_AT,
+	OUTBOX_PRIORITY, OUTBOX_CREATED_AT, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT, OUTBOX_FINISHED_AT,
 	OUTBOX_SERVER, OUTBOX_NAMESPACE, OUTBOX_FLOW_ID, OUTBOX_OPERATOR,
 	OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS, OUTBOX_ORDERING_KEY, OUTBOX_REPLACE_KEY,
 	OUTBOX_CODE, OUTBOX_EXECUTION_ID, OUTBOX_FLOW_STATUS, OUTBOX_FLOW_CODE,
@@ -55,6 +55,7 @@ typedef struct QueuedFlow
 								 * feishu_flow.max_age */
 	const char *on_end;			/* name of a handler, as given, or NULL */
 	char	   *replace_key;	/* or NULL; none with request.idempotent_key */
+	int			priority;
 } QueuedFlow;
 
 /* In SQL: a row whose key is the user's and may not be queued again; as the index has it. */
@@ -67,34 +68,18 @@ typedef struct QueuedFlow
 
 #define OUTBOX_KEY_INDEX	"outbox_key_idx"
 
+/* The lowest and the highest priority. */
+#define OUTBOX_MIN_PRIORITY	(-100)
+#define OUTBOX_MAX_PRIORITY	100
+
 /* An expires_at that was given, even if it is -infinity. */
 #define OUTBOX_GIVEN_EXPIRY(given) Max((given), DT_NOBEGIN + 1)
 
-/*
- * Insert a row in the current transaction, in the name of flow->roleid, who
- * needs USAGE on the server (42501) and a user mapping (42704).  Returns its id.
- * request.operator_id may be NULL if the server has a default operator;
- * request.idempotent_key NULL: a random UUID is made.  If the key is in the queue
- * already, nothing is queued, and the id is that of the flow that has it.  With a
- * replace_key, a flow that has it, waits, and was never begun with is replaced, and
- * the id is its.  SPI is used inside.
- */
 extern int64 outbox_enqueue(const QueuedFlow *flow);
-
-/* Likewise one whose request is checked, and whose server is known. */
 extern int64 outbox_insert(const QueuedFlow *flow);
-
-/* A random UUID (version 4) as text: the key of a flow that was given none. */
 extern char *outbox_random_key(void);
-
-/* When a flow expires that is to be sent at a time and says nothing of it. */
 extern TimestampTz outbox_expires_by_age(TimestampTz run_at);
-
-/* Say once a session, if there is no dispatcher, that nobody will send what is
- * queued. */
 extern void outbox_warn_without_dispatcher(void);
-
-/* Throw that there is no such flow for the caller. */
 extern void outbox_report_no_flow(int64 id);
 
 #endif							/* FEISHU_OUTBOX_H */

@@ -40,7 +40,7 @@
 #include "base/sqlrun.h"
 #include "queue/notify.h"
 #include "queue/origin.h"
-#include "queue/outbox_row.h"
+#include "queue/outbox_internal.h"
 #include "queue/replace.h"
 
 /* The row that waits with a key. */
@@ -111,18 +111,19 @@ write_over(int64 id, const Datum *values, const bool *nulls)
 		"UPDATE feishu_internal.outbox SET database = $2, system_identifier = $3, max_attempts = $4,"
 		" server_owner = $5, is_async = $6, run_at = $7, next_at = $8, expires_at = $9, namespace = $10,"
 		" flow_id = $11, operator = $12, params = $13, idempotent_key = $14, loop_masks = $15,"
-		" ordering_key = $16, on_end = $17,"
+		" ordering_key = $16, on_end = $17, priority = $18,"
 		" code = NULL, execution_id = NULL, flow_status = NULL, flow_code = NULL,"
 		" log_id = NULL, sqlstate = NULL, error = NULL, report = NULL, hint = NULL, response = NULL"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
-		17, INT8OID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
-		TIMESTAMPTZOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID);
+		18, INT8OID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+		TIMESTAMPTZOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID,
+		INT2OID);
 	/* all but those of the key and the place */
 	static const int columns[] = {
 		OUTBOX_DATABASE, OUTBOX_SYSTEM_IDENTIFIER, OUTBOX_MAX_ATTEMPTS,
 		OUTBOX_SERVER_OWNER, OUTBOX_IS_ASYNC, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT, OUTBOX_NAMESPACE,
 		OUTBOX_FLOW_ID, OUTBOX_OPERATOR, OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS,
-		OUTBOX_ORDERING_KEY, OUTBOX_ON_END
+		OUTBOX_ORDERING_KEY, OUTBOX_ON_END, OUTBOX_PRIORITY
 	};
 	Datum		arguments[1 + lengthof(columns)];
 	char		flags[1 + lengthof(columns)];

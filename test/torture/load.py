@@ -14,6 +14,7 @@ import wire
 from journal import PER_WORKER, Transaction
 
 HANDLED = 0.3  # of the flows have a handler
+PRIORITIZED = 0.5  # have a priority of their own
 LANES = 200  # roles that queue a few flows each
 SERVERS = ("feishu", "feishu", "oauth", "limited", "http2", "moves")
 ROLES = ("app1", "app2")
@@ -144,6 +145,8 @@ class Worker(threading.Thread):
             arguments["expires_at"] = f"clock_timestamp() + '{seconds + 0.5:.6f} s'"
         elif kind in ("refused", "rejected"):
             flow_id = kind + "Flow"
+        if self.random.random() < PRIORITIZED:
+            arguments["priority"] = str(self.random.choice((-100, -1, -1, 0, 1, 7, 100)))
         if self.random.random() < HANDLED:
             arguments["on_end"] = "'public.handle'"
         operator, params = OPERATOR, None
@@ -226,7 +229,8 @@ DO $$ DECLARE n bigint := {first}; lane text; BEGIN
   FOREACH lane IN ARRAY '{{{",".join(map(str, lanes))}}}'::text[] LOOP
     PERFORM set_config('role', 'lane' || lane, true);
     INSERT INTO public.marker SELECT n, feishu.enqueue_flow('app', 'laneFlow', {OPERATOR}, jsonb_build_object('n', n),
-      server => (ARRAY['oauth', 'limited', 'feishu', 'feishu', 'feishu', 'feishu', 'feishu'])[1 + n % 7]), 'lane';
+      server => (ARRAY['oauth', 'limited', 'feishu', 'feishu', 'feishu', 'feishu', 'feishu'])[1 + n % 7],
+      priority => (n % 3 - 1)::integer), 'lane';
     n := n + 1;
   END LOOP;
 END $$; RESET ROLE""")
