@@ -948,7 +948,7 @@ SELECT 'statistics incomplete', 'feishu_flow.track_flows', pg_postmaster_start_t
     format('ALTER SYSTEM SET feishu_flow.track_flows = %s, and restart the server',
            (SELECT LEAST(2 * s.setting::bigint, s.max_val::bigint) FROM pg_settings s WHERE s.name = 'feishu_flow.track_flows'))
 FROM (SELECT feishu.stat_evictions() AS evictions WHERE pg_has_role('pg_monitor', 'USAGE')
-      AND feishu.dispatch_problem() IS DISTINCT FROM 'feishu_flow is not in shared_preload_libraries') e
+      AND feishu.dispatch_problem() IS DISTINCT FROM 'PostgreSQL was started without feishu_flow in shared_preload_libraries') e
 WHERE e.evictions > 0;
 
 COMMENT ON VIEW feishu.problems IS

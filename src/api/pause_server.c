@@ -48,9 +48,7 @@ owned_server(const char *name)
 	ForeignServer *server = GetForeignServerByName(name, true);
 
 	if (server == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("server \"%s\" does not exist", name)));
+		server_report_unknown(name, false);
 	server_check_wrapper(server->fdwid, server->servername);
 	if (!feishu_server_ownercheck(server->serverid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_FOREIGN_SERVER, name);

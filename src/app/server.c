@@ -38,9 +38,6 @@
 #define LEGACY_TOKEN_PATH	"/open-apis/auth/v3/tenant_access_token/internal"
 #define OAUTH_TOKEN_SUFFIX	"/oauth/v3/token"
 
-/* The wrapper is ours if its validator is; wrappers can be renamed. */
-#define VALIDATOR_NAME		"feishu_flow_validator"
-
 /* Does text end so? */
 static bool
 has_suffix(const char *text, const char *suffix)
@@ -60,7 +57,7 @@ report_no_mapping(const FlowServer *server)
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("role \"%s\" has no user mapping for server \"%s\"",
 					GetUserNameFromId(server->userid, false), server->name),
-			 errhint("Create one: CREATE USER MAPPING FOR %s SERVER %s OPTIONS (app_id 'cli_...', app_secret '...').",
+			 errhint("Create one: CREATE USER MAPPING FOR %s SERVER %s OPTIONS (app_id 'cli_...', app_secret '...'). One for PUBLIC serves all roles that have none of their own.",
 					 quote_identifier(GetUserNameFromId(server->userid, false)),
 					 quote_identifier(server->name))));
 }
@@ -122,15 +119,12 @@ void
 server_check_wrapper(Oid wrapperid, const char *server_name)
 {
 	ForeignDataWrapper *wrapper = GetForeignDataWrapperExtended(wrapperid, FDW_MISSING_OK);
-	char	   *validator = NULL;
 
 	if (wrapper == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" does not exist", server_name)));
-	if (OidIsValid(wrapper->fdwvalidator))
-		validator = get_func_name(wrapper->fdwvalidator);
-	if (validator == NULL || strcmp(validator, VALIDATOR_NAME) != 0)
+	if (!server_wrapper_is_ours(wrapper))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("server \"%s\" does not belong to the wrapper feishu_flow",
@@ -240,7 +234,7 @@ report_no_credentials(const FlowServer *server, bool is_own)
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("user mapping for server \"%s\" has no credentials", server->name),
-			 errdetail("A dump does not contain the options of user mappings that the dumping role may not see."),
+			 errdetail("It was created without OPTIONS, or by a dump of a role that may not see them."),
 			 errhint("Add them: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD app_id 'cli_...', ADD app_secret '...').",
 					 is_own ? quote_identifier(GetUserNameFromId(server->userid, false)) : "PUBLIC",
 					 quote_identifier(server->name))));
@@ -260,14 +254,7 @@ read_server(const char *name, Oid userid, bool by_setting, Snapshot snapshot)
 	server->max_concurrency = -1;
 
 	if (!server_read_catalogs(name, userid, snapshot, &rows))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("server \"%s\" does not exist", name),
-				 by_setting ?
-				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow; or name another by the server argument or the setting feishu_flow.server.",
-						 quote_identifier(name)) :
-				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow.",
-						 quote_identifier(name))));
+		server_report_unknown(name, by_setting);
 	server->serverid = rows.serverid;
 	server->owner = rows.owner;
 	server_check_wrapper(rows.wrapperid, name);

@@ -82,6 +82,13 @@ extern FlowServer *server_lookup(const char *name, Oid userid);
 extern FlowServer *server_lookup_at(const char *name, Oid userid, Snapshot snapshot);
 extern void server_check_wrapper(Oid wrapperid, const char *server_name);
 
+/* server_catalog.c: throw 42704, for there is no such server. */
+extern void server_report_unknown(const char *name, bool by_setting);
+
+/* server_catalog.c: is a wrapper ours, whatever its name? */
+struct ForeignDataWrapper;
+extern bool server_wrapper_is_ours(const struct ForeignDataWrapper *wrapper);
+
 /* The identity of the app in one user mapping; false without credentials. */
 struct ForeignServer;
 extern bool server_app_key(struct ForeignServer *foreign_server, Oid userid, AppKey *key);

@@ -386,7 +386,8 @@ check_preloaded(void)
 	if (shared == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("feishu_flow must be loaded via \"shared_preload_libraries\"")));
+				 errmsg("feishu_flow must be loaded via \"shared_preload_libraries\""),
+				 errhint("Add it to shared_preload_libraries and restart the server.")));
 }
 
 /*

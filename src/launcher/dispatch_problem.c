@@ -237,7 +237,7 @@ problem_format(DispatchProblem problem)
 		case DISPATCH_LOCKED_OUT:
 			break;
 		case DISPATCH_NOT_PRELOADED:
-			return gettext_noop("feishu_flow is not in shared_preload_libraries");
+			return gettext_noop("PostgreSQL was started without feishu_flow in shared_preload_libraries");
 		case DISPATCH_OFF:
 			return gettext_noop("feishu_flow.dispatch is off");
 		case DISPATCH_LIBRARY_OLD:

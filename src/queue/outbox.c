@@ -67,7 +67,7 @@ outbox_warn_without_dispatcher(void)
 	ereport(WARNING,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("flows are queued, but nothing will send them"),
-			 errdetail("feishu_flow is not in shared_preload_libraries, so that there is no dispatcher."),
+			 errdetail("PostgreSQL was started without feishu_flow in shared_preload_libraries, so there is no dispatcher."),
 			 errhint("Add it to shared_preload_libraries and restart the server; what is queued by then will be sent.")));
 }
 

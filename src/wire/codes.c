@@ -187,7 +187,7 @@ static const InnerCode inner_codes[] = {
 	gettext_noop("Check namespace (application management) and flow_id (the flow's API name in the list of flows), and that the flow is deployed and active.")}},
 	{"k_ec_000009", {FLOW_FAIL, ERRCODE_FEISHU_PERMISSION,
 		gettext_noop("the operator or the app may not start this flow"),
-	gettext_noop("An administrator of the low-code application must authorise the app id (application management, Open API), and the operator needs the right to start the flow.")}},
+	gettext_noop("Check the namespace. An administrator of the low-code application must authorise the app id (application management, Open API), and the operator needs the right to start the flow.")}},
 
 	{"k_wf_ec_2001001", VERDICT_FLOW_INPUT},
 	{"k_wf_ec_2001002", VERDICT_FLOW_INPUT},

@@ -559,9 +559,12 @@ like($result->{err}, qr/WARNING:.*nothing will send them.*HINT:.*shared_preload_
 $result = $session->ask('SELECT ' . enqueue_call(params => '{"n": 81}'));
 unlike($result->{err}, qr/WARNING/, '... once a session');
 is($mock->executes, 0, '... and it is not sent');
-$node->stop;
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'feishu_flow'");
-$node->start;
+$node->reload;
+is( $session->value('SELECT feishu.dispatch_problem()'),
+	'PostgreSQL was started without feishu_flow in shared_preload_libraries',
+	'... what is said is true of a server that was not restarted, too');
+$node->restart;
 $session = FeishuFlow::Session->new($node);
 until_ended($session, "params ? 'n'");
 is_deeply([ sort(numbers($mock)) ], [ 80, 81 ], '... until it is preloaded');
