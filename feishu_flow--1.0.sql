@@ -270,6 +270,9 @@ CREATE INDEX outbox_delayed_idx ON feishu_internal.outbox (server, roleid, prior
 -- who is next of an ordering key, which belongs to a server and a role
 CREATE INDEX outbox_ordering_idx ON feishu_internal.outbox (server, roleid, ordering_key, id)
     WHERE state = 'q' AND ordering_key IS NOT NULL;
+-- parked rows of paused flows, which have no other next_at: by flow, in the order in which they go back
+CREATE INDEX outbox_parked_idx ON feishu_internal.outbox (server, namespace COLLATE "C", flow_id COLLATE "C", id)
+    WHERE next_at = 'infinity' AND state = 'q';
 -- what has waited for too long; what never does is no part of it, so that the
 -- planner takes it for nothing else
 CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
@@ -334,6 +337,18 @@ CREATE TABLE feishu_internal.paused_server (
 COMMENT ON TABLE feishu_internal.paused_server IS
 'Servers whose dispatch was stopped by feishu.pause_server().';
 
+CREATE TABLE feishu_internal.paused_flow (
+    server text COLLATE "C" NOT NULL,
+    namespace text COLLATE "C" NOT NULL,
+    flow_id text COLLATE "C" NOT NULL,
+    paused_by text NOT NULL,
+    paused_at timestamptz NOT NULL,
+    PRIMARY KEY (server, namespace, flow_id)
+) USING heap;
+
+COMMENT ON TABLE feishu_internal.paused_flow IS
+'Flows whose dispatch was stopped by feishu.pause_flow().';
+
 -- Lanes that are held back, and why; kept by the dispatcher.
 CREATE TABLE feishu_internal.held_lane (
     server text COLLATE "C" NOT NULL,
@@ -352,6 +367,7 @@ COMMENT ON TABLE feishu_internal.held_lane IS
 ALTER TABLE feishu_internal.outbox ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.paused_flow ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.held_lane ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.last_id ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.last_end ENABLE ROW LEVEL SECURITY;
@@ -434,6 +450,22 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION feishu.resume_server(name) IS
 'Resumes the dispatch to a server, pauses for credentials, quota or silence included; for the server''s owner.';
 
+CREATE FUNCTION feishu.pause_flow(server name, namespace text, flow_id text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_pause_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.pause_flow(name, text, text) IS
+'Stops the dispatch of one flow, by its API name, until resume_flow; for the server''s owner.';
+
+CREATE FUNCTION feishu.resume_flow(server name, namespace text, flow_id text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_resume_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.resume_flow(name, text, text) IS
+'Resumes the dispatch of one flow; for the server''s owner.';
+
 CREATE VIEW feishu.flows WITH (security_barrier) AS
 SELECT o.id,
     CASE o.state
@@ -452,7 +484,7 @@ SELECT o.id,
     pg_get_userbyid(o.roleid) AS role,
     o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
     o.loop_masks, o.ordering_key, o.priority, o.created_at,
-    COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
+    COALESCE(NULLIF(o.next_at, 'infinity'), o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.hint, o.response,
     o.on_end,

@@ -41,7 +41,7 @@ typedef struct SqlStatement
 	 .options = CURSOR_OPT_GENERIC_PLAN}
 
 /* The queue's tables; these two are not written by SQL (flow_id.c). */
-#define QUEUE_TABLES		6
+#define QUEUE_TABLES		7
 #define LAST_ID_TABLE		"last_id"
 #define LAST_END_TABLE		"last_end"
 extern const char *const queue_tables[QUEUE_TABLES];

@@ -23,6 +23,7 @@
 #include "dispatcher/claim.h"
 #include "dispatcher/discover.h"
 #include "dispatcher/lane_server.h"
+#include "dispatcher/pauses.h"
 #include "dispatcher/transaction.h"
 
 /* Rows claimed at once, and so lanes. */
@@ -288,7 +289,7 @@ claim_once(TimestampTz now, bool urgent)
 		return false;
 	last_id = discover_last_id();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	discover_read_pauses(snapshot);
+	pauses_read(snapshot);
 	num = open_claims(now, urgent, snapshot, last_id);
 	if (num > 0)
 		begin_flights(claim_rows(claims, num));

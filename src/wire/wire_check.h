@@ -34,6 +34,9 @@ extern bool request_integer(const char *text, int64 *value);
 extern const char *request_sort(Jsonb *json);
 extern const char *request_sort_hint(Jsonb *json, const char *hint);
 
+/* Check what names a flow; throws 22023 naming the argument. */
+extern void request_check_flow(const char *namespace_name, const char *flow_id);
+
 /* Check every member; throws 22023 naming the argument. */
 extern void request_check(FlowRequest *request);
 
