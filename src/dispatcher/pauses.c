@@ -92,7 +92,8 @@ set_sites(void)
 
 /*
  * A flow is not paused any more.  What was passed over, and not parked, may be anywhere
- * in the lanes of its server; park.c finds what was.
+ * in the lanes of its server; park.c finds what was.  What they have listed is found again,
+ * too, and in its order.
  */
 static void
 reopen_lanes(const char *server)
@@ -101,8 +102,10 @@ reopen_lanes(const char *server)
 	{
 		Lane	   *lane = lane_all()[i];
 
-		if (strcmp(lane->key.server, server) == 0)
-			lane_reopen(lane, 0, 0);
+		if (strcmp(lane->key.server, server) != 0)
+			continue;
+		lane_close(lane);
+		lane_reopen(lane, 0, 0);
 	}
 }
 
