@@ -25,6 +25,7 @@ OBJS = \
 	src/app/limits_file.o \
 	src/app/options.o \
 	src/app/rate.o \
+	src/app/sandbox_response.o \
 	src/app/server.o \
 	src/app/server_catalog.o \
 	src/app/token.o \
@@ -37,6 +38,7 @@ OBJS = \
 	src/base/nls.o \
 	src/base/phrases.o \
 	src/base/role_settings.o \
+	src/base/sandbox_setting.o \
 	src/base/sqlrun.o \
 	src/base/waiters.o \
 	src/base/wakeup.o \
@@ -46,8 +48,10 @@ OBJS = \
 	src/call/call_end.o \
 	src/call/outcome.o \
 	src/call/report.o \
+	src/call/sandbox.o \
 	src/call/stats.o \
 	src/dispatcher/arrays.o \
+	src/dispatcher/attempts.o \
 	src/dispatcher/claim.o \
 	src/dispatcher/claim_ids.o \
 	src/dispatcher/claim_rows.o \
@@ -104,6 +108,7 @@ OBJS = \
 	src/launcher/launcher_sessions.o \
 	src/launcher/launcher_slots.o \
 	src/launcher/launcher_workers.o \
+	src/queue/attempt.o \
 	src/queue/flow_id.o \
 	src/queue/insert.o \
 	src/queue/notify.o \
@@ -112,6 +117,7 @@ OBJS = \
 	src/queue/outbox.o \
 	src/queue/pushdown.o \
 	src/queue/record_text.o \
+	src/queue/replace.o \
 	src/trigger/event.o \
 	src/trigger/names.o \
 	src/trigger/needs.o \
@@ -160,7 +166,14 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 # A header is everybody's: no object is older than any of them.
-$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile feishu_flow.control
+$(OBJS): $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h) Makefile feishu_flow.control
+
+# Outside of the sources (make -f ../Makefile) there are no folders yet. With their whole names: make would find those
+# of the sources.
+FOLDERS = $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS) $(MO_FILES))))
+$(OBJS) $(MO_FILES): | $(FOLDERS)
+$(FOLDERS):
+	mkdir -p $@
 
 # The archive for PGXN: what is committed, in a folder with the version of META.json.
 DISTDIR = .

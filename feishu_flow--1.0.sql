@@ -83,7 +83,7 @@ CREATE TYPE feishu.flow_result AS (
     hint text);
 
 COMMENT ON TYPE feishu.flow_result IS
-'What became of one call of execute_flows. sqlstate is NULL after a success; else error, detail and hint are those of execute_flow.';
+'Result of one call of execute_flows. sqlstate is NULL after a success; otherwise error, detail and hint are those that execute_flow would raise.';
 
 CREATE FUNCTION feishu.execute_flows(
     namespace text,
@@ -100,7 +100,7 @@ AS 'MODULE_PATHNAME', 'feishu_execute_flows'
 LANGUAGE C WINDOW VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.execute_flows(text, text, jsonb, jsonb, boolean, text, jsonb, name, interval) IS
-'Starts the flows of all rows of the partition now, feishu_flow.max_concurrent_calls at once, and returns for each what became of it.';
+'Starts the flows of all rows of the partition now, feishu_flow.max_concurrent_calls at once, and returns the result of each.';
 
 CREATE FUNCTION feishu.out_params(response jsonb)
 RETURNS jsonb
@@ -123,7 +123,7 @@ AS 'MODULE_PATHNAME', 'feishu_check_server'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.check_server(name) IS
-'Obtains an access token from the platform, past the cache, and says what is wrong; starts no flow.';
+'Obtains a new access token from the platform, and says what is wrong; starts no flow.';
 
 -- No default for the namespace: check_server('feishu') has to mean the function above.
 CREATE FUNCTION feishu.check_server(
@@ -140,7 +140,7 @@ AS 'MODULE_PATHNAME', 'feishu_check_server'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION feishu.check_server(name, text) IS
-'The same, and asks the low-code application "namespace" for a flow that does not exist, to see whether the app may call it.';
+'The same, and checks whether the app may call the low-code application "namespace", by asking it for a flow that does not exist.';
 
 --
 -- The queue.  Nobody but the owner may touch its tables, TRIGGER included; the
@@ -200,6 +200,7 @@ CREATE TABLE feishu_internal.outbox (
     is_async boolean NOT NULL,
     own_key boolean NOT NULL,           -- the key was made here: nobody else has it
     unanswered boolean NOT NULL DEFAULT false,  -- an attempt may have reached the platform
+    replaceable boolean NOT NULL DEFAULT false, -- it has a replace_key, and was never claimed
     priority smallint NOT NULL DEFAULT 0,       -- higher ones first
     created_at timestamptz NOT NULL,
     run_at timestamptz NOT NULL,
@@ -214,6 +215,7 @@ CREATE TABLE feishu_internal.outbox (
     idempotent_key text NOT NULL,
     loop_masks jsonb,
     ordering_key text COLLATE "C",
+    replace_key text COLLATE "C",
     code bigint,
     execution_id text,
     flow_status text,
@@ -230,7 +232,8 @@ CREATE TABLE feishu_internal.outbox (
     handler_attempts integer,           -- NULL: none
     handler_next_at timestamptz,        -- not to be called before; NULL: at once; -infinity: is being called
     handler_at timestamptz,             -- when it was called last
-    handler_error text
+    handler_error text,
+    failures integer                    -- attempts that went wrong, retry_flow or not: see feishu_internal.attempt
 ) USING heap;
 
 -- Statistics are kept of what the dispatcher's plans look at, and of nothing else: who
@@ -242,6 +245,7 @@ ALTER TABLE feishu_internal.outbox
     ALTER params SET STATISTICS 0,
     ALTER idempotent_key SET STATISTICS 0,
     ALTER loop_masks SET STATISTICS 0,
+    ALTER replace_key SET STATISTICS 0,
     ALTER code SET STATISTICS 0,
     ALTER execution_id SET STATISTICS 0,
     ALTER flow_status SET STATISTICS 0,
@@ -256,7 +260,8 @@ ALTER TABLE feishu_internal.outbox
     ALTER handler_attempts SET STATISTICS 0,
     ALTER handler_next_at SET STATISTICS 0,
     ALTER handler_at SET STATISTICS 0,
-    ALTER handler_error SET STATISTICS 0;
+    ALTER handler_error SET STATISTICS 0,
+    ALTER failures SET STATISTICS 0;
 
 COMMENT ON TABLE feishu_internal.outbox IS
 'Flows queued and finished. See the view feishu.flows.';
@@ -281,9 +286,16 @@ CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
 -- other query means this index, which has no row of a key that was made here
 CREATE UNIQUE INDEX outbox_key_idx ON feishu_internal.outbox (server, roleid, idempotent_key)
     WHERE NOT own_key AND state IN ('q', 's', 'u');
+-- the flow that an enqueue with its key replaces: one that waits, and that the
+-- dispatcher has never begun with
+CREATE UNIQUE INDEX outbox_replace_idx ON feishu_internal.outbox (server, roleid, replace_key)
+    WHERE replaceable AND state = 'q';
 -- what to purge
 CREATE INDEX outbox_finished_idx ON feishu_internal.outbox (finished_at)
     WHERE finished_at IS NOT NULL;
+-- what went wrong, which is kept longer, and looked at
+CREATE INDEX outbox_failed_idx ON feishu_internal.outbox (finished_at)
+    WHERE state IN ('f', 'u');
 -- handlers that wait, and those that were given up
 CREATE INDEX outbox_handler_idx ON feishu_internal.outbox (roleid, end_number)
     WHERE end_number IS NOT NULL AND handler_state IS NULL;
@@ -305,6 +317,61 @@ COMMENT ON TABLE feishu_internal.last_end IS
 CREATE TRIGGER leave_out_row BEFORE INSERT OR UPDATE OR DELETE ON feishu_internal.last_end
   FOR EACH ROW EXECUTE FUNCTION feishu_internal.leave_out_row();
 ALTER TABLE feishu_internal.last_end ENABLE REPLICA TRIGGER leave_out_row;
+
+-- What went wrong with flows, the last 100 attempts of each.  One that succeeds has no
+-- row here, so that a queue in which nothing fails does not write here.  It is made after
+-- last_end for the same reason as that one after the outbox.
+CREATE TABLE feishu_internal.attempt (
+    flow bigint,
+    attempt integer,                    -- retry_flow or not, the first is 1
+    started_at timestamptz,             -- NULL: nobody knows, or the flow ended without one
+    duration interval,
+    sqlstate text,
+    code bigint,
+    flow_code text,
+    http_status integer,
+    log_id text,
+    error text,
+    hint text,
+    repaired_at timestamptz,            -- when retry_flow gave its flow others than these:
+    params jsonb,
+    operator jsonb,
+    PRIMARY KEY (flow, attempt)
+) USING heap;
+
+ALTER TABLE feishu_internal.attempt
+    ALTER started_at SET STATISTICS 0,
+    ALTER duration SET STATISTICS 0,
+    ALTER sqlstate SET STATISTICS 0,
+    ALTER code SET STATISTICS 0,
+    ALTER flow_code SET STATISTICS 0,
+    ALTER http_status SET STATISTICS 0,
+    ALTER log_id SET STATISTICS 0,
+    ALTER error SET STATISTICS 0,
+    ALTER hint SET STATISTICS 0,
+    ALTER repaired_at SET STATISTICS 0,
+    ALTER params SET STATISTICS 0,
+    ALTER operator SET STATISTICS 0;
+
+COMMENT ON TABLE feishu_internal.attempt IS
+'Attempts of flows that went wrong. See the view feishu.attempts.';
+
+CREATE FUNCTION feishu_internal.forget_attempts()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'feishu_forget_attempts'
+LANGUAGE C;
+
+REVOKE ALL ON FUNCTION feishu_internal.forget_attempts() FROM PUBLIC;
+
+COMMENT ON FUNCTION feishu_internal.forget_attempts() IS
+'Deletes the attempts of flows that are deleted.';
+
+-- Not a foreign key, which would have a part in each insert, and look at the attempts of
+-- each flow that is deleted.
+CREATE TRIGGER forget_attempts AFTER DELETE ON feishu_internal.outbox
+  FOR EACH ROW WHEN (OLD.failures IS NOT NULL) EXECUTE FUNCTION feishu_internal.forget_attempts();
+CREATE TRIGGER forget_all_attempts AFTER TRUNCATE ON feishu_internal.outbox
+  FOR EACH STATEMENT EXECUTE FUNCTION feishu_internal.forget_attempts();
 
 -- Flows that are being sent, in one row for each database: its own, and those that
 -- came with a copy or by replication.  A copy of the database must not send what
@@ -365,6 +432,7 @@ COMMENT ON TABLE feishu_internal.held_lane IS
 -- even for members of pg_read_all_data and pg_write_all_data.  Who may write
 -- rows has flows sent with anybody's credentials.
 ALTER TABLE feishu_internal.outbox ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.attempt ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_flow ENABLE ROW LEVEL SECURITY;
@@ -386,13 +454,14 @@ CREATE FUNCTION feishu.enqueue_flow(
     max_attempts integer DEFAULT NULL,
     expires_at timestamptz DEFAULT NULL,
     on_end text DEFAULT NULL,
+    replace_key text DEFAULT NULL,
     priority integer DEFAULT 0)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'feishu_enqueue_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text, integer) IS
-'Queues a flow in the current transaction, to be started after it commits; returns its id, or that of the flow that has the idempotent key already.';
+COMMENT ON FUNCTION feishu.enqueue_flow(text, text, jsonb, jsonb, boolean, text, jsonb, name, timestamptz, text, integer, timestamptz, text, text, integer) IS
+'Queues a flow in the current transaction, to be started after it commits. Returns its id, or the id of the flow that has the idempotent key already, or that it replaces.';
 
 CREATE FUNCTION feishu.cancel_flow(id bigint)
 RETURNS boolean
@@ -402,13 +471,17 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION feishu.cancel_flow(bigint) IS
 'Cancels a queued flow; true when it had not been sent and now never will be.';
 
-CREATE FUNCTION feishu.retry_flow(id bigint, new_key boolean DEFAULT false)
+CREATE FUNCTION feishu.retry_flow(
+    id bigint,
+    new_key boolean DEFAULT false,
+    params jsonb DEFAULT NULL,
+    operator jsonb DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'feishu_retry_flow'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean) IS
-'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one; true when it did.';
+COMMENT ON FUNCTION feishu.retry_flow(bigint, boolean, jsonb, jsonb) IS
+'Puts a finished flow that did not succeed back into the queue, with the same idempotent key or a new one, and with new params or a new operator if given; true when it did.';
 
 CREATE FUNCTION feishu.retry_handler(id bigint)
 RETURNS boolean
@@ -448,7 +521,7 @@ AS 'MODULE_PATHNAME', 'feishu_resume_server'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION feishu.resume_server(name) IS
-'Resumes the dispatch to a server, pauses for credentials, quota or silence included; for the server''s owner.';
+'Resumes the dispatch to a server, also when it is held back for credentials, a quota or missing answers; for the server''s owner.';
 
 CREATE FUNCTION feishu.pause_flow(server name, namespace text, flow_id text)
 RETURNS void
@@ -483,7 +556,7 @@ SELECT o.id,
     o.server::name AS server,
     pg_get_userbyid(o.roleid) AS role,
     o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
-    o.loop_masks, o.ordering_key, o.priority, o.created_at,
+    o.loop_masks, o.ordering_key, o.replace_key, o.priority, o.created_at,
     COALESCE(NULLIF(o.next_at, 'infinity'), o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.hint, o.response,
@@ -512,10 +585,11 @@ COMMENT ON COLUMN feishu.flows.namespace IS 'Namespace of the application';
 COMMENT ON COLUMN feishu.flows.flow_id IS 'API name of the flow';
 COMMENT ON COLUMN feishu.flows.operator IS 'In whose name it runs';
 COMMENT ON COLUMN feishu.flows.params IS 'Input parameters by API name';
-COMMENT ON COLUMN feishu.flows.is_async IS 'Whether its end is left open';
+COMMENT ON COLUMN feishu.flows.is_async IS 'Without waiting for its end';
 COMMENT ON COLUMN feishu.flows.idempotent_key IS 'Started at most once with it';
 COMMENT ON COLUMN feishu.flows.loop_masks IS 'Masks against endless loops';
 COMMENT ON COLUMN feishu.flows.ordering_key IS 'One after the other with it';
+COMMENT ON COLUMN feishu.flows.replace_key IS 'The last one with it counts';
 COMMENT ON COLUMN feishu.flows.priority IS 'Higher ones are sent first';
 COMMENT ON COLUMN feishu.flows.created_at IS 'When it was queued';
 COMMENT ON COLUMN feishu.flows.run_at IS 'Not to be sent before';
@@ -538,16 +612,40 @@ COMMENT ON COLUMN feishu.flows.on_end_attempts IS 'How often it was called';
 COMMENT ON COLUMN feishu.flows.on_end_error IS 'Why it failed';
 COMMENT ON COLUMN feishu.flows.on_end_at IS 'When it was called last';
 
+CREATE VIEW feishu.attempts WITH (security_barrier) AS
+SELECT a.flow, a.attempt, a.started_at, a.duration, a.sqlstate, a.code, a.flow_code, a.http_status,
+    a.log_id, a.error, a.hint, a.repaired_at, a.params, a.operator
+FROM feishu_internal.outbox o
+JOIN feishu_internal.attempt a ON a.flow = o.id
+WHERE pg_has_role(o.roleid, 'USAGE');
+
+COMMENT ON VIEW feishu.attempts IS
+'Failed attempts, the last 100 of each flow in feishu.flows.';
+COMMENT ON COLUMN feishu.attempts.flow IS 'Its id in feishu.flows';
+COMMENT ON COLUMN feishu.attempts.attempt IS 'Number of the attempt';
+COMMENT ON COLUMN feishu.attempts.started_at IS 'NULL if not known';
+COMMENT ON COLUMN feishu.attempts.duration IS 'Time until it failed';
+COMMENT ON COLUMN feishu.attempts.sqlstate IS 'As of execute_flow';
+COMMENT ON COLUMN feishu.attempts.code IS 'code of its answer';
+COMMENT ON COLUMN feishu.attempts.flow_code IS 'data.code of its answer';
+COMMENT ON COLUMN feishu.attempts.http_status IS 'NULL without an answer';
+COMMENT ON COLUMN feishu.attempts.log_id IS 'For the platform''s support';
+COMMENT ON COLUMN feishu.attempts.error IS 'What went wrong';
+COMMENT ON COLUMN feishu.attempts.hint IS 'What to do about it';
+COMMENT ON COLUMN feishu.attempts.repaired_at IS 'When it got new values';
+COMMENT ON COLUMN feishu.attempts.params IS 'Its params until then';
+COMMENT ON COLUMN feishu.attempts.operator IS 'Its operator until then';
+
 CREATE FUNCTION feishu.dispatch_problem()
 RETURNS text
 AS 'MODULE_PATHNAME', 'feishu_dispatch_problem'
 LANGUAGE C VOLATILE PARALLEL SAFE;
 
 COMMENT ON FUNCTION feishu.dispatch_problem() IS
-'Why nothing sends what is queued in this database, or may not; NULL when a dispatcher does.';
+'Why queued flows of this database are not sent, or may not be; NULL when a dispatcher sends them.';
 
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
-SELECT COALESCE(q.server, h.server, p.server, e.server)::name AS server,
+SELECT COALESCE(q.server, h.server, p.server, e.server, f.server, b.server)::name AS server,
     COALESCE(q.queued, 0) AS queued,
     COALESCE(q.sending, 0) AS sending,
     q.oldest_queued,
@@ -560,7 +658,9 @@ SELECT COALESCE(q.server, h.server, p.server, e.server)::name AS server,
     q.oldest_due,
     COALESCE(e.waiting, 0) AS handlers_waiting,
     COALESCE(e.failed, 0) AS handlers_failed,
-    e.oldest AS oldest_handler
+    e.oldest AS oldest_handler,
+    b.server IS NOT NULL AS sandbox,
+    COALESCE(f.flows, '{}') AS paused_flows
 FROM (SELECT o.server,
         count(*) FILTER (WHERE NOT o.sending) AS queued,
         count(*) FILTER (WHERE o.sending) AS sending,
@@ -590,15 +690,23 @@ FULL JOIN (SELECT server,
             SELECT server, finished_at, false FROM feishu_internal.outbox
             WHERE handler_state = 'f') f
       GROUP BY server) e ON e.server = COALESCE(q.server, h.server, p.server)
+FULL JOIN (SELECT server, array_agg(namespace || '/' || flow_id ORDER BY namespace, flow_id) AS flows
+      FROM feishu_internal.paused_flow
+      GROUP BY server) f ON f.server = COALESCE(q.server, h.server, p.server, e.server)
+FULL JOIN (SELECT s.srvname::text COLLATE "C" AS server
+      FROM pg_foreign_server s
+        JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+      WHERE w.fdwvalidator = 'feishu.feishu_flow_validator(text[], oid)'::regprocedure
+        AND 'sandbox=true' = ANY (s.srvoptions)) b ON b.server = COALESCE(q.server, h.server, p.server, e.server, f.server)
 CROSS JOIN (SELECT problem, problem ~ '^(table|handlers) ' AS only_warns
             FROM feishu.dispatch_problem() AS problem) AS d
 WHERE (pg_has_role('pg_monitor', 'USAGE') AND COALESCE(q.server, e.server) IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
-              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server)
+              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server, f.server, b.server)
                 AND (pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(s.oid, 'USAGE')));
 
 COMMENT ON VIEW feishu.dispatch_status IS
-'Servers with queued flows, a pause, or handlers that wait or were given up, for roles with USAGE on them and for pg_monitor.';
+'Servers with queued flows, pauses, or handlers that wait or were given up, and sandboxes, for roles with USAGE on them and for pg_monitor.';
 COMMENT ON COLUMN feishu.dispatch_status.server IS 'Foreign server';
 COMMENT ON COLUMN feishu.dispatch_status.queued IS 'Flows that wait';
 COMMENT ON COLUMN feishu.dispatch_status.sending IS 'Flows under way';
@@ -611,6 +719,8 @@ COMMENT ON COLUMN feishu.dispatch_status.oldest_due IS 'When the first fell due'
 COMMENT ON COLUMN feishu.dispatch_status.handlers_waiting IS 'Handlers that wait';
 COMMENT ON COLUMN feishu.dispatch_status.handlers_failed IS 'Handlers given up';
 COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first ended';
+COMMENT ON COLUMN feishu.dispatch_status.sandbox IS 'Nothing is sent';
+COMMENT ON COLUMN feishu.dispatch_status.paused_flows IS 'By pause_flow';
 
 --
 -- The trigger.
@@ -667,7 +777,7 @@ CREATE VIEW feishu.stat_flows AS
   FROM feishu.stat_flows();
 
 COMMENT ON VIEW feishu.stat_flows IS
-'Attempts to start flows of this database, by server and flow, since stats_since: how they ended, and the time they took in milliseconds.';
+'Attempts to start flows of this database, by server and flow, since stats_since: how they ended, and how long they took in milliseconds.';
 COMMENT ON COLUMN feishu.stat_flows.server IS 'Foreign server';
 COMMENT ON COLUMN feishu.stat_flows.namespace IS 'Namespace of the application';
 COMMENT ON COLUMN feishu.stat_flows.flow_id IS 'API name of the flow';
@@ -698,7 +808,7 @@ AS 'MODULE_PATHNAME', 'feishu_stat_evictions'
 LANGUAGE C VOLATILE PARALLEL SAFE;
 
 COMMENT ON FUNCTION feishu.stat_evictions() IS
-'How many flows'' statistics have made room for others since the server started, in all databases. If it grows, raise feishu_flow.track_flows.';
+'How often the statistics of a flow were dropped for those of another since the server started, in all databases. If it grows, raise feishu_flow.track_flows.';
 
 CREATE FUNCTION feishu.stat_reset()
 RETURNS void
@@ -706,10 +816,168 @@ AS 'MODULE_PATHNAME', 'feishu_stat_reset'
 LANGUAGE C VOLATILE PARALLEL SAFE;
 
 COMMENT ON FUNCTION feishu.stat_reset() IS
-'Sets the statistics of this database''s flows back to nothing.';
+'Resets the statistics of flows of this database.';
 
 REVOKE ALL ON FUNCTION feishu.stat_reset() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION feishu.stat_reset() TO pg_monitor;
+
+--
+-- What is wrong.
+--
+
+-- A row for each thing that needs somebody.  What is of a server is seen by who sees it
+-- in dispatch_status; counts of flows by pg_monitor, too; what is said of a flow by
+-- who sees it in flows.  What the dispatcher writes is in the server's language, so
+-- causes are looked up in the catalogs.
+CREATE VIEW feishu.problems WITH (security_barrier) AS
+WITH status AS MATERIALIZED (SELECT * FROM feishu.dispatch_status),
+backlog AS MATERIALIZED
+    (SELECT s.server, s.due, s.oldest_due, r.rate, now() + s.due / r.rate * interval '1 s' AS last_at
+     FROM status s JOIN
+        (SELECT f.server, count(*) / GREATEST(extract(epoch FROM now() - f.since), 1) AS rate
+         FROM (SELECT o.server, min(o.finished_at) OVER () AS since
+               FROM (SELECT server, finished_at FROM feishu_internal.outbox
+                     WHERE finished_at > now() - interval '10 min' AND state <> 'c'
+                     ORDER BY finished_at DESC LIMIT 10000) o) f
+         GROUP BY f.server, f.since) r ON r.server = s.server
+     WHERE s.due > 0 AND s.due / r.rate < 1e9)
+SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since, d.count,
+    (SELECT min(w.id) FROM status s CROSS JOIN LATERAL
+        (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = s.server AND o.state = 'q' AND o.next_at IS NULL
+         ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1) w) AS example,
+    d.problem AS detail,
+    CASE WHEN d.problem LIKE '%feishu_flow.dispatch is off%' THEN
+             'ALTER SYSTEM SET feishu_flow.dispatch = on; SELECT pg_reload_conf()'
+         WHEN d.problem LIKE '%not in shared_preload_libraries%' THEN
+             'add feishu_flow to shared_preload_libraries in postgresql.conf, and restart the server'
+         WHEN d.problem LIKE '%there is no background worker%' THEN
+             'raise max_worker_processes, and restart the server'
+         WHEN d.problem LIKE '%is a template, or allows no connections%' THEN
+             format('ALTER DATABASE %I ALLOW_CONNECTIONS true IS_TEMPLATE false', current_database())
+         WHEN d.problem LIKE '%has row security forced%' THEN
+             format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', substring(d.problem FROM 'feishu_internal[.][a-z_]+'))
+         WHEN d.problem LIKE '%has a trigger%' OR d.problem LIKE '%has a rule%' THEN
+             format('drop what somebody put on table %s', substring(d.problem FROM 'feishu_internal[.][a-z_]+'))
+         ELSE 'see the server log, and errors.md in the documentation'
+    END AS cure
+FROM (SELECT feishu.dispatch_problem() AS problem, min(s.oldest_due) AS since, COALESCE(sum(s.queued), 0)::bigint AS count
+      FROM status s) AS d
+WHERE d.problem IS NOT NULL
+UNION ALL
+SELECT 'server paused', s.server::text, p.paused_at, s.queued,
+    (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = p.server AND o.state = 'q' AND o.next_at IS NULL
+     ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1),
+    'paused by ' || p.paused_by,
+    format('SELECT feishu.resume_server(%L)', p.server)
+FROM feishu_internal.paused_server p JOIN status s ON s.server = p.server
+UNION ALL
+-- what waits is counted at once for all, and if there are any
+SELECT 'flow paused', format('%s, %s/%s', p.server, p.namespace, p.flow_id), p.paused_at, COALESCE(w.count, 0), w.example,
+    'paused by ' || p.paused_by,
+    format('SELECT feishu.resume_flow(%L, %L, %L)', p.server, p.namespace, p.flow_id)
+FROM feishu_internal.paused_flow p JOIN status s ON s.server = p.server
+LEFT JOIN (SELECT o.server, o.namespace, o.flow_id, count(*) AS count, min(o.id) AS example
+      FROM (SELECT id, server, namespace, flow_id FROM feishu_internal.outbox
+            WHERE state = 'q' AND next_at IS NULL       -- each by its own index
+            UNION ALL
+            SELECT id, server, namespace, flow_id FROM feishu_internal.outbox
+            WHERE state = 'q' AND next_at IS NOT NULL) o
+      WHERE EXISTS (SELECT FROM feishu_internal.paused_flow)
+      GROUP BY o.server, o.namespace, o.flow_id) w
+    ON w.server = p.server AND w.namespace = p.namespace AND w.flow_id = p.flow_id
+UNION ALL
+-- a limit of the rate, or the wait for a token, needs nobody
+SELECT 'flows held', format('%s, role %s', h.server, h.role), h.since, h.count, h.example, h.reason,
+    CASE WHEN h.serverid IS NULL THEN
+             format('SELECT feishu.cancel_flow(id) FROM feishu.flows WHERE finished_at IS NULL AND server = %L AND role = %L', h.server, h.role)
+         WHEN NOT h.usage THEN format('GRANT USAGE ON FOREIGN SERVER %I TO %I', h.server, h.role)
+         WHEN NOT h.mapped THEN
+             format('give the role %s credentials: CREATE USER MAPPING FOR %I SERVER %I OPTIONS (app_id ..., app_secret ...)',
+                    h.role, h.role, h.server)
+         WHEN h.of_another THEN format('SELECT feishu.resume_server(%L)', h.server)
+         WHEN h.reason LIKE '%the credentials were refused%' THEN
+             format('correct app_id and app_secret: ALTER USER MAPPING FOR ... SERVER %I OPTIONS (SET app_secret ...)', h.server)
+         WHEN h.reason LIKE '%the quota is used up%' THEN
+             format('have the quota raised, then SELECT feishu.resume_server(%L)', h.server)
+         ELSE format('see what SELECT * FROM feishu.check_server(%L) says; flows are sent again when the platform answers', h.server)
+    END
+FROM (SELECT l.server, pg_get_userbyid(l.roleid) AS role, l.reason, f.oid AS serverid, s.oldest_due AS since,
+        has_server_privilege(l.roleid, f.oid, 'USAGE') AS usage,
+        EXISTS (SELECT FROM pg_user_mapping m WHERE m.umserver = f.oid AND m.umuser IN (0, l.roleid)) AS mapped,
+        w.server_owner <> f.srvowner AS of_another, s.queued AS count, w.id AS example
+      FROM feishu_internal.held_lane l JOIN status s ON s.server = l.server
+      LEFT JOIN pg_foreign_server f ON f.srvname = l.server
+      LEFT JOIN LATERAL (SELECT o.id, o.server_owner FROM feishu_internal.outbox o
+          WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = l.server AND o.roleid = l.roleid
+          ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1) w ON true
+      WHERE l.reason NOT LIKE '%the platform limits the rate%') h
+UNION ALL
+SELECT 'flows ' || g.state, format('%s, %s/%s', g.server, g.namespace, g.flow_id), g.since, g.count, g.example,
+    CASE WHEN g.is_seen THEN (SELECT concat_ws('; ', o.error, o.hint) FROM feishu_internal.outbox o WHERE o.id = g.example)
+         ELSE g.sqlstate END,
+    CASE g.state
+        WHEN 'failed' THEN
+            -- of flows with one key the last may go back to the queue, unless another has the key by now
+            format('SELECT feishu.retry_flow(%s) FROM feishu.flows f WHERE state = %L AND server = %L AND namespace = %L AND flow_id = %L AND sqlstate IS NOT DISTINCT FROM %L%s',
+                   CASE WHEN g.have_keys THEN 'max(id)' ELSE 'id' END,
+                   g.state, g.server, g.namespace, g.flow_id, g.sqlstate,
+                   CASE WHEN g.have_keys THEN format(' AND NOT EXISTS (SELECT FROM feishu.flows k WHERE k.server = f.server AND k.role = f.role AND k.idempotent_key = f.idempotent_key AND k.state NOT IN (%L, %L)) GROUP BY role, idempotent_key',
+                                                     'failed', 'cancelled') END)
+        ELSE 'see on the platform which have run; start one that has not by feishu.retry_flow with new_key => true'
+    END
+FROM (SELECT CASE o.state WHEN 'f' THEN 'failed' ELSE 'unconfirmed' END AS state, o.server, o.namespace, o.flow_id,
+        o.sqlstate, min(o.finished_at) AS since, count(*) AS count, max(o.id) AS example,
+        bool_and(pg_has_role(o.roleid, 'USAGE')) AS is_seen, bool_or(NOT o.own_key) AS have_keys
+      FROM feishu_internal.outbox o
+      WHERE o.state IN ('f', 'u') AND (pg_has_role(o.roleid, 'USAGE') OR pg_has_role('pg_monitor', 'USAGE'))
+        -- one whose key was queued again needs nobody
+        AND NOT (o.state = 'f' AND NOT o.own_key AND EXISTS
+            (SELECT FROM feishu_internal.outbox k
+             WHERE k.server = o.server AND k.roleid = o.roleid AND k.idempotent_key = o.idempotent_key
+               AND NOT k.own_key AND k.state IN ('q', 's', 'u')))
+      GROUP BY o.state, o.server, o.namespace, o.flow_id, o.sqlstate) g
+UNION ALL
+SELECT 'handlers given up', format('%s, %s', g.server, g.on_end), g.since, g.count, g.example,
+    CASE WHEN g.is_seen THEN (SELECT o.handler_error FROM feishu_internal.outbox o WHERE o.id = g.example) END,
+    format('SELECT feishu.retry_handler(id) FROM feishu.flows WHERE on_end_state = %L AND server = %L AND on_end = %L',
+           'failed', g.server, g.on_end)
+FROM (SELECT o.server, o.on_end, min(o.handler_at) AS since, count(*) AS count, max(o.id) AS example,
+        bool_and(pg_has_role(o.roleid, 'USAGE')) AS is_seen
+      FROM feishu_internal.outbox o
+      WHERE o.handler_state = 'f' AND (pg_has_role(o.roleid, 'USAGE') OR pg_has_role('pg_monitor', 'USAGE'))
+      GROUP BY o.server, o.on_end) g
+UNION ALL
+-- whose turn comes, at the rate of the last ends, after they have expired; looked for if
+-- the first expires before the last one's turn
+SELECT 'backlog expires', b.server::text, b.oldest_due, count(*), min(w.id),
+    format('%s flows are due, and %s a minute have ended of late', b.due, round(60 * b.rate)),
+    format('raise max_rate or max_concurrency of server %s, if they bound it; else ask what makes the platform slow', b.server)
+FROM backlog b JOIN
+    (SELECT o.server, o.id, o.expires_at, row_number() OVER (PARTITION BY o.server ORDER BY o.priority DESC, o.id) AS place
+     FROM feishu_internal.outbox o
+     WHERE o.state = 'q' AND o.next_at IS NULL
+       AND (SELECT e.expires_at FROM feishu_internal.outbox e WHERE e.state = 'q' AND e.expires_at < 'infinity'
+            ORDER BY e.expires_at, e.id LIMIT 1) < (SELECT max(last_at) FROM backlog)) w ON w.server = b.server
+WHERE w.expires_at < now() + w.place / b.rate * interval '1 s'
+GROUP BY b.server, b.oldest_due, b.due, b.rate
+UNION ALL
+SELECT 'statistics incomplete', 'feishu_flow.track_flows', pg_postmaster_start_time(), e.evictions, NULL,
+    'flows'' statistics have made room for others',
+    format('ALTER SYSTEM SET feishu_flow.track_flows = %s, and restart the server',
+           (SELECT LEAST(2 * s.setting::bigint, s.max_val::bigint) FROM pg_settings s WHERE s.name = 'feishu_flow.track_flows'))
+FROM (SELECT feishu.stat_evictions() AS evictions WHERE pg_has_role('pg_monitor', 'USAGE')
+      AND feishu.dispatch_problem() IS DISTINCT FROM 'feishu_flow is not in shared_preload_libraries') e
+WHERE e.evictions > 0;
+
+COMMENT ON VIEW feishu.problems IS
+'Problems that somebody has to solve, and what to do; empty when all is well.';
+COMMENT ON COLUMN feishu.problems.problem IS 'Kind of problem';
+COMMENT ON COLUMN feishu.problems.object IS 'What has the problem';
+COMMENT ON COLUMN feishu.problems.since IS 'When it began, if known';
+COMMENT ON COLUMN feishu.problems.count IS 'How many flows, or objects';
+COMMENT ON COLUMN feishu.problems.example IS 'The id of one of the flows';
+COMMENT ON COLUMN feishu.problems.detail IS 'Details';
+COMMENT ON COLUMN feishu.problems.cure IS 'What to do: SQL, or a step';
 
 --
 -- Rights.  Default privileges of whoever runs this apply to what was made above:
@@ -738,4 +1006,4 @@ END $$;
 -- Everybody may look into it; what its functions may do is decided by USAGE on
 -- a foreign server and by user mappings.
 GRANT USAGE ON SCHEMA feishu TO PUBLIC;
-GRANT SELECT ON feishu.flows, feishu.dispatch_status, feishu.stat_flows TO PUBLIC;
+GRANT SELECT ON feishu.flows, feishu.attempts, feishu.dispatch_status, feishu.problems, feishu.stat_flows TO PUBLIC;

@@ -3,8 +3,9 @@
 # script/bench --attack: what the server's processes need of memory while roles want it filled, and what becomes of the
 # flows of others meanwhile. script/bench sources it.
 #
-# The server has the extension's own settings, but for a shorter timeout, so that in a minute many flows hang, one after the
-# other. The platform is the mock of the tests, over HTTP/1.1 and, behind a front, over HTTP/2. What the hostile clients do is in bench/attack.py and test/torture/hostile.py.
+# The server has the extension's own settings, but for a shorter timeout, so that in a minute many flows hang, one after
+# the other. The platform is the mock of the tests, over HTTP/1.1 and, behind a front, over HTTP/2. What the hostile
+# clients do is in bench/attack.py and test/torture/hostile.py.
 
 ATTACK_SECONDS=60
 ATTACK_MOST_KB=131072	# private memory of any process
@@ -20,7 +21,10 @@ bench_attack() {
 		--test "$WORK/src/test" --work "$WORK/attack" --seconds "$ATTACK_SECONDS" >"$WORK/results/attack" ||
 		{ tail -n 30 "$WORK/server.log" >&2; die "the attack did not run"; }
 	progress ""
-	awk '$1 == "hostile" { printf "%d flows, %d calls and %d statements of hostile clients in '"$ATTACK_SECONDS"' s\n\n", $2, $3, $4 }' \
+	awk '$1 == "hostile" {
+			printf "%d flows, %d calls and %d statements of hostile clients in '"$ATTACK_SECONDS"' s\n\n",
+				$2, $3, $4
+		}' \
 		"$WORK/results/attack"
 	printf '%-40s %20s\n' "process" "most, kB"
 	while read -r _ kind kb; do

@@ -21,7 +21,8 @@ PLOT=${TMPDIR:-/tmp}/feishu_flow_dispatch.svg
 dispatch_prepare() {
 	local program
 	for program in curl_multi arrival; do
-		as_owner cc -O2 -Wall -o "$WORK/$program" "$WORK/src/bench/$program.c" -lcurl || die "could not build bench/$program.c"
+		as_owner cc -O2 -Wall -o "$WORK/$program" "$WORK/src/bench/$program.c" -lcurl ||
+			die "could not build bench/$program.c"
 	done
 	server_start server "$PORT" "shared_preload_libraries = '$(dispatch_libraries)'" "fsync = on" "autovacuum = off" \
 		"max_wal_size = 8GB" "track_commit_timestamp = on"
@@ -45,7 +46,10 @@ statement_ms() {
 		awk '/^Time:/ { print $2 }'
 }
 
-dispatcher_pid() { sql "SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'feishu_flow dispatcher%' AND datname = current_database()"; }
+dispatcher_pid() {
+	sql "SELECT pid FROM pg_stat_activity
+		WHERE backend_type LIKE 'feishu_flow dispatcher%' AND datname = current_database()"
+}
 
 # ---- enqueue ----
 
@@ -54,8 +58,8 @@ enqueue_measure() {
 	local part rows="generate_series(1, $ENQUEUE_ROWS) AS i"
 	local -A statement=(
 		[series]="SELECT count(i) FROM $rows"
-		[plain]="INSERT INTO bench.plain (id, roleid, is_async, own_key, created_at, run_at, expires_at, server, namespace,
-			flow_id, operator, params, idempotent_key)
+		[plain]="INSERT INTO bench.plain (id, roleid, is_async, own_key, created_at, run_at, expires_at,
+			server, namespace, flow_id, operator, params, idempotent_key)
 			SELECT nextval('bench.plain_id_seq'), current_user::regrole, true, true, now(), now(), now() + '1 day',
 			'feishu', 'package_7344545d87__c', 'deleteObject_99c656599f',
 			'{\"_id\": 1111, \"email\": \"apaas@bytedance.com\"}', '{\"variable_rgrtgqworiginal\": {\"_id\": 5454545}}',
@@ -219,11 +223,15 @@ dead_rows_measure() {
 	flows_send feishu "$DEAD_ROWS" >/dev/null
 	sql "SELECT feishu.purge_flows('infinity')" >/dev/null
 	dispatch_measure feishu 10000 dead
-	sql "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3600)%' AND pid <> pg_backend_pid()" >/dev/null
+	sql "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE query LIKE '%pg_sleep(3600)%' AND pid <> pg_backend_pid()" >/dev/null
 	wait "$holder" || true
 }
 
-old_snapshot_held() { [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3600)%' AND wait_event = 'PgSleep'")" = 1 ]; }
+old_snapshot_held() {
+	[ "$(sql "SELECT count(*) FROM pg_stat_activity
+		WHERE query LIKE '%pg_sleep(3600)%' AND wait_event = 'PgSleep'")" = 1 ]
+}
 
 dispatch_targets() {
 	local longest=${LENGTHS[-1]}
@@ -332,7 +340,8 @@ bench_pg_net() {
 	sql "SELECT count(net.http_post('$NGINX_URL$FLOW_PATH', '{\"params\": \"{}\"}'::jsonb))
 		FROM generate_series(1, $PG_NET_REQUESTS)" >/dev/null
 	wait_until 120 pg_net_done || say "pg_net has not answered all"
-	rate=$(sql "SELECT round(count(*) / extract(epoch FROM max(created) - min(created))::numeric) FROM net._http_response")
+	rate=$(sql "SELECT round(count(*) / extract(epoch FROM max(created) - min(created))::numeric)
+		FROM net._http_response")
 	answered=$(sql "SELECT count(*) FROM net._http_response WHERE status_code = 200")
 	printf 'pg_net, %d requests, its own settings: %d/s, answered %d\n' "$PG_NET_REQUESTS" "$rate" "$answered"
 }
@@ -372,6 +381,7 @@ dispatch_plot() {
 		say "no plot: gnuplot is not installed"
 		return
 	fi
-	gnuplot -e "plot_file='$PLOT'; terminal_name='${PLOT##*.}'; dir='$WORK/results'" "$WORK/src/bench/dispatch.gnuplot" &&
+	gnuplot -e "plot_file='$PLOT'; terminal_name='${PLOT##*.}'; dir='$WORK/results'" \
+		"$WORK/src/bench/dispatch.gnuplot" &&
 		say "plot: $PLOT"
 }

@@ -18,7 +18,8 @@ bench_first() {
 		first_round
 	done
 	progress ""
-	printf '%-46s %8s  %-17s %10s %11s\n' "first call of a fresh session" "ms" "(lowest-highest)" "over HTTP" "ms of CPU"
+	printf '%-46s %8s  %-17s %10s %11s\n' "first call of a fresh session" "ms" "(lowest-highest)" \
+		"over HTTP" "ms of CPU"
 	for part in "${FIRST_PARTS[@]}"; do
 		printf '%-46s %8.1f  %-17s %+10.1f %11.1f\n' "$(first_describe "$part")" "$(median <"$WORK/results/$part")" \
 			"$(range <"$WORK/results/$part")" "$(first_added "$part")" "$(median <"$WORK/results/$part.cpu")"
@@ -31,7 +32,8 @@ first_prepare() {
 	first_authorities_make
 	as_owner cc -shared -fPIC -o "$WORK/other_libcurl.so" "$WORK/src/test/lib/other_libcurl.c" -ldl ||
 		die "could not build test/lib/other_libcurl.c"
-	LD_PRELOAD=$WORK/other_libcurl.so OTHER_CAPATH=$WORK/certs OTHER_CAINFO=$WORK/certs/ca-certificates.crt database_prepare
+	LD_PRELOAD=$WORK/other_libcurl.so OTHER_CAPATH=$WORK/certs OTHER_CAINFO=$WORK/certs/ca-certificates.crt \
+		database_prepare
 	server_psql "$PORT" -q -v tls_url="$NGINX_TLS_URL" -v ca_file="$WORK/tls.crt" <<-'END'
 		CREATE SERVER ca_file FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url :'tls_url', ca_file :'ca_file');
 		CREATE SERVER system FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url :'tls_url');
@@ -48,7 +50,8 @@ first_authorities_make() {
 	as_owner cp -L /etc/ssl/certs/*.pem "$WORK/certs/"
 	as_owner cp "$WORK/tls.crt" "$WORK/certs/nginx.pem"
 	# a whole file from each, which not all of them end with a new line
-	for file in "$WORK"/certs/*.pem; do cat "$file"; say; done | as_owner tee "$WORK/certs/ca-certificates.crt" >/dev/null
+	for file in "$WORK"/certs/*.pem; do cat "$file"; say; done |
+		as_owner tee "$WORK/certs/ca-certificates.crt" >/dev/null
 	as_owner openssl rehash "$WORK/certs" >/dev/null 2>&1 || die "openssl could not hash a folder of authorities"
 }
 

@@ -40,8 +40,10 @@ bench_handlers() {
 	say
 	verdict "$(at_most "$HANDLER_RATE" "$(median <"$WORK/results/rate")")" "$HANDLER_RATE handlers/s of one role"
 	verdict "$(at_most "$(median <"$WORK/results/warm.half")" "$HANDLER_MS")" "half of them within $HANDLER_MS ms"
-	verdict "$(at_most "$(median <"$WORK/results/warm.most")" "$HANDLER_MOST_MS")" "99 of 100 within $HANDLER_MOST_MS ms"
-	verdict "$(at_most "$(median <"$WORK/results/cold.half")" "$HANDLER_COLD_MS")" "in a new session within $HANDLER_COLD_MS ms"
+	verdict "$(at_most "$(median <"$WORK/results/warm.most")" "$HANDLER_MOST_MS")" \
+		"99 of 100 within $HANDLER_MOST_MS ms"
+	verdict "$(at_most "$(median <"$WORK/results/cold.half")" "$HANDLER_COLD_MS")" \
+		"in a new session within $HANDLER_COLD_MS ms"
 	say
 }
 
@@ -49,7 +51,8 @@ bench_handlers() {
 handlers_as() { server_psql "$PORT" -qAt -U handler -d postgres -c "$1" >/dev/null; }
 
 handlers_none_wait() {
-	[ "$(sql "SELECT count(*) FROM feishu_internal.outbox WHERE end_number IS NOT NULL AND handler_state IS NULL")" = 0 ]
+	[ "$(sql "SELECT count(*) FROM feishu_internal.outbox
+		WHERE end_number IS NOT NULL AND handler_state IS NULL")" = 0 ]
 }
 
 # handlers_queue FUNCTION FLOWS [ARGUMENTS]
@@ -86,4 +89,5 @@ handlers_times() {
 
 handlers_called() { [ "$(sql "SELECT count(*) FROM bench.called")" -ge "$1" ]; }
 
-HANDLER_TIMES="SELECT extract(epoch FROM c.at - f.finished_at) * 1000 AS ms FROM bench.called c JOIN feishu.flows f USING (id)"
+HANDLER_TIMES="SELECT extract(epoch FROM c.at - f.finished_at) * 1000 AS ms
+	FROM bench.called c JOIN feishu.flows f USING (id)"

@@ -58,7 +58,8 @@ lanes_queue() {
 		FOR i IN 1..$2 LOOP
 			PERFORM set_config('role', 'lane' || 1 + i % $1, true);
 			PERFORM feishu.enqueue_flow('package_7344545d87__c', 'deleteObject_99c656599f',
-				'{\"_id\": 1111, \"email\": \"apaas@bytedance.com\"}', '{\"variable_rgrtgqworiginal\": {\"_id\": 5454545}}');
+				'{\"_id\": 1111, \"email\": \"apaas@bytedance.com\"}',
+				'{\"variable_rgrtgqworiginal\": {\"_id\": 5454545}}');
 		END LOOP;
 	END \$\$"
 	sql "ANALYZE feishu_internal.outbox"
@@ -109,7 +110,8 @@ lanes_rate() {
 
 lanes_late() {
 	sql "SELECT 'did not end in $LANE_TIME s: ' || string_agg(n || ' ' || what, ', ' ORDER BY what)
-		FROM (SELECT CASE state WHEN 'q' THEN 'wait' WHEN 's' THEN 'succeeded' WHEN 'u' THEN 'unconfirmed' ELSE 'failed' END,
+		FROM (SELECT CASE state WHEN 'q' THEN 'wait' WHEN 's' THEN 'succeeded'
+			WHEN 'u' THEN 'unconfirmed' ELSE 'failed' END,
 			count(*) FROM feishu_internal.outbox GROUP BY 1) AS s (what, n)"
 }
 
@@ -149,7 +151,8 @@ lanes_line() {
 		return
 	fi
 	printf '%-40s %9.0f  %-17s %8.2f %9d %8d %8d\n' "$1, $LANE_FLOWS queued" "$(median <"$WORK/results/$name")" \
-		"$(range <"$WORK/results/$name")" "$(lanes_ratio "$1")" "$(watched "$1" 1)" "$(watched "$1" 2)" "$(watched "$1" 3)"
+		"$(range <"$WORK/results/$name")" "$(lanes_ratio "$1")" \
+		"$(watched "$1" 1)" "$(watched "$1" 2)" "$(watched "$1" 3)"
 }
 
 # Of the rate of one lane; 0 if there is none.

@@ -2,9 +2,10 @@
 #
 # script/bench --many: feishu.execute_flows, the calls of all rows at once. script/bench sources it.
 #
-# Beside libcurl's multi loop with as many requests in flight, where nginx answers at once; and, where answers take their
-# time (bench/slow.c), beside the ideal, which is that time for each wave of calls, and beside one call after the other:
-# libcurl in a plain loop, which no extension that waits for each answer can beat, and pgsql-http, when it is installed.
+# Beside libcurl's multi loop with as many requests in flight, where nginx answers at once; and, where answers take
+# their time (bench/slow.c), beside the ideal, which is that time for each wave of calls, and beside one call after the
+# other: libcurl in a plain loop, which no extension that waits for each answer can beat, and pgsql-http, when it is
+# installed.
 
 MANY_CALLS=20000	# of a round, answered at once
 MANY_SLOW_CALLS=2000
@@ -15,7 +16,8 @@ MANY_IN_FLIGHT=64	# as curl_multi has
 many_prepare() {
 	local program delay
 	for program in curl_multi slow; do
-		as_owner cc -O2 -Wall -o "$WORK/$program" "$WORK/src/bench/$program.c" -lcurl || die "could not build bench/$program.c"
+		as_owner cc -O2 -Wall -o "$WORK/$program" "$WORK/src/bench/$program.c" -lcurl ||
+			die "could not build bench/$program.c"
 	done
 	database_prepare
 	many_server feishu_tls "$NGINX_TLS_URL" ", ca_file '$WORK/tls.crt'"
@@ -40,7 +42,8 @@ many_rate() {
 		idempotent_key => format('7b0a4d5e-0000-4000-8000-%s', lpad(i::text, 12, '0')), server => '$1') OVER ()"
 	server_psql "$PORT" -qAt -c "SET feishu_flow.max_concurrent_calls = $3" \
 		-c "SELECT feishu.execute_flow('package_7344545d87__c', 'f', '{\"_id\": 1}', server => '$1')" -c '\timing on' \
-		-c "SELECT 'good', count(*) FROM (SELECT $call AS r FROM generate_series(1, $2) AS i) AS calls WHERE (r).sqlstate IS NULL" |
+		-c "SELECT 'good', count(*)
+			FROM (SELECT $call AS r FROM generate_series(1, $2) AS i) AS calls WHERE (r).sqlstate IS NULL" |
 		awk -F'[| ]' -v calls="$2" '/^Time:/ { ms = $2 } /^good/ { good = $2 == calls }
 			END { if (!good || !ms) exit 1; printf "%.1f\n", calls * 1000 / ms }'
 }
@@ -87,7 +90,8 @@ bench_many() {
 	progress ""
 	printf '%-46s %9s  %s\n' "execute_flows" calls/s "(lowest-highest)"
 	for part in "${parts[@]}"; do
-		printf '%-46s %9.0f  %s\n' "$(many_describe "$part")" "$(median <"$WORK/results/$part")" "$(range <"$WORK/results/$part")"
+		printf '%-46s %9.0f  %s\n' "$(many_describe "$part")" \
+			"$(median <"$WORK/results/$part")" "$(range <"$WORK/results/$part")"
 	done
 	say
 	target http1 multi1 0.5
@@ -116,14 +120,17 @@ many_memory() {
 		say "SELECT pg_backend_pid() \\g $pid_file"
 		for calls in 1000 100000 100000; do
 			say "SELECT count(r) FROM (SELECT feishu.execute_flows('package_7344545d87__c', 'f', '{\"_id\": 1}',
-				params => jsonb_build_object('i', i)) OVER () AS r FROM generate_series(1, $calls) AS i) AS s \\g /dev/null" | tr '\n' ' '
+				params => jsonb_build_object('i', i)) OVER () AS r
+				FROM generate_series(1, $calls) AS i) AS s \\g /dev/null" |
+				tr '\n' ' '
 			say
 			say "\\! \"\$BENCH\" --probe $calls $pid_file"
 		done
 	} >"$WORK/scripts/many_memory.sql"
 	say
 	printf '%12s %20s %12s\n' calls "private memory, kB" descriptors
-	BENCH=$WORK/src/script/bench server_psql "$PORT" -qAt -f "$WORK/scripts/many_memory.sql" | tee "$WORK/results/many_memory"
+	BENCH=$WORK/src/script/bench server_psql "$PORT" -qAt -f "$WORK/scripts/many_memory.sql" |
+		tee "$WORK/results/many_memory"
 	verdict "$(awk -v most="$MANY_MEMORY_KB" 'NR == 1 { kb = $2; fds = $3 } $2 - kb > most || $3 > fds { bad = 1 }
 			END { if (NR == 3 && !bad) print 1 }' "$WORK/results/many_memory")" \
 		"100,000 calls: at most $((MANY_MEMORY_KB / 1024)) MB more than after 1,000, and no more descriptors"

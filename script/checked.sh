@@ -109,7 +109,8 @@ checked_source() {
 	local codename
 	codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
 	mkdir -p "$lists/lists/partial" "$lists/cache/archives/partial" "$lists/parts" || return
-	printf 'deb-src %s main\n' "$DEBIAN_MIRROR $codename" "$DEBIAN_MIRROR-security $codename-security" >"$lists/sources.list"
+	printf 'deb-src %s main\n' "$DEBIAN_MIRROR $codename" "$DEBIAN_MIRROR-security $codename-security" \
+		>"$lists/sources.list"
 	options=(-q -o "Dir::Etc::SourceList=$lists/sources.list" -o "Dir::Etc::SourceParts=$lists/parts"
 		-o "Dir::State::Lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o APT::Sandbox::User=root)
 	apt-get "${options[@]}" update || return
@@ -138,7 +139,8 @@ configure_valgrind() {
 configure() {
 	local dir=$1
 	shift
-	./configure -q --prefix="$dir" --enable-cassert --enable-debug --enable-tap-tests --with-openssl --without-readline "$@"
+	./configure -q --prefix="$dir" --enable-cassert --enable-debug --enable-tap-tests --with-openssl \
+		--without-readline "$@"
 }
 
 # The server under valgrind; what runs but a moment, and no code of ours, as it is. VALGRIND_OPTS says how.

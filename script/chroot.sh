@@ -97,7 +97,8 @@ chroot_run() {
 
 # Processes and mounts of the command end with it, and it with this script; the mounts are seen by nobody else.
 namespace() {
-	setpriv --pdeathsig KILL unshare --mount --propagation private --pid --ipc --fork --kill-child=KILL --mount-proc -- "$@"
+	setpriv --pdeathsig KILL unshare --mount --propagation private --pid --ipc --fork --kill-child=KILL \
+		--mount-proc -- "$@"
 }
 
 # chroot_install DIR PACKAGE...

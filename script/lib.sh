@@ -38,7 +38,7 @@ die() {
 }
 
 # The comment at the head of a script is its --help.
-usage() { sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$0"; }
+usage() { sed -n '2,/^[^#]\|^$/{/^#/!d;s/^# \{0,1\}//;p}' "$0"; }
 
 # ---- PostgreSQL of the machine ----
 
@@ -92,7 +92,8 @@ sandbox_open() {
 		chown -R -h "$RUN_USER:" "$WORK"
 	fi
 	cd "$WORK" || exit	# the owner may not be able to enter the folder we were called in
-	as_owner test -w "$WORK" || die "the user $RUN_USER cannot reach $WORK; set FEISHU_TMP to a folder that everybody can"
+	as_owner test -w "$WORK" ||
+		die "the user $RUN_USER cannot reach $WORK; set FEISHU_TMP to a folder that everybody can"
 }
 
 # Nothing of the caller's environment may leak in: where to connect, which proxy to take, which language.
@@ -177,7 +178,8 @@ sandbox_remove() {
 	rm -rf "$1" 2>/dev/null || { sleep 1; rm -rf "$1"; }
 }
 
-# Servers, mocks, poolers and clients of the sandbox in folder $1: the processes that were started with a path inside it.
+# Servers, mocks, poolers and clients of the sandbox in folder $1: the processes that were started with a path inside
+# it.
 sandbox_processes() {
 	local dir pid
 	for dir in /proc/[0-9]*; do

@@ -43,7 +43,8 @@ suite_fuzz() {
 			SET client_encoding = LATIN1;
 			CREATE FUNCTION pg_temp.replay(text) RETURNS integer LANGUAGE C
 				AS '$WORK/src/test/fuzz/feishu_fuzz', 'feishu_fuzz_replay';
-			SELECT sum(pg_temp.replay(folder)) FROM unnest(ARRAY['$WORK/src/test/fuzz/corpus', '$WORK/seeds']) AS folder;
+			SELECT sum(pg_temp.replay(folder))
+				FROM unnest(ARRAY['$WORK/src/test/fuzz/corpus', '$WORK/seeds']) AS folder;
 		END
 }
 
@@ -53,7 +54,8 @@ suite_tap() {
 	pgxs=$(dirname "$("$PG_CONFIG" --pgxs)")/..
 	as_owner mkdir -p "$WORK/tap/tmp_check/log" "$WORK/tap/ports"
 	cd "$WORK/src/test" || return
-	as_owner env -u PGHOST -u PGPORT -u PGUSER PATH="$PG_BIN:$PATH:/usr/sbin" PERL5LIB="$pgxs/test/perl:$WORK/src/test" \
+	as_owner env -u PGHOST -u PGPORT -u PGUSER PATH="$PG_BIN:$PATH:/usr/sbin" \
+		PERL5LIB="$pgxs/test/perl:$WORK/src/test" \
 		PWD="$WORK/src/test" TESTDIR="$WORK/tap" TESTDATADIR="$WORK/tap/tmp_check" \
 		TESTLOGDIR="$WORK/tap/tmp_check/log" PG_TEST_PORT_DIR="$WORK/tap/ports" \
 		PG_REGRESS="$pgxs/test/regress/pg_regress" PG_CONFIG="$PG_CONFIG" PGPORT=65432 \

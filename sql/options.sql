@@ -187,6 +187,7 @@ ALTER SERVER regress_options OPTIONS (ADD max_concurrency 'few');
 ALTER SERVER regress_options OPTIONS (ADD ca_file 'ca.pem');
 ALTER SERVER regress_options OPTIONS (ADD proxy 'proxy.example.com');
 ALTER SERVER regress_options OPTIONS (ADD http_version '1.0');
+ALTER SERVER regress_options OPTIONS (ADD sandbox 'on');
 ALTER USER MAPPING FOR PUBLIC SERVER regress_options OPTIONS (SET app_secret 'two words');
 
 -- An option that there is not: the one that was meant, else all of them.

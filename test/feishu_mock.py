@@ -2,8 +2,8 @@
 """
 A mock of the Feishu (Lark) open platform: the part that starts aPaaS flows.
 
-One process, one port, nothing but the Python standard library; its parts are in mock/.  It speaks the platform's API with its
-real codes and shapes, records what it was asked, and misbehaves on demand.
+One process, one port, nothing but the Python standard library; its parts are in mock/.  It speaks the platform's API
+with its real codes and shapes, records what it was asked, and misbehaves on demand.
 
   $ feishu_mock.py --port 8080 &          # the first line on stdout is the port (--port 0: any free one)
   8080
@@ -93,7 +93,8 @@ def help_page():
     lines = []
     for name, (options, started, text) in FAULTS.items():
         lines.append(f"    {name:<{width}}{text}")
-        lines.append(" " * (width + 4) + f"options: {', '.join(options.split()) or 'none'}; started: {str(started).lower()}")
+        lines.append(" " * (width + 4) + f"options: {', '.join(options.split()) or 'none'}; started: "
+                     f"{str(started).lower()}")
     return __doc__ + "\n".join(lines)
 
 
@@ -104,20 +105,27 @@ def parse_arguments(argv=None):
     parser.add_argument("--port", type=int, default=0, help="0 (default): any free port; it is printed")
     parser.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="and this key")
-    parser.add_argument("--app", action="append", metavar="ID:SECRET", help="an app, may be repeated (default cli_mock:mock-secret)")
+    parser.add_argument("--app", action="append", metavar="ID:SECRET",
+                        help="an app, may be repeated (default cli_mock:mock-secret)")
     parser.add_argument("--token-expire", type=float, default=7200, metavar="SECONDS", help="lifetime of tokens (7200)")
-    parser.add_argument("--token-length", type=int, default=0, metavar="N", help="characters of a token (42; a JWT: as it comes)")
-    parser.add_argument("--rate", default="", metavar="N/WINDOW", help="limit per app, e.g. 50/1 or 1000/min,50/s (none)")
-    parser.add_argument("--rules", action="append", default=[], metavar="JSON|@FILE", help="fault rules to start with, may be repeated")
+    parser.add_argument("--token-length", type=int, default=0, metavar="N",
+                        help="characters of a token (42; a JWT: as it comes)")
+    parser.add_argument("--rate", default="", metavar="N/WINDOW",
+                        help="limit per app, e.g. 50/1 or 1000/min,50/s (none)")
+    parser.add_argument("--rules", action="append", default=[], metavar="JSON|@FILE",
+                        help="fault rules to start with, may be repeated")
     parser.add_argument("--seed", type=int, help="seed of everything random in rules")
     parser.add_argument("--log-file", metavar="FILE", help="append every finished request as a line of JSON")
     parser.add_argument("--no-log", action="store_true", help="keep no request log in memory (for benchmarks)")
     parser.add_argument("--log-limit", type=int, default=200000, metavar="N", help="requests kept in the log (200000)")
     parser.add_argument("--state-file", metavar="FILE", help="started flows, appended and read again at start")
-    parser.add_argument("--cut", type=int, metavar="N", help="strings in both files are cut after so many characters, arrays after so many elements (whole)")
+    parser.add_argument("--cut", type=int, metavar="N", help="strings in both files are cut after so many characters, "
+                        "arrays after so many elements (whole)")
     parser.add_argument("--accept-hang", action="store_true",
-                        help="a second port (second line of output) that accepts, reads, and never says a word: no TLS handshake either")
-    parser.add_argument("--exit-on-eof", action="store_true", help="stop when stdin is closed, so that it never outlives a test")
+                        help="a second port (second line of output) that accepts, reads, and never says a word: "
+                        "no TLS handshake either")
+    parser.add_argument("--exit-on-eof", action="store_true",
+                        help="stop when stdin is closed, so that it never outlives a test")
     args = parser.parse_args(argv)
     args.hosts = args.host or ["127.0.0.1"]
     args.apps = dict(app.split(":", 1) if ":" in app else parser.error("--app is ID:SECRET")
@@ -129,8 +137,8 @@ def parse_arguments(argv=None):
 
 async def run(parser, args):
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    config = {"apps": args.apps, "token_expire": args.token_expire, "token_length": args.token_length, "rate": args.rate,
-              "log": not args.no_log, "log_limit": args.log_limit, "idempotency": True,
+    config = {"apps": args.apps, "token_expire": args.token_expire, "token_length": args.token_length,
+              "rate": args.rate, "log": not args.no_log, "log_limit": args.log_limit, "idempotency": True,
               "scopes": [SCOPE], "namespaces": None, "clock": None}
     try:
         mock = Mock(config, args.seed, args.state_file, args.log_file, args.cut)
@@ -157,7 +165,8 @@ async def run(parser, args):
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if args.exit_on_eof:
-        loop.add_reader(sys.stdin, lambda: os.read(sys.stdin.fileno(), 4096) or (loop.remove_reader(sys.stdin), stop.set()))
+        loop.add_reader(sys.stdin, lambda: os.read(sys.stdin.fileno(), 4096)
+                        or (loop.remove_reader(sys.stdin), stop.set()))
     gc.set_threshold(100000, 50, 100)  # the log is large and has no cycles
     await stop.wait()
     for server in servers:

@@ -5,7 +5,8 @@ A front of the mock platform that speaks HTTP/2 over TLS, with the faults that o
     http2_front.py --upstream http://127.0.0.1:PORT --certificate FILE --key FILE [--log FILE] FAULT...
 
 listens on a port of 127.0.0.1 for each fault, prints a line "FAULT PORT" for each, and serves until its standard input
-ends; a line of that, "PORT FAULT", changes a port's fault. As a library: Front(upstream, certificate, key).start(fault); the attribute "fault" can be changed at any time.
+ends; a line of that, "PORT FAULT", changes a port's fault. As a library:
+Front(upstream, certificate, key).start(fault); the attribute "fault" can be changed at any time.
 
 A request that is not refused is sent on to the mock over HTTP/1.1, with the header X-Front: "2 CONNECTION STREAM" or
 "1.1 CONNECTION", so that the mock's log tells how it came. The faults hit all requests of HTTP/2 unless it says
@@ -20,8 +21,8 @@ otherwise; HTTP/1.1, chosen by ALPN, is well.
     refuse_kept:N         the same, but for the first request of each connection
     refuse_all            every request: RST_STREAM with REFUSED_STREAM
     goaway_lower:N        a connection serves N requests, and refuses the next by GOAWAY with a lower last stream
-    goaway_reset:N        the first N requests that are not the first of their connection, when all of it has come: GOAWAY
-                          with a lower last stream, and the connection is reset
+    goaway_reset:N        the first N requests that are not the first of their connection, when all of it has come:
+                          GOAWAY with a lower last stream, and the connection is reset
     interim               103 with headers of an answer (log id, rate limit, location, Retry-After) before the answer
     early_413:HOW         answers 413 when the headers have come, and reads nothing more; HOW: none (goes on), no_error,
                           cancel (RST_STREAM with that), goaway (GOAWAY, then closes), close, reset (of the connection).
@@ -252,7 +253,8 @@ class Connection:
 
     def frame(self, kind, flags, stream, data=b""):
         if not self.writer.transport.is_closing():
-            self.writer.write(struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data)
+            self.writer.write(struct.pack(">I", len(data))[1:] + bytes([kind, flags])
+                              + struct.pack(">I", stream) + data)
 
     def headers(self, stream, headers, end=False):
         self.frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, encode(headers))

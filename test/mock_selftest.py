@@ -138,8 +138,10 @@ class TokenTest(Base):
         self.assertEqual((status, body["code"], body["token_type"], body["expires_in"]), (200, 0, "Bearer", 7200))
         self.assertEqual(self.mock.call(body["access_token"])[0], 200)
         basic = {"Authorization": "Basic " + base64.b64encode(b"cli_mock:mock-secret").decode()}
-        self.assertEqual(self.mock.oauth(basic, grant_type="client_credentials")[1]["access_token"], body["access_token"])
-        for headers, changes, code in ((basic, {}, 20070), ({}, {"client_secret": "x"}, 20002), ({}, {"client_id": "x"}, 20048),
+        self.assertEqual(self.mock.oauth(basic, grant_type="client_credentials")[1]["access_token"],
+                         body["access_token"])
+        for headers, changes, code in ((basic, {}, 20070), ({}, {"client_secret": "x"}, 20002),
+                                       ({}, {"client_id": "x"}, 20048),
                                        ({}, {"grant_type": "password"}, 20036), ({}, {"client_secret": ""}, 20063)):
             status, body = self.mock.oauth(headers, **{**good, **changes})
             self.assertEqual((status, body["code"], sorted(body)), (400, code, ["code", "error", "error_description"]))
@@ -160,7 +162,8 @@ class TokenTest(Base):
         self.assertEqual(self.mock.token("s", "cli_2")["code"], 10015)
 
     def test_authorization(self):
-        for token, code in (("", 99991661), ("t-none", 99991663), ("eyJx", 99991663), ("u-x", 99991668), ("x", 99991671)):
+        for token, code in (("", 99991661), ("t-none", 99991663), ("eyJx", 99991663), ("u-x", 99991668),
+                            ("x", 99991671)):
             status, body = self.mock.call(token)
             self.assertEqual((status, body["code"]), (400, code))
             self.assertIn("log_id", body["error"])
@@ -169,8 +172,10 @@ class TokenTest(Base):
 class ExecuteTest(Base):
     def test_answers_like_the_document(self):
         status, headers, data = self.mock.execute(self.token, params='{"a": 1}', idempotent_key="k")
-        self.assertEqual(data, b'{"code":0,"data":{"code":"","error_msg":"","execution_id":"1816970091484211","out_params":'
-                               b'"[{\\"api_name\\":\\"_flowExecutionID\\",\\"value\\":1816970091484211}]","status":"end"},"msg":"success"}')
+        self.assertEqual(
+            data, b'{"code":0,"data":{"code":"","error_msg":"","execution_id":"1816970091484211","out_params":'
+            b'"[{\\"api_name\\":\\"_flowExecutionID\\",\\"value\\":1816970091484211}]","status":"end"},'
+            b'"msg":"success"}')
         self.assertEqual((status, headers["content-type"]), (200, "application/json; charset=utf-8"))
         second = self.mock.execute(self.token, is_async=True)
         self.assertEqual(json.loads(second[2])["data"]["status"], "wait")
@@ -183,7 +188,8 @@ class ExecuteTest(Base):
         self.assertEqual((status, body["code"], body["data"]["code"]), (200, 0, "k_wf_ec_2001008"))
         self.assertEqual(body["data"]["execution_id"] + body["data"]["out_params"] + body["data"]["status"], "")
         self.mock.control("POST", "config", {"apps": {"cli_2": "s"}})
-        self.assertEqual(self.mock.call(self.mock.token("s", "cli_2")["tenant_access_token"], idempotent_key="k")[1]["data"]["code"], "")
+        self.assertEqual(self.mock.call(self.mock.token("s", "cli_2")["tenant_access_token"],
+                                        idempotent_key="k")[1]["data"]["code"], "")
         self.assertEqual(self.mock.control("GET", "stats")["duplicates"], 1)
         self.assertEqual(self.mock.control("GET", "started?summary=1")["keys_started_twice"], [])
         self.mock.control("POST", "config", {"idempotency": False})
@@ -200,16 +206,19 @@ class ExecuteTest(Base):
             status, body = self.mock.call(self.token, **members)
             self.assertEqual((status, body["code"]), (400, code), members)
         body = self.mock.call(self.token, operator=None)[1]
-        self.assertEqual(body["error"]["field_violations"], [{"field": "operator", "description": "operator is required"}])
+        self.assertEqual(body["error"]["field_violations"],
+                         [{"field": "operator", "description": "operator is required"}])
         for members in ({"body": "{"}, {"body": "[]"}, {"headers": {"Content-Type": "text/plain"}}):
             self.assertEqual(self.mock.call(self.token, **members)[1]["code"], 99992402)
         self.assertEqual(self.mock.call(self.token, operator='{"email": "a@b.c"}', loop_masks=["x"] * 20)[0], 200)
         self.assertEqual(self.mock.control("GET", "stats")["started"], 1)
 
     def test_special_flows_and_paths(self):
-        out = self.mock.call(self.token, "echoParams", params='{"a": 1.10, "b": {"c": 12345678901234567890123}, "d": "é", "e": 1e400}')
-        self.assertEqual(out[1]["data"]["out_params"], '[{"api_name":"a","value":1.10},{"api_name":"b","value":{"c":12345678901234567890123}},'
-                                                       '{"api_name":"d","value":"é"},{"api_name":"e","value":1e400}]')
+        out = self.mock.call(self.token, "echoParams",
+                             params='{"a": 1.10, "b": {"c": 12345678901234567890123}, "d": "é", "e": 1e400}')
+        self.assertEqual(out[1]["data"]["out_params"],
+                         '[{"api_name":"a","value":1.10},{"api_name":"b","value":{"c":12345678901234567890123}},'
+                         '{"api_name":"d","value":"é"},{"api_name":"e","value":1e400}]')
         self.assertEqual(self.mock.call(self.token, "rejectedFlow")[1]["data"]["code"], "k_wf_ec_2001001")
         self.assertEqual(self.mock.call(self.token, "refusedFlow")[1]["code"], 2320001)
         body = self.mock.call(self.token, "noScope")[1]
@@ -220,7 +229,8 @@ class ExecuteTest(Base):
         self.assertEqual((last["namespace"], last["flow_id"]), ("n?s", "a/b 流"))
         for method, path in (("POST", "/x"), ("GET", LEGACY), ("GET", "/oauth/v3/token")):
             status, headers, data = self.mock.ask(method, path)
-            self.assertEqual((status, data, headers["content-type"]), (404, b"404 page not found", "text/plain; charset=utf-8"))
+            self.assertEqual((status, data, headers["content-type"]),
+                             (404, b"404 page not found", "text/plain; charset=utf-8"))
         self.assertEqual(self.mock.execute(self.token, "%2e%2e")[0], 404)
 
     def test_rate_limit(self):
@@ -244,10 +254,12 @@ class ControlTest(Base):
             self.mock.call(self.token, idempotent_key=key, params='{"a": 1}')
         waiter.join()
         self.assertEqual(box, [{"count": 2, "timed_out": False}])
-        self.assertEqual(self.mock.control("POST", "wait", {"kind": "execute", "count": 9, "timeout": 0.05}, 408)["count"], 3)
+        self.assertEqual(self.mock.control("POST", "wait", {"kind": "execute", "count": 9, "timeout": 0.05},
+                                           408)["count"], 3)
         self.assertEqual(self.mock.control("GET", "log?kind=execute&key=k&count=1"), {"count": 2})
         entry = self.mock.control("GET", "log?kind=execute")[0]
-        self.assertEqual((entry["namespace"], entry["flow_id"], entry["app_id"], entry["status"], entry["fault"], entry["method"]),
+        self.assertEqual((entry["namespace"], entry["flow_id"], entry["app_id"], entry["status"], entry["fault"],
+                          entry["method"]),
                          ("ns__c", "flow", "cli_mock", 200, None, "POST"))
         self.assertEqual(entry["headers"]["authorization"], "Bearer " + self.token)
         self.assertEqual(json.loads(entry["body"]), entry["json"])
@@ -262,14 +274,18 @@ class ControlTest(Base):
         for _ in range(5):
             self.mock.execute(self.token, conn=conn)
         stats = self.mock.control("GET", "stats")
-        self.assertEqual((stats["executes"], stats["started"], stats["token_requests"], stats["tokens_issued"]), (5, 5, 1, 1))
-        self.assertEqual((stats["connections_open"], stats["connections_total"], stats["max_concurrent_executes"]), (1, 2, 1))
+        self.assertEqual((stats["executes"], stats["started"], stats["token_requests"], stats["tokens_issued"]),
+                         (5, 5, 1, 1))
+        self.assertEqual((stats["connections_open"], stats["connections_total"], stats["max_concurrent_executes"]),
+                         (1, 2, 1))
         conn.close()
 
     def test_bad_control_requests(self):
-        for path, body in (("rules", [{"fault": {"type": "nonsense"}}]), ("rules", [{"fault": {"type": "hang", "x": 1}}]),
+        for path, body in (("rules", [{"fault": {"type": "nonsense"}}]),
+                           ("rules", [{"fault": {"type": "hang", "x": 1}}]),
                            ("rules", [{"match": {"flow": 1}, "fault": {"type": "hang"}}]), ("config", {"rat": 1}),
-                           ("config", {"rate": "x"}), ("wait", 7), ("rules", [{"match": {"path_regex": "("}, "fault": {"type": "hang"}}])):
+                           ("config", {"rate": "x"}), ("wait", 7),
+                           ("rules", [{"match": {"path_regex": "("}, "fault": {"type": "hang"}}])):
             self.assertIn("error", self.mock.control("POST", path, body, 400))
         self.mock.control("GET", "nothing", status=404)
 
@@ -281,9 +297,11 @@ class ControlTest(Base):
         self.mock.rules({"skip": 1, "times": 2, "fault": code, "match": {"kind": "execute"}})
         self.assertEqual(codes(5), [200, 500, 500, 200, 200])
         self.assertEqual([(r["matched"], r["fired"]) for r in self.mock.control("GET", "rules")], [(5, 2)])
-        self.mock.rules({"every": 2, "fault": code, "match": {"flow_id": "flow", "namespace": "ns__c", "app_id": "cli_mock"}})
+        self.mock.rules({"every": 2, "fault": code,
+                         "match": {"flow_id": "flow", "namespace": "ns__c", "app_id": "cli_mock"}})
         self.assertEqual(codes(4), [200, 500, 200, 500])
-        self.mock.rules({"match": {"params_regex": '"n": *7'}, "fault": code}, {"match": {"key": "x"}, "fault": {"type": "inner"}})
+        self.mock.rules({"match": {"params_regex": '"n": *7'}, "fault": code},
+                        {"match": {"key": "x"}, "fault": {"type": "inner"}})
         self.assertEqual(codes(1, params='{"n": 7}') + codes(1, params='{"n": 8}') + codes(1), [500, 200, 200])
         self.assertEqual(self.mock.call(self.token, idempotent_key="x")[1]["data"]["code"], "k_ec_000001")
         self.mock.rules({"match": {"kind": "token"}, "fault": {"type": "code", "code": 10014}})
@@ -300,8 +318,10 @@ class FaultTest(Base):
         return self.mock.control("GET", "stats")["started"]
 
     def test_lost_answers_and_exact_starts(self):
-        lost = (ConnectionResetError, http.client.RemoteDisconnected, http.client.IncompleteRead, TimeoutError, http.client.BadStatusLine)
-        for fault, starts in (("reset_before", 0), ("reset_after", 1), ("close_after", 1), ("half_answer", 1), ("hang", 0),
+        lost = (ConnectionResetError, http.client.RemoteDisconnected, http.client.IncompleteRead, TimeoutError,
+                http.client.BadStatusLine)
+        for fault, starts in (("reset_before", 0), ("reset_after", 1), ("close_after", 1), ("half_answer", 1),
+                              ("hang", 0),
                               ("headers_hang", 1), ("half_headers_hang", 1), ("garbage", 0)):
             for started, expected in ((None, starts), (True, 1), (False, 0)):
                 options = {} if started is None else {"started": started}
@@ -356,15 +376,18 @@ class FaultTest(Base):
                 ({"status": 502}, 502, b"502 Bad Gateway</h1>", ("content-type", "text/html")),
                 ({"status": 204}, 204, b"", None),
                 ({"status": 301, "headers": {"Location": "http://x/"}}, 301, b"", ("location", "http://x/")),
-                ({"status": 404, "body": "404 page not found"}, 404, b"404 page", ("content-type", "text/plain; charset=utf-8")),
-                ({"status": 429, "headers": {"Retry-After": "7"}, "body": {"code": 99991400}}, 429, b'{"code":99991400}', ("retry-after", "7"))):
+                ({"status": 404, "body": "404 page not found"}, 404, b"404 page",
+                 ("content-type", "text/plain; charset=utf-8")),
+                ({"status": 429, "headers": {"Retry-After": "7"}, "body": {"code": 99991400}}, 429,
+                 b'{"code":99991400}', ("retry-after", "7"))):
             self.mock.rules({"fault": {"type": "status", **fault}})
             got, headers, body = self.mock.execute(self.token)
             self.assertEqual(got, status)
             self.assertIn(data, body)
             if header:
                 self.assertEqual(headers[header[0]], header[1])
-        self.mock.rules({"fault": {"type": "code", "code": 99991400, "reset": 9, "http_status": 400, "error": {"details": []}}})
+        self.mock.rules({"fault": {"type": "code", "code": 99991400, "reset": 9, "http_status": 400,
+                                   "error": {"details": []}}})
         got, headers, body = self.mock.execute(self.token)
         self.assertEqual((got, headers["x-ogw-ratelimit-reset"], json.loads(body)["error"]["details"]), (400, "9", []))
         self.mock.rules({"fault": {"type": "code", "code": 20050}})
@@ -388,8 +411,10 @@ class FaultTest(Base):
         self.assertEqual(json.loads(gzip.decompress(get("gzip")[2]))["code"], 0)
         status, headers, body = get("gzip_bomb", bytes=8 << 20)
         self.assertGreater(len(gzip.decompress(body)), 8 << 20)
-        body = json.loads(get("wrong_types", set={"code": "0", "data.status": 7, "data.out_params": [1]}, remove=["data.code"])[2])
-        self.assertEqual((body["code"], body["data"]["status"], body["data"]["out_params"], "code" in body["data"]), ("0", 7, [1], False))
+        body = json.loads(get("wrong_types", set={"code": "0", "data.status": 7, "data.out_params": [1]},
+                              remove=["data.code"])[2])
+        self.assertEqual((body["code"], body["data"]["status"], body["data"]["out_params"], "code" in body["data"]),
+                         ("0", 7, [1], False))
         self.mock.rules({"fault": {"type": "wrong_types", "set": {"expire": "x"}}})
         self.assertEqual(self.mock.token()["expire"], "x")
 
@@ -424,7 +449,8 @@ class FaultTest(Base):
         with socket.create_connection(("127.0.0.1", self.mock.port), 5) as conn:
             conn.sendall(b"GET /x HTTP/1.1\r\nConnection: close\r\n\r\n")
             data = b"".join(iter(lambda: conn.recv(65536), b""))
-        self.assertEqual([int(line.split()[1]) for line in data.split(b"\r\n") if line.startswith(b"HTTP/")], [103, 100, 404])
+        self.assertEqual([int(line.split()[1]) for line in data.split(b"\r\n") if line.startswith(b"HTTP/")],
+                         [103, 100, 404])
 
     def test_answers_in_pieces(self):
         for fault in ({"type": "chunked"}, {"type": "no_length"}, {"type": "slow_drip", "interval_ms": 1, "bytes": 9},
@@ -456,15 +482,18 @@ class HttpTest(Base):
     def test_split_pipelined_chunked_expect(self):
         path = b"/open-apis/apaas/v1/applications/n/flows/f/execute"
         body = b'{"operator":"{\\"_id\\":1}"}'
-        head = b"POST " + path + b" HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: Bearer " + self.token.encode()
+        head = (b"POST " + path + b" HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: Bearer "
+                + self.token.encode())
         plain = head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         with socket.create_connection(("127.0.0.1", self.mock.port), 5) as sock:
             for at in range(len(plain)):
                 sock.sendall(plain[at:at + 1])
             sock.sendall(plain * 3)
-            sock.sendall(head + b"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n" + body[:5] + b"\r\n%x\r\n" % len(body[5:])
+            sock.sendall(head + b"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n" + body[:5]
+                         + b"\r\n%x\r\n" % len(body[5:])
                          + body[5:] + b"\r\n0\r\n\r\n")
-            sock.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+            sock.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+                         % len(body))
             data = b""
             while b"100 Continue" not in data:
                 data += sock.recv(65536)
@@ -512,7 +541,8 @@ class ProcessTest(unittest.TestCase):
     def test_state_survives_a_kill(self):
         with tempfile.TemporaryDirectory() as folder:
             args = ("--state-file", os.path.join(folder, "state"), "--log-file", os.path.join(folder, "log"),
-                    "--rules", '[{"match": {"key": "lost"}, "fault": {"type": "reset_after"}}]', "--app", "a:b", "--app", "c:d:e")
+                    "--rules", '[{"match": {"key": "lost"}, "fault": {"type": "reset_after"}}]', "--app", "a:b",
+                    "--app", "c:d:e")
             mock = Mock(*args)
             token = mock.token("d:e", "c")["tenant_access_token"]
             mock.call(token, idempotent_key="k")
@@ -563,8 +593,10 @@ class ProcessTest(unittest.TestCase):
     def test_tls_and_silent_port(self):
         with tempfile.TemporaryDirectory() as folder:
             cert, key = os.path.join(folder, "cert"), os.path.join(folder, "key")
-            made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                                   "-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+            made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                                   "-nodes",
+                                   "-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext",
+                                   "subjectAltName=DNS:localhost"],
                                   capture_output=True)
             self.assertEqual(made.returncode, 0, made.stderr)
             mock = Mock("--tls-cert", cert, "--tls-key", key, "--accept-hang", ports=2)
@@ -572,7 +604,8 @@ class ProcessTest(unittest.TestCase):
                 mock.context = ssl.create_default_context(cafile=cert)
                 token = mock.token()["tenant_access_token"]
                 self.assertEqual(mock.call(token)[0], 200)
-                for fault, error in (("reset_after", ConnectionResetError), ("close_after", http.client.RemoteDisconnected)):
+                for fault, error in (("reset_after", ConnectionResetError),
+                                     ("close_after", http.client.RemoteDisconnected)):
                     mock.rules({"fault": {"type": fault}})
                     with self.assertRaises(error):
                         mock.execute(token)

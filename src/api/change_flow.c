@@ -33,11 +33,13 @@
 #include "base/compat.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
+#include "queue/attempt.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
 #include "queue/origin.h"
 #include "queue/outbox.h"
 #include "queue/record_text.h"
+#include "wire/wire_check.h"
 
 PG_FUNCTION_INFO_V1(feishu_cancel_flow);
 PG_FUNCTION_INFO_V1(feishu_retry_flow);
@@ -128,7 +130,7 @@ report_key_is_taken(int64 id)
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
 			 errmsg("flow %lld cannot be retried: its idempotent_key was queued again",
 					(long long) id),
-			 errhint("That flow stands for this one. To start both, retry this one with a key of its own: feishu.retry_flow(%lld, new_key => true).",
+			 errhint("The other flow replaces this one. To start both, retry this one with a new key: feishu.retry_flow(%lld, new_key => true).",
 					 (long long) id)));
 }
 
@@ -145,13 +147,59 @@ may_retry(OutboxState state)
 	return state == OUTBOX_FAILED || state == OUTBOX_UNCONFIRMED || state == OUTBOX_CANCELLED;
 }
 
+/* What a flow is to carry from now on; NULL: what it has. */
+typedef struct Repair
+{
+	Jsonb	   *params;
+	Jsonb	   *operator_id;
+	char	   *idempotent_key;
+} Repair;
+
+/* A column of the row read last as jsonb, or NULL. */
+static Jsonb *
+row_jsonb(int column)
+{
+	bool		is_null;
+	Datum		value = sql_value(0, column, &is_null);
+
+	return is_null ? NULL : DatumGetJsonbP(value);
+}
+
+/*
+ * Before a row, which is locked, gets other params or another operator: check the
+ * request that it will be, as enqueue_flow does, and keep those that it has.
+ */
+static void
+prepare_repair(int64 id, const Repair *repair)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT namespace, flow_id, is_async, idempotent_key, loop_masks, operator, params"
+		" FROM feishu_internal.outbox WHERE id OPERATOR(pg_catalog.=) $1",
+		1, INT8OID);
+	Datum		values[1] = {Int64GetDatum(id)};
+	FlowRequest request = {0};
+
+	if (sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) == 0)
+		return;
+	request.namespace_name = TextDatumGetCString(sql_value(0, 1, NULL));
+	request.flow_id = TextDatumGetCString(sql_value(0, 2, NULL));
+	request.is_async = DatumGetBool(sql_value(0, 3, NULL));
+	request.idempotent_key = repair->idempotent_key != NULL ? repair->idempotent_key :
+		TextDatumGetCString(sql_value(0, 4, NULL));
+	request.loop_masks = row_jsonb(5);
+	request.operator_id = repair->operator_id != NULL ? repair->operator_id : row_jsonb(6);
+	request.params = repair->params != NULL ? repair->params : row_jsonb(7);
+	request_check(&request);
+	attempt_keep_request(id);
+}
+
 /*
  * Change a row by a statement whose first argument is its id, if its state is one that
- * may be changed and it is not claimed; true if it was changed.
+ * may be changed and it is not claimed; true if it was changed.  repair may be NULL.
  */
 static bool
-change_flow(int64 id, bool (*may_change) (OutboxState state), SqlStatement *statement,
-			Datum *values, const char *nulls)
+change_flow(int64 id, bool (*may_change) (OutboxState state), const Repair *repair,
+			SqlStatement *statement, Datum *values, const char *nulls)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -169,6 +217,8 @@ change_flow(int64 id, bool (*may_change) (OutboxState state), SqlStatement *stat
 			notify_locked_row(id);
 			if (lock_flow(id) && may_change(read_state(id, userid)) && !is_claimed(id))
 			{
+				if (repair != NULL)
+					prepare_repair(id, repair);
 				sql_run(statement, values, nulls, SPI_OK_UPDATE, NULL);
 				changed = true;
 			}
@@ -250,41 +300,53 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 	};
 
 	sql_check_writable("cancel_flow()");
-	PG_RETURN_BOOL(change_flow(id, may_cancel, &statement, values, NULL) && is_cancelled(id));
+	PG_RETURN_BOOL(change_flow(id, may_cancel, NULL, &statement, values, NULL) && is_cancelled(id));
 }
 
-/* retry_flow(id, new_key) */
+/* retry_flow(id, new_key, params, operator) */
 Datum
 feishu_retry_flow(PG_FUNCTION_ARGS)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox SET state = 'q', attempts = 0, finished_at = NULL,"
+	static SqlStatement statement = SQL_STATEMENT_OF_LARGE(
+		"UPDATE feishu_internal.outbox SET state = 'q', attempts = 0, replaceable = false, finished_at = NULL,"
 		" next_at = NULL, run_at = $2, expires_at = $3, database = $5, system_identifier = $6,"
 		" idempotent_key = COALESCE($4, idempotent_key),"
+		" params = COALESCE($7, params), operator = COALESCE($8, operator),"
 		" own_key = own_key OR $4 IS NOT NULL,"
 		" unanswered = unanswered AND $4 IS NULL,"
 		" code = NULL, execution_id = NULL, flow_status = NULL, flow_code = NULL,"
 		" log_id = NULL, sqlstate = NULL, error = NULL, report = NULL, hint = NULL, response = NULL, " HANDLER_NOT_ENDED
 		" WHERE id OPERATOR(pg_catalog.=) $1",
-		6, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, OIDOID, INT8OID);
+		8, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, OIDOID, INT8OID, JSONBOID, JSONBOID);
 	int64		id = PG_GETARG_INT64(0);
 	bool		new_key = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
+	Repair		repair = {
+		.params = PG_ARGISNULL(2) ? NULL : request_json(PG_GETARG_JSONB_P(2)),
+		.operator_id = PG_ARGISNULL(3) ? NULL : request_operator(request_json(PG_GETARG_JSONB_P(3))),
+		.idempotent_key = new_key ? outbox_random_key() : NULL
+	};
+	bool		repaired = repair.params != NULL || repair.operator_id != NULL;
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[6] = {
+	Datum		values[8] = {
 		Int64GetDatum(id),
 		TimestampTzGetDatum(now),
 		TimestampTzGetDatum(outbox_expires_by_age(now)),
-		new_key ? CStringGetTextDatum(outbox_random_key()) : (Datum) 0,
+		new_key ? CStringGetTextDatum(repair.idempotent_key) : (Datum) 0,
 		origin_database(),
-		origin_system()
+		origin_system(),
+		JsonbPGetDatum(repair.params),
+		JsonbPGetDatum(repair.operator_id)
 	};
-	char		nulls[6] = {' ', ' ', ' ', new_key ? ' ' : 'n', ' ', ' '};
+	char		nulls[8] = {
+		' ', ' ', ' ', new_key ? ' ' : 'n', ' ', ' ',
+		repair.params != NULL ? ' ' : 'n', repair.operator_id != NULL ? ' ' : 'n'
+	};
 	bool		queued;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	sql_check_writable("retry_flow()");
-	queued = change_flow(id, may_retry, &statement, values, nulls);
+	queued = change_flow(id, may_retry, repaired ? &repair : NULL, &statement, values, nulls);
 	if (queued)
 		outbox_warn_without_dispatcher();
 	PG_RETURN_BOOL(queued);

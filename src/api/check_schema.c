@@ -32,8 +32,8 @@ feishu_check_schema(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_SCHEMA),
 				 errmsg("schema \"%s\" already exists", name),
-				 errdetail("The extension makes this schema itself, and takes over none."),
-				 errhint("Rename the one that is there (ALTER SCHEMA %s RENAME TO ...), or drop it if nobody needs it; then repeat CREATE EXTENSION.",
+				 errdetail("The extension creates this schema itself, and does not take over an existing one."),
+				 errhint("Rename the existing schema (ALTER SCHEMA %s RENAME TO ...), or drop it if nobody needs it. Then repeat CREATE EXTENSION.",
 						 quote_identifier(name))));
 	PG_RETURN_VOID();
 }

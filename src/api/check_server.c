@@ -6,7 +6,8 @@
  * It obtains a token, which proves name service, proxy, TLS, base_url and
  * credentials; then it asks for the app's permissions, which is an API that
  * needs none; and, for a namespace, it asks for a flow that does not exist.
- * No flow is ever started.  At last it looks at what queued flows wait for.
+ * No flow is ever started.  At last it looks at what queued flows wait for.  Of a
+ * sandbox there is only that to look at.
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
@@ -226,7 +227,7 @@ dispatch_hint(void)
 		case DISPATCH_CLOSED:
 			return _("Calls work, but nothing sends queued flows: the database is a template, or allows no connections. ALTER DATABASE changes that.");
 		case DISPATCH_NO_WORKER:
-			return psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server; the server log tells if it is something else."),
+			return psprintf(_("Calls work, but nothing sends queued flows: there is no background worker for that. Increase max_worker_processes, currently %d, and restart the server. The server log says if there is another reason."),
 							max_worker_processes);
 		case DISPATCH_FAILS:
 			return _("Calls work, but nothing sends queued flows: the dispatcher fails. The server log says why.");
@@ -242,7 +243,7 @@ dispatch_hint(void)
 		case DISPATCH_TABLE_DISTRIBUTED:
 		case DISPATCH_TABLE_TRIGGER:
 		case DISPATCH_TABLE_RULE:
-			return psprintf(_("Calls work, but queued flows may not be sent, or be lost: %s. Undo that, for the extension's tables are not made for it."),
+			return psprintf(_("Calls work, but queued flows may not be sent, or may be lost: %s. Undo this change: the extension's tables do not support it."),
 							launcher_problem_text(true));
 	}
 	return NULL;
@@ -285,6 +286,14 @@ check_all(CheckReport *report, const CallScope *scope, const char *server_name,
 		request.operator_id =
 			request_default_operator(server->operator_json ? server->operator_json : NOBODY);
 		request_check(&request);
+	}
+
+	if (server->is_sandbox)
+	{
+		add_sentence(&report->message,
+					 _("The server is a sandbox: calls and queued flows are answered by the extension itself, and nothing is sent to the platform."));
+		check_dispatch(report, server);
+		return;
 	}
 
 	outcome = flow_call_outcome(execute_call(scope, server, NULL, &limits, NULL));

@@ -30,13 +30,14 @@ PG_FUNCTION_INFO_V1(feishu_enqueue_flow);
 #define ARG_MAX_ATTEMPTS	10
 #define ARG_EXPIRES_AT		11
 #define ARG_ON_END			12
-#define ARG_PRIORITY		13
+#define ARG_REPLACE_KEY		13
+#define ARG_PRIORITY		14
 
 
 /*
  * enqueue_flow(namespace, flow_id, operator, params, is_async, idempotent_key,
  * loop_masks, server, run_at, ordering_key, max_attempts, expires_at, on_end,
- * priority)
+ * replace_key, priority)
  */
 Datum
 feishu_enqueue_flow(PG_FUNCTION_ARGS)
@@ -65,6 +66,8 @@ feishu_enqueue_flow(PG_FUNCTION_ARGS)
 		OUTBOX_GIVEN_EXPIRY(PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT));
 	if (!PG_ARGISNULL(ARG_ON_END))
 		flow.on_end = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ON_END));
+	if (!PG_ARGISNULL(ARG_REPLACE_KEY))
+		flow.replace_key = text_to_cstring(PG_GETARG_TEXT_PP(ARG_REPLACE_KEY));
 	if (!PG_ARGISNULL(ARG_PRIORITY))
 		flow.priority = PG_GETARG_INT32(ARG_PRIORITY);
 

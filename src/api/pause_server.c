@@ -86,11 +86,18 @@ feishu_pause_server(PG_FUNCTION_ARGS)
 static void
 resume_apps(ForeignServer *server)
 {
-	Relation	mappings = table_open(UserMappingRelationId, AccessShareLock);
+	Relation	mappings;
 	SysScanDesc scan;
 	ScanKeyData key;
 	HeapTuple	tuple;
+	AppKey		key_of_sandbox;
 
+	if (server_sandbox_key(server, &key_of_sandbox))
+	{
+		limiter_resume(server->servername, &key_of_sandbox);
+		return;
+	}
+	mappings = table_open(UserMappingRelationId, AccessShareLock);
 	ScanKeyInit(&key, Anum_pg_user_mapping_umserver, BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(server->serverid));
 	scan = systable_beginscan(mappings, InvalidOid, false, NULL, 1, &key);

@@ -221,10 +221,10 @@ tell_loss(AppLoss loss)
 		return;
 	ereport(LOG,
 			(loss == APP_LOSS_LIMITS ?
-			 errmsg("feishu_flow has forgotten the limits of an app, to make room for those of another") :
+			 errmsg("feishu_flow has dropped the limits of an app, because another app needed the place") :
 			 loss == APP_LOSS_TOKEN ?
-			 errmsg("feishu_flow has forgotten the access token of an app, to make room for that of another") :
-			 errmsg("feishu_flow has no room to keep the limits of another app: its calls wait"),
+			 errmsg("feishu_flow has dropped the access token of an app, because another app needed the place") :
+			 errmsg("feishu_flow has no place left for the limits of another app: its calls wait"),
 			 errhint("Set feishu_flow.max_apps, which is %d, to more than there are apps, and restart the server.",
 					 feishu_guc_max_apps),
 			 errhidestmt(true), errhidecontext(true)));
@@ -382,7 +382,7 @@ slot_get(Oid payer)
 		return NULL;
 	}
 	lost[APP_LOSS_LIMITS] |= app_worth(victim, now) == APP_HAS_LIMITS;
-	lost[APP_LOSS_TOKEN] |= victim->token.length > 0 || victim->token.flight != 0;
+	lost[APP_LOSS_TOKEN] |= token_is_good(&victim->token, now) || victim->token.flight != 0;
 	SpinLockAcquire(&victim->mutex);
 	memset(&victim->gate, 0, sizeof(AppGate));
 	SpinLockRelease(&victim->mutex);

@@ -304,10 +304,10 @@ log_changes(const FlowServer *server, int changes, LimiterPause stop,
 	ereport(LOG, (errmsg(__VA_ARGS__), errhidestmt(true), errhidecontext(true)))
 
 	if (changes & BREAKER_OPENED)
-		LOG_LINE("feishu_flow server \"%s\" does not answer, queued flows wait but for single probes: %s",
+		LOG_LINE("feishu_flow server \"%s\" does not answer, queued flows wait except for single probes: %s",
 				 server_name, reason ? _(reason) : _("no reason given"));
 	if (changes & BREAKER_ROLE_OPENED)
-		LOG_LINE("feishu_flow server \"%s\" does not answer, queued flows of the role with OID %u wait but for single probes: %s",
+		LOG_LINE("feishu_flow server \"%s\" does not answer, queued flows of the role with OID %u wait except for single probes: %s",
 				 server_name, server->userid, reason ? _(reason) : _("no reason given"));
 	if (changes & BREAKER_CLOSED)
 		LOG_LINE("feishu_flow server \"%s\" answers again", server_name);

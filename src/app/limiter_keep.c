@@ -171,7 +171,7 @@ log_failure(int error)
 	ereport(LOG,
 			(errcode_for_file_access(),
 			 errmsg("could not write file \"%s\": %m", LIMITS_FILE),
-			 errdetail("Calls go on. But what feishu_flow's apps send now, and a pause that the platform asks for, will be unknown after a crash."),
+			 errdetail("Calls go on. But after a crash feishu_flow will not know what its apps send now, nor which pauses the platform asks for."),
 			 errhidestmt(true), errhidecontext(true)));
 }
 

@@ -349,6 +349,19 @@ parse_http_version(const char *value, FlowServer *server)
 	return NULL;
 }
 
+/* Just these two: feishu.dispatch_status looks for them, too. */
+static const char *
+parse_sandbox(const char *value, FlowServer *server)
+{
+	bool		is_true = strcmp(value, "true") == 0;
+
+	if (!is_true && strcmp(value, "false") != 0)
+		return gettext_noop("is neither \"true\" nor \"false\"");
+	if (server != NULL)
+		server->is_sandbox = is_true;
+	return NULL;
+}
+
 /* A credential: visible ASCII, so that it fits into a header or JSON as is. */
 static const char *
 check_credential(const char *value, size_t max_len)
@@ -416,6 +429,8 @@ static const FlowOption flow_options[] =
 	gettext_noop("Write it like \"http://proxy.example.com:3128\"; schemes are http, https, socks5 and socks5h.")},
 	{"http_version", ForeignServerRelationId, parse_http_version,
 	gettext_noop("Write \"1.1\" or \"2\"; without the option, 2 is used over https where it is offered.")},
+	{"sandbox", ForeignServerRelationId, parse_sandbox,
+	gettext_noop("With \"true\", calls and queued flows are answered by the extension itself, and nothing is sent.")},
 	{"app_id", UserMappingRelationId, parse_app_id, NULL},
 	{"app_secret", UserMappingRelationId, parse_app_secret, NULL},
 	{"tenant_access_token", UserMappingRelationId, parse_tenant_access_token, NULL}
@@ -472,7 +487,7 @@ report_unknown_option(const char *name, Oid catalog)
 			 !has_any ? errhint("There are no valid options in this context.") :
 			 closest ? errhint("Perhaps you meant the option \"%s\".", closest) :
 			 catalog == ForeignServerRelationId ?
-			 errhint("Options of a server are base_url, token_url, operator, timeout, connect_timeout, max_rate, max_concurrency, ca_file, proxy and http_version.") :
+			 errhint("Options of a server are base_url, token_url, operator, timeout, connect_timeout, max_rate, max_concurrency, ca_file, proxy, http_version and sandbox.") :
 			 errhint("Options of a user mapping are app_id, app_secret and tenant_access_token.")));
 }
 
@@ -540,6 +555,33 @@ warn_of_unit(const FlowOption *option, const char *value)
 			 errhint("%s", _(option->hint))));
 }
 
+/*
+ * Read one option into a server, or, with NULL, look at it alone.  Throws class HV when
+ * it is unknown or malformed.
+ */
+static const FlowOption *
+read_or_refuse(DefElem *def, Oid catalog, FlowServer *server)
+{
+	const FlowOption *option = find_option(def->defname, catalog);
+	const char *problem;
+
+	if (option == NULL)
+		report_unknown_option(def->defname, catalog);
+	problem = option_read(option, defGetString(def), server);
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 server == NULL ?
+				 errmsg("option \"%s\" %s", def->defname, _(problem)) :
+				 catalog == UserMappingRelationId ?
+				 errmsg("option \"%s\" of the user mapping for server \"%s\" %s",
+						def->defname, server->name, _(problem)) :
+				 errmsg("option \"%s\" of server \"%s\" %s",
+						def->defname, server->name, _(problem)),
+				 option->hint ? errhint("%s", _(option->hint)) : 0));
+	return option;
+}
+
 /* Throws an error of class HV when an option of a catalog is unknown, malformed or missing. */
 void
 options_check(List *options, Oid catalog)
@@ -549,47 +591,22 @@ options_check(List *options, Oid catalog)
 	foreach(cell, options)
 	{
 		DefElem    *def = lfirst_node(DefElem, cell);
-		const FlowOption *option = find_option(def->defname, catalog);
-		const char *problem;
 
-		if (option == NULL)
-			report_unknown_option(def->defname, catalog);
-		problem = option_read(option, defGetString(def), NULL);
-		if (problem != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-					 errmsg("option \"%s\" %s", def->defname, _(problem)),
-					 option->hint ? errhint("%s", _(option->hint)) : 0));
-		warn_of_unit(option, defGetString(def));
+		warn_of_unit(read_or_refuse(def, catalog, NULL), defGetString(def));
 	}
 	if (catalog == UserMappingRelationId)
 		check_credentials_complete(options);
 }
 
-/* Throws class HV on an option that the validator would refuse. */
+/*
+ * Throws class HV on an option that the validator would refuse: unchecked options can
+ * come from a wrapper without its validator.
+ */
 void
 options_store(List *options, Oid catalog, FlowServer *server)
 {
 	ListCell   *cell;
 
 	foreach(cell, options)
-	{
-		DefElem    *def = lfirst_node(DefElem, cell);
-		const FlowOption *option = find_option(def->defname, catalog);
-		const char *problem;
-
-		/* unchecked options can come from a wrapper without its validator */
-		if (option == NULL)
-			report_unknown_option(def->defname, catalog);
-		problem = option_read(option, defGetString(def), server);
-		if (problem != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-					 catalog == UserMappingRelationId ?
-					 errmsg("option \"%s\" of the user mapping for server \"%s\" %s",
-							def->defname, server->name, _(problem)) :
-					 errmsg("option \"%s\" of server \"%s\" %s",
-							def->defname, server->name, _(problem)),
-					 option->hint ? errhint("%s", _(option->hint)) : 0));
-	}
+		(void) read_or_refuse(lfirst_node(DefElem, cell), catalog, server);
 }

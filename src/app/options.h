@@ -42,4 +42,8 @@ typedef struct ServerRows
 extern bool server_read_catalogs(const char *name, Oid userid, Snapshot snapshot,
 								 ServerRows *rows);
 
+/* sandbox_response.c: what a sandbox is to answer; NULL: the platform's own example. */
+extern char *sandbox_response_of_session(const FlowServer *server);
+extern char *sandbox_response_of_role(const FlowServer *server);
+
 #endif							/* FEISHU_OPTIONS_H */

@@ -26,6 +26,7 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -77,14 +78,11 @@ hash_part(pg_cryptohash_ctx *hash, const char *part)
 		pg_cryptohash_update(hash, (const uint8 *) part, len) >= 0;
 }
 
-static void
-compute_app_key(FlowServer *server)
+/* The identity of an app. */
+static bool
+hash_credentials(pg_cryptohash_ctx *hash, const FlowServer *server)
 {
-	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA256);
-	bool		ok;
-
-	ok = hash != NULL && pg_cryptohash_init(hash) >= 0 &&
-		hash_part(hash, server->base_url) &&
+	return hash_part(hash, server->base_url) &&
 		hash_part(hash, server->proxy != NULL ? server->proxy : "") &&
 		hash_part(hash, server->ca_file != NULL ? server->ca_file : "") &&
 		(server->protocol == TOKEN_FIXED ?
@@ -92,7 +90,27 @@ compute_app_key(FlowServer *server)
 		 hash_part(hash, server->fixed_token) :
 		 hash_part(hash, server->token_url) &&
 		 hash_part(hash, server->app_id) &&
-		 hash_part(hash, server->app_secret)) &&
+		 hash_part(hash, server->app_secret));
+}
+
+/* The identity of a sandbox: pauses that one is tried out with are its own. */
+static bool
+hash_sandbox(pg_cryptohash_ctx *hash, const FlowServer *server)
+{
+	char		oids[32];
+
+	snprintf(oids, sizeof(oids), "%u/%u", MyDatabaseId, server->serverid);
+	return hash_part(hash, "sandbox") && hash_part(hash, oids);
+}
+
+static void
+compute_app_key(FlowServer *server)
+{
+	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA256);
+	bool		ok;
+
+	ok = hash != NULL && pg_cryptohash_init(hash) >= 0 &&
+		(server->is_sandbox ? hash_sandbox(hash, server) : hash_credentials(hash, server)) &&
 		pg_cryptohash_final(hash, server->app_key.bytes, APP_KEY_LENGTH) >= 0;
 	if (hash != NULL)
 		pg_cryptohash_free(hash);
@@ -150,6 +168,11 @@ complete_server(FlowServer *server)
 		server->protocol = TOKEN_OAUTH;
 	else
 		server->protocol = TOKEN_LEGACY;
+	if (server->is_sandbox)
+	{
+		server->max_rate.requests = 0;
+		server->max_concurrency = -1;
+	}
 	compute_app_key(server);
 }
 
@@ -177,6 +200,24 @@ server_app_key(ForeignServer *foreign_server, Oid userid, AppKey *key)
 }
 
 /*
+ * The same of a server that is a sandbox, which needs no mapping; false: it is none.
+ */
+bool
+server_sandbox_key(ForeignServer *foreign_server, AppKey *key)
+{
+	FlowServer	server = {0};
+
+	server.serverid = foreign_server->serverid;
+	server.name = foreign_server->servername;
+	options_store(foreign_server->options, ForeignServerRelationId, &server);
+	if (!server.is_sandbox)
+		return false;
+	complete_server(&server);
+	*key = server.app_key;
+	return true;
+}
+
+/*
  * libcurl opens the file itself, with signals blocked: it must not be one that
  * can make it wait.  Whether it can be read is seen, and told, then.
  */
@@ -185,7 +226,7 @@ check_ca_file(const FlowServer *server)
 {
 	struct stat st;
 
-	if (server->ca_file == NULL || stat(server->ca_file, &st) != 0 || S_ISREG(st.st_mode))
+	if (server->is_sandbox || server->ca_file == NULL || stat(server->ca_file, &st) != 0 || S_ISREG(st.st_mode))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
@@ -201,8 +242,8 @@ report_no_credentials(const FlowServer *server, bool is_own)
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("user mapping for server \"%s\" has no credentials", server->name),
-			 errdetail("A dump by a role that may not see the options of user mappings has none."),
-			 errhint("Give it some: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD app_id 'cli_...', ADD app_secret '...').",
+			 errdetail("A dump does not contain the options of user mappings that the dumping role may not see."),
+			 errhint("Add them: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD app_id 'cli_...', ADD app_secret '...').",
 					 is_own ? quote_identifier(GetUserNameFromId(server->userid, false)) : "PUBLIC",
 					 quote_identifier(server->name))));
 }
@@ -233,11 +274,18 @@ read_server(const char *name, Oid userid, bool by_setting, Snapshot snapshot)
 	server->owner = rows.owner;
 	server_check_wrapper(rows.wrapperid, name);
 	check_usage(server->serverid, name, userid);
+	options_store(rows.server_options, ForeignServerRelationId, server);
+	if (server->is_sandbox)
+	{
+		/* whatever the mapping says: with no secret at hand none can be sent */
+		server->payer = rows.owner;
+		complete_server(server);
+		return server;
+	}
+
 	if (rows.mapping == MAPPING_NONE)
 		report_no_mapping(server);
 	server->payer = rows.mapping == MAPPING_OWN ? userid : rows.owner;
-
-	options_store(rows.server_options, ForeignServerRelationId, server);
 	options_store(rows.mapping_options, UserMappingRelationId, server);
 
 	check_ca_file(server);
@@ -265,6 +313,7 @@ server_copy(const FlowServer *server)
 	COPY_STRING(operator_json);
 	COPY_STRING(ca_file);
 	COPY_STRING(proxy);
+	COPY_STRING(sandbox_response);
 	COPY_STRING(app_id);
 	COPY_STRING(app_secret);
 	COPY_STRING(fixed_token);
@@ -313,13 +362,23 @@ remember_server(const FlowServer *server)
 	MemoryContextSwitchTo(old_context);
 }
 
+/* A copy, with what is of the session. */
+static FlowServer *
+server_for_session(const FlowServer *server)
+{
+	FlowServer *copy = server_copy(server);
+
+	copy->sandbox_response = sandbox_response_of_session(copy);
+	return copy;
+}
+
 /*
  * name may be NULL: that of the setting feishu_flow.server.
  *
  * Throws 42704 when there is no such server, 42809 when it belongs to another
  * wrapper, 42501 without USAGE, 42704 without a user mapping or when the mapping
  * lacks app_id, app_secret and tenant_access_token; each with a HINT that says what to
- * type.
+ * type.  A sandbox needs none.
  */
 FlowServer *
 server_lookup(const char *name, Oid userid)
@@ -358,7 +417,7 @@ server_lookup(const char *name, Oid userid)
 		if (last_server != NULL)
 		{
 			check_ca_file(last_server);
-			return server_copy(last_server);
+			return server_for_session(last_server);
 		}
 	}
 
@@ -367,14 +426,19 @@ server_lookup(const char *name, Oid userid)
 	/* what changed while it was read may have been read before the change */
 	if (changes == catalog_changes)
 		remember_server(server);
+	server->sandbox_response = sandbox_response_of_session(server);
 	return server;
 }
 
 FlowServer *
 server_lookup_at(const char *name, Oid userid, Snapshot snapshot)
 {
+	FlowServer *server;
+
 	AcceptInvalidationMessages();
-	return read_server(name, userid, false, snapshot);
+	server = read_server(name, userid, false, snapshot);
+	server->sandbox_response = sandbox_response_of_role(server);
+	return server;
 }
 
 void

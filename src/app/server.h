@@ -35,7 +35,8 @@ typedef struct FlowRate
 /*
  * Identity of an app's credentials and of whom they are shown to: SHA-256 over
  * base_url, proxy, ca_file, and token_url, app_id and app_secret or the fixed token.
- * A token is never taken from, or given to, somebody who speaks with others.
+ * A token is never taken from, or given to, somebody who speaks with others.  That of
+ * a sandbox is of the server in this database.
  */
 #define APP_KEY_LENGTH		32
 
@@ -69,6 +70,9 @@ typedef struct FlowServer
 	char	   *ca_file;		/* or NULL */
 	char	   *proxy;			/* or NULL */
 	HttpVersion http_version;
+	bool		is_sandbox;		/* answers come from call/sandbox.c: there are no
+								 * credentials and no limits */
+	char	   *sandbox_response;	/* or NULL: as sandbox_setting_split reads it */
 	char	   *app_id;			/* or NULL with TOKEN_FIXED */
 	char	   *app_secret;		/* or NULL with TOKEN_FIXED */
 	char	   *fixed_token;	/* only with TOKEN_FIXED */
@@ -87,6 +91,9 @@ extern void server_check_wrapper(Oid wrapperid, const char *server_name);
 /* The identity of the app in one user mapping; false without credentials. */
 struct ForeignServer;
 extern bool server_app_key(struct ForeignServer *foreign_server, Oid userid, AppKey *key);
+
+/* The same of a server that is a sandbox; false: it is none. */
+extern bool server_sandbox_key(struct ForeignServer *foreign_server, AppKey *key);
 
 /* A copy in the current memory context, secrets included. */
 extern FlowServer *server_copy(const FlowServer *server);

@@ -26,6 +26,7 @@
 
 #include "fmgr.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
@@ -154,6 +155,11 @@ typedef int SysCacheIdentifier;
 	pg_foreign_server_aclcheck((serverid), (userid), ACL_USAGE)
 #define feishu_server_ownercheck(serverid, userid) \
 	pg_foreign_server_ownercheck((serverid), (userid))
+#endif
+
+/* Memory of what a check hook leaves to an assign hook: malloc's before 16. */
+#if PG_VERSION_NUM < 160000
+#define guc_malloc(elevel, size)	malloc(size)
 #endif
 
 /*

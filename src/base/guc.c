@@ -17,6 +17,7 @@
 #include "utils/guc.h"
 
 #include "base/guc.h"
+#include "base/sandbox_setting.h"
 
 char	   *feishu_guc_server = NULL;
 int			feishu_guc_timeout = DEFAULT_TIMEOUT_MS;
@@ -34,6 +35,7 @@ int			feishu_guc_max_in_flight = 256;
 int			feishu_guc_max_attempts = 20;
 int			feishu_guc_max_age = 24 * 60 * 60;
 int			feishu_guc_retention = 7 * 24 * 60 * 60;
+int			feishu_guc_retention_failed = 30 * 24 * 60 * 60;
 int			feishu_guc_track_flows = 1000;
 int			feishu_guc_max_handlers = 2;
 int			feishu_guc_handler_timeout = 60 * 1000;
@@ -59,6 +61,14 @@ guc_define_settings(void)
 							   PGC_USERSET, 0,
 							   NULL, NULL, NULL);
 
+	DefineCustomStringVariable(SANDBOX_SETTING,
+							   "Sets the answer of servers that are sandboxes.",
+							   "It is the body of an answer, or an HTTP status and what follows it. It counts if who set it is a superuser or owns the server.",
+							   &feishu_guc_sandbox_response,
+							   "",
+							   PGC_USERSET, 0,
+							   sandbox_setting_check, sandbox_setting_assign, NULL);
+
 	DefineCustomIntVariable("feishu_flow.timeout",
 							"Sets the maximum time of a flow call, access token included.",
 							"A timeout argument or the server's timeout option overrides it.",
@@ -77,15 +87,15 @@ guc_define_settings(void)
 
 	DefineCustomIntVariable("feishu_flow.max_concurrent_calls",
 							"Sets how many calls of one feishu.execute_flows may be under way at once.",
-							"The server's max_rate and max_concurrency options hold besides.",
+							"The server's max_rate and max_concurrency options hold, too.",
 							&feishu_guc_max_concurrent_calls,
 							32, 1, 256,
 							PGC_USERSET, 0,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.max_connection_age",
-							"Sets the age at which a connection to the platform takes no more requests.",
-							"The name of the platform is then resolved again, for it may have another address.",
+							"Sets the age from which a connection to the platform takes no new requests.",
+							"The name of the platform is then resolved again, as its address may have changed.",
 							&feishu_guc_max_connection_age,
 							5 * 60 * 1000, 1, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
@@ -102,23 +112,23 @@ guc_define_settings(void)
 	/* not for everybody: a queued request is in memory of the dispatcher */
 	DefineCustomIntVariable("feishu_flow.max_request_size",
 							"Sets the size beyond which a request is refused.",
-							"It is that of the request as it is sent, with all digits of numbers. Queued flows are looked at when they are queued and when they are sent.",
+							"The size is that of the request as it is sent, with all digits of numbers. It is checked when a flow is queued and when it is sent.",
 							&feishu_guc_max_request_size,
 							16 * 1024, 1, MAX_REQUEST_SIZE_LIMIT,
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.max_apps",
-							"Sets how many apps the shared cache of access tokens and the limiter have room for.",
-							"When more are in use, one that was not used lately is forgotten.",
+							"Sets the number of apps in the shared cache of access tokens and in the limiter.",
+							"When more are in use, the one used least recently is forgotten.",
 							&feishu_guc_max_apps,
 							128, 1, MAX_APPS_LIMIT,
 							postmaster_context, 0,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.track_flows",
-							"Sets how many flows the statistics have room for.",
-							"When more are called, those called least make room. Zero turns the statistics off.",
+							"Sets the number of flows for which statistics are kept.",
+							"When more are called, those called least are dropped. Zero turns the statistics off.",
 							&feishu_guc_track_flows,
 							1000, 0, 100000,
 							postmaster_context, 0,
@@ -134,14 +144,14 @@ guc_define_settings(void)
 
 	DefineCustomIntVariable("feishu_flow.max_attempts",
 							"Sets how often a queued flow is tried before it is given up.",
-							"Attempts that end with the dispatcher count. A max_attempts argument of enqueue_flow overrides it.",
+							"Attempts during which the dispatcher ends count, too. A max_attempts argument of enqueue_flow overrides it.",
 							&feishu_guc_max_attempts,
 							20, 1, INT_MAX,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.max_age",
-							"Sets how long after its run_at a queued flow is tried before it fails.",
+							"Sets the time after run_at after which a queued flow fails.",
 							"An expires_at argument of enqueue_flow overrides it.",
 							&feishu_guc_max_age,
 							24 * 60 * 60, 1, INT_MAX,
@@ -149,10 +159,18 @@ guc_define_settings(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.retention",
-							"Sets how long finished flows are kept.",
+							"Sets how long flows that succeeded or were cancelled are kept.",
 							NULL,
 							&feishu_guc_retention,
 							7 * 24 * 60 * 60, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("feishu_flow.retention_failed",
+							"Sets how long flows that failed or are unconfirmed are kept.",
+							NULL,
+							&feishu_guc_retention_failed,
+							30 * 24 * 60 * 60, 1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
 
@@ -165,7 +183,7 @@ guc_define_settings(void)
 							 NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.poll_interval",
-							"Sets the time after which launcher and dispatchers look for work that nobody told them of.",
+							"Sets the interval at which launcher and dispatchers look for work of which they were not notified.",
 							NULL,
 							&feishu_guc_poll_interval,
 							60 * 1000, 100, INT_MAX,
@@ -173,7 +191,7 @@ guc_define_settings(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("feishu_flow.retry_base_delay",
-							"Sets the delay after a first failure of the platform.",
+							"Sets the longest delay after a first failure.",
 							"It doubles with each further failure.",
 							&feishu_guc_retry_base_delay,
 							1000, 1, INT_MAX,

@@ -51,7 +51,8 @@ extern int	feishu_guc_poll_interval;	/* ms, between looks without a wake-up */
 extern int	feishu_guc_max_in_flight;	/* requests of one dispatcher at once */
 extern int	feishu_guc_max_attempts;
 extern int	feishu_guc_max_age; /* s, from run_at until a flow is given up */
-extern int	feishu_guc_retention;	/* s, that finished flows are kept */
+extern int	feishu_guc_retention;	/* s, that flows which went well are kept */
+extern int	feishu_guc_retention_failed;	/* s, that others are */
 
 /* To be called once, from _PG_init. */
 extern void guc_define_settings(void);

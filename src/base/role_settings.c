@@ -38,11 +38,7 @@
 /* The catalog is read so often. */
 #define READ_MS				1000
 
-/*
- * Every role may set what it likes for itself.  More bytes than these are not read:
- * then its limits are low, for an administrator's may be among them.
- */
-#define MAX_SETTINGS		(64 * 1024)
+/* The limits of a role whose settings are not read: an administrator's may be among them. */
 #define UNREAD_KILOBYTES	64
 
 #define REQUEST_NAME		"feishu_flow.max_request_size"

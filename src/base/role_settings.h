@@ -14,6 +14,9 @@
 
 #include "datatype/timestamp.h"
 
+/* Every role may set what it likes for itself: more bytes than these are not read. */
+#define MAX_SETTINGS		(64 * 1024)
+
 /* Note what the configuration says: before and after connecting, and at each reload. */
 extern void role_settings_note_configured(void);
 

@@ -23,6 +23,7 @@
 #include "storage/lmgr.h"
 #include "storage/sinval.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #include "base/nls.h"
@@ -30,7 +31,7 @@
 
 const char *const queue_tables[QUEUE_TABLES] = {
 	"outbox", "claim", "paused_server", "paused_flow", "held_lane", LAST_ID_TABLE,
-	LAST_END_TABLE
+	LAST_END_TABLE, "attempt"
 };
 
 /* Throw that the tables are not there. */
@@ -41,6 +42,20 @@ report_not_installed(void)
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("extension \"%s\" is not installed in this database", "feishu_flow"),
 			 errhint("CREATE EXTENSION feishu_flow.")));
+}
+
+/* Has a table of ours a trigger that the extension did not make? */
+bool
+sql_has_triggers(Relation table)
+{
+	TriggerDesc *triggers = table->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		if (get_func_namespace(triggers->triggers[i].tgfoid) != RelationGetNamespace(table))
+			return true;
+	}
+	return false;
 }
 
 /* A table of ours, or InvalidOid. */

@@ -13,6 +13,7 @@
 #define FEISHU_SQLRUN_H
 
 #include "executor/spi.h"
+#include "utils/relcache.h"
 #include "utils/snapshot.h"
 
 /* Where the queue's tables are; nobody else may look into it. */
@@ -41,10 +42,12 @@ typedef struct SqlStatement
 	 .options = CURSOR_OPT_GENERIC_PLAN}
 
 /* The queue's tables; these two are not written by SQL (flow_id.c). */
-#define QUEUE_TABLES		7
+#define QUEUE_TABLES		8
 #define LAST_ID_TABLE		"last_id"
 #define LAST_END_TABLE		"last_end"
 extern const char *const queue_tables[QUEUE_TABLES];
+
+extern bool sql_has_triggers(Relation table);
 
 /* One of them, or InvalidOid. */
 extern Oid	sql_find_table(const char *name);

@@ -32,6 +32,8 @@
  * else's loss: there the request lives on, and its answer is read when the session
  * calls again.
  *
+ * A call of a sandbox begins with its end: see sandbox.c.
+ *
  * A call's memory context owns all that it has under way.  Resetting it at any
  * moment gives the transfers up, hands the duty to fetch a token on, gives the
  * place back, and wipes the secrets.
@@ -56,6 +58,7 @@
 #include "call/answer.h"
 #include "call/call_internal.h"
 #include "call/outcome.h"
+#include "call/sandbox.h"
 #include "launcher/launcher.h"
 
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
@@ -232,7 +235,7 @@ static bool
 call_replace_token(FlowCall *call, const FlowResponse *response)
 {
 	if (response->action != FLOW_REFRESH_TOKEN ||
-		call->server->protocol == TOKEN_FIXED)
+		call->server->protocol == TOKEN_FIXED || call->server->is_sandbox)
 		return false;
 	/* one that others had accepted may well be accepted at the next go */
 	if (token_cache_evict(&call->lease) == TOKEN_REFUSED_AGAIN || call->refreshed)
@@ -277,6 +280,18 @@ call_take_answer(FlowCall *call, const void *arg)
 		 response->action == FLOW_FAIL))
 		token_cache_prove(&call->lease);
 	call_finish_transfer(call, result, false, false, response);
+}
+
+/* The answer that there would be, without a token and a transfer. */
+static void
+call_answer_inside(FlowCall *call)
+{
+	HttpResult	result;
+
+	Assert(!call->check_only);
+	call->place.used = true;
+	sandbox_answer(call->server, call->limits.max_response, &result);
+	call_take_answer(call, &result);
 }
 
 static void
@@ -437,7 +452,9 @@ call_begin(FlowCall *call, const FlowRequest *request)
 	else
 		call->url = wire_scopes_url(server->base_url);
 
-	if (!call->check_only)
+	if (server->is_sandbox)
+		call_answer_inside(call);
+	else if (!call->check_only)
 		call_start_steps(call);
 	else if (server->protocol == TOKEN_FIXED)
 	{
@@ -520,7 +537,8 @@ calls_catch_up(void)
  *
  * With a NULL request the call is a check: it obtains a token, past the cache
  * and the limiter, and asks what the app may do.  It succeeds when a token was
- * had (a fixed one: when the platform answers and does not refuse it).
+ * had (a fixed one: when the platform answers and does not refuse it).  A sandbox
+ * has none.
  */
 FlowCall *
 flow_call_start(MemoryContext parent, FlowServer *server,

@@ -145,7 +145,8 @@ call_finish_transfer(FlowCall *call, const HttpResult *result, bool for_token,
 	else
 		outcome_of_trouble(outcome, call->server, &call->limits, result);
 
-	if (call->check_only)
+	/* what a session has a sandbox answer is not for the flows of others */
+	if (call->check_only || (call->server->is_sandbox && !call->dispatching))
 		report = LIMITER_REPORT_NOTHING;
 	else
 		report = outcome_report(outcome, call->server->protocol);

@@ -113,7 +113,7 @@ outcome_give_up_on_platform(FlowOutcome *outcome)
 	outcome->held_back = true;
 	outcome->reset_seconds = -1;
 	outcome->reason = gettext_noop("the platform does not answer");
-	outcome->hint = gettext_noop("See the errors of the rows before. Run the statement for the rest again when the platform answers, or queue the flows with feishu.enqueue_flow, which waits for that.");
+	outcome->hint = gettext_noop("See the errors of the earlier rows. When the platform answers again, run the statement for the remaining rows; or queue the flows with feishu.enqueue_flow, which waits for that.");
 }
 
 /* Shorter than anybody's flow: perhaps meant in seconds. */
@@ -166,14 +166,14 @@ transport_hint(const FlowServer *server, const FlowLimits *limits,
 		case HTTP_TROUBLE_TLS:
 			/* not every libcurl can tell then */
 			if (server->proxy != NULL && http_url_has_scheme(server->proxy, "https"))
-				return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and that its certificate is of an authority in the server's ca_file option, or of the system's without that: behind a proxy that speaks TLS it may not show which of them failed.");
+				return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and that its certificate was issued by an authority in the server's ca_file option, or by one of the system's without this option. Behind a proxy that speaks TLS, the cause may be either.");
 			return gettext_noop("Check that base_url leads to a server that speaks TLS 1.2 or later, and not to a proxy or an http port.");
 		case HTTP_TROUBLE_REFUSED:
 			return gettext_noop("The flow has not started: try again later. If it goes on, set the server's http_version option to 1.1.");
 		case HTTP_TROUBLE_LOCAL:
 			return may_have_started ?
-				gettext_noop("The flow may have started: try again only with the same idempotent_key. See that the database host has memory, file descriptors, threads and local ports left.") :
-				gettext_noop("See that the database host has memory, file descriptors, threads and local ports left.");
+				gettext_noop("The flow may have started: try again only with the same idempotent_key. Check that the database host has memory, file descriptors, threads and local ports left.") :
+				gettext_noop("Check that the database host has memory, file descriptors, threads and local ports left.");
 		default:
 			return may_have_started ?
 				gettext_noop("The flow may have started: try again only with the same idempotent_key.") :
@@ -225,7 +225,7 @@ outcome_of_trouble(FlowOutcome *outcome, const FlowServer *server,
 					outcome->reason = gettext_noop("the proxy's certificate could not be verified");
 					break;
 				case HTTP_TROUBLE_REFUSED:
-					outcome->reason = gettext_noop("the request was given back, not processed");
+					outcome->reason = gettext_noop("the peer returned the request without processing it");
 					break;
 				case HTTP_TROUBLE_LOCAL:
 					outcome->reason = gettext_noop("the database host ran short of memory, file descriptors, threads or local ports");

@@ -20,6 +20,7 @@
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "dispatcher/arrays.h"
+#include "dispatcher/attempts.h"
 #include "dispatcher/claim.h"
 #include "queue/origin.h"
 
@@ -35,20 +36,10 @@ report_no_claim(void)
 			 errmsg("table feishu_internal.claim does not have one row")));
 }
 
-/*
- * Take over from the dispatcher before us, if there was one (origin.c).
- *
- * Rows that it had claimed: that attempt got no answer, as far as anybody
- * knows.
- */
+/* Take over from the dispatcher before us, if there was one (origin.c). */
 void
 claim_recover(void)
 {
-	static SqlStatement recover = SQL_STATEMENT(
-		"UPDATE feishu_internal.outbox SET attempts = attempts + 1, unanswered = true"
-		" WHERE state = 'q' AND id = ANY ((SELECT ids FROM feishu_internal.claim"
-		" WHERE system_identifier = $1 AND database = $2)::bigint[])",
-		2, INT8OID, OIDOID);
 	static SqlStatement begin = SQL_STATEMENT(
 		"UPDATE feishu_internal.claim SET ids = '{}' WHERE system_identifier = $1 AND database = $2"
 		" RETURNING ctid",
@@ -59,11 +50,30 @@ claim_recover(void)
 	Datum		values[2] = {origin_system(), origin_database()};
 
 	origin_settle();
-	sql_run(&recover, values, NULL, SPI_OK_UPDATE, NULL);
+	attempts_recover();
 	sql_run(&forget_holds, NULL, NULL, SPI_OK_DELETE, NULL);
 	if (sql_run(&begin, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
 		report_no_claim();
 	claim_row = *(ItemPointer) DatumGetPointer(sql_value(0, 1, NULL));
+}
+
+/*
+ * Flows that were claimed for the first time are not replaced any more (replace.c), but
+ * for those that were given back at once.  ids: room for all flights.
+ */
+static void
+close_replaceable(int64 *ids)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"UPDATE feishu_internal.outbox SET replaceable = false WHERE id = ANY ($1)",
+		1, INT8ARRAYOID);
+	int			num = flight_ids_begun(ids);
+	Datum		values[1];
+
+	if (num == 0)
+		return;
+	values[0] = array_of_ids(ids, num);
+	sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
 }
 
 /*
@@ -87,6 +97,7 @@ claim_write_ids(void)
 		array_of_ids(ids, flight_ids(ids)), origin_system(), origin_database(), PointerGetDatum(&claim_row)
 	};
 
+	close_replaceable(ids);
 	if (sql_run(&statement, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1 &&
 		sql_run(&anywhere, values, NULL, SPI_OK_UPDATE_RETURNING, NULL) != 1)
 		report_no_claim();

@@ -144,6 +144,15 @@ claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now)
 
 #define CLAIM_COLUMNS(lane) "SELECT " lane ", o.* FROM feishu_internal.outbox o"
 
+/*
+ * A row that has changed since the snapshot was taken is locked, and looked at, as it is
+ * now.  One that was replaced, and so has another key, is left: its server and its pause
+ * are known as they were before.  Who replaced it tells its id.
+ */
+#define CLAIM_IF_KNOWN \
+	" AND CASE WHEN o.replaceable THEN o.idempotent_key =" \
+	" (SELECT s.idempotent_key FROM feishu_internal.outbox s WHERE s.id = o.id) ELSE true END"
+
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
 
 /* Rows of paused flows that the attempt under way has met; each is locked. */
@@ -186,16 +195,20 @@ claim_by_id(const Claim *claim, Tier *tier, int num_ids, List **claimed)
 		" AND id = ANY ($3) AND id <> ALL ($4) AND "
 		/* no more conditions, lest an index is thought of that has all keys */
 		ORDERING_IS_FIRST("FROM feishu_internal.outbox k WHERE k.id = ANY ($3)", "$6")
+		/* it was replaced since it was listed, and is due later; then that is told */
+		" AND COALESCE(o.next_at, '-infinity') <= $7"
+		CLAIM_IF_KNOWN
 		" ORDER BY id LIMIT $5" CLAIM_LOCK,
-		6, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID);
+		7, TEXTOID, OIDOID, INT8ARRAYOID, INT8ARRAYOID, INT4OID, JSONBOID, TIMESTAMPTZOID);
 	const Lane *lane = claim->lane;
-	Datum		values[6] = {
+	Datum		values[7] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		array_of_ids(tier->ready.ids, num_ids),
 		claim_flying_ids(lane, PG_INT64_MIN),
 		Int32GetDatum(num_ids),
-		ordering_floors()
+		ordering_floors(),
+		TimestampTzGetDatum(GetCurrentTimestamp())
 	};
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
 
@@ -260,6 +273,7 @@ claim_next(const Part *parts, int num_parts, List **claimed)
 		CLAIM_COLUMNS("l.lane")
 		" WHERE o.server = l.server AND o.roleid = l.roleid AND o.priority = l.priority AND o.state = 'q'"
 		" AND o.next_at IS NULL AND o.id > l.cursor AND o.id <> ALL ($5)"
+		CLAIM_IF_KNOWN
 		" ORDER BY o.id LIMIT l.places" CLAIM_LOCK ") r",
 		6, TEXTARRAYOID, OIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID, INT2ARRAYOID);
 	int		   *limits = palloc(num_parts * sizeof(int));

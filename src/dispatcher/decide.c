@@ -147,6 +147,7 @@ decide_outcome(const FlightFacts *facts, const FlowOutcome *outcome, const Decid
 	bool		before = facts->unanswered;
 
 	end.response = outcome->response;
+	end.http_status = outcome->http_status;
 	end.log_id = outcome->log_id;
 
 	/* this process is short of something that the call needs */
@@ -193,5 +194,6 @@ decide_outcome(const FlightFacts *facts, const FlowOutcome *outcome, const Decid
 			end.silent = true;
 			break;
 	}
+	end.went_wrong = end.attempts > facts->attempts && end.state != OUTBOX_SUCCEEDED;
 	return end;
 }

@@ -65,6 +65,7 @@ typedef struct FlightEnd
 	bool		silent;			/* nothing to write: as if it was not tried */
 	bool		postponed;		/* this process could not do it: the lane's row waits */
 	int			attempts;
+	bool		went_wrong;		/* an attempt that counts, and no success */
 	bool		unanswered;
 	TimestampTz next_at;		/* when back in the queue; 0: at once */
 	TimestampTz hold_until;		/* its lane is to wait until then; 0: not */
@@ -73,6 +74,7 @@ typedef struct FlightEnd
 	char	   *report;			/* see the table; NULL: error says it all */
 	char	   *hint;			/* or NULL */
 	FlowResponse *response;
+	int			http_status;	/* 0: no answer */
 	char	   *log_id;
 } FlightEnd;
 

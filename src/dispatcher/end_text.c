@@ -61,7 +61,7 @@ end_text_fill(FlightEnd *end, const FlightFacts *facts, const FlowOutcome *outco
 			end->hint = pstrdup(record_expired_hint());
 			break;
 		case END_EXHAUSTED:
-			text = _("the dispatcher ended before an answer came");
+			text = record_lost_text();
 			end->error = psprintf(_("%s; given up after %d attempts"),
 								  facts->last_error ? facts->last_error : text, end->attempts);
 			end->report = psprintf("%s\n%s", text, end->error);

@@ -157,6 +157,7 @@ flight_make(const Claim *claim, uint64 row)
 	facts->expires_at = DatumGetTimestampTz(sql_value(row, CLAIM_COLUMN(OUTBOX_EXPIRES_AT), NULL));
 	facts->own_key = DatumGetBool(sql_value(row, CLAIM_COLUMN(OUTBOX_OWN_KEY), NULL));
 	facts->unanswered = DatumGetBool(sql_value(row, CLAIM_COLUMN(OUTBOX_UNANSWERED), NULL));
+	flight->replaceable = DatumGetBool(sql_value(row, CLAIM_COLUMN(OUTBOX_REPLACEABLE), NULL));
 	facts->is_ours = origin_is_ours(sql_value(row, CLAIM_COLUMN(OUTBOX_SYSTEM_IDENTIFIER), NULL),
 									sql_value(row, CLAIM_COLUMN(OUTBOX_DATABASE), NULL));
 	facts->last_error = row_text(row, CLAIM_COLUMN(OUTBOX_ERROR));
@@ -385,6 +386,7 @@ flight_take_ended(void)
 		TimestampTz hold_until;
 		LimiterStatus status;
 
+		flight->ended = by.now;
 		set_end(flight, decide_outcome(&flight->facts, outcome, &by), outcome);
 		flight_memory_take_answer(flight, outcome->response);
 		if (!outcome->held_back)
@@ -607,6 +609,31 @@ flight_ids(int64 *ids)
 			Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
 			if (!flight->recorded)
+				ids[num++] = flight->id;
+		}
+	}
+	return num;
+}
+
+/*
+ * Those of flights that this transaction has claimed for the first time, and that may not
+ * be replaced any more; returns how many.
+ */
+int
+flight_ids_begun(int64 *ids)
+{
+	dlist_head *lists[] = {&flights, &ended};
+	int			num = 0;
+	dlist_iter	iter;
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+			if (flight->replaceable && !flight->end.silent &&
+				flight->transaction == transaction_number())
 				ids[num++] = flight->id;
 		}
 	}

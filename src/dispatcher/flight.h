@@ -65,6 +65,7 @@ typedef struct Flight
 	MemoryContext context;		/* of all below, the call included */
 	int64		id;
 	uint64		transaction;	/* that claimed it */
+	bool		replaceable;	/* until this claim: see replace.c */
 	bool		other_owner;	/* its server's is another since it was queued */
 	bool		is_behind;		/* another one of its ordering key is in flight,
 								 * whose end will find it */
@@ -74,6 +75,7 @@ typedef struct Flight
 	Oid			serverid;
 	FlowCall   *call;			/* NULL: ended before it was called */
 	TimestampTz started;
+	TimestampTz ended;			/* if there was a call */
 	FlightEnd	end;
 	bool		recorded;		/* by the transaction under way */
 } Flight;
@@ -112,6 +114,7 @@ extern void flight_undo_transaction(void);
 /* who is under way */
 extern int	flight_most_ids(void);
 extern int	flight_ids(int64 *ids);
+extern int	flight_ids_begun(int64 *ids);
 extern int	flight_ids_of_lane(const struct Lane *lane, int64 min_id, int64 *ids);
 extern TimestampTz flight_first_expiry(void);
 

@@ -130,7 +130,7 @@ lane_server_hold(Lane *lane)
 {
 	lane_hold(lane,
 			  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOKUP_RETRY_MS),
-			  psprintf(_("server \"%s\" belonged to another role when flows that wait were queued; a superuser can have them sent: SELECT feishu.resume_server(%s)"),
+			  psprintf(_("server \"%s\" belonged to another role when its waiting flows were queued; a superuser can have them sent: SELECT feishu.resume_server(%s)"),
 					   lane->key.server, quote_literal_cstr(lane->key.server)));
 	lane_log_hold(lane);
 }

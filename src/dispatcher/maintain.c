@@ -44,6 +44,7 @@
 #include "queue/notify.h"
 #include "queue/on_end.h"
 #include "queue/origin.h"
+#include "queue/outbox.h"
 #include "queue/record_text.h"
 
 /* Rows deleted in a step. */
@@ -60,8 +61,9 @@
 static TimestampTz expire_floor = DT_NOBEGIN;
 static int64 expire_floor_id = 0;
 
-/* Rows that finished before this were seen. */
+/* Rows that finished before this were seen: what went well, what went wrong. */
 static TimestampTz purge_floor = DT_NOBEGIN;
+static TimestampTz purge_failed_floor = DT_NOBEGIN;
 
 
 /* Forget what was seen. */
@@ -70,6 +72,7 @@ maintain_begin_anew(void)
 {
 	expire_floor = DT_NOBEGIN;
 	purge_floor = DT_NOBEGIN;
+	purge_failed_floor = DT_NOBEGIN;
 }
 
 /* A row that waits, and may have appeared late, expires then. */
@@ -89,32 +92,49 @@ maintain_expect(TimestampTz expires_at)
  * In these statements an array has the ids: for a join, a plan may well read the
  * whole table where there is nothing to do.
  */
-bool
-maintain_purge(TimestampTz now)
+#define PURGE_STATEMENT(ended) \
+	SQL_STATEMENT("WITH purged AS (DELETE FROM feishu_internal.outbox WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox" \
+				  " WHERE finished_at >= $1 AND finished_at < $2 AND " ended " AND NOT " HANDLER_WAITS \
+				  " ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) RETURNING finished_at)" \
+				  " SELECT count(*), max(finished_at) FROM purged", \
+				  3, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID)
+
+/* Delete some of the rows that finished before; true if there may be more. */
+static bool
+purge(SqlStatement *statement, TimestampTz *floor, TimestampTz before)
 {
-	static SqlStatement statement = SQL_STATEMENT(
-		"WITH purged AS (DELETE FROM feishu_internal.outbox WHERE id = ANY (ARRAY(SELECT id FROM feishu_internal.outbox"
-		" WHERE finished_at >= $1 AND finished_at < $2 AND NOT " HANDLER_WAITS
-		" ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED)) RETURNING finished_at)"
-		" SELECT count(*), max(finished_at) FROM purged",
-		3, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID);
-	TimestampTz before = now - (TimestampTz) feishu_guc_retention * USECS_PER_SEC;
 	Datum		values[3] = {
-		TimestampTzGetDatum(purge_floor),
+		TimestampTzGetDatum(*floor),
 		TimestampTzGetDatum(before),
 		Int32GetDatum(PURGE_ROWS)
 	};
 
-	if (before <= purge_floor)
+	if (before <= *floor)
 		return false;
-	sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	sql_run(statement, values, NULL, SPI_OK_SELECT, NULL);
 	if (sql_int64(0, 1) < PURGE_ROWS)
 	{
-		purge_floor = before;
+		*floor = before;
 		return false;
 	}
-	purge_floor = DatumGetTimestampTz(sql_value(0, 2, NULL));
+	*floor = DatumGetTimestampTz(sql_value(0, 2, NULL));
 	return true;
+}
+
+/*
+ * Delete some of the rows that ended long enough ago; true if there may be more.
+ */
+bool
+maintain_purge(TimestampTz now)
+{
+	static SqlStatement went_well = PURGE_STATEMENT(OUTBOX_WENT_WELL);
+	static SqlStatement went_wrong = PURGE_STATEMENT(OUTBOX_WENT_WRONG);
+	bool		more;
+
+	more = purge(&went_well, &purge_floor, now - (TimestampTz) feishu_guc_retention * USECS_PER_SEC);
+	more |= purge(&went_wrong, &purge_failed_floor,
+				  now - (TimestampTz) feishu_guc_retention_failed * USECS_PER_SEC);
+	return more;
 }
 
 /*

@@ -23,10 +23,12 @@
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "dispatcher/arrays.h"
+#include "dispatcher/attempts.h"
 #include "dispatcher/lane.h"
 #include "dispatcher/ordering.h"
 #include "dispatcher/record.h"
 #include "dispatcher/transaction.h"
+#include "queue/attempt.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
 
@@ -42,7 +44,7 @@ enum
 {
 	END_ID, END_STATE, END_ATTEMPTS, END_UNANSWERED, END_AT, END_CODE, END_EXECUTION_ID,
 	END_FLOW_STATUS, END_FLOW_CODE, END_LOG_ID, END_SQLSTATE, END_ERROR, END_REPORT, END_HINT,
-	END_RESPONSE,
+	END_RESPONSE, END_WENT_WRONG,
 	END_COLUMNS
 };
 
@@ -90,6 +92,7 @@ fill_row(EndRow *row, const Flight *flight, TimestampTz now)
 	set_text(row, END_REPORT, end->report);
 	set_text(row, END_HINT, end->hint);
 	set_value(row, END_RESPONSE, has_body ? JsonbPGetDatum(response->body) : (Datum) 0, !has_body);
+	set_value(row, END_WENT_WRONG, BoolGetDatum(end->went_wrong), false);
 }
 
 /* One column of all ends, as an array. */
@@ -134,10 +137,11 @@ find_successors(Flight **flights, int num)
 	" " HANDLER_ON_END_IF("e.state <> 'q'", "o.") "," \
 	" code = e.code, execution_id = e.execution_id, flow_status = e.flow_status," \
 	" flow_code = e.flow_code, log_id = e.log_id, sqlstate = e.sqlstate," \
-	" error = e.error, report = e.report, hint = e.hint, response = e.response" \
+	" error = e.error, report = e.report, hint = e.hint, response = e.response," \
+	" failures = CASE WHEN e.went_wrong THEN " ATTEMPT_NEXT("o.") " ELSE o.failures END" \
 	" FROM " ends \
 	" AS e (id, state, attempts, unanswered, at, code, execution_id, flow_status," \
-	" flow_code, log_id, sqlstate, error, report, hint, response)" \
+	" flow_code, log_id, sqlstate, error, report, hint, response, went_wrong)" \
 	" WHERE o.id = e.id AND o.state = 'q'"
 
 /*
@@ -150,14 +154,15 @@ static uint64
 write_ends(Flight **flights, int num)
 {
 	static SqlStatement many = SQL_STATEMENT(
-		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"),
+		WRITE_ENDS("unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"),
 		END_COLUMNS, INT8ARRAYOID, CHARARRAYOID, INT4ARRAYOID, BOOLARRAYOID,
 		TIMESTAMPTZARRAYOID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID);
+		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID,
+		BOOLARRAYOID);
 	static SqlStatement one = SQL_STATEMENT_OF_LARGE(
-		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15))"),
+		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16))"),
 		END_COLUMNS, INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID);
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BOOLOID);
 	Datum		values[END_COLUMNS];
 	char		nulls[END_COLUMNS];
 	TimestampTz now = GetCurrentTimestamp();
@@ -182,6 +187,8 @@ write_ends(Flight **flights, int num)
 	written = sql_run(num == 1 ? &one : &many, values, nulls, SPI_OK_UPDATE, NULL);
 	/* the next ones may have large answers, too */
 	MemoryContextDelete(context);
+	if (written == (uint64) num)
+		attempts_write(flights, num);
 	return written;
 }
 

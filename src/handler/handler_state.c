@@ -33,7 +33,7 @@
 
 #include "handler/handler_internal.h"
 
-static ProcessUtility_hook_type prev_process_utility = NULL;
+static ProcessUtility_hook_type process_utility_next = NULL;
 
 /* Since the session was cleaned. */
 static bool touched = false;
@@ -74,18 +74,14 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	/* deferred is what others of the transaction do, too */
 	touched |= unclean || IsA(pstmt->utilityStmt, ConstraintsSetStmt);
 
-	if (prev_process_utility)
-		prev_process_utility(pstmt, query, read_only_tree, context, params,
-							 environment, dest, completion);
-	else
-		standard_ProcessUtility(pstmt, query, read_only_tree, context, params,
-								environment, dest, completion);
+	process_utility_next(pstmt, query, read_only_tree, context, params, environment, dest,
+						 completion);
 }
 
 void
 handler_state_watch(void)
 {
-	prev_process_utility = ProcessUtility_hook;
+	process_utility_next = ProcessUtility_hook ? ProcessUtility_hook : standard_ProcessUtility;
 	ProcessUtility_hook = process_utility;
 }
 

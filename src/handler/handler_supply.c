@@ -125,7 +125,7 @@ places_review(void)
 		}
 		sessions_free(i, view.generation);
 		if (view.failed)
-			count_attempt(view.roleid, _("no session could be begun for the role; the server log says why"));
+			count_attempt(view.roleid, _("could not start a session for the role; the server log says why"));
 	}
 	return num;
 }
@@ -190,7 +190,7 @@ role_may_connect(Oid roleid)
 
 	if (!HeapTupleIsValid(tuple))
 	{
-		mark_given_up(roleid, _("the role that queued the flow does not exist any more"));
+		mark_given_up(roleid, _("the role that queued the flow no longer exists"));
 		return false;
 	}
 	may_login = !FEISHU_WORKERS_NEED_LOGIN || ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;

@@ -48,11 +48,11 @@ static const char *const cause_texts[] = {
 	[HTTP_CAUSE_NO_PROXY_ADDRESS] =
 	gettext_noop("the name service gave no address for the proxy"),
 	[HTTP_CAUSE_NOT_LISTENING] =
-	gettext_noop("nothing takes connections at that address and port, or a firewall turns them away"),
+	gettext_noop("nothing listens at that address and port, or a firewall rejects connections"),
 	[HTTP_CAUSE_NO_WAY] =
-	gettext_noop("the network has no way to that address"),
+	gettext_noop("the network has no route to that address"),
 	[HTTP_CAUSE_SILENT] =
-	gettext_noop("that address does not react"),
+	gettext_noop("that address does not respond"),
 	[HTTP_CAUSE_FORBIDDEN] =
 	gettext_noop("the database host does not allow it"),
 	[HTTP_CAUSE_SYSTEM] =
@@ -110,7 +110,7 @@ static const char *const cause_texts[] = {
 	[HTTP_CAUSE_ENCODING] =
 	gettext_noop("the answer's compression is broken"),
 	[HTTP_CAUSE_NOT_ASKED] =
-	gettext_noop("the answer is encoded in a way that was not asked for"),
+	gettext_noop("the answer has an encoding that was not requested"),
 	[HTTP_CAUSE_TOO_SLOW] =
 	gettext_noop("it took too long while others waited for memory"),
 	[HTTP_CAUSE_HEADERS] =

@@ -120,7 +120,7 @@ note_owner(struct dl_phdr_info *library, size_t size, void *arg)
 
 	/* neither the program, nor libcurl, nor we */
 	if (name == NULL || strncmp(name, "/libcurl.", 9) == 0 || strncmp(name, "/libcurl-", 9) == 0 ||
-		library_covers(library, (ElfW(Addr)) &owner, 1) ||
+		library_covers(library, (ElfW(Addr)) (&owner), 1) ||
 		!library_names(library, "\0curl_global_init_mem"))
 		return 0;
 	strlcpy(owner, library->dlpi_name, sizeof(owner));
@@ -162,7 +162,7 @@ library_complain(int elevel)
 		ereport(elevel,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("libcurl was set up by another library"),
-				 errdetail("\"%s\" may have given it memory that does not last.", owner),
+				 errdetail("\"%s\" may have given libcurl memory that does not last.", owner),
 				 errhint("Name feishu_flow in shared_preload_libraries, and before that library if it is named there, and restart the server.")));
 }
 

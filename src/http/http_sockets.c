@@ -75,7 +75,7 @@ sockets_fail(HttpSockets *set, const char *why)
 			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 			 errmsg("could not prepare to wait for answers"),
 			 errdetail_internal("%s", why),
-			 errhint("See that the database host has memory and file descriptors left.")));
+			 errhint("Check that the database host has memory and file descriptors left.")));
 }
 
 /*

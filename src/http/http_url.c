@@ -64,6 +64,11 @@ find_fault(const HttpUrl *url, CURLU *parsed, CURLUcode code)
 
 	if (rest[0] == ':' && memchr(rest + 1, ':', url->path - rest - 1) != NULL)
 		return HTTP_URL_HOST;
+	/* of brackets each version of libcurl says something else */
+	if (url->host[0] == '[' && url->host[url->host_len - 1] != ']')
+		return HTTP_URL_IPV6;
+	if (rest < url->path && rest[0] != ':')
+		return HTTP_URL_HOST;
 	if (code == CURLUE_NO_HOST || url->host_len == 0)
 		return HTTP_URL_NO_HOST;
 	if (rest[0] == ':' && ok)

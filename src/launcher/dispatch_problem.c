@@ -109,7 +109,7 @@ table_triggers(Oid relid)
 
 	if (relation == NULL)
 		return DISPATCH_NO_PROBLEM;
-	problem = relation->trigdesc != NULL ? DISPATCH_TABLE_TRIGGER :
+	problem = sql_has_triggers(relation) ? DISPATCH_TABLE_TRIGGER :
 		relation->rd_rules != NULL ? DISPATCH_TABLE_RULE : DISPATCH_NO_PROBLEM;
 	relation_close(relation, AccessShareLock);
 	return problem;

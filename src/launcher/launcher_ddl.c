@@ -51,7 +51,7 @@
 #include "launcher/launcher_internal.h"
 #include "launcher/launcher_sessions.h"
 
-static ProcessUtility_hook_type prev_process_utility = NULL;
+static ProcessUtility_hook_type process_utility_next = NULL;
 static object_access_hook_type prev_object_access = NULL;
 
 /* To be done at the end of the transaction. */
@@ -242,12 +242,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 
 	database_statement_begins(statement);
 
-	if (prev_process_utility)
-		prev_process_utility(pstmt, query, read_only_tree, context, params,
-							 environment, dest, completion);
-	else
-		standard_ProcessUtility(pstmt, query, read_only_tree, context, params,
-								environment, dest, completion);
+	process_utility_next(pstmt, query, read_only_tree, context, params, environment, dest,
+						 completion);
 
 	if (ends_prepared)
 		prepared_transaction_ended();
@@ -298,7 +294,7 @@ object_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg
 void
 launcher_install_hooks(void)
 {
-	prev_process_utility = ProcessUtility_hook;
+	process_utility_next = ProcessUtility_hook ? ProcessUtility_hook : standard_ProcessUtility;
 	ProcessUtility_hook = process_utility;
 	prev_object_access = object_access_hook;
 	object_access_hook = object_access;

@@ -103,9 +103,9 @@ report_no_id(Relation table, const char *problem)
 
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("no id can be given to a flow"),
+			 errmsg("could not assign an id to a flow"),
 			 errdetail_internal("%s", _(problem)),
-			 errhint("Have a superuser say above which id to go on: TRUNCATE %s; INSERT INTO %s VALUES (...).",
+			 errhint("Let a superuser set the id after which to continue: TRUNCATE %s; INSERT INTO %s VALUES (...).",
 					 name, name)));
 }
 
@@ -120,7 +120,7 @@ lock_page(Relation table, int mode)
 		TupleDescAttr(tupdesc, 0)->atttypid != INT8OID)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("no id can be given to a flow"),
+				 errmsg("could not assign an id to a flow"),
 				 errdetail("Table \"%s\" was altered.", RelationGetRelationName(table))));
 	if (RelationGetNumberOfBlocks(table) <= ID_BLOCK)
 		return InvalidBuffer;
@@ -141,9 +141,9 @@ flow_id_draw(Oid relid)
 	const char *problem = NULL;
 
 	if (!BufferIsValid(buffer) || !page_last_id(BufferGetPage(buffer), &id))
-		problem = gettext_noop("The row that has the last one was deleted.");
+		problem = gettext_noop("The row with the last id was deleted.");
 	else if (id == PG_INT64_MAX)
-		problem = gettext_noop("The last one is the highest that there is.");
+		problem = gettext_noop("The last id is the highest possible one.");
 	if (problem != NULL)
 	{
 		if (BufferIsValid(buffer))

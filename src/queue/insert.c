@@ -34,6 +34,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
+#include "base/sqlrun.h"
 #include "queue/insert.h"
 
 /* The tables we insert into have few indexes. */
@@ -81,7 +82,7 @@ is_plain_table(Relation table)
 	return table->rd_rel->relkind == RELKIND_RELATION &&
 		table->rd_rel->relam == HEAP_TABLE_AM_OID &&
 		!table->rd_rel->relispartition &&
-		table->trigdesc == NULL && table->rd_rules == NULL &&
+		!sql_has_triggers(table) && table->rd_rules == NULL &&
 		!table->rd_rel->relforcerowsecurity &&
 		(constraints == NULL ||
 		 (constraints->num_check == 0 && !constraints->has_generated_stored));

@@ -121,7 +121,7 @@ adopt(Datum *values)
 	sql_run(&adopt_claim, values, NULL, SPI_OK_INSERT, NULL);
 	if (num > 0)
 		ereport(LOG,
-				(errmsg("feishu_flow sends what was waiting in database \"%s\" when the cluster was upgraded",
+				(errmsg("feishu_flow sends the flows that were waiting in database \"%s\" when the cluster was upgraded",
 						get_database_name(MyDatabaseId))));
 }
 
@@ -151,7 +151,7 @@ disown(Datum *values)
 	{
 		notify_ended_some();
 		ereport(LOG,
-				(errmsg("feishu_flow cancels in database \"%s\" what was waiting when it was copied: the original sends it",
+				(errmsg("feishu_flow cancels the flows that were waiting when database \"%s\" was copied: the original sends them",
 						get_database_name(MyDatabaseId))));
 	}
 }

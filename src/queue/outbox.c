@@ -44,7 +44,9 @@
 #include "queue/on_end.h"
 #include "queue/origin.h"
 #include "queue/outbox.h"
+#include "queue/outbox_row.h"
 #include "queue/record_text.h"
+#include "queue/replace.h"
 #include "wire/wire_check.h"
 
 /* To ask for random bytes costs more than the bytes: ask for those of some keys. */
@@ -122,6 +124,22 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 					 errmsg("argument \"%s\" %s", "ordering_key", _(problem)),
 					 errhint("Leave it null, or give flows that must not overtake each other the same value.")));
 	}
+	if (flow->replace_key != NULL)
+	{
+		const char *problem = wire_check_key(flow->replace_key);
+
+		if (problem != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("argument \"%s\" %s", "replace_key", _(problem)),
+					 errhint("Leave it null, or give flows of which only the last is to be started the same value.")));
+		if (flow->request.idempotent_key != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("arguments \"%s\" and \"%s\" cannot be given together", "replace_key", "idempotent_key"),
+					 errdetail("By the one, the last flow that was queued counts; by the other, the first."),
+					 errhint("Leave one of them null.")));
+	}
 	if (flow->max_attempts == 0 || flow->max_attempts < -1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -156,59 +174,76 @@ outbox_expires_by_age(TimestampTz run_at)
 /* As OutboxColumn has them. */
 static const Oid column_types[OUTBOX_COLUMNS] = {
 	INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, INT4OID,
-	OIDOID, CHAROID, BOOLOID, BOOLOID, BOOLOID, INT2OID, TIMESTAMPTZOID,
+	OIDOID, CHAROID, BOOLOID, BOOLOID, BOOLOID, BOOLOID, INT2OID, TIMESTAMPTZOID,
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 	TEXTOID, TEXTOID, TEXTOID, JSONBOID,
-	JSONBOID, TEXTOID, JSONBOID, TEXTOID,
+	JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID,
 	INT8OID, TEXTOID, TEXTOID, TEXTOID,
 	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
 	TEXTOID, INT8OID, CHAROID, INT4OID,
-	TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID
+	TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, INT4OID
 };
 
-#define NUM_INSERTED	22
+#define NUM_INSERTED	24
 
 #define INSERT_STATEMENT(conflict) \
 	SQL_STATEMENT("INSERT INTO feishu_internal.outbox (id, roleid, database, system_identifier, max_attempts," \
 				  " server_owner, is_async, own_key, created_at, run_at, next_at, expires_at, server, namespace, flow_id," \
-				  " operator, params, idempotent_key, loop_masks, ordering_key, on_end, priority)" \
-				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)" \
+				  " operator, params, idempotent_key, loop_masks, ordering_key, on_end, replace_key, replaceable, priority)" \
+				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22," \
+				  " $23, $24)" \
 				  conflict, \
 				  NUM_INSERTED, INT8OID, OIDOID, OIDOID, INT8OID, INT4OID, OIDOID, BOOLOID, BOOLOID, \
 				  TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
-				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID, INT2OID)
+				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, INT2OID)
+
+void
+outbox_row_arguments(const Datum *values, const bool *nulls, const int *columns, int num,
+					 Datum *arguments, char *flags)
+{
+	for (int i = 0; i < num; i++)
+	{
+		arguments[i] = values[columns[i]];
+		flags[i] = nulls[columns[i]] ? 'n' : ' ';
+	}
+}
+
+/* Unless what is there, a row is inserted: see insert_by_sql. */
+typedef enum InsertUnless
+{
+	UNLESS_NOTHING,
+	UNLESS_KEY_COUNTS,			/* its idempotent key, which is the user's */
+	UNLESS_KEY_WAITS			/* its replace_key */
+} InsertUnless;
 
 /*
  * By SQL, where insert_row will not do: a superuser has put a trigger, say, on the
- * table, or the key is the user's.  False: no row was inserted.  With look_at_key, that
- * is so if the key is in the queue; a transaction that was queueing it was waited for.
+ * table, or the row has a key of the user's.  False: no row was inserted.  That is so
+ * if what is named is there; a transaction that was queueing it was waited for.
  */
 static bool
-insert_by_sql(Datum *values, bool *nulls, bool look_at_key)
+insert_by_sql(Datum *values, bool *nulls, InsertUnless unless)
 {
-	static SqlStatement always = INSERT_STATEMENT("");
-	static SqlStatement unless_queued = INSERT_STATEMENT(
-		" ON CONFLICT (server, roleid, idempotent_key) WHERE " OUTBOX_KEY_COUNTS " DO NOTHING");
+	static SqlStatement statements[] = {
+		INSERT_STATEMENT(""),
+		INSERT_STATEMENT(" ON CONFLICT (server, roleid, idempotent_key) WHERE " OUTBOX_KEY_COUNTS " DO NOTHING"),
+		INSERT_STATEMENT(" ON CONFLICT (server, roleid, replace_key) WHERE " REPLACE_WAITS " DO NOTHING")
+	};
 	static const int columns[NUM_INSERTED] = {
 		OUTBOX_ID, OUTBOX_ROLEID, OUTBOX_DATABASE, OUTBOX_SYSTEM_IDENTIFIER, OUTBOX_MAX_ATTEMPTS,
 		OUTBOX_SERVER_OWNER, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_CREATED_AT, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT,
 		OUTBOX_SERVER, OUTBOX_NAMESPACE, OUTBOX_FLOW_ID, OUTBOX_OPERATOR,
 		OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS, OUTBOX_ORDERING_KEY, OUTBOX_ON_END,
-		OUTBOX_PRIORITY
+		OUTBOX_REPLACE_KEY, OUTBOX_REPLACEABLE, OUTBOX_PRIORITY
 	};
 	Datum		arguments[NUM_INSERTED];
 	char		flags[NUM_INSERTED];
 	SqlCaller	caller;
 	bool		inserted;
 
-	for (int i = 0; i < NUM_INSERTED; i++)
-	{
-		arguments[i] = values[columns[i]];
-		flags[i] = nulls[columns[i]] ? 'n' : ' ';
-	}
+	outbox_row_arguments(values, nulls, columns, NUM_INSERTED, arguments, flags);
 	sql_begin_as_owner(&caller);
-	inserted = sql_run(look_at_key ? &unless_queued : &always, arguments, flags,
-					   SPI_OK_INSERT, NULL) > 0;
+	inserted = sql_run(&statements[unless], arguments, flags, SPI_OK_INSERT, NULL) > 0;
 	sql_end_as_owner(&caller);
 	return inserted;
 }
@@ -217,8 +252,8 @@ insert_by_sql(Datum *values, bool *nulls, bool look_at_key)
  * Cancel a flow that waits in a copy of the database that it was queued in, as the
  * dispatcher will when it begins there: it is not to stand for one of this database.
  */
-static void
-cancel_copied(int64 id)
+void
+outbox_cancel_copied(int64 id)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"UPDATE feishu_internal.outbox SET state = 'c', next_at = NULL,"
@@ -263,7 +298,7 @@ find_key(const QueuedFlow *flow)
 		id = sql_int64(0, 1);
 		if (DatumGetBool(sql_value(0, 2, NULL)))
 		{
-			cancel_copied(id);
+			outbox_cancel_copied(id);
 			id = 0;
 		}
 	}
@@ -283,19 +318,44 @@ insert_key(const QueuedFlow *flow, int64 id, Datum *values, bool *nulls)
 	{
 		int64		other;
 
-		if (insert_by_sql(values, nulls, true))
+		if (insert_by_sql(values, nulls, UNLESS_KEY_COUNTS))
 			return id;
 		other = find_key(flow);
 		if (other != 0)
 			return other;
 	}
-	(void) insert_by_sql(values, nulls, false);
+	(void) insert_by_sql(values, nulls, UNLESS_NOTHING);
 	return id;
 }
 
 /*
- * Insert a checked flow; returns its id, or that of the flow that has its key, which is
- * looked for first: else each would draw an id in vain.
+ * Replace the flow that waits with the row's replace_key; if there is none, insert the
+ * row.  Returns the id.  An id is drawn when it is known that it is needed; then another
+ * may have come first.
+ */
+static int64
+insert_or_replace(const QueuedFlow *flow, Oid outbox, Oid last_id, Datum *values, bool *nulls)
+{
+	int64		id = 0;
+
+	for (int i = 0; i < KEY_TRIES; i++)
+	{
+		int64		other = replace_waiting(flow, outbox, values, nulls);
+
+		if (other != 0)
+			return other;
+		if (id == 0)
+			values[OUTBOX_ID] = Int64GetDatum(id = flow_id_draw(last_id));
+		if (insert_by_sql(values, nulls, UNLESS_KEY_WAITS))
+			return id;
+	}
+	(void) insert_by_sql(values, nulls, UNLESS_NOTHING);
+	return id;
+}
+
+/*
+ * Insert a checked flow; returns its id, or that of the flow that has its key or that
+ * it replaces, which is looked for first: else each would draw an id in vain.
  */
 int64
 outbox_insert(const QueuedFlow *flow)
@@ -325,11 +385,10 @@ outbox_insert(const QueuedFlow *flow)
 	sql_lock_outbox(&outbox, &last_id);
 	if (!own_key && (id = find_key(flow)) != 0)
 		return id;
-	id = flow_id_draw(last_id);
 
 	memset(nulls, true, sizeof(nulls));
 #define SET(column, datum) (values[column] = (datum), nulls[column] = false)
-	SET(OUTBOX_ID, Int64GetDatum(id));
+	nulls[OUTBOX_ID] = false;	/* it is drawn last */
 	SET(OUTBOX_ROLEID, ObjectIdGetDatum(flow->roleid));
 	SET(OUTBOX_DATABASE, origin_database());
 	SET(OUTBOX_SYSTEM_IDENTIFIER, origin_system());
@@ -341,6 +400,7 @@ outbox_insert(const QueuedFlow *flow)
 	SET(OUTBOX_IS_ASYNC, BoolGetDatum(request->is_async));
 	SET(OUTBOX_OWN_KEY, BoolGetDatum(own_key));
 	SET(OUTBOX_UNANSWERED, BoolGetDatum(false));
+	SET(OUTBOX_REPLACEABLE, BoolGetDatum(flow->replace_key != NULL));
 	SET(OUTBOX_PRIORITY, Int16GetDatum(flow->priority));
 	SET(OUTBOX_CREATED_AT, TimestampTzGetDatum(now));
 	SET(OUTBOX_RUN_AT, TimestampTzGetDatum(run_at));
@@ -359,18 +419,27 @@ outbox_insert(const QueuedFlow *flow)
 		SET(OUTBOX_LOOP_MASKS, JsonbPGetDatum(request->loop_masks));
 	if (flow->ordering_key != NULL)
 		SET(OUTBOX_ORDERING_KEY, CStringGetTextDatum(flow->ordering_key));
+	if (flow->replace_key != NULL)
+		SET(OUTBOX_REPLACE_KEY, CStringGetTextDatum(flow->replace_key));
 	if (on_end != NULL)
 		SET(OUTBOX_ON_END, CStringGetTextDatum(on_end));
 
-	if (!own_key)
+	if (flow->replace_key != NULL)
+		id = insert_or_replace(flow, outbox, last_id, values, nulls);
+	else
 	{
-		int64		other = insert_key(flow, id, values, nulls);
+		id = flow_id_draw(last_id);
+		values[OUTBOX_ID] = Int64GetDatum(id);
+		if (!own_key)
+		{
+			int64		other = insert_key(flow, id, values, nulls);
 
-		if (other != id)
-			return other;
+			if (other != id)
+				return other;
+		}
+		else if (!insert_row(outbox, OUTBOX_COLUMNS, column_types, values, nulls))
+			(void) insert_by_sql(values, nulls, UNLESS_NOTHING);
 	}
-	else if (!insert_row(outbox, OUTBOX_COLUMNS, column_types, values, nulls))
-		(void) insert_by_sql(values, nulls, false);
 
 	notify_row(id);
 	outbox_warn_without_dispatcher();

@@ -30,14 +30,14 @@ typedef enum OutboxState
 typedef enum OutboxColumn
 {
 	OUTBOX_ID, OUTBOX_ROLEID, OUTBOX_DATABASE, OUTBOX_SYSTEM_IDENTIFIER, OUTBOX_ATTEMPTS, OUTBOX_MAX_ATTEMPTS,
-	OUTBOX_SERVER_OWNER, OUTBOX_STATE, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_UNANSWERED, OUTBOX_PRIORITY, OUTBOX_CREATED_AT,
-	OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT, OUTBOX_FINISHED_AT,
+	OUTBOX_SERVER_OWNER, OUTBOX_STATE, OUTBOX_IS_ASYNC, OUTBOX_OWN_KEY, OUTBOX_UNANSWERED, OUTBOX_REPLACEABLE,
+	OUTBOX_PRIORITY, OUTBOX_CREATED_AT, OUTBOX_RUN_AT, OUTBOX_NEXT_AT, OUTBOX_EXPIRES_AT, OUTBOX_FINISHED_AT,
 	OUTBOX_SERVER, OUTBOX_NAMESPACE, OUTBOX_FLOW_ID, OUTBOX_OPERATOR,
-	OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS, OUTBOX_ORDERING_KEY,
+	OUTBOX_PARAMS, OUTBOX_IDEMPOTENT_KEY, OUTBOX_LOOP_MASKS, OUTBOX_ORDERING_KEY, OUTBOX_REPLACE_KEY,
 	OUTBOX_CODE, OUTBOX_EXECUTION_ID, OUTBOX_FLOW_STATUS, OUTBOX_FLOW_CODE,
 	OUTBOX_LOG_ID, OUTBOX_SQLSTATE, OUTBOX_ERROR, OUTBOX_REPORT, OUTBOX_HINT, OUTBOX_RESPONSE,
 	OUTBOX_ON_END, OUTBOX_END_NUMBER, OUTBOX_HANDLER_STATE, OUTBOX_HANDLER_ATTEMPTS,
-	OUTBOX_HANDLER_NEXT_AT, OUTBOX_HANDLER_AT, OUTBOX_HANDLER_ERROR,
+	OUTBOX_HANDLER_NEXT_AT, OUTBOX_HANDLER_AT, OUTBOX_HANDLER_ERROR, OUTBOX_FAILURES,
 	OUTBOX_COLUMNS				/* how many */
 } OutboxColumn;
 
@@ -54,12 +54,17 @@ typedef struct QueuedFlow
 	TimestampTz expires_at;		/* DT_NOEND: never; DT_NOBEGIN: by
 								 * feishu_flow.max_age */
 	const char *on_end;			/* name of a handler, as given, or NULL */
+	char	   *replace_key;	/* or NULL; none with request.idempotent_key */
 	int			priority;
 } QueuedFlow;
 
 /* In SQL: a row whose key is the user's and may not be queued again; as the index has it. */
 #define OUTBOX_KEY_COUNTS \
 	"NOT own_key AND state OPERATOR(pg_catalog.=) ANY ('{q,s,u}'::pg_catalog.\"char\"[])"
+
+/* In SQL: a row that ended so; what went wrong has an index of its own. */
+#define OUTBOX_WENT_WELL	"state OPERATOR(pg_catalog.=) ANY ('{s,c}'::pg_catalog.\"char\"[])"
+#define OUTBOX_WENT_WRONG	"state OPERATOR(pg_catalog.=) ANY ('{f,u}'::pg_catalog.\"char\"[])"
 
 #define OUTBOX_KEY_INDEX	"outbox_key_idx"
 
@@ -75,7 +80,9 @@ typedef struct QueuedFlow
  * needs USAGE on the server (42501) and a user mapping (42704).  Returns its id.
  * request.operator_id may be NULL if the server has a default operator;
  * request.idempotent_key NULL: a random UUID is made.  If the key is in the queue
- * already, nothing is queued, and the id is that of the flow that has it.  SPI is used inside.
+ * already, nothing is queued, and the id is that of the flow that has it.  With a
+ * replace_key, a flow that has it, waits, and was never begun with is replaced, and
+ * the id is its.  SPI is used inside.
  */
 extern int64 outbox_enqueue(const QueuedFlow *flow);
 

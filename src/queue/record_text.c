@@ -15,6 +15,12 @@
 #include "queue/record_text.h"
 
 const char *
+record_lost_text(void)
+{
+	return _("the dispatcher ended before an answer came");
+}
+
+const char *
 record_expired_text(void)
 {
 	return _("expired before it could be sent");

@@ -13,6 +13,7 @@
 #define FEISHU_RECORD_TEXT_H
 
 /* All static. */
+extern const char *record_lost_text(void);
 extern const char *record_expired_text(void);
 extern const char *record_expired_hint(void);
 extern const char *record_unconfirmed_hint(void);

@@ -89,7 +89,7 @@ check_member(const char *name, const TriggerData *trigdata, const char *argument
 			 errdetail("The jsonpath is %s. The event has %s.", path, list.data),
 			 closest != NULL ? errhint("Perhaps you meant \"$.%s\".", closest) :
 			 members == members_of_statement ?
-			 errhint("Let the trigger have its rows by REFERENCING NEW TABLE AS or OLD TABLE AS, or be FOR EACH ROW.") :
+			 errhint("Give the trigger its rows by REFERENCING NEW TABLE AS or OLD TABLE AS, or create it FOR EACH ROW.") :
 			 members == members_of_row ?
 			 errhint("Columns are members of the rows, as in \"$.new.id\".") :
 			 errhint("Columns are members of the rows, as in \"$.new_rows[*].id\".")));

@@ -77,7 +77,7 @@ static Size max_commands = 0;
 
 static ExecutorStart_hook_type prev_executor_start = NULL;
 static ExecutorFinish_hook_type prev_executor_finish = NULL;
-static ProcessUtility_hook_type prev_process_utility = NULL;
+static ProcessUtility_hook_type process_utility_next = NULL;
 
 
 /* ---------- Commands ---------- */
@@ -112,10 +112,14 @@ commands_make_room(void)
 	}
 }
 
-/* Note who writes with a command id. */
+/*
+ * Note who writes with the current command id.  It counts as used from here on: a
+ * command that fails before it writes does not leave its id to another role's.
+ */
 static void
-commands_add(CommandId command, Oid role)
+commands_add(Oid role)
 {
+	CommandId	command = GetCurrentCommandId(true);
 	CommandRange *last;
 
 	commands_make_room();
@@ -194,7 +198,7 @@ executor_start(QueryDesc *query, int eflags)
 		bool		is_action = (eflags & EXEC_FLAG_SKIP_TRIGGERS) != 0 &&
 			InNoForceRLSOperation();
 
-		commands_add(GetCurrentCommandId(false), is_action ? firing_role() : GetUserId());
+		commands_add(is_action ? firing_role() : GetUserId());
 	}
 
 	if (prev_executor_start)
@@ -247,14 +251,10 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	Node	   *statement = pstmt->utilityStmt;
 
 	if (IsA(statement, CopyStmt) && ((CopyStmt *) statement)->is_from && IsTransactionState())
-		commands_add(GetCurrentCommandId(false), GetUserId());
+		commands_add(GetUserId());
 
-	if (prev_process_utility)
-		prev_process_utility(pstmt, query, read_only_tree, context, params,
-							 environment, dest, completion);
-	else
-		standard_ProcessUtility(pstmt, query, read_only_tree, context, params,
-								environment, dest, completion);
+	process_utility_next(pstmt, query, read_only_tree, context, params, environment, dest,
+						 completion);
 }
 
 /* Watch statements from here on.  To be called once, when the library is loaded. */
@@ -265,7 +265,7 @@ role_install_hooks(void)
 	ExecutorStart_hook = executor_start;
 	prev_executor_finish = ExecutorFinish_hook;
 	ExecutorFinish_hook = executor_finish;
-	prev_process_utility = ProcessUtility_hook;
+	process_utility_next = ProcessUtility_hook ? ProcessUtility_hook : standard_ProcessUtility;
 	ProcessUtility_hook = process_utility;
 }
 
@@ -278,7 +278,7 @@ report_unknown(const TriggerData *trigdata)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("cannot tell which role made the change for which trigger \"%s\" fires",
+			 errmsg("could not determine which role made the change that fired trigger \"%s\"",
 					trigdata->tg_trigger->tgname),
 			 errdetail("The flow would be queued in the name of that role, but the change was not made by a statement that began after feishu_flow was loaded."),
 			 trigdata->tg_trigger->tgdeferrable ?

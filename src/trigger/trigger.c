@@ -233,6 +233,12 @@ set_on_end(const char *name, const JsonbValue *value, QueuedFlow *flow)
 }
 
 static void
+set_replace_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
+{
+	flow->replace_key = option_text(name, value);
+}
+
+static void
 set_priority(const char *name, const JsonbValue *value, QueuedFlow *flow)
 {
 	int64		number;
@@ -254,6 +260,7 @@ static const TriggerOption trigger_options[] = {
 	{"max_attempts", set_max_attempts},
 	{"expires_at", set_expires_at},
 	{"on_end", set_on_end},
+	{"replace_key", set_replace_key},
 	{"priority", set_priority},
 };
 
@@ -552,7 +559,7 @@ check_timing(const TriggerData *trigdata)
 				 errmsg("trigger \"%s\" must be an AFTER trigger", trigdata->tg_trigger->tgname),
 				 TRIGGER_FIRED_INSTEAD(trigdata->tg_event) ?
 				 errhint("An INSTEAD OF trigger of a view can call feishu.enqueue_flow(), or put AFTER triggers on the tables that it changes.") :
-				 errhint("Create it as AFTER: what a BEFORE trigger sees, later triggers may still change or suppress.")));
+				 errhint("Create it as AFTER: later triggers may still change or suppress what a BEFORE trigger sees.")));
 }
 
 /* Queue the flow of a firing. */

@@ -79,7 +79,7 @@ typedef struct StatusRange
 #define REASON_PLATFORM \
 	gettext_noop("the platform had an internal error")
 #define HINT_PLATFORM \
-	gettext_noop("Try again later, a flow with the same idempotent_key; if it goes on, give the log id to the platform's support.")
+	gettext_noop("Try again later, for a flow with the same idempotent_key. If this goes on, give the log id to the platform's support.")
 #define REASON_FLOW_INPUT \
 	gettext_noop("the flow refused its input")
 #define HINT_FLOW_INPUT \
@@ -87,7 +87,7 @@ typedef struct StatusRange
 #define REASON_BUSY \
 	gettext_noop("the flow engine is busy")
 #define HINT_BUSY \
-	gettext_noop("Try again later, a flow with the same idempotent_key.")
+	gettext_noop("Try again later, for a flow with the same idempotent_key.")
 #define REASON_TIMEOUT \
 	gettext_noop("the platform gave up waiting for the request")
 #define HINT_BASE_URL \
@@ -320,7 +320,7 @@ static const Verdict problems[] = {
 	UNUSABLE(gettext_noop("the answer is not a JSON object"), HINT_UNKNOWN),
 	[ANSWER_NO_MEMORY] =
 	UNUSABLE(gettext_noop("there was no memory to read the answer"),
-			 gettext_noop("The flow may have started: try again only with the same idempotent_key. See that the database host has memory left, or have the flow return less.")),
+			 gettext_noop("The flow may have started: try again only with the same idempotent_key. Check that the database host has memory left, or have the flow return less.")),
 	[ANSWER_NO_CODE] =
 	UNUSABLE(gettext_noop("the answer has no usable member \"code\""), HINT_UNKNOWN),
 	[ANSWER_BAD_DATA] =

@@ -24,7 +24,10 @@ my %there = (
 $session->value('CREATE ROLE somebody LOGIN');
 is_deeply(on_workers($there{$_}, @workers), [ 1, 1 ], "$_ reaches all nodes") foreach sort keys %there;
 $session->value("ALTER SERVER feishu OPTIONS (ADD max_concurrency '5')");
-is_deeply(on_workers("SELECT count(*) FROM pg_foreign_server WHERE srvoptions::text LIKE '%max_concurrency%'", @workers), [ 1, 1 ], 'so does a change of the server');
+is_deeply(
+	on_workers("SELECT count(*) FROM pg_foreign_server WHERE srvoptions::text LIKE '%max_concurrency%'", @workers),
+	[ 1, 1 ],
+	'so does a change of the server');
 
 $session->value("CREATE USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (app_id 'cli_coordinator', app_secret 's')");
 is_deeply(on_workers('SELECT count(*) FROM pg_user_mappings', @workers), [ 0, 0 ], 'a user mapping does not');
@@ -56,24 +59,32 @@ foreach my $node ($coordinator, @workers)
 
 my $all = PostgreSQL::Test::Utils::slurp_file("$FindBin::RealBin/../../monitoring/citus.sql");
 $session->value($all);
-is($session->value("SELECT count(DISTINCT node) || ' ' || count(*) FROM feishu_all.flows WHERE state = 'succeeded'"), '4 4',
-	'feishu_all.flows has the flows of all nodes, and of which');
+is($session->value("SELECT count(DISTINCT node) || ' ' || count(*) FROM feishu_all.flows WHERE state = 'succeeded'"),
+	'4 4', 'feishu_all.flows has the flows of all nodes, and of which');
 $mock->fault(type => 'hold');
 enqueue(FeishuFlow::Session->new($workers[0]));
 $mock->mark;
-is($session->value("SELECT count(*) || ' ' || sum(queued + sending) FROM feishu_all.dispatch_status"), '1 1', 'feishu_all.dispatch_status has what waits on any');
-is($session->value('SELECT node = (SELECT nodename || $$:$$ || nodeport FROM pg_dist_node WHERE nodeport = ' . $workers[0]->port . ') FROM feishu_all.dispatch_status'), 't', '... and on which');
+is($session->value("SELECT count(*) || ' ' || sum(queued + sending) FROM feishu_all.dispatch_status"),
+	'1 1', 'feishu_all.dispatch_status has what waits on any');
+is( $session->value(
+			'SELECT node = (SELECT nodename || $$:$$ || nodeport FROM pg_dist_node WHERE nodeport = '
+		  . $workers[0]->port
+		  . ') FROM feishu_all.dispatch_status'),
+	't',
+	'... and on which');
 $session->value('CREATE ROLE watcher LOGIN');
 $session->value('SELECT run_command_on_all_nodes($$GRANT pg_monitor TO watcher$$)');
 my $watcher = FeishuFlow::Session->new($coordinator, user => 'watcher');
 is($watcher->value('SELECT count(*) FROM feishu_all.dispatch_status'), '1', 'a member of pg_monitor sees it, too');
-is($watcher->value("SELECT count(*) FROM feishu_all.flows WHERE node_error IS NOT NULL"), '0', '... and of the queue what each node shows it');
+is($watcher->value("SELECT count(*) FROM feishu_all.flows WHERE node_error IS NOT NULL"),
+	'0', '... and of the queue what each node shows it');
 $mock->well;
 $session->value('SET ROLE somebody');
 fails_with($session, 'SELECT * FROM feishu_all.flows', '42501', 'not everybody sees it');
 $session->value('RESET ROLE');
 $workers[2]->stop('immediate');
-is($session->value("SELECT count(DISTINCT node) FROM feishu_all.flows WHERE state IS NOT NULL"), '3', 'a node that is down hides no other');
+is($session->value("SELECT count(DISTINCT node) FROM feishu_all.flows WHERE state IS NOT NULL"),
+	'3', 'a node that is down hides no other');
 like($session->value("SELECT node_error FROM feishu_all.flows WHERE state IS NULL"), qr/connect/, '... and is told');
 
 # ---- the order of the libraries ----

@@ -31,13 +31,24 @@ foreach my $example (@examples)
 	my ($name) = $example =~ /\A(.*)/;
 	succeeds($session, $example =~ s{https://open\.feishu\.cn}{$url}r, $name);
 }
-my $unsent = q{SELECT string_agg(node || ' ' || flow_id || ' ' || state, ', ') FROM feishu_all.flows WHERE state NOT IN ('succeeded', 'unconfirmed')};
-wait_until('all is sent', sub { $session->value($unsent =~ s/\('succ.*\)/('succeeded', 'failed', 'unconfirmed')/r) eq '' });
+my $unsent =
+	q{SELECT string_agg(node || ' ' || flow_id || ' ' || state, ', ') FROM feishu_all.flows }
+  . q{WHERE state NOT IN ('succeeded', 'unconfirmed')};
+wait_until('all is sent',
+	sub { $session->value($unsent =~ s/\('succ.*\)/('succeeded', 'failed', 'unconfirmed')/r) eq '' });
 is($session->value($unsent), '', 'all that the page queues is sent and succeeds');
 my %started;
 $started{ $_->{flow_id} }++ foreach @{ $mock->control('GET', 'started') };
-is_deeply(\%started, { approveOrder_99c656599f => 42, rateChanged_1 => 1, cancelOrder_1 => 1, countOrder_1 => 1, remindOwner_1 => 20, checkOrder_1 => 3 },
-	'... once a row')
-  or diag(explain(\%started));
+is_deeply(
+	\%started,
+	{
+		approveOrder_99c656599f => 42,
+		rateChanged_1 => 1,
+		cancelOrder_1 => 1,
+		countOrder_1 => 1,
+		remindOwner_1 => 20,
+		checkOrder_1 => 3
+	},
+	'... once a row') or diag(explain(\%started));
 
 done_testing();

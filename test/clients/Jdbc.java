@@ -3,6 +3,8 @@
 import java.sql.*;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.Callable;
+import java.util.concurrent.TimeoutException;
 import org.postgresql.PGConnection;
 import org.postgresql.util.PGobject;
 import org.postgresql.util.PSQLException;
@@ -38,6 +40,16 @@ public class Jdbc {
 				r.next();
 				return r.getObject(1);
 			}
+		}
+	}
+
+	/* Polls until it is true, or has taken too long. */
+	static void waitUntil(Callable<Boolean> condition) throws Exception {
+		long deadline = System.nanoTime() + (long) (PATIENCE * 1e9);
+		while (!condition.call()) {
+			if (System.nanoTime() > deadline)
+				throw new TimeoutException("a condition did not come true");
+			Thread.sleep(10);
 		}
 	}
 
@@ -171,9 +183,7 @@ public class Jdbc {
 			s.setString(2, "hangingFlow");
 			Thread thread = new Thread(() -> {
 				try {
-					long deadline = System.nanoTime() + (long) (PATIENCE * 1e9);
-					while (!(Boolean) value(watch, WAITS, pid) && System.nanoTime() < deadline)
-						Thread.sleep(10);
+					waitUntil(() -> (Boolean) value(watch, WAITS, pid));
 					s.cancel();
 				} catch (Exception e) {
 					ok(false, e.toString());

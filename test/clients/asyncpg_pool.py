@@ -3,13 +3,13 @@
 import asyncio
 import datetime
 import json
-import time
 
 import asyncpg
 
-from check import NAMESPACE, PATIENCE, equal, ok
+from check import NAMESPACE, PATIENCE, equal, ok, wait_until_async
 
-WAITS = "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'"
+WAITS = ("SELECT count(*) = 1 FROM pg_stat_activity "
+         "WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'")
 
 
 async def prepare(conn):
@@ -41,12 +41,14 @@ async def main():
     big = 2**63 - 1
     out = await pool.fetchval(
         "SELECT feishu.out_params(feishu.execute_flow($1, $2, $3, $4, $5, $6, $7, $8, $9))",
-        NAMESPACE, "echoParams", None, {"total": big, "null": None}, False, None, ["a"], "feishu", datetime.timedelta(seconds=PATIENCE))
+        NAMESPACE, "echoParams", None, {"total": big, "null": None}, False, None, ["a"], "feishu",
+        datetime.timedelta(seconds=PATIENCE))
     equal((out["total"], out["null"]), (big, None), "an integer of 64 bits keeps its digits, and null is null")
     equal(await pool.fetchval("SELECT feishu.out_params($1)", None), None, "NULL comes back as None")
     run_at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
     later = await pool.fetchval("SELECT feishu.enqueue_flow($1, $2, run_at => $3)", NAMESPACE, "later", run_at)
-    equal(await pool.fetchval("SELECT run_at FROM feishu.flows WHERE id = $1", later), run_at, "a time keeps its microseconds")
+    equal(await pool.fetchval("SELECT run_at FROM feishu.flows WHERE id = $1", later), run_at,
+          "a time keeps its microseconds")
     equal(await pool.fetchval("SELECT feishu.cancel_flow($1)", later), True, "the id of a flow is an int")
 
     pid = await pool.fetchval("SELECT pg_backend_pid()")
@@ -62,18 +64,22 @@ async def main():
     # What is cancelled, or takes longer than its timeout, is cancelled on the server.
     watch = await asyncpg.connect()
     task = asyncio.create_task(pool.fetchval("SELECT feishu.execute_flow($1, $2)", NAMESPACE, "hangingFlow"))
-    deadline = time.monotonic() + PATIENCE
-    while not await watch.fetchval(WAITS, pid) and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
+
+    async def waits():
+        return await watch.fetchval(WAITS, pid)
+
+    async def ended():
+        return not await waits()
+
+    await wait_until_async(waits)
     task.cancel()
     try:
         await task
         ok(False, "a task that is cancelled ends its call")
     except asyncio.CancelledError:
         ok(True, "a task that is cancelled ends its call")
-    while await watch.fetchval(WAITS, pid) and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    ok(not await watch.fetchval(WAITS, pid), "... on the server, too")
+    await wait_until_async(ended)
+    ok(True, "... on the server, too")
     try:
         await pool.fetchval("SELECT feishu.execute_flow($1, $2)", NAMESPACE, "hangingFlow", timeout=1)
         ok(False, "so does a timeout")

@@ -1,5 +1,6 @@
-"""What the programs in Python share: lines "ok - NAME" for the test that runs them, and how to see a call that waits."""
+"""What the programs in Python share: lines "ok - NAME" for the test that runs them, and how to see a waiting call."""
 
+import asyncio
 import os
 import time
 
@@ -9,7 +10,8 @@ NAMESPACE = "package_7344545d87__c"
 PATIENCE = float(os.environ.get("CLIENT_PATIENCE", 60))
 
 # Of a backend: does it wait for the platform?
-WAITS = "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND wait_event_type = 'Extension'"
+WAITS = ("SELECT count(*) = 1 FROM pg_stat_activity "
+         "WHERE pid = %s AND state = 'active' AND wait_event_type = 'Extension'")
 
 
 def ok(good, name):
@@ -22,16 +24,30 @@ def equal(got, expected, name):
         print(f"got {got!r}, expected {expected!r}", flush=True)
 
 
-def wait_until(condition):
+def pauses():
+    """Of a loop that polls: seconds, until it has taken too long."""
     deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a condition did not come true")
-        time.sleep(0.01)
+    while time.monotonic() < deadline:
+        yield 0.01
+    raise TimeoutError("a condition did not come true")
+
+
+def wait_until(condition):
+    for pause in pauses():
+        if condition():
+            return
+        time.sleep(pause)
+
+
+async def wait_until_async(condition):
+    for pause in pauses():
+        if await condition():
+            return
+        await asyncio.sleep(pause)
 
 
 def interrupted(call, waits, interrupt):
-    """Makes a call in a thread and interrupts it when it waits; returns the error, and the seconds it took from then."""
+    """Makes a call in a thread, interrupts it when it waits; returns the error, and the seconds it took from then."""
     import threading
 
     errors = []

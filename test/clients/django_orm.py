@@ -79,7 +79,8 @@ with transaction.atomic():
         pass
 
 big = 2**63 - 1
-out = value("SELECT feishu.out_params(feishu.execute_flow(%s, %s, params => %s))", [NAMESPACE, "echoParams", json.dumps({"total": big})])
+out = value("SELECT feishu.out_params(feishu.execute_flow(%s, %s, params => %s))",
+            [NAMESPACE, "echoParams", json.dumps({"total": big})])
 equal(json.loads(out)["total"], big, "an integer of 64 bits keeps its digits")
 equal(value("SELECT feishu.out_params(%s)", [None]), None, "NULL comes back as None")
 
@@ -125,7 +126,8 @@ connection.creation.create_test_db(verbosity=0, autoclobber=True)
 equal(value("SELECT current_database()"), "test_orders", "a test database is made")
 equal(value("SELECT count(*) FROM pg_extension WHERE extname = 'feishu_flow'"), 1, "... with the extension")
 equal(value("SELECT count(*) FROM pg_foreign_server"), 0, "... and without servers: a test starts no flow at Feishu")
-wait_until(lambda: value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == 2)    # it and we
+wait_until(lambda: value(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == 2)    # it and we
 started = time.monotonic()
 connection.creation.destroy_test_db(os.environ["PGDATABASE"], verbosity=0)
 ok(time.monotonic() - started < PATIENCE / 4, "... and dropped, in spite of its dispatcher")

@@ -16,6 +16,16 @@ function equal(got, expected, name) {
 		console.log(`got ${String(got)}, expected ${String(expected)}`);
 }
 
+// Polls until it is true, or has taken too long.
+async function waitUntil(condition) {
+	const deadline = Date.now() + 1000 * patience;
+	while (!(await condition())) {
+		if (Date.now() > deadline)
+			throw new Error('a condition did not come true');
+		await new Promise((resolve) => setTimeout(resolve, 10));
+	}
+}
+
 async function main() {
 	const pool = new Pool({ max: 1 });
 	const value = async (sql, parameters) => Object.values((await pool.query(sql, parameters)).rows[0])[0];
@@ -115,9 +125,7 @@ async function main() {
 	const watch = new Client();
 	await watch.connect();
 	const hanging = pool.query('SELECT feishu.execute_flow($1, $2)', [NS, 'hangingFlow']).then(() => null, (error) => error);
-	const deadline = Date.now() + 1000 * patience;
-	while (!(await watch.query(WAITS, [other])).rows[0].waits && Date.now() < deadline)
-		await new Promise((resolve) => setTimeout(resolve, 10));
+	await waitUntil(async () => (await watch.query(WAITS, [other])).rows[0].waits);
 	await watch.query('SELECT pg_cancel_backend($1)', [other]);
 	equal((await hanging).code, '57014', 'so does a cancel from another connection');
 	equal(await value('SELECT 1'), 1, '... and the pool works');

@@ -25,10 +25,12 @@ big = 2**63 - 1
 given = {"total": big, "text": "桌子", "list": [1, None], "null": None}
 answer = conn.execute(
     "SELECT feishu.execute_flow(%(namespace)s, %(flow)s, operator => %(operator)s, params => %(params)s,"
-    " is_async => %(is_async)s, idempotent_key => %(key)s, loop_masks => %(masks)s, server => %(server)s, timeout => %(timeout)s)",
+    " is_async => %(is_async)s, idempotent_key => %(key)s, loop_masks => %(masks)s, server => %(server)s, "
+    "timeout => %(timeout)s)",
     {
         "namespace": NAMESPACE, "flow": "echoParams", "operator": Jsonb({"_id": big}), "params": Jsonb(given),
-        "is_async": False, "key": None, "masks": Jsonb(["a"]), "server": "feishu", "timeout": datetime.timedelta(seconds=PATIENCE),
+        "is_async": False, "key": None, "masks": Jsonb(["a"]), "server": "feishu",
+        "timeout": datetime.timedelta(seconds=PATIENCE),
     },
 ).fetchone()[0]
 out = conn.execute("SELECT feishu.out_params(%s)", [Jsonb(answer)]).fetchone()[0]
@@ -40,20 +42,25 @@ nothing = "SELECT feishu.execute_flow(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
 answer = conn.execute(nothing, [NAMESPACE, "flow", None, None, False, None, None, None, None]).fetchone()[0]
 equal(answer["code"], 0, "None stands for an argument that is not given")
 for index in range(8):    # from the sixth on it is prepared
-    answer = conn.execute(nothing, [NAMESPACE, "flow", None, None, False, str(uuid.uuid4()), None, None, None]).fetchone()[0]
+    answer = conn.execute(nothing,
+                          [NAMESPACE, "flow", None, None, False, str(uuid.uuid4()), None, None, None]).fetchone()[0]
 equal(answer["code"], 0, "a statement that the driver has prepared by itself")
 run_at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
 flow = conn.execute("SELECT feishu.enqueue_flow(%s, %s, run_at => %s)", [NAMESPACE, "later", run_at]).fetchone()[0]
-equal(conn.execute("SELECT run_at FROM feishu.flows WHERE id = %s", [flow]).fetchone()[0], run_at, "a time keeps its microseconds")
+equal(conn.execute("SELECT run_at FROM feishu.flows WHERE id = %s", [flow]).fetchone()[0], run_at,
+      "a time keeps its microseconds")
 equal(conn.execute("SELECT feishu.cancel_flow(%s)", [flow]).fetchone()[0], True, "the id of a flow is an int")
 
 with conn.cursor(binary=True) as cursor:
-    cursor.execute("SELECT feishu.out_params(feishu.execute_flow(%b, %b, params => %b))", [NAMESPACE, "echoParams", Jsonb({"total": big})])
+    cursor.execute("SELECT feishu.out_params(feishu.execute_flow(%b, %b, params => %b))",
+                   [NAMESPACE, "echoParams", Jsonb({"total": big})])
     equal(cursor.fetchone()[0], {"total": big}, "all in binary")
 many = conn.execute(
-    "SELECT n, (r).response, (r).sqlstate, (r).hint FROM (SELECT n, feishu.execute_flows(%s, %s, params => jsonb_build_object('n', n)) OVER () AS r"
+    "SELECT n, (r).response, (r).sqlstate, (r).hint FROM (SELECT n, feishu.execute_flows(%s, %s, "
+    "params => jsonb_build_object('n', n)) OVER () AS r"
     " FROM generate_series(1, 3) AS n) AS s", [NAMESPACE, "flow"]).fetchall()
-equal([(n, answer["code"], sqlstate, hint) for n, answer, sqlstate, hint in many], [(n, 0, None, None) for n in (1, 2, 3)], "many calls at once")
+equal([(n, answer["code"], sqlstate, hint) for n, answer, sqlstate, hint in many],
+      [(n, 0, None, None) for n in (1, 2, 3)], "many calls at once")
 
 # What went wrong.
 try:

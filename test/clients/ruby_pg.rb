@@ -17,6 +17,16 @@ def equal(got, expected, name)
   puts "got #{got.inspect}, expected #{expected.inspect}" if got != expected
 end
 
+# Polls until the block is true, or has taken too long.
+def wait_until
+  deadline = Time.now + PATIENCE
+  until yield
+    raise 'a condition did not come true' if Time.now > deadline
+
+    sleep 0.01
+  end
+end
+
 # Results as Ruby's types: integers, true, and jsonb as text.
 def connect
   conn = PG.connect
@@ -78,8 +88,7 @@ caller = Thread.new do
 rescue PG::Error => e
   error = e
 end
-deadline = Time.now + PATIENCE
-sleep 0.01 until watch.exec_params(WAITS, [pid]).getvalue(0, 0) || Time.now > deadline
+wait_until { watch.exec_params(WAITS, [pid]).getvalue(0, 0) }
 started = Time.now
 conn.cancel
 caller.join

@@ -42,7 +42,8 @@ with Session(engine) as session, session.begin():
     session.flush()    # the order has its id from here on
     flow = enqueue_flow(session, "committed", {"order": order.id})
     equal(type(flow), int, "the id of a flow is an int")
-    equal(session.get(Order, order.id, populate_existing=True).item, "desk", "the ORM has the order's id, not that of the trigger's flow")
+    equal(session.get(Order, order.id, populate_existing=True).item, "desk",
+          "the ORM has the order's id, not that of the trigger's flow")
 
 with Session(engine) as session:
     answer = session.scalar(select(func.feishu.wait_flow(flow, datetime.timedelta(seconds=PATIENCE))))
@@ -64,14 +65,16 @@ except ValueError:
     pass
 
 big = 2**63 - 1
-call = text("SELECT feishu.execute_flow(:namespace, :flow, params => :params)").bindparams(bindparam("params", type_=JSONB))
+call = text("SELECT feishu.execute_flow(:namespace, :flow, params => :params)").bindparams(
+    bindparam("params", type_=JSONB))
 with engine.connect() as conn:
     pid = conn.scalar(text("SELECT pg_backend_pid()"))
     answer = conn.scalar(call, {"namespace": NAMESPACE, "flow": "echoParams", "params": {"total": big, "null": None}})
     out = conn.scalar(select(func.feishu.out_params(bindparam("answer", answer, type_=JSONB), type_=JSONB)))
     equal((out["total"], out["null"]), (big, None), "an integer of 64 bits keeps its digits, and null is null")
     equal(conn.scalar(text("SELECT feishu.out_params(:answer)"), {"answer": None}), None, "NULL comes back as None")
-    equal(conn.scalar(call, {"namespace": NAMESPACE, "flow": "flow", "params": None})["code"], 0, "None is JSON's null, which stands for none, too")
+    equal(conn.scalar(call, {"namespace": NAMESPACE, "flow": "flow", "params": None})["code"], 0,
+          "None is JSON's null, which stands for none, too")
     try:
         conn.scalar(call, {"namespace": NAMESPACE, "flow": "noScope", "params": None})
         ok(False, "a refusal is an error")
@@ -92,7 +95,8 @@ with engine.connect() as conn:
         lambda: watch.scalar(text(WAITS.replace("%s", ":pid")), {"pid": pid}),
         lambda: conn.connection.cancel(),
     )
-    equal(getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None), "57014", "a cancel of the driver ends a call")
+    equal(getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None), "57014",
+          "a cancel of the driver ends a call")
     ok(seconds < PATIENCE / 10, "... at once")
 with engine.connect() as conn:
     equal(conn.scalar(text("SELECT pg_backend_pid()")), pid, "... and the pool keeps the connection")

@@ -31,7 +31,8 @@ citus.recover_2pc_interval = 1s
 CONF
 
 # Splits that do not block writes decode with Citus's library, which newer minor releases want to be told.
-$conf .= "output_plugin_libraries = 'pgoutput, test_decoding, citus'\n" if `postgres --describe-config` =~ /^output_plugin_libraries\t/m;
+$conf .= "output_plugin_libraries = 'pgoutput, test_decoding, citus'\n"
+  if `postgres --describe-config` =~ /^output_plugin_libraries\t/m;
 
 # A node that belongs to no cluster yet.  conf: further lines.
 sub citus_node
@@ -52,8 +53,11 @@ sub citus_add
 sub map_user
 {
 	my ($node) = @_;
-	$node->safe_psql('postgres', "SET citus.enable_ddl_propagation = off; CREATE USER MAPPING FOR PUBLIC SERVER feishu "
-		  . "OPTIONS (app_id 'cli_" . $node->name . "', app_secret 's')");
+	$node->safe_psql('postgres',
+			"SET citus.enable_ddl_propagation = off; CREATE USER MAPPING FOR PUBLIC SERVER feishu "
+		  . "OPTIONS (app_id 'cli_"
+		  . $node->name
+		  . "', app_secret 's')");
 	return;
 }
 
@@ -72,8 +76,11 @@ sub citus_cluster
 	my (%options) = @_;
 	my ($coordinator, @workers) = citus_nodes();
 	$options{mock}->config(apps => { map { ('cli_' . $_ => 's') } qw(coordinator worker1 worker2 worker3) });
-	$coordinator->safe_psql('postgres', 'CREATE EXTENSION feishu_flow; CREATE SERVER feishu FOREIGN DATA WRAPPER feishu_flow '
-		  . "OPTIONS (base_url '" . $options{mock}->url . "', operator '{\"_id\": 1111}'); GRANT USAGE ON FOREIGN SERVER feishu TO PUBLIC");
+	$coordinator->safe_psql('postgres',
+			'CREATE EXTENSION feishu_flow; CREATE SERVER feishu FOREIGN DATA WRAPPER feishu_flow '
+		  . "OPTIONS (base_url '"
+		  . $options{mock}->url
+		  . "', operator '{\"_id\": 1111}'); GRANT USAGE ON FOREIGN SERVER feishu TO PUBLIC");
 	if ($options{mappings} // 1)
 	{
 		map_user($_) foreach $coordinator, @workers;

@@ -33,7 +33,7 @@ our @EXPORT = qw(
   new_cluster create_server alter_server quote flow function_call
   succeeds fails_with lost_connections wait_until
   open_files open_sockets private_kilobytes least_growth count_memory memory_in_use alive wakes
-  full_port closed_port start_process stop_process start_nginx forked
+  full_port closed_port start_process tell_process stop_process start_nginx forked
   run_unit
 );
 
@@ -45,9 +45,7 @@ our $SLOW = $ENV{TEST_SLOW} // 1;
 our $PATIENCE = 60 * $SLOW;
 
 # Nothing of the machine may come between the test and its mock.
-delete @ENV{
-	qw(http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY)
-};
+delete @ENV{qw(http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY)};
 
 my $library = dirname(abs_path(__FILE__));
 $ENV{FEISHU_MOCK} //= "$library/../feishu_mock.py";
@@ -57,8 +55,7 @@ if (!defined $ENV{PG_REGRESS})
 {
 	my $pgxs = `pg_config --pgxs`;
 	chomp $pgxs;
-	$ENV{PG_REGRESS} =
-	  dirname($pgxs) . '/../../src/test/regress/pg_regress';
+	$ENV{PG_REGRESS} = dirname($pgxs) . '/../../src/test/regress/pg_regress';
 }
 
 # ---- processes ----
@@ -74,13 +71,12 @@ sub start_process
 	# Perl's own pipes are close-on-exec, so that no server inherits them.
 	pipe(my $child_in, my $our_out) or die "pipe: $!";
 	pipe(my $our_in, my $child_out) or die "pipe: $!";
-	my $log = "$PostgreSQL::Test::Utils::log_path/"
-	  . basename($0, '.pl') . "_$name.log";
+	my $log = "$PostgreSQL::Test::Utils::log_path/" . basename($0, '.pl') . "_$name.log";
 	my $pid = fork() // die "fork: $!";
 	if (!$pid)
 	{
 		open(STDIN, '<&', $child_in) or POSIX::_exit(1);
-		open(STDERR, '>>', $log) or POSIX::_exit(1);
+		open(STDERR, '>>', $log)     or POSIX::_exit(1);
 		POSIX::dup2(fileno($child_in), 0);
 		POSIX::dup2(fileno($child_out), 1);
 		POSIX::dup2(fileno(STDERR), 2);
@@ -88,6 +84,14 @@ sub start_process
 	}
 	$processes{$pid} = { name => $name, in => $our_out };
 	return ($pid, $our_in);
+}
+
+# Writes a line to the standard input of such a process.
+sub tell_process
+{
+	my ($pid, $line) = @_;
+	syswrite($processes{$pid}{in}, "$line\n") // die "$processes{$pid}{name}: $!";
+	return;
 }
 
 # Starts nginx with these sites (text of its configuration) and waits until it listens on their ports.  It logs port,
@@ -169,8 +173,8 @@ END
 sub new_cluster
 {
 	my ($name, %options) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name,
-		$options{install_path} ? (install_path => $options{install_path}) : ());
+	my $node =
+	  PostgreSQL::Test::Cluster->new($name, $options{install_path} ? (install_path => $options{install_path}) : ());
 	$node->init(
 		extra => [ '--encoding=UTF8', '--locale=C', @{ $options{extra} // [] } ],
 		allows_streaming => $options{streaming} // 0);
@@ -200,9 +204,7 @@ sub option_list
 {
 	my ($options) = @_;
 	return '' if !%$options;
-	return 'OPTIONS ('
-	  . join(', ', map { "$_ " . quote($options->{$_}) } sort keys %$options)
-	  . ')';
+	return 'OPTIONS (' . join(', ', map { "$_ " . quote($options->{$_}) } sort keys %$options) . ')';
 }
 
 # A server with a mapping for PUBLIC (the mock's app, unless given otherwise).
@@ -211,8 +213,9 @@ sub create_server
 {
 	my ($node, $name, $options, $mapping, $database) = @_;
 	$mapping //= { app_id => 'cli_mock', app_secret => 'mock-secret' };
-	$node->safe_psql($database // 'postgres',
-			"SET client_min_messages = warning;"
+	$node->safe_psql(
+		$database // 'postgres',
+		"SET client_min_messages = warning;"
 		  . "CREATE EXTENSION IF NOT EXISTS feishu_flow;"
 		  . "CREATE SERVER $name FOREIGN DATA WRAPPER feishu_flow "
 		  . option_list($options) . ";"
@@ -226,8 +229,8 @@ sub create_server
 sub alter_server
 {
 	my ($session, $name, $how, $option, $value) = @_;
-	my $result = $session->ask("ALTER SERVER $name OPTIONS ($how $option "
-		  . (defined $value ? quote($value) : '') . ")");
+	my $result =
+	  $session->ask("ALTER SERVER $name OPTIONS ($how $option " . (defined $value ? quote($value) : '') . ")");
 	die "could not alter server: $result->{err}"
 	  if $result->{sqlstate} ne '00000';
 	return;
@@ -257,9 +260,7 @@ sub flow
 		flow_id => 'approveOrder_99c656599f',
 		operator => '{"_id": 1111}',
 		%arguments);
-	return 'SELECT '
-	  . function_call('feishu.execute_flow',
-		map { $_ => $arguments{$_} } sort keys %arguments);
+	return 'SELECT ' . function_call('feishu.execute_flow', map { $_ => $arguments{$_} } sort keys %arguments);
 }
 
 # ---- assertions ----
@@ -350,16 +351,17 @@ sub open_files
 	return scalar(grep { !m{^/.*/(?:base|global|pg_\w+)/} } descriptors(@_));
 }
 
-sub open_sockets { return scalar(grep { /^socket:/ } descriptors(@_)); }
+sub open_sockets
+{
+	return scalar(grep { /^socket:/ } descriptors(@_));
+}
 
 # Memory that a process has for itself.  Not Private_*: there a page of
 # PostgreSQL's shared memory counts as long as no other process has touched it.
 sub private_kilobytes
 {
 	my ($pid) = @_;
-	my ($anonymous) =
-	  PostgreSQL::Test::Utils::slurp_file("/proc/$pid/smaps_rollup") =~
-	  /^Anonymous:\s+(\d+) kB/m;
+	my ($anonymous) = PostgreSQL::Test::Utils::slurp_file("/proc/$pid/smaps_rollup") =~ /^Anonymous:\s+(\d+) kB/m;
 	return $anonymous;
 }
 
@@ -367,9 +369,7 @@ sub private_kilobytes
 sub wakes
 {
 	my ($pid) = @_;
-	my ($wakes) =
-	  PostgreSQL::Test::Utils::slurp_file("/proc/$pid/status") =~
-	  /^voluntary_ctxt_switches:\s+(\d+)$/m;
+	my ($wakes) = PostgreSQL::Test::Utils::slurp_file("/proc/$pid/status") =~ /^voluntary_ctxt_switches:\s+(\d+)$/m;
 	return $wakes;
 }
 
@@ -380,7 +380,9 @@ my $counted;
 sub count_memory
 {
 	my $dir = PostgreSQL::Test::Utils::tempdir();
-	return 0 if $SLOW > 1 || system('cc', '-shared', '-fPIC', '-O2', '-o', "$dir/memory_in_use.so", "$library/memory_in_use.c") != 0;
+	return 0
+	  if $SLOW > 1
+	  || system('cc', '-shared', '-fPIC', '-O2', '-o', "$dir/memory_in_use.so", "$library/memory_in_use.c") != 0;
 	chmod 0755, $dir;
 	$counted = "$dir/in_use";
 	mkdir $counted;
@@ -397,8 +399,10 @@ sub memory_in_use
 	my $before = -s $node->logfile;
 	my $used;
 	$node->safe_psql('postgres', "SELECT pg_log_backend_memory_contexts($pid)");
-	wait_until('it tells its memory',
-		sub { ($used) = PostgreSQL::Test::Utils::slurp_file($node->logfile, $before) =~ /Grand total: .*; (\d+) used/; });
+	wait_until(
+		'it tells its memory',
+		sub { ($used) = PostgreSQL::Test::Utils::slurp_file($node->logfile, $before) =~ /Grand total: .*; (\d+) used/; }
+	);
 	return (unpack('q', PostgreSQL::Test::Utils::slurp_file("$counted/$pid")), $used);
 }
 
@@ -432,12 +436,15 @@ sub run_unit
 	my $program = PostgreSQL::Test::Utils::tempdir() . "/$name";
 	my $config = $ENV{PG_CONFIG} // 'pg_config';
 	chomp(my $headers = `$config --includedir-server`);
-	my @build = ('-w', "-I$headers", "-I$top/src", '-o', $program,
-		(map { "$top/test/unit/$_.c" } @$tests), (map { "$top/src/$_.c" } @$sources), '-lm');
+	my @build = (
+		'-w', "-I$headers", "-I$top/src", '-o', $program,
+		(map { "$top/test/unit/$_.c" } @$tests),
+		(map { "$top/src/$_.c" } @$sources), '-lm');
 	local $ENV{ASAN_OPTIONS} = 'detect_leaks=0';
 
 	# what goes beyond an array ends the program, where the compiler has that
-	system('cc', '-g', '-fsanitize=address', @build) == 0 or system('cc', @build) == 0
+	system('cc', '-g', '-fsanitize=address', @build) == 0
+	  or system('cc', @build) == 0
 	  or die "could not build $name";
 	open(my $lines, '-|', $program) or die "$program: $!";
 	while (my $line = <$lines>)
@@ -457,8 +464,7 @@ my @kept;
 # A port on which nothing listens, and nothing will as long as the test runs.
 sub closed_port
 {
-	my $socket =
-	  IO::Socket::INET->new(LocalAddr => '127.0.0.1', Proto => 'tcp')
+	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Proto => 'tcp')
 	  or die "socket: $!";
 	push @kept, $socket;
 	return $socket->sockport;
@@ -500,8 +506,8 @@ use JSON::PP ();
 sub start
 {
 	my ($class, @arguments) = @_;
-	my ($pid, $out) = FeishuFlow::start_process('mock', 'python3',
-		$ENV{FEISHU_MOCK}, '--port', '0', '--exit-on-eof', @arguments);
+	my ($pid, $out) =
+	  FeishuFlow::start_process('mock', 'python3', $ENV{FEISHU_MOCK}, '--port', '0', '--exit-on-eof', @arguments);
 	my $port = <$out>;
 	croak "the mock $ENV{FEISHU_MOCK} did not start" if !defined $port;
 	chomp $port;
@@ -526,7 +532,7 @@ sub start
 sub stop { FeishuFlow::stop_process($_[0]->{pid}); return; }
 
 sub port { return $_[0]->{port}; }
-sub url { return "http://$_[0]->{host}:$_[0]->{port}"; }
+sub url  { return "http://$_[0]->{host}:$_[0]->{port}"; }
 
 # Accepts connections, reads, and never says a word.
 sub silent_port { return $_[0]->{silent_port}; }
@@ -540,7 +546,8 @@ sub request
 	my $socket = $self->{socket} //= IO::Socket::INET->new(
 		PeerAddr => $self->{host},
 		PeerPort => $self->{port}) // croak "mock: $!";
-	my $request = "$method $path HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+	my $request =
+		"$method $path HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 	  . "Content-Type: application/json\r\nContent-Length: "
 	  . length($body)
 	  . "\r\n\r\n$body";
@@ -602,9 +609,9 @@ sub fault
 	return;
 }
 
-sub well { my ($self) = @_; $self->rules; $self->release; return; }
+sub well    { my ($self) = @_; $self->rules; $self->release; return; }
 sub release { return $_[0]->control('POST', 'release')->{released}; }
-sub stats { return $_[0]->control('GET', 'stats'); }
+sub stats   { return $_[0]->control('GET', 'stats'); }
 sub started { return scalar @{ $_[0]->control('GET', 'started') }; }
 
 sub config
@@ -718,12 +725,8 @@ sub new
 		count => 0,
 		timer => IPC::Run::timeout(2 * $FeishuFlow::PATIENCE),
 	}, $class;
-	$self->{run} = IPC::Run::start(
-		[
-			'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $connstr
-		],
-		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
-		$self->{timer});
+	$self->{run} = IPC::Run::start([ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $connstr ],
+		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err}, $self->{timer});
 	my $result = $self->ask('SELECT pg_backend_pid()');
 	croak "could not connect: $result->{err}"
 	  if $result->{out} !~ /^(\d+)$/;
@@ -742,7 +745,7 @@ sub send
 	$self->{count}++;
 	$self->{started} = time();
 	$self->{in} .= "$sql\n;\n\\echo end-$self->{count}\n\\warn end-$self->{count}\n";
-	$self->{timer}->start;	# what it counted while the session was idle is no waiting
+	$self->{timer}->start;    # what it counted while the session was idle is no waiting
 	$self->{run}->pump_nb while length $self->{in} && $self->{run}->pumpable;
 	return;
 }
@@ -784,6 +787,7 @@ sub result
 		detail => '',
 		hint => '');
 	my $end = qr/(?=^(?:DETAIL|HINT|CONTEXT|LOCATION|QUERY|STATEMENT|LINE \d+|ERROR|FATAL|WARNING|NOTICE):|\z)/m;
+
 	if ($err =~ /^(?:ERROR|FATAL|PANIC):  (\w{5}): (.*?)$end/ms)
 	{
 		@result{qw(sqlstate message)} = ($1, $2);

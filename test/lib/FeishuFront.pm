@@ -23,8 +23,12 @@ sub start
 	my @certificate = ('-keyout', "$dir/key", '-out', "$dir/crt");
 	my $log = '';
 	IPC::Run::run(
-		[ qw(openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=front -addext subjectAltName=IP:127.0.0.1), @certificate ],
-		'>&', \$log) or die "openssl: $log";
+		[
+			qw(openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=front -addext subjectAltName=IP:127.0.0.1),
+			@certificate
+		],
+		'>&',
+		\$log) or die "openssl: $log";
 	# the servers of the test may be another user's
 	chmod 0755, $dir;
 	my ($pid, $out) = FeishuFlow::start_process('front', 'python3', $ENV{FEISHU_MOCK} =~ s/feishu_mock/http2_front/r,
@@ -44,6 +48,14 @@ sub options
 {
 	my ($self, $fault, %more) = @_;
 	return { base_url => "https://127.0.0.1:$self->{port}{$fault}", ca_file => "$self->{dir}/crt", %more };
+}
+
+# From now on, the port of a fault has another one.
+sub change
+{
+	my ($self, $fault, $other) = @_;
+	tell_process($self->{pid}, "$self->{port}{$fault} $other");
+	return;
 }
 
 # How often a fault's port has served or refused a request, or answered 413.

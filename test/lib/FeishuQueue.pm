@@ -27,9 +27,7 @@ sub queue_cluster
 {
 	my ($name, %options) = @_;
 	my $conf = delete $options{conf} // '';
-	return new_cluster(
-		$name, %options,
-		conf => <<"CONF" . $conf);
+	return new_cluster($name, %options, conf => <<"CONF" . $conf);
 feishu_flow.retry_base_delay = '20ms'
 feishu_flow.retry_max_delay = '200ms'
 feishu_flow.poll_interval = '10min'
@@ -46,8 +44,7 @@ sub enqueue_call
 		flow_id => 'flow',
 		operator => '{"_id": 1111}',
 		%arguments);
-	return function_call('feishu.enqueue_flow',
-		map { $_ => $arguments{$_} } sort keys %arguments);
+	return function_call('feishu.enqueue_flow', map { $_ => $arguments{$_} } sort keys %arguments);
 }
 
 # Queues one flow; returns its id.
@@ -62,13 +59,17 @@ sub enqueue
 sub enqueue_unheard
 {
 	my ($session, $like, %options) = @_;
-	my $drawn = defined $options{id} ? "SELECT $options{id}::bigint AS id" : 'UPDATE feishu_internal.last_id SET id = id + 1 RETURNING id';
+	my $drawn =
+	  defined $options{id}
+	  ? "SELECT $options{id}::bigint AS id"
+	  : 'UPDATE feishu_internal.last_id SET id = id + 1 RETURNING id';
 	my $server = defined $options{server} ? FeishuFlow::quote($options{server}) : 'server';
 	return $session->value("WITH drawn AS ($drawn) "
-		  . 'INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, own_key, created_at, run_at, expires_at, '
-		  . 'server, namespace, flow_id, operator, idempotent_key) '
-		  . 'SELECT drawn.id, roleid, server_owner, system_identifier, database, is_async, own_key, clock_timestamp(), clock_timestamp(), '
-		  . "clock_timestamp() + interval '1 hour', $server, namespace, flow_id, operator, gen_random_uuid() FROM drawn, feishu_internal.outbox o WHERE o.id = $like RETURNING id");
+		  . 'INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, is_async, '
+		  . 'own_key, created_at, run_at, expires_at, server, namespace, flow_id, operator, idempotent_key) '
+		  . 'SELECT drawn.id, roleid, server_owner, system_identifier, database, is_async, own_key, '
+		  . "clock_timestamp(), clock_timestamp(), clock_timestamp() + interval '1 hour', $server, namespace, flow_id, "
+		  . "operator, gen_random_uuid() FROM drawn, feishu_internal.outbox o WHERE o.id = $like RETURNING id");
 }
 
 # Queues flows whose params are {"n": $from} to {"n": $to}, in one statement.
@@ -109,7 +110,8 @@ sub until_ended_watching
 		sub {
 			my $now = eval { private_kilobytes($pid) } // 0;
 			$most = $now if $most < $now;
-			return $session->value("SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL AND $condition)") eq 't';
+			return $session->value(
+				"SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL AND $condition)") eq 't';
 		});
 	return $most;
 }
@@ -150,7 +152,8 @@ sub until_ended
 	return wait_until(
 		"all flows have ended ($condition)",
 		sub {
-			$session->value("SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL AND $condition)") eq 't';
+			$session->value("SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at IS NULL AND $condition)") eq
+			  't';
 		});
 }
 
@@ -193,10 +196,13 @@ sub started_once
 	my ($mock, $count, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $seen = summary($mock);
-	is( sprintf('%d started, %d distinct, %d keys twice',
-			$seen->{started}, $seen->{distinct_params},
+	is( sprintf(
+			'%d started, %d distinct, %d keys twice',
+			$seen->{started},
+			$seen->{distinct_params},
 			scalar @{ $seen->{keys_started_twice} }),
-		"$count started, $count distinct, 0 keys twice", $name);
+		"$count started, $count distinct, 0 keys twice",
+		$name);
 	return;
 }
 
@@ -239,7 +245,11 @@ sub kill_postmaster
 	my @children = grep { parent($_) == $postmaster } map { m{(\d+)$} } glob('/proc/[0-9]*');
 	$node->kill9;
 	# for pg_ctl a zombie is one, too
-	wait_until('all its processes are gone', sub { !grep { -d "/proc/$_" } $postmaster, @children });
+	wait_until(
+		'all its processes are gone',
+		sub {
+			!grep { -d "/proc/$_" } $postmaster, @children;
+		});
 	return;
 }
 
@@ -260,11 +270,7 @@ sub pgbench_start
 	append_to_file($file, $sql);
 	my $output = '';
 	local $ENV{PGAPPNAME} = 'pgbench';
-	return IPC::Run::start(
-		[
-			'pgbench', '-n', '-f', $file, '-h', $node->host, '-p', $node->port,
-			@options, 'postgres'
-		],
+	return IPC::Run::start([ 'pgbench', '-n', '-f', $file, '-h', $node->host, '-p', $node->port, @options, 'postgres' ],
 		'>', \$output, '2>', \$output, IPC::Run::timeout(2 * $FeishuFlow::PATIENCE));
 }
 

@@ -1,7 +1,7 @@
 /*
- * A library for PostgreSQL that sets libcurl up with memory of its transaction, as some extensions do. Loaded by LOAD in
- * a transaction, it does so at once, until the transaction's end. Preloaded, it does so only if OWNER_IS_EARLY is in the
- * environment, and with memory that lasts.
+ * A library for PostgreSQL that sets libcurl up with memory of its transaction, as some extensions do. Loaded by LOAD
+ * in a transaction, it does so at once, until the transaction's end. Preloaded, it does so only if OWNER_IS_EARLY is in
+ * the environment, and with memory that lasts.
  *
  *   cc -shared -fPIC -I$(pg_config --includedir-server) -o libcurl_owner.so libcurl_owner.c -lcurl
  */

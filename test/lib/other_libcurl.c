@@ -1,7 +1,7 @@
 /*
  * To be preloaded (LD_PRELOAD): libcurl as it is elsewhere. OTHER_CAPATH and OTHER_CAINFO: where it says that the
- * system's authorities are. OTHER_VERSION: another version, say 7.79.1, which knows no option that came later with 7.80, or
- * 8.7.1, which does not count the bytes of requests.
+ * system's authorities are. OTHER_VERSION: another version, say 7.79.1, which knows no option that came later with
+ * 7.80, or 8.7.1, which does not count the bytes of requests.
  *
  *   cc -shared -fPIC -o other_libcurl.so other_libcurl.c -ldl
  */

@@ -1,12 +1,13 @@
 /*
  * To be preloaded (LD_PRELOAD): as long as the file that SCARCE_PORTS names is there, no TCP connection can be made for
- * want of a local port.
+ * want of a local port; or, if that has a number in it, by that errno.
  *
  *   cc -shared -fPIC -o scarce_ports.so scarce_ports.c -ldl
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -23,7 +24,14 @@ connect(int fd, const struct sockaddr *address, socklen_t size)
 	if (path != NULL && access(path, F_OK) == 0 && (address->sa_family == AF_INET || address->sa_family == AF_INET6) &&
 		getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_size) == 0 && type == SOCK_STREAM)
 	{
-		errno = EADDRNOTAVAIL;
+		FILE	   *file = fopen(path, "r");
+		int			number;
+
+		if (file == NULL || fscanf(file, "%d", &number) != 1)
+			number = EADDRNOTAVAIL;
+		if (file != NULL)
+			fclose(file);
+		errno = number;
 		return -1;
 	}
 	return ((Connect) dlsym(RTLD_NEXT, "connect")) (fd, address, size);

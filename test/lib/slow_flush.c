@@ -1,5 +1,6 @@
 /*
- * To be preloaded (LD_PRELOAD): as long as the file that SLOW_FLUSH names is there, nothing gets to disk: fdatasync() waits.
+ * To be preloaded (LD_PRELOAD): as long as the file that SLOW_FLUSH names is there, nothing gets to disk: fdatasync()
+ * waits.
  *
  *   cc -shared -fPIC -o slow_flush.so slow_flush.c -ldl
  */

@@ -10,7 +10,8 @@ import threading
 
 def serve(client, port, context):
     try:
-        with context.wrap_socket(client, server_side=True) as inner, socket.create_connection(("127.0.0.1", port)) as outer:
+        with context.wrap_socket(client, server_side=True) as inner, \
+                socket.create_connection(("127.0.0.1", port)) as outer:
             while True:
                 ready = [inner] if inner.pending() else select.select([inner, outer], [], [])[0]
                 for source in ready:

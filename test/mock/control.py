@@ -29,7 +29,9 @@ class Control:
         body = load(request.body) if request.body else {}
         if path == "log" and method == "GET":
             entries = mock.journal.select(query)
-            return {"count": len(entries)} if query.get("count") else [mock.journal.readable(entry) for entry in entries]
+            if query.get("count"):
+                return {"count": len(entries)}
+            return [mock.journal.readable(entry) for entry in entries]
         if path == "stats" and method == "GET":
             return mock.stats()
         if path == "started" and method == "GET":

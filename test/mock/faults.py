@@ -37,7 +37,8 @@ class Faults:
     """One method per fault type: do_TYPE(conn, request, options, answer). answer is what the platform
     said, or None when "started" is false and it was never asked. A coroutine runs as the connection's
     task and is cancelled when the client goes away."""
-    BAD_BYTES = {"not_utf8": b"\xff\xfe\xe4\xbd", "nul": b"a\\u0000b", "raw_nul": b"a\0b", "lone_surrogate": b"a\\ud800b"}
+    BAD_BYTES = {"not_utf8": b"\xff\xfe\xe4\xbd", "nul": b"a\\u0000b", "raw_nul": b"a\0b",
+                 "lone_surrogate": b"a\\ud800b"}
     MARK = "<<feishu-mock>>"
 
     def __init__(self, platform, rules):
@@ -154,8 +155,10 @@ class Faults:
             content_type = content_type or "text/html"
         data = b"" if body is None else body.encode() if isinstance(body, str) else dump(body)
         if content_type is None and body is not None:
-            content_type = "text/plain; charset=utf-8" if isinstance(body, str) and load_or_none(body) is None else JSON_TYPE
-        conn.answer(request, Answer(status, b"" if status in (204, 304) else data, fault.get("headers", {}).items(), content_type))
+            is_text = isinstance(body, str) and load_or_none(body) is None
+            content_type = "text/plain; charset=utf-8" if is_text else JSON_TYPE
+        conn.answer(request, Answer(status, b"" if status in (204, 304) else data, fault.get("headers", {}).items(),
+                                    content_type))
 
     def do_code(self, conn, request, fault, answer):
         code, headers = fault.get("code", 1500), list(fault.get("headers", {}).items())
@@ -165,7 +168,8 @@ class Faults:
                                                    self.platform.app_of(request) or "", headers, request.kind))
 
     def do_inner(self, conn, request, fault, answer):
-        conn.answer(request, self.platform.inner(fault.get("code", "k_ec_000001"), fault.get("error_msg"), fault.get("status", "")))
+        conn.answer(request, self.platform.inner(fault.get("code", "k_ec_000001"), fault.get("error_msg"),
+                                                 fault.get("status", "")))
 
     # -- answers that are valid HTTP but no good
 
@@ -227,7 +231,8 @@ class Faults:
 
     def do_chunked(self, conn, request, fault, answer):
         answer, half = self.valid(answer), len(self.valid(answer).body) // 2
-        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (answer.body[:half], answer.body[half:]) if part)
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (answer.body[:half], answer.body[half:])
+                          if part)
         conn.begin(request, answer.status, answer.head(request.keep_alive, False, self.CHUNKED) + chunks + b"0\r\n\r\n")
         conn.finish(request)
 

@@ -32,9 +32,11 @@ class Platform:
 
     def answer(self, request):
         handler = {("POST", "token"): self.legacy_token, ("POST", "oauth"): self.oauth_token,
-                   ("POST", "execute"): self.execute, ("GET", "scopes"): self.scopes}.get((request.method, request.kind))
+                   ("POST", "execute"): self.execute,
+                   ("GET", "scopes"): self.scopes}.get((request.method, request.kind))
         if handler is None:
-            answer = Answer(404, b"404 page not found", [("X-Tt-Logid", self.logids.next())], "text/plain; charset=utf-8")
+            answer = Answer(404, b"404 page not found", [("X-Tt-Logid", self.logids.next())],
+                            "text/plain; charset=utf-8")
         else:
             answer = handler(request)
         if self.config["clock"] is not None:
@@ -61,7 +63,8 @@ class Platform:
                 detail["permission_violations"] = [{"type": "action_scope_required", "subject": SCOPE}]
             if code in HELPFUL_CODES:
                 detail["helps"] = [{"url": f"{OPEN_SITE}/app/{app_id}/auth?q={SCOPE}&op_from=openapi&token_type=tenant",
-                                    "description": "点击链接申请并开通权限 (open the link to request the permission)"}]
+                                    "description": "点击链接申请并开通权限 "
+                                                   "(open the link to request the permission)"}]
             body["error"] = {**detail, **(error or {})}
         elif error:
             body["error"] = error
@@ -162,7 +165,8 @@ class Platform:
             self.duplicates += 1
             return self.inner("k_wf_ec_2001008")
         flow = self.flows.start(app_id=app_id, key=request.key, namespace=request.namespace, flow_id=request.flow_id,
-                                params=load_or_none(body.get("params") or "null"), operator=load_or_none(body["operator"]),
+                                params=load_or_none(body.get("params") or "null"),
+                                operator=load_or_none(body["operator"]),
                                 is_async=bool(body.get("is_async")), loop_masks=body.get("loop_masks"))
         out_params = '[{"api_name":"_flowExecutionID","value":%s}]' % flow["execution_id"]
         if request.flow_id == "echoParams":
@@ -180,7 +184,8 @@ class Platform:
     def check_body(self, request):
         """-> (body, None), or (None, refusal)."""
         def missing(field, description):
-            return None, self.refusal(99992402, error={"field_violations": [{"field": field, "description": description}]})
+            return None, self.refusal(99992402,
+                                      error={"field_violations": [{"field": field, "description": description}]})
 
         def invalid(field, text):
             return None, self.refusal(BAD_PARAM, error={"message": f"{field} {text}"})
@@ -207,7 +212,8 @@ class Platform:
         if not isinstance(body.get("idempotent_key", ""), (str, type(None))):
             return invalid("idempotent_key", "is not a string")
         masks = body.get("loop_masks")
-        if masks is not None and not (isinstance(masks, list) and len(masks) <= 20 and all(isinstance(m, str) for m in masks)):
+        if masks is not None and not (isinstance(masks, list) and len(masks) <= 20
+                                      and all(isinstance(m, str) for m in masks)):
             return invalid("loop_masks", "is not an array of at most 20 strings")
         return body, None
 

@@ -15,25 +15,31 @@ FAULTS = {
     "die": ("", False, "accepted, and then there is no mock any more"),
     "half_answer": ("rst", True, "headers and half of the body, then FIN (rst true: RST)"),
     "twice": ("", True, "a gateway sends the request twice and passes on the second answer (the key is used then)"),
-    "unasked": ("interval_ms", True, "answers as usual, and after interval_ms (20) once more (member unasked of the log: it did)"),
+    "unasked": ("interval_ms", True,
+                "answers as usual, and after interval_ms (20) once more (member unasked of the log: it did)"),
     "truncated_json": ("", True, "a complete HTTP message, its JSON cut in the middle"),
-    "idle_end": ("after lag_ms announce", True, "answers as usual, and ends the connection when no request came after (1) seconds: "
+    "idle_end": ("after lag_ms announce", True,
+                 "answers as usual, and ends the connection when no request came after (1) seconds: "
                  "lag_ms (0) before the FIN, nothing is read any more; announce N: with Keep-Alive: timeout=N"),
     "interim": ("", True, "103 and 100 with headers of another's answer, then answers as usual"),
     "garbage": ("", False, "bytes that are not HTTP, then FIN"),
     "raw": ("bytes_b64 text close rst", False, "these bytes; close (default true), rst: how it ends"),
-    "status": ("status body content_type headers", False, "canned answer (default 500); body: text, or JSON to be encoded; "
+    "status": ("status body content_type headers", False,
+               "canned answer (default 500); body: text, or JSON to be encoded; "
                "no body and >= 500: an HTML page"),
-    "code": ("code msg http_status error headers reset", False, "platform refusal; error is merged into the error member; "
+    "code": ("code msg http_status error headers reset", False,
+             "platform refusal; error is merged into the error member; "
              "reset: x-ogw-ratelimit-reset of 99991400"),
     "inner": ("code error_msg status", False, "HTTP 200, code 0, this data.code"),
-    "wrong_types": ("set remove", True, 'members replaced, e.g. {"set": {"code": "0", "data.status": 7}, "remove": ["data.code"]}'),
+    "wrong_types": ("set remove", True,
+                    'members replaced, e.g. {"set": {"code": "0", "data.status": 7}, "remove": ["data.code"]}'),
     "big": ("bytes values", True, "a valid answer of that size (default 16 MiB), of which some are so many (0) values"),
     "deep": ("depth", True, "a valid answer, data.deep holds that many nested arrays (default 100000)"),
     "chunked": ("", True, "a valid answer, Transfer-Encoding: chunked"),
     "chunked_endless": ("interval_ms bytes", True, "a chunk of bytes (16) every interval_ms (100), for ever"),
     "chunked_endless_fast": ("", True, "chunks as fast as they are read, for ever"),
-    "slow_drip": ("interval_ms bytes headers", True, "the body by bytes (1) every interval_ms (100); headers true: them too"),
+    "slow_drip": ("interval_ms bytes headers", True,
+                  "the body by bytes (1) every interval_ms (100); headers true: them too"),
     "no_length": ("", True, "a valid answer without Content-Length, ended by FIN"),
     "gzip": ("", True, "a valid answer, Content-Encoding: gzip"),
     "gzip_bomb": ("bytes", True, "gzip that unpacks to bytes (default 1 GiB)"),
@@ -61,7 +67,8 @@ class Rule:
         for what, given, known in (("rule", spec, self.MEMBERS), ("match", self.match, self.MATCH),
                                    (kind, self.fault, {"type", "started", *FAULTS[kind][0].split()})):
             if set(given) - known:
-                raise ValueError(f"{what} has no {', '.join(sorted(set(given) - known))}; it has {', '.join(sorted(known))}")
+                raise ValueError(f"{what} has no {', '.join(sorted(set(given) - known))}; "
+                                 f"it has {', '.join(sorted(known))}")
         self.kind = self.match.get("kind", "any")
         if self.kind not in ("execute", "token", "oauth", "scopes", "other", "any", "accept"):
             raise ValueError(f"no kind {self.kind!r}")

@@ -55,7 +55,8 @@ class Tokens:
         if protocol == "token":
             size = length or 42
             return "t-" + secrets.token_hex(size // 2 + 1)[:max(8, size - 2)]
-        claims = {"iss": "feishu_mock", "client_id": app_id, "iat": int(time.time()), "exp": int(time.time() + lifetime)}
+        claims = {"iss": "feishu_mock", "client_id": app_id, "iat": int(time.time()),
+                  "exp": int(time.time() + lifetime)}
         parts = [base64.urlsafe_b64encode(dump(part)).rstrip(b"=").decode()
                  for part in ({"alg": "ES256", "typ": "JWT"}, claims)]
         token = ".".join(parts) + "." + secrets.token_urlsafe(64)

@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from coverage import Coverage, percent, write
 from lanes import STOP, Lane, Sandbox, Stopped
 
 # What decides about flows; its score is told by itself.
-DECIDING = ("decide", "claim", "record", "outcome", "codes", "gate", "rate", "token", "sqlrun", "news")
+DECIDING = ("decide", "claim", "record", "outcome", "codes", "gate", "rate", "token", "sqlrun", "notify")
 DEPTH = 4  # of tables that tables use
 PRINT = threading.Lock()
 
@@ -42,9 +43,13 @@ def find_mutants(origin, coverage):
         return [operators.Mutant(path, operator, tuple((a, b, new.encode("latin-1")) for a, b, new in edits), line,
                                  tuple(map(tuple, lines)), name)
                 for path, operator, edits, line, lines, name in json.loads(kept.read_text())]
-    arguments = ["-I" + output(origin.pg_config, "--includedir-server"),
-                 *output(origin.pg_config, "--cppflags").split(), *output("curl-config", "--cflags").split()]
-    found = operators.Finder(root, arguments).find(sorted(str(path.relative_to(root)) for path in (root / "src").rglob("*.c")))
+    # what make hands to the compiler, with folders that do not depend on where it is called
+    flags = output("make", "-s", "-C", str(root), f"PG_CONFIG={origin.pg_config}", "--eval",
+                   "flags: ; @: $(info $(CPPFLAGS))", "flags")
+    arguments = [re.sub(r"^-I(?=[^/])", f"-I{root}/", flag) for flag in shlex.split(flags)]
+    arguments += ["-I" + output(origin.pg_config, "--includedir-server"), *output("curl-config", "--cflags").split()]
+    found = operators.Finder(root, arguments).find(sorted(str(path.relative_to(root))
+                                                          for path in (root / "src").rglob("*.c")))
     write(kept, [(m.path, m.operator, [(a, b, new.decode("latin-1")) for a, b, new in m.edits], m.line, m.lines, m.name)
                  for m in found])
     return found
@@ -225,7 +230,8 @@ class Run:
     def score(self, seed):
         say("")
         say(f"caught {self.caught} of {self.counted}, {percent(self.caught, self.counted)}; "
-            f"in what decides about flows {self.deciding_caught} of {self.deciding}, {percent(self.deciding_caught, self.deciding)}; "
+            f"in what decides about flows {self.deciding_caught} of {self.deciding}, "
+            f"{percent(self.deciding_caught, self.deciding)}; "
             f"{self.skipped} did not count; seed {seed}")
 
 

@@ -66,13 +66,17 @@ sub that_include
 is(that_include(qr{curl/}, not_in => ['http']), '', 'http/ alone knows libcurl');
 is(that_include(qr{executor/spi\.h}, in => [qw(wire http)]), '', 'neither it nor wire/ knows SPI');
 is(that_include(qr{storage/(?:shmem|lwlock|spin)\.h}, in => [qw(wire http)]), '', '... nor shared memory');
-is(that_include(qr{(?:@{[ join '|', grep { !/^(?:base|wire)$/ } @floors ]})/}, in => ['wire']), '', 'wire/ knows no folder but base/');
+is(that_include(qr{(?:@{[ join '|', grep { !/^(?:base|wire)$/ } @floors ]})/}, in => ['wire']),
+	'', 'wire/ knows no folder but base/');
 
 my @unmarked = grep {
 	my $header = $_;
 	my ($folder) = $header =~ m{^(\w+)/};
-	$header =~ /\.h$/ && $text{$header} !~ /^ \* Private to/m && $folder ne 'base'
-	  && !grep { !m{^\Q$folder\E/} && $text{$_} =~ /^#include "\Q$header\E"/m } keys %text
+		 $header =~ /\.h$/
+	  && $text{$header} !~ /^ \* Private to/m
+	  && $folder ne 'base'
+	  && !grep { !m{^\Q$folder\E/} && $text{$_} =~ /^#include "\Q$header\E"/m }
+	  keys %text
 } sort keys %text;
 is("@unmarked", '', 'a header that only its own folder includes is private');
 

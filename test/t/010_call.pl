@@ -44,9 +44,7 @@ is( $request->{path},
 	'the path is that of the API document');
 my $headers = $request->{headers};
 like($headers->{authorization}, qr/^Bearer t-\w+$/, 'the token is sent as Bearer');
-is( $headers->{'content-type'},
-	'application/json; charset=utf-8',
-	'Content-Type is that of the SDKs');
+is($headers->{'content-type'}, 'application/json; charset=utf-8', 'Content-Type is that of the SDKs');
 my $version = $session->value('SHOW server_version');
 $version =~ s/ .*//;
 like(
@@ -56,12 +54,9 @@ like(
 ok(!exists $headers->{expect}, 'no Expect header');
 ok(!exists $headers->{'transfer-encoding'}, 'the body has a length');
 is($headers->{host}, '127.0.0.1:' . $mock->port, 'Host is that of base_url');
-is_deeply([ sort keys %{ $request->{json} } ],
-	['operator'], 'members that were not given are not sent');
-is(ref(\$request->{json}{operator}),
-	'SCALAR', 'operator is a string on the wire');
-is_deeply(decode_json($request->{json}{operator}),
-	{ _id => 1111 }, '... that holds its JSON');
+is_deeply([ sort keys %{ $request->{json} } ], ['operator'], 'members that were not given are not sent');
+is(ref(\$request->{json}{operator}), 'SCALAR', 'operator is a string on the wire');
+is_deeply(decode_json($request->{json}{operator}), { _id => 1111 }, '... that holds its JSON');
 
 $mock->mark;
 succeeds(
@@ -78,8 +73,7 @@ is_deeply(
 	[ sort keys %{ $request->{json} } ],
 	[qw(idempotent_key is_async loop_masks operator params)],
 	'all members that were given are sent, and no other');
-is_deeply(decode_json($request->{json}{operator}),
-	{ _id => 1111, email => 'a@b.c' }, 'operator is double-encoded');
+is_deeply(decode_json($request->{json}{operator}), { _id => 1111, email => 'a@b.c' }, 'operator is double-encoded');
 is_deeply(
 	decode_json($request->{json}{params}),
 	{ order => { _id => 7 }, text => "a \"quoted\" \\ text\n" },
@@ -105,16 +99,16 @@ succeeds(
 		params => '{"big": 9007199254740993, "long": 123456789012345678901234567890, "scale": 1.10}'),
 	'a call with an int64 operator is answered');
 $request = the_request;
-like($request->{json}{operator}, qr/"_id":\s*9223372036854775807\b/,
-	'an int64 operator arrives in full');
-like($request->{json}{params}, qr/9007199254740993\b.*123456789012345678901234567890.*1\.10/,
+like($request->{json}{operator}, qr/"_id":\s*9223372036854775807\b/, 'an int64 operator arrives in full');
+like(
+	$request->{json}{params},
+	qr/9007199254740993\b.*123456789012345678901234567890.*1\.10/,
 	'numbers in params arrive in full');
 
 # ---- the answer ----
 
 my $response = answer($out);
-is_deeply([ sort keys %$response ],
-	[qw(code data msg)], 'the answer is returned whole');
+is_deeply([ sort keys %$response ], [qw(code data msg)], 'the answer is returned whole');
 is_deeply(
 	[ sort keys %{ $response->{data} } ],
 	[qw(code error_msg execution_id out_params status)],
@@ -141,8 +135,7 @@ $mock->well;
 my $echo = flow(
 	flow_id => 'echoParams',
 	params => '{"id": 9007199254740993, "amount": 1.10, "name": "张三 😀", "list": [1, null], "none": null}');
-$out = succeeds($session, "SELECT feishu.out_params(r) FROM ($echo AS r) AS s",
-	'out_params reads an answer');
+$out = succeeds($session, "SELECT feishu.out_params(r) FROM ($echo AS r) AS s", 'out_params reads an answer');
 is_deeply(
 	JSON::PP->new->utf8->allow_bignum->decode($out),
 	JSON::PP->new->utf8->allow_bignum->decode(
@@ -158,6 +151,7 @@ is( succeeds(
 		'out_params of the document\'s answer'),
 	't',
 	'_flowExecutionID is the execution_id');
+
 foreach my $none ('', undef)
 {
 	my $shown = defined $none ? 'an empty string' : 'null';
@@ -171,7 +165,8 @@ foreach my $none ('', undef)
 }
 $mock->fault(type => 'wrong_types', remove => ['data.out_params']);
 is( succeeds(
-		$session, "SELECT feishu.out_params(r) IS NULL FROM (" . flow() . " AS r) AS s",
+		$session,
+		"SELECT feishu.out_params(r) IS NULL FROM (" . flow() . " AS r) AS s",
 		'an answer without out_params'),
 	't',
 	'... has none');
@@ -203,25 +198,18 @@ $mock->fault(
 	status => 400,
 	headers => { 'X-Tt-Logid' => 'LOGID-OF-HEADER', 'X-Request-Id' => 'REQUEST-ID' },
 	body => { code => 2320001, msg => 'excerpt of the answer' });
-fails_with(
-	$session, flow(), 'LK400', 'DETAIL tells the HTTP status',
-	detail => qr/\b400\b/);
-fails_with(
-	$session, flow(), 'LK400', 'DETAIL tells the code',
-	detail => qr/\b2320001\b/);
-fails_with(
-	$session, flow(), 'LK400', 'DETAIL tells the log id of the header',
-	detail => qr/\bLOGID-OF-HEADER\b/);
-fails_with(
-	$session, flow(), 'LK400', 'DETAIL has an excerpt of the answer',
-	detail => qr/excerpt of the answer/);
+fails_with($session, flow(), 'LK400', 'DETAIL tells the HTTP status', detail => qr/\b400\b/);
+fails_with($session, flow(), 'LK400', 'DETAIL tells the code', detail => qr/\b2320001\b/);
+fails_with($session, flow(), 'LK400', 'DETAIL tells the log id of the header', detail => qr/\bLOGID-OF-HEADER\b/);
+fails_with($session, flow(), 'LK400', 'DETAIL has an excerpt of the answer', detail => qr/excerpt of the answer/);
 $mock->fault(
 	type => 'status',
 	status => 400,
 	headers => { 'X-Request-Id' => 'REQUEST-ID' },
 	body => { code => 2320001, msg => 'refused' });
 fails_with(
-	$session, flow(), 'LK400', 'X-Request-Id is the log id where there is no X-Tt-Logid',
+	$session, flow(), 'LK400',
+	'X-Request-Id is the log id where there is no X-Tt-Logid',
 	detail => qr/\bREQUEST-ID\b/);
 $mock->fault(
 	type => 'status',
@@ -231,48 +219,69 @@ $result = fails_with($session, flow(), 'LK400', 'a refusal of 100 kB');
 cmp_ok(length($result->{detail}), '<', 4096, 'the excerpt in DETAIL is cut');
 $mock->fault(type => 'inner', code => 'k_wf_ec_200036', error_msg => 'no such flow here');
 fails_with(
-	$session, flow(), 'LK404', 'DETAIL tells the inner code and message',
+	$session, flow(), 'LK404',
+	'DETAIL tells the inner code and message',
 	detail => qr/k_wf_ec_200036.*no such flow here/s);
 $mock->well;
 
 # Codes to SQLSTATEs, as in PLATFORM.md.
 my %sqlstate_of_code = (
-	99991663 => 'LK401', 99991543 => 'LK401', 10003 => 'LK401', 99991661 => 'LK401',
-	99991662 => 'LK403', 99991672 => 'LK403', 99991673 => 'LK403',
-	99991676 => 'LK403', 99991401 => 'LK403',
-	99992402 => 'LK400', 2320001 => 'LK400',
-	99991400 => 'LK429', 99991403 => 'LK429',
-	1500 => 'LK500', 1663 => 'LK500', 1668 => 'LK500', 2200 => 'LK500', 5000 => 'LK500',
-	55001 => 'LK500', 65001 => 'LK500', 10101 => 'LK500');
+	99991663 => 'LK401',
+	99991543 => 'LK401',
+	10003 => 'LK401',
+	99991661 => 'LK401',
+	99991662 => 'LK403',
+	99991672 => 'LK403',
+	99991673 => 'LK403',
+	99991676 => 'LK403',
+	99991401 => 'LK403',
+	99992402 => 'LK400',
+	2320001 => 'LK400',
+	99991400 => 'LK429',
+	99991403 => 'LK429',
+	1500 => 'LK500',
+	1663 => 'LK500',
+	1668 => 'LK500',
+	2200 => 'LK500',
+	5000 => 'LK500',
+	55001 => 'LK500',
+	65001 => 'LK500',
+	10101 => 'LK500');
 foreach my $code (sort keys %sqlstate_of_code)
 {
 	$mock->fault(type => 'code', code => $code);
-	fails_with($session, flow(), $sqlstate_of_code{$code},
+	fails_with(
+		$session, flow(), $sqlstate_of_code{$code},
 		"code $code is $sqlstate_of_code{$code}",
-		detail => qr/\b$code\b/, hint => qr/\w/);
+		detail => qr/\b$code\b/,
+		hint => qr/\w/);
 }
 my %sqlstate_of_inner = (
-	k_wf_ec_2001008 => 'LK409', k_wf_ec_200036 => 'LK404', k_ec_000009 => 'LK403',
-	k_wf_ec_2001002 => 'LK400', k_ec_000001 => 'LK500', k_ec_000054 => 'LK504',
+	k_wf_ec_2001008 => 'LK409',
+	k_wf_ec_200036 => 'LK404',
+	k_ec_000009 => 'LK403',
+	k_wf_ec_2001002 => 'LK400',
+	k_ec_000001 => 'LK500',
+	k_ec_000054 => 'LK504',
 	k_never_heard_of => 'LK400');
 foreach my $code (sort keys %sqlstate_of_inner)
 {
 	$mock->fault(type => 'inner', code => $code);
-	fails_with($session, flow(), $sqlstate_of_inner{$code},
+	fails_with(
+		$session, flow(), $sqlstate_of_inner{$code},
 		"inner code $code is $sqlstate_of_inner{$code}",
-		detail => qr/\b$code\b/, hint => qr/\w/);
+		detail => qr/\b$code\b/,
+		hint => qr/\w/);
 }
 foreach my $fine ('', '0', undef)
 {
 	$mock->fault(type => 'wrong_types', set => { 'data.code' => $fine });
-	succeeds($session, flow(),
-		'data.code ' . (defined $fine ? "\"$fine\"" : 'null') . ' is a success');
+	succeeds($session, flow(), 'data.code ' . (defined $fine ? "\"$fine\"" : 'null') . ' is a success');
 }
 $mock->fault(type => 'wrong_types', remove => ['data.code']);
 succeeds($session, flow(), 'an absent data.code is a success');
 $mock->fault(type => 'code', code => 77777, http_status => 400);
-fails_with($session, flow(), 'LK400', 'a code nobody has heard of is a refusal',
-	detail => qr/\b77777\b/);
+fails_with($session, flow(), 'LK400', 'a code nobody has heard of is a refusal', detail => qr/\b77777\b/);
 $mock->well;
 
 succeeds($session, flow(idempotent_key => 'once'), 'a first call with a key');
@@ -282,9 +291,7 @@ fails_with($session, flow(idempotent_key => 'once'), 'LK409', 'a key that was us
 
 my $refusal = answer(
 	succeeds(
-		$session,
-		flow(flow_id => 'refusedFlow', raise_error => 'false'),
-		'raise_error => false returns a refusal'));
+		$session, flow(flow_id => 'refusedFlow', raise_error => 'false'), 'raise_error => false returns a refusal'));
 is($refusal->{code}, 2320001, '... as the platform sent it');
 ok($refusal->{error}{log_id}, '... whole');
 $refusal = answer(
@@ -294,48 +301,54 @@ $refusal = answer(
 		'raise_error => false returns a failure inside'));
 is($refusal->{data}{code}, 'k_wf_ec_2001001', '... as the platform sent it');
 $mock->fault(type => 'reset_after');
-fails_with($session, flow(raise_error => 'false'),
-	'LK503', 'no answer is an error with raise_error => false, too');
+fails_with($session, flow(raise_error => 'false'), 'LK503', 'no answer is an error with raise_error => false, too');
 $mock->fault(type => 'hang');
-fails_with($session, flow(raise_error => 'false', timeout => '200ms'),
+fails_with(
+	$session, flow(raise_error => 'false', timeout => '200ms'),
 	'LK504', 'a timeout is an error with raise_error => false, too');
 $mock->fault(type => 'status', status => 502);
 fails_with($session, flow(raise_error => 'false'),
 	'LK500', 'what is no answer of the platform is an error with raise_error => false, too');
 $mock->fault(type => 'garbage');
-fails_with($session, flow(raise_error => 'false'),
-	'LK502', 'garbage is an error with raise_error => false, too');
-foreach my $case ([ 429, '{"code": 0}', 'LK429' ], [ 500, '{"code": 0, "data": {}}', 'LK500' ], [ 408, '{"code": 0}', 'LK504' ],
-	[ 301, '{"code": 0}', 'LK502' ], [ 200, '{"code": 0, "data": "x"}', 'LK502' ], [ 200, '{"code": 0, "data": []}', 'LK502' ],
+fails_with($session, flow(raise_error => 'false'), 'LK502', 'garbage is an error with raise_error => false, too');
+
+foreach my $case (
+	[ 429, '{"code": 0}', 'LK429' ],
+	[ 500, '{"code": 0, "data": {}}', 'LK500' ],
+	[ 408, '{"code": 0}', 'LK504' ],
+	[ 301, '{"code": 0}', 'LK502' ],
+	[ 200, '{"code": 0, "data": "x"}', 'LK502' ],
+	[ 200, '{"code": 0, "data": []}', 'LK502' ],
 	[ 404, '{"message": "no Route matched"}', 'LK404' ])
 {
 	my ($status, $body, $sqlstate) = @$case;
 	$mock->fault(type => 'status', status => $status, content_type => 'application/json', body => $body);
-	fails_with($session, flow(raise_error => 'false'),
-		$sqlstate, "a failure that looks like a success, or says nothing, is an error with raise_error => false, too ($status $body)");
+	fails_with($session, flow(raise_error => 'false'), $sqlstate,
+			"a failure that looks like a success, or says nothing, is an error with raise_error => false, "
+		  . "too ($status $body)");
 }
 $mock->well;
 $mock->revoke;
 $mock->rules([ { kind => 'token' }, { type => 'wrong_types', remove => ['tenant_access_token'] } ]);
-fails_with($session, flow(raise_error => 'false'),
-	'LK502', 'so is a token request that brought no token');
+fails_with($session, flow(raise_error => 'false'), 'LK502', 'so is a token request that brought no token');
 $mock->well;
-fails_with($session, flow(raise_error => 'false', operator => '{}'),
+fails_with(
+	$session, flow(raise_error => 'false', operator => '{}'),
 	'22023', 'a bad argument is an error with raise_error => false, too');
 
 # ---- the server's operator, ALTER ----
 
-fails_with($session, flow(operator => undef),
-	'22023', 'no operator at all is an error', message => qr/operator/);
+fails_with($session, flow(operator => undef), '22023', 'no operator at all is an error', message => qr/operator/);
 alter_server($session, 'feishu', 'ADD', operator => '{"email": "default@b.c"}');
 $mock->mark;
 succeeds($session, flow(operator => undef), 'the operator may be left to the server');
-is_deeply(decode_json(the_request->{json}{operator}),
-	{ email => 'default@b.c' }, 'operator NULL: the server\'s operator option');
+is_deeply(
+	decode_json(the_request->{json}{operator}),
+	{ email => 'default@b.c' },
+	'operator NULL: the server\'s operator option');
 $mock->mark;
 succeeds($session, flow(operator => '{"_id": 5}'), 'an operator is given');
-is_deeply(decode_json(the_request->{json}{operator}),
-	{ _id => 5 }, 'an operator that is given wins');
+is_deeply(decode_json(the_request->{json}{operator}), { _id => 5 }, 'an operator that is given wins');
 
 alter_server($session, 'feishu', 'SET', base_url => $second_mock->url);
 $second_mock->mark;
@@ -403,9 +416,14 @@ sub unasked
 	$mock->rules([ { kind => $kind }, { type => 'unasked' }, times => 1 ]);
 	return;
 }
+
 sub until_unasked
 {
-	wait_until('it was said', sub { grep { $_->{unasked} } $mock->log });
+	wait_until(
+		'it was said',
+		sub {
+			grep { $_->{unasked} } $mock->log;
+		});
 	return;
 }
 unasked('execute');
@@ -440,15 +458,14 @@ $owner->value("ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_secr
 # ---- check_server ----
 
 $mock->mark;
-is( $session->value("SELECT token_ok, http_status, code, latency IS NOT NULL FROM feishu.check_server()"),
+is($session->value("SELECT token_ok, http_status, code, latency IS NOT NULL FROM feishu.check_server()"),
 	't|200|0|t', 'check_server obtains a token');
 is($mock->executes, 0, 'check_server starts no flow');
-$session->value(
-	"ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_secret 'not-the-secret')");
-is( $session->value("SELECT token_ok, code, message <> '', hint ~ 'app_secret' FROM feishu.check_server('feishu')"),
+$session->value("ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_secret 'not-the-secret')");
+is($session->value("SELECT token_ok, code, message <> '', hint ~ 'app_secret' FROM feishu.check_server('feishu')"),
 	'f|10014|t|t', 'check_server says that the secret is wrong');
 create_server($node, 'down', { base_url => 'http://127.0.0.1:' . closed_port() });
-is( $session->value("SELECT token_ok, http_status IS NULL, message <> '' FROM feishu.check_server('down')"),
+is($session->value("SELECT token_ok, http_status IS NULL, message <> '' FROM feishu.check_server('down')"),
 	'f|t|t', 'check_server says that the server cannot be reached');
 is($mock->executes, 0, 'check_server has started no flow');
 

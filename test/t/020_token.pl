@@ -29,10 +29,8 @@ sub wait_for_callers
 	wait_until(
 		"$count sessions are waiting",
 		sub {
-			$watch->value(
-				"SELECT count(*) FROM pg_stat_activity WHERE state = 'active' "
-				  . "AND query LIKE '%execute_flow%' AND wait_event_type = 'Extension'"
-			) == $count;
+			$watch->value("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' "
+				  . "AND query LIKE '%execute_flow%' AND wait_event_type = 'Extension'") == $count;
 		});
 	return;
 }
@@ -62,8 +60,7 @@ my %app = (app_id => 'cli_mock', app_secret => 'mock-secret');
 
 succeeds($session, flow(), 'a call with the legacy protocol');
 my ($request) = $mock->log(%token);
-is($request->{path}, '/open-apis/auth/v3/tenant_access_token/internal',
-	'the legacy token endpoint is under base_url');
+is($request->{path}, '/open-apis/auth/v3/tenant_access_token/internal', 'the legacy token endpoint is under base_url');
 is_deeply($request->{json}, \%app, 'the legacy protocol sends app_id and app_secret as JSON');
 like($request->{headers}{'content-type'}, qr{^application/json}, '... with its type');
 ok(!exists $request->{headers}{authorization}, '... and no Authorization');
@@ -78,8 +75,7 @@ succeeds($session, flow(), 'a call with the OAuth protocol');
 is( join('&', sort split(/&/, $request->{body})),
 	'client_id=cli_mock&client_secret=mock-secret&grant_type=client_credentials',
 	'the OAuth protocol sends a form');
-is($request->{headers}{'content-type'} =~ s/;.*//r,
-	'application/x-www-form-urlencoded', '... with its type');
+is($request->{headers}{'content-type'} =~ s/;.*//r, 'application/x-www-form-urlencoded', '... with its type');
 ok(!exists $request->{headers}{authorization}, '... and not Basic as well');
 my ($execute) = $mock->log(kind => 'execute');
 like($execute->{headers}{authorization}, qr/^Bearer eyJ/, 'the OAuth token is used');
@@ -126,10 +122,14 @@ $mock->rules([ \%token, { type => 'hold' } ]);
 my ($out, $err) = ('', '');
 my $bench = IPC::Run::start(
 	[
-		'pgbench', '-n', '-c', '100', '-j', '2', '-t', '1', '-f', $script,
-		'-h', $node->host, '-p', $node->port, 'postgres'
+		'pgbench', '-n', '-c', '100', '-j', '2', '-t', '1',
+		'-f', $script, '-h', $node->host, '-p', $node->port, 'postgres'
 	],
-	'>', \$out, '2>', \$err, IPC::Run::timeout(120));
+	'>',
+	\$out,
+	'2>',
+	\$err,
+	IPC::Run::timeout(120));
 wait_for_callers(100);
 is($mock->token_requests, 1, '100 cold sessions: one fetch while all wait');
 is($mock->executes, 0, '... and nothing is sent without a token');
@@ -150,17 +150,28 @@ wait_for_callers(8);
 $mock->config(apps => { cli_mock => 'another-secret' });
 $mock->release;
 my @results = map { $_->result } @sessions;
-is_deeply(
-	[ map { $_->{sqlstate} } @results ],
-	[ ('LK401') x 8 ],
-	'those who wait for a fetch share its failure') or diag($results[0]{err});
+is_deeply([ map { $_->{sqlstate} } @results ], [ ('LK401') x 8 ], 'those who wait for a fetch share its failure')
+  or diag($results[0]{err});
 is($mock->token_requests, 1, '... and do not ask once more each');
 is($mock->executes, 0, '... and send nothing');
-is_deeply([ grep { $_->{detail} !~ /\b10014\b/ } @results ],
-	[], '... and all know the reason');
+is_deeply([ grep { $_->{detail} !~ /\b10014\b/ } @results ], [], '... and all know the reason');
 $mock->config(apps => { cli_mock => 'mock-secret' });
 $mock->well;
 succeeds($session, flow(), 'the failure is not remembered: the next call asks again');
+
+# ... and it is one failure: nobody takes it for an outage.
+my $gone = FeishuFlow::Mock->start;
+create_server($node, 'gone', { base_url => $gone->url });
+$gone->rules([ \%token, { type => 'hold' } ]);
+$_->send(flow(server => 'gone')) foreach @sessions;
+wait_for_callers(8);
+is($gone->token_requests, 1, 'others wait for a fetch');
+$gone->stop;
+is_deeply([ map { $_->result->{sqlstate} } @sessions ], [ ('LK503') x 8 ], '... that ends without an answer');
+unlike(
+	slurp_file($node->logfile),
+	qr/"gone" does not answer/,
+	'... which is one trouble of the platform, and not one of each');
 
 forget_tokens();
 $mock->rules([ \%token, { type => 'hang' }, times => 1 ]);
@@ -210,6 +221,7 @@ $mock->rules([ \%token, { type => 'hold' } ]);
 my $calls = 0;
 my $failed = '';
 my $deadline = time() + 20;
+
 while ($mock->token_requests < 2 && time() < $deadline)
 {
 	my $result = $session->ask(flow());
@@ -226,7 +238,7 @@ for (1 .. 10)
 	$failed ||= $result->{err} if $result->{sqlstate} ne '00000';
 }
 is($failed, '', 'no call waits for the refresh: others go on while it is held');
-is( scalar(grep { $_->{headers}{authorization} eq $first_token } $mock->log(kind => 'execute')),
+is(scalar(grep { $_->{headers}{authorization} eq $first_token } $mock->log(kind => 'execute')),
 	10, '... with the old token');
 $mock->well;
 
@@ -242,8 +254,7 @@ while ($used eq $first_token && $failed eq '' && time() < $deadline)
 }
 is($failed, '', 'an idle session that began the refresh holds up no other');
 isnt($used, $first_token, '... the new token takes over');
-is(scalar(grep { $_->{status} != 200 } $mock->log(kind => 'execute')),
-	0, '... nor is one refused on the way');
+is(scalar(grep { $_->{status} != 200 } $mock->log(kind => 'execute')), 0, '... nor is one refused on the way');
 
 # across several lives, nobody is ever refused
 $mock->config(token_expire => 2);
@@ -257,8 +268,7 @@ while (time() < $deadline)
 	usleep(50_000);
 }
 is($failed, '', 'calls go on over several lives of a token');
-is(scalar(grep { $_->{status} != 200 } $mock->log(kind => 'execute')),
-	0, '... and none is sent with an expired one');
+is(scalar(grep { $_->{status} != 200 } $mock->log(kind => 'execute')), 0, '... and none is sent with an expired one');
 cmp_ok($mock->token_requests, '<=', 6, '... with one fetch for each life');
 
 # a refresh that fails, in whatever way, is not tried again by the next call
@@ -307,21 +317,42 @@ $mock->well;
 
 $mock->mark;
 $mock->revoke(keep_issuing_same => JSON::PP::true);
-fails_with($session, flow(), 'LK401', 'a token that is refused again is reported',
-	detail => qr/\b99991663\b/, hint => qr/\w/);
+fails_with(
+	$session, flow(), 'LK401', 'a token that is refused again is reported',
+	detail => qr/\b99991663\b/,
+	hint => qr/\w/);
 is($mock->executes, 2, '... after exactly two executes');
 is($mock->token_requests, 1, '... and one fetch');
 $mock->reset;
 
-# ---- the secret changes ----
-
 forget_tokens();
 succeeds($session, flow(), 'a call');
+
+# The second one has been accepted from others before it is refused, too.
+my %twice = (kind => 'execute', flow_id => 'twice');
+$mock->mark;
+$mock->revoke;
+$mock->rules([ \%twice, { type => 'hold', started => JSON::PP::false } ]);
+$session->send(flow(flow_id => 'twice'));
+$mock->wait_for(1, %twice);
+$mock->release;
+$mock->wait_for(2, %twice);
+succeeds($second, flow(), 'a token is accepted');
+$mock->revoke;
+$mock->well;
+fails_with($session, $session->result, 'LK401', '... and refused to a call whose first was refused');
+is($mock->count(%twice), 2, '... which is not sent a third time');
+succeeds($session, flow(), '... but with another token, the next one is');
+
+# ---- the secret changes ----
+
 succeeds($second, flow(), 'a call of another session');
 set_mapping(app_id => 'cli_mock', app_secret => 'new-secret');
 $mock->mark;
-fails_with($session, flow(), 'LK401', 'a changed secret never uses the old token',
-	detail => qr/\b10014\b/, hint => qr/app_secret/);
+fails_with(
+	$session, flow(), 'LK401', 'a changed secret never uses the old token',
+	detail => qr/\b10014\b/,
+	hint => qr/app_secret/);
 fails_with($second, flow(), 'LK401', '... in no session');
 is($mock->executes, 0, '... nothing was sent with it');
 $mock->config(apps => { cli_mock => 'new-secret' });
@@ -330,14 +361,14 @@ $mock->config(apps => { cli_mock => 'mock-secret' });
 set_mapping(%app);
 
 set_mapping(app_id => 'cli_nobody', app_secret => 'mock-secret');
-fails_with($session, flow(), 'LK401', 'an unknown app is LK401',
-	detail => qr/\b10015\b/, hint => qr/app_id/);
-alter_server($session, 'feishu', 'ADD', token_url => $mock->url . '/oauth/v3/token');
-fails_with($session, flow(), 'LK401', 'an unknown app is LK401 with OAuth',
+fails_with(
+	$session, flow(), 'LK401', 'an unknown app is LK401',
+	detail => qr/\b10015\b/,
 	hint => qr/app_id/);
+alter_server($session, 'feishu', 'ADD', token_url => $mock->url . '/oauth/v3/token');
+fails_with($session, flow(), 'LK401', 'an unknown app is LK401 with OAuth', hint => qr/app_id/);
 set_mapping(app_id => 'cli_mock', app_secret => 'wrong');
-fails_with($session, flow(), 'LK401', 'a wrong secret is LK401 with OAuth',
-	hint => qr/app_secret/);
+fails_with($session, flow(), 'LK401', 'a wrong secret is LK401 with OAuth', hint => qr/app_secret/);
 $mock->rules([ { kind => 'oauth' }, { type => 'code', code => 20050 } ]);
 fails_with($session, flow(), 'LK500', 'OAuth code 20050 is a failure of the platform');
 $mock->rules([ { kind => 'oauth' }, { type => 'code', code => 20072 } ]);
@@ -356,11 +387,9 @@ is($execute->{headers}{authorization}, "Bearer $fixed", '... and is sent');
 is($mock->token_requests, 0, '... and nothing is fetched');
 set_mapping(tenant_access_token => 't-not-a-token');
 $mock->mark;
-fails_with($session, flow(), 'LK401', 'a fixed token that is refused is LK401',
-	hint => qr/tenant_access_token/);
+fails_with($session, flow(), 'LK401', 'a fixed token that is refused is LK401', hint => qr/tenant_access_token/);
 is($mock->executes . ' ' . $mock->token_requests, '1 0', '... and is not tried twice');
-is( $session->value("SELECT count(*) FROM feishu.check_server()"),
-	'1', 'check_server has an answer for a fixed token');
+is($session->value("SELECT count(*) FROM feishu.check_server()"), '1', 'check_server has an answer for a fixed token');
 set_mapping(%app);
 
 # ---- a token endpoint in trouble ----
@@ -373,11 +402,12 @@ my @troubles = (
 	[ { type => 'reset_before' }, 'LK503', 'resets the connection' ],
 	[ { type => 'close_after' }, 'LK503', 'closes the connection' ],
 	[ { type => 'status', status => 502 }, 'LK500', 'answers HTML with 502' ],
-	[ { type => 'status', status => 200, body => '<html>hello</html>', content_type => 'text/html' },
-		'LK502', 'answers HTML with 200' ],
+	[
+		{ type => 'status', status => 200, body => '<html>hello</html>', content_type => 'text/html' },
+		'LK502', 'answers HTML with 200'
+	],
 	[ { type => 'status', status => 404, body => '404 page not found' }, 'LK404', 'answers 404' ],
-	[ { type => 'status', status => 301, headers => { Location => 'http://127.0.0.1:1/' } },
-		'LK404', 'redirects' ],
+	[ { type => 'status', status => 301, headers => { Location => 'http://127.0.0.1:1/' } }, 'LK404', 'redirects' ],
 	[ { type => 'status', status => 204 }, 'LK502', 'answers 204' ],
 	[ { type => 'garbage' }, 'LK502', 'answers garbage' ],
 	[ { type => 'half_answer' }, 'LK502', 'breaks off' ],
@@ -386,22 +416,21 @@ my @troubles = (
 	[ { type => 'deep' }, 'LK502', 'answers too deep a JSON' ],
 	[ { type => 'big', bytes => 20 << 20 }, 'LK502', 'answers 20 MB' ],
 	[ { type => 'not_utf8' }, 'LK502', 'answers bytes that are not UTF-8' ],
-	[ { type => 'wrong_types', set => { tenant_access_token => 7 } }, 'LK502',
-		'answers a number for a token' ],
-	[ { type => 'wrong_types', set => { tenant_access_token => '' } }, 'LK502',
-		'answers an empty token' ],
-	[ { type => 'wrong_types', set => { tenant_access_token => "a\r\nb: c" } }, 'LK502',
-		'answers a token with a line break' ],
-	[ { type => 'wrong_types', remove => ['tenant_access_token'] }, 'LK502',
-		'answers no token' ],
+	[ { type => 'wrong_types', set => { tenant_access_token => 7 } }, 'LK502', 'answers a number for a token' ],
+	[ { type => 'wrong_types', set => { tenant_access_token => '' } }, 'LK502', 'answers an empty token' ],
+	[
+		{ type => 'wrong_types', set => { tenant_access_token => "a\r\nb: c" } },
+		'LK502', 'answers a token with a line break'
+	],
+	[ { type => 'wrong_types', remove => ['tenant_access_token'] }, 'LK502', 'answers no token' ],
 	[ { type => 'wrong_types', set => { code => 'x' } }, 'LK502', 'answers a strange code' ],
 	[ { type => 'code', code => 1500 }, 'LK500', 'has an internal error' ],
-	[ { type => 'code', code => 99991400, reset => 1 }, 'LK429', 'limits the rate' ],
-);
+	[ { type => 'code', code => 99991400, reset => 1 }, 'LK429', 'limits the rate' ],);
 my @oauth_troubles = map {
 	my ($fault, @rest) = @$_;
 	my %as_oauth = %$fault;
-	$as_oauth{set} = { map { s/tenant_access_token/access_token/r => $fault->{set}{$_} } keys %{ $fault->{set} } } if $fault->{set};
+	$as_oauth{set} = { map { s/tenant_access_token/access_token/r => $fault->{set}{$_} } keys %{ $fault->{set} } }
+	  if $fault->{set};
 	$as_oauth{remove} = ['access_token'] if $fault->{remove};
 	[ \%as_oauth, @rest ]
 } @troubles;
@@ -417,9 +446,11 @@ foreach my $protocol ([ \%token, 'token', @troubles ], [ { kind => 'oauth' }, 'O
 		my ($fault, $sqlstate, $what) = @$trouble;
 		$mock->mark;
 		$mock->rules([ $match, $fault ]);
-		fails_with($session, flow(timeout => $sqlstate eq 'LK504' ? '400ms' : '30s'),
+		fails_with(
+			$session, flow(timeout => $sqlstate eq 'LK504' ? '400ms' : '30s'),
 			$sqlstate, "a $name endpoint that $what is $sqlstate",
-			message => qr/token/, hint => qr/\w/);
+			message => qr/token/,
+			hint => qr/\w/);
 		is($mock->executes, 0, '... and nothing is sent');
 	}
 	$mock->well;
@@ -427,25 +458,29 @@ foreach my $protocol ([ \%token, 'token', @troubles ], [ { kind => 'oauth' }, 'O
 alter_server($session, 'feishu', 'DROP', 'token_url');
 $mock->revoke;
 $mock->rules([ \%token, { type => 'code', code => 10014 } ]);
-is_deeply(JSON::PP->new->decode(succeeds($session, flow(raise_error => 'false'), 'a refused token request with raise_error => false')),
-	{ code => 10014, msg => 'app secret invalid' }, '... is code and message alone');
+is_deeply(
+	JSON::PP->new->decode(
+		succeeds($session, flow(raise_error => 'false'), 'a refused token request with raise_error => false')),
+	{ code => 10014, msg => 'app secret invalid' },
+	'... is code and message alone');
 $mock->well;
 foreach my $expire (undef, 'soon', 0, -5, '7200', 1e300, JSON::PP::true)
 {
 	$mock->rules([ \%token, { type => 'wrong_types', set => { expire => $expire } } ]);
-	succeeds($session, flow(),
-		'a token whose expire is ' . ($expire // 'null') . ' can be used');
+	succeeds($session, flow(), 'a token whose expire is ' . ($expire // 'null') . ' can be used');
 	$mock->revoke;
 }
 $mock->well;
 succeeds($session, flow(), 'after all this a call works');
 
 create_server($node, 'down', { base_url => 'http://127.0.0.1:' . closed_port() });
-fails_with($session, flow(server => 'down'),
-	'LK503', 'a token endpoint that is down is LK503');
-create_server($node, 'token_down', { base_url => $mock->url, token_url => 'http://127.0.0.1:' . closed_port() . '/oauth/v3/token' });
-my ($where) = $session->value("SELECT unnest(srvoptions) FROM pg_foreign_server WHERE srvname = 'token_down'") =~ m{token_url=(http://[\d.:]+)};
-fails_with($session, flow(server => 'token_down'), 'LK503', '... and told by its own address', detail => qr/\Q$where\E/);
+fails_with($session, flow(server => 'down'), 'LK503', 'a token endpoint that is down is LK503');
+create_server($node, 'token_down',
+	{ base_url => $mock->url, token_url => 'http://127.0.0.1:' . closed_port() . '/oauth/v3/token' });
+my ($where) = $session->value("SELECT unnest(srvoptions) FROM pg_foreign_server WHERE srvname = 'token_down'") =~
+  m{token_url=(http://[\d.:]+)};
+fails_with($session, flow(server => 'token_down'), 'LK503', '... and told by its own address',
+	detail => qr/\Q$where\E/);
 
 # ---- a crash leaves no duty behind ----
 

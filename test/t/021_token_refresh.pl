@@ -10,7 +10,7 @@ use lib "$FindBin::RealBin/../lib";
 use FeishuFlow;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time usleep);
+use Time::HiRes qw(time);
 
 my %token = (kind => 'token');
 my ($latency, $life) = (400, 4);    # of a token request in ms, of a token in seconds: due after three quarters
@@ -34,7 +34,12 @@ succeeds($idler, flow(server => 'idlers'), '... and of another app');
 my $first = ($idle_mock->log(kind => 'execute'))[-1]{headers}{authorization};
 my ($idle_asked) = map { $_->{time} } $idle_mock->log(%token);
 
-sub time_is { my ($time) = @_; wait_until('it is time', sub { time() > $time }); return; }
+sub time_is
+{
+	my ($time) = @_;
+	wait_until('it is time', sub { time() > $time });
+	return;
+}
 
 # The token is due: these begin to refresh it, and are idle from then on. The next one lives for long.
 time_is($idle_asked + 0.8 * $life);
@@ -61,9 +66,9 @@ wait_until(
 		$watch->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") == 1;
 	});
 
-# Sessions that make one call each, one after the other, until the token has been refreshed twice.  With a dispatcher none
-# waits for a token; without, the one that finds it due makes the request, and waits for it.  The two clusters do not
-# wait for each other, and a token is due for as long as a call and a token request take on a busy machine.
+# Sessions that make one call each, one after the other, until the token has been refreshed twice.  With a dispatcher
+# none waits for a token; without, the one that finds it due makes the request, and waits for it.  The two clusters do
+# not wait for each other, and a token is due for as long as a call and a token request take on a busy machine.
 my $long_life = 6;
 my @cases = (
 	{ name => 'sessions of one call', node => $node, mock => $mock, patience => 0 },
@@ -79,21 +84,24 @@ my $until = time() + 1.8 * $long_life;
 foreach my $case (@cases)
 {
 	my $number = $case->{patience};
-	forked("calls $number", sub {
-		my ($failed, $calls) = ('', '');
-		while (time() < $until)
-		{
-			my $session = FeishuFlow::Session->new($case->{node});
-			my $begun = time();
-			my $result = $session->ask(flow());
-			$calls .= "$begun-" . time() . ' ';
-			$session->quit;
-			$failed ||= $result->{err};
-			usleep(20_000);
-		}
-		append_to_file("$dir/$number.part", "$calls\n$failed");
-		rename("$dir/$number.part", "$dir/$number") or die "rename: $!";
-	});
+	forked(
+		"calls $number",
+		sub {
+			my ($failed, $calls) = ('', '');
+			wait_until(
+				'the token was refreshed twice',
+				sub {
+					my $session = FeishuFlow::Session->new($case->{node});
+					my $begun = time();
+					my $result = $session->ask(flow());
+					$calls .= "$begun-" . time() . ' ';
+					$session->quit;
+					$failed ||= $result->{err};
+					return time() >= $until;
+				});
+			append_to_file("$dir/$number.part", "$calls\n$failed");
+			rename("$dir/$number.part", "$dir/$number") or die "rename: $!";
+		});
 }
 foreach my $case (@cases)
 {
@@ -103,7 +111,10 @@ foreach my $case (@cases)
 	my @calls = map { [ split /-/ ] } split(/ /, $calls);
 	my @fetches = $case->{mock}->log(%token);
 	# those that have begun before a token was asked for, and ended after it came
-	my @waited = grep { my ($begun, $ended) = @$_; grep { $begun < $_->{time} && $_->{done} < $ended } @fetches } @calls;
+	my @waited = grep {
+		my ($begun, $ended) = @$_;
+		grep { $begun < $_->{time} && $_->{done} < $ended } @fetches
+	} @calls;
 	is($failed, '', "$case->{name}: no call fails");
 	cmp_ok(scalar(@waited), '<=', $case->{patience}, '... so many wait for a token');
 	is(scalar(grep { $_->{aborted} } @fetches), 0, '... no token request is given up');

@@ -43,6 +43,7 @@ sub call_on
 	$_->result foreach @sessions;
 	my $took = time() - $began;
 	my %got;
+
 	foreach my $session (@sessions)
 	{
 		my $one = JSON::PP->new->decode($session->value(q{SELECT current_setting('test.got')}));
@@ -101,7 +102,9 @@ wait_until('calls work', sub { $session->ask(flow())->{sqlstate} eq '00000' });
 # ---- limits ----
 
 my $least = 450 / 1000;    # of half a second between two requests
-create_server($node, 'limited', { base_url => $mock->url, max_rate => '1.5', max_concurrency => 1 },
+create_server(
+	$node, 'limited',
+	{ base_url => $mock->url, max_rate => '1.5', max_concurrency => 1 },
 	{ app_id => 'cli_limited', app_secret => 'limited' });
 $mock->config(apps => { cli_limited => 'limited' });
 my $limited = FeishuFlow::Session->new($node);
@@ -116,8 +119,11 @@ cmp_ok($gaps[0], '>', $least, '... which counts for max_rate') or diag("@gaps");
 
 $mock->mark;
 $mock->revoke;
-fails_with($limited, flow(server => 'limited', timeout => '900ms'), 'LK429',
-	'a call whose token is refused, and for whose second request there is no time', hint => qr/max_rate/);
+fails_with(
+	$limited, flow(server => 'limited', timeout => '900ms'),
+	'LK429',
+	'a call whose token is refused, and for whose second request there is no time',
+	hint => qr/max_rate/);
 is($mock->executes, 1, '... is sent once');
 
 # Queued flows, too; and more of them than one.
@@ -126,8 +132,9 @@ $mock->revoke;
 my $id = enqueue($session, server => 'limited');
 my $next = enqueue($session, server => 'limited');
 until_ended($session);
-is(join(' ', map { $session->value("SELECT state FROM feishu.flows WHERE id = $_") } $id, $next),
-	'succeeded succeeded', 'queued flows whose token is refused succeed');
+is( join(' ', map { $session->value("SELECT state FROM feishu.flows WHERE id = $_") } $id, $next),
+	'succeeded succeeded',
+	'queued flows whose token is refused succeed');
 is($session->value("SELECT attempts FROM feishu.flows WHERE id = $id"), '1', '... by one attempt');
 @sent = sort { $a <=> $b } map { $_->{time} } $mock->log(kind => 'execute');
 cmp_ok(scalar(@sent), '>=', 3, '... the first of them sent twice');
@@ -143,7 +150,10 @@ foreach my $round (1 .. 3)
 {
 	$mock->revoke;
 	$_->send(flow(server => 'limited')) foreach @sessions;
-	is_deeply([ map { $_->result->{sqlstate} } @sessions ], [ ('00000') x @sessions ], 'sessions whose token is refused');
+	is_deeply(
+		[ map { $_->result->{sqlstate} } @sessions ],
+		[ ('00000') x @sessions ],
+		'sessions whose token is refused');
 }
 is($mock->stats->{max_concurrent_executes}, 1, '... keep to max_concurrency');
 

@@ -49,7 +49,9 @@ bad_answer('an empty answer', { type => 'empty' }, 'LK502');
 bad_answer('204', { type => 'status', status => 204 }, 'LK502', detail => qr/\b204\b/);
 bad_answer('half a JSON', { type => 'truncated_json' }, 'LK502');
 bad_answer('plain text', answer('hello'), 'LK502', detail => qr/hello/);
-bad_answer('HTML with 200', answer('<html>hello</html>', content_type => 'text/html'),
+bad_answer(
+	'HTML with 200',
+	answer('<html>hello</html>', content_type => 'text/html'),
 	'LK502', detail => qr/<html>hello/);
 bad_answer('white space', answer("  \n "), 'LK502');
 bad_answer("JSON $_", answer($_, content_type => 'application/json'), 'LK502')
@@ -64,8 +66,7 @@ bad_answer('a nesting of 100,000', { type => 'deep' }, 'LK502');
 bad_answer('a nesting of 2,000,000', { type => 'deep', depth => 2_000_000 }, 'LK502');
 bad_answer('20 MB', { type => 'big', bytes => 20 << 20 }, 'LK502');
 bad_answer('a gzip bomb', { type => 'gzip_bomb', bytes => 256 << 20 }, 'LK502');
-bad_answer('what says gzip and is not',
-	answer('{"code": 0}', headers => { 'Content-Encoding' => 'gzip' }), 'LK502');
+bad_answer('what says gzip and is not', answer('{"code": 0}', headers => { 'Content-Encoding' => 'gzip' }), 'LK502');
 bad_answer('endless chunks, fast', { type => 'chunked_endless_fast' }, 'LK502');
 bad_answer('garbage', { type => 'garbage' }, 'LK502');
 bad_answer('half an answer', { type => 'half_answer' }, 'LK502');
@@ -73,10 +74,8 @@ bad_answer('half an answer, then a reset', { type => 'half_answer', rst => JSON:
 bad_answer('a length that is too long',
 	{ type => 'raw', text => "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"code\": 0}" }, 'LK502');
 bad_answer('a bad chunk',
-	{ type => 'raw', text => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n{}\r\n0\r\n\r\n" },
-	'LK502');
-bad_answer('a negative length',
-	{ type => 'raw', text => "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}" }, 'LK502');
+	{ type => 'raw', text => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n{}\r\n0\r\n\r\n" }, 'LK502');
+bad_answer('a negative length', { type => 'raw', text => "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}" }, 'LK502');
 bad_answer('an endless header',
 	{ type => 'raw', text => "HTTP/1.1 200 OK\r\nX-Long: " . ('x' x 2_000_000) . "\r\n\r\n" }, 'LK502');
 
@@ -103,9 +102,15 @@ bad_answer(
 	detail => qr{http://127\.0\.0\.1:1/elsewhere},
 	hint => qr/base_url/);
 bad_answer('302', { type => 'status', status => 302, headers => { Location => $mock->url } }, 'LK404');
-bad_answer('404 text/plain', { type => 'status', status => 404, body => '404 page not found' },
-	'LK404', detail => qr/404 page not found/, hint => qr/base_url/);
-bad_answer('304 of a cache', { type => 'status', status => 304, body => '' }, 'LK502', detail => qr/\b304\b/, hint => qr/base_url/);
+bad_answer(
+	'404 text/plain', { type => 'status', status => 404, body => '404 page not found' },
+	'LK404',
+	detail => qr/404 page not found/,
+	hint => qr/base_url/);
+bad_answer(
+	'304 of a cache', { type => 'status', status => 304, body => '' }, 'LK502',
+	detail => qr/\b304\b/,
+	hint => qr/base_url/);
 bad_answer('408 of a gateway', { type => 'status', status => 408, body => 'too slow' }, 'LK504');
 bad_answer('413 of a gateway', { type => 'status', status => 413, body => 'too much' }, 'LK400', hint => qr/\w/);
 bad_answer('429 of a gateway', { type => 'status', status => 429, body => 'slow down' }, 'LK429');
@@ -118,8 +123,7 @@ bad_answer('code 0 with status 500', { type => 'status', status => 500, body => 
 $mock->mark;
 $mock->rules(
 	[
-		{ kind => 'execute' },
-		{ type => 'status', status => 307, headers => { Location => $mock->url . '/elsewhere' } }
+		{ kind => 'execute' }, { type => 'status', status => 307, headers => { Location => $mock->url . '/elsewhere' } }
 	]);
 fails_with($session, flow(), 'LK404', 'a redirect is not followed');
 is($mock->count(kind => 'other'), 0, '... nothing was sent where it leads');
@@ -129,8 +133,7 @@ $mock->well;
 
 bad_answer('endless chunks', { type => 'chunked_endless' }, 'LK504', timeout => '500ms');
 bad_answer('a slow drip', { type => 'slow_drip' }, 'LK504', timeout => '500ms');
-bad_answer('a slow drip of headers', { type => 'slow_drip', headers => JSON::PP::true },
-	'LK504', timeout => '500ms');
+bad_answer('a slow drip of headers', { type => 'slow_drip', headers => JSON::PP::true }, 'LK504', timeout => '500ms');
 
 # ---- wrong types in every field ----
 
@@ -145,16 +148,19 @@ foreach my $value (@values)
 		next if $member ne 'code' && !defined $value;
 		next if $member eq 'data' && ref $value eq 'HASH';
 		next if $member eq 'data.code' && !ref $value;
-		bad_answer("$member that is $shown",
-			{ type => 'wrong_types', set => { $member => $value } }, 'LK502');
+		bad_answer("$member that is $shown", { type => 'wrong_types', set => { $member => $value } }, 'LK502');
 	}
 	foreach my $member (qw(msg data.error_msg data.execution_id data.out_params data.status))
 	{
 		$mock->fault(type => 'wrong_types', set => { $member => $value });
 		my $out = succeeds($session, flow(), "a success whose $member is $shown is a success");
 		is( $session->value(
-				'SELECT ' . quote($out) . '::jsonb #> ' . quote('{' . $member =~ s/\./,/r . '}')
-				  . ' = ' . quote($shown) . '::jsonb'),
+					'SELECT '
+				  . quote($out)
+				  . '::jsonb #> '
+				  . quote('{' . $member =~ s/\./,/r . '}') . ' = '
+				  . quote($shown)
+				  . '::jsonb'),
 			't',
 			'... and is returned as it came');
 	}
@@ -179,14 +185,20 @@ my $result = fails_with($session, flow(), 'LK403', 'a refusal whose help is 200 
 cmp_ok(length($result->{err}), '<', 8192, '... told in few words');
 foreach my $number ('1e3', '2320001.0', '-0', '99999999999999999999999999', '1e999999')
 {
-	$mock->fault(type => 'status', status => 200, content_type => 'application/json',
+	$mock->fault(
+		type => 'status',
+		status => 200,
+		content_type => 'application/json',
 		body => qq({"code": $number, "msg": "x", "data": {}}));
 	$result = $session->ask(flow());
 	isnt($result->{sqlstate}, 'XX000', "a code of $number is nothing unforeseen")
 	  or diag($result->{err});
 	note("code $number: $result->{sqlstate}");
 }
-$mock->fault(type => 'status', status => 200, content_type => 'application/json',
+$mock->fault(
+	type => 'status',
+	status => 200,
+	content_type => 'application/json',
 	body => '{"code": 2320001, "code": 0, "data": {}}');
 $result = $session->ask(flow());
 isnt($result->{sqlstate}, 'XX000', 'a code given twice is nothing unforeseen');
@@ -210,16 +222,18 @@ foreach my $fine (qw(gzip chunked no_length))
 	like($out, qr/"execution_id": "18169700914/, '... whole');
 }
 $mock->fault(type => 'big', bytes => 15 << 20);
-succeeds($session, 'SELECT length(r::text) FROM (' . flow() . ' AS r) AS s',
-	'an answer of 15 MB is read');
+succeeds($session, 'SELECT length(r::text) FROM (' . flow() . ' AS r) AS s', 'an answer of 15 MB is read');
 $mock->fault(type => 'big', bytes => 20 << 20);
 $session->value("SET feishu_flow.max_response_size = '32MB'");
-succeeds($session, 'SELECT length(r::text) FROM (' . flow() . ' AS r) AS s',
+succeeds(
+	$session,
+	'SELECT length(r::text) FROM (' . flow() . ' AS r) AS s',
 	'max_response_size lets an answer of 20 MB in');
 $session->value("SET feishu_flow.max_response_size = '64kB'");
 $mock->fault(type => 'big', bytes => 100 << 10);
 fails_with($session, flow(), 'LK502', 'max_response_size keeps an answer of 100 kB out');
 $session->value('RESET feishu_flow.max_response_size');
+
 foreach my $edge (
 	[ '128 levels', '[' x 127 . ']' x 127, 1 ],
 	[ '129 levels', '[' x 128 . ']' x 128, 0 ],
@@ -227,13 +241,18 @@ foreach my $edge (
 	[ '262,150 values', '[' . join(',', (0) x 262_150) . ']', 0 ])
 {
 	my ($what, $value, $ok) = @$edge;
-	$mock->fault(type => 'status', status => 200, body => '{"code":0,"data":{},"x":' . $value . '}', content_type => 'application/json');
+	$mock->fault(
+		type => 'status',
+		status => 200,
+		body => '{"code":0,"data":{},"x":' . $value . '}',
+		content_type => 'application/json');
 	my $sql = 'SELECT length(r::text) > 0 FROM (' . flow() . ' AS r) AS s';
-	$ok ? succeeds($session, $sql, "an answer with $what is read") : fails_with($session, $sql, 'LK502', "... with $what it is not");
+	$ok
+	  ? succeeds($session, $sql, "an answer with $what is read")
+	  : fails_with($session, $sql, 'LK502', "... with $what it is not");
 }
 $mock->fault(type => 'deep', depth => 100);
-succeeds($session, 'SELECT length(r::text) FROM (' . flow() . ' AS r) AS s',
-	'an answer with a nesting of 100 is read');
+succeeds($session, 'SELECT length(r::text) FROM (' . flow() . ' AS r) AS s', 'an answer with a nesting of 100 is read');
 $mock->rules(
 	[
 		{ kind => 'execute' },
@@ -243,8 +262,9 @@ $mock->rules(
 			  . '{"code": 0, "data": {}}'
 		}
 	]);
-is(succeeds($session, flow(), 'an interim answer is skipped'),
-	'{"code": 0, "data": {}}', '... and the final one returned');
+is( succeeds($session, flow(), 'an interim answer is skipped'),
+	'{"code": 0, "data": {}}',
+	'... and the final one returned');
 $mock->well;
 succeeds($session, flow(), 'after all this a call works');
 is($session->value('SELECT pg_backend_pid()'), $pid, '... in the same backend');

@@ -43,9 +43,9 @@ my %hint = (
 	quota => qr/^Calls are accepted again next month/,
 	scope => qr/^Add the scope app_engine:flow:write/,
 	parameters => qr/^Check namespace, flow_id, operator/,
-	platform => qr/^Try again later, a flow with the same idempotent_key; if it goes on/,
+	platform => qr/^Try again later, for a flow with the same idempotent_key\. If this goes on/,
 	input => qr/^Compare params with the flow's inputs/,
-	busy => qr/^Try again later, a flow with the same idempotent_key\.$/,
+	busy => qr/^Try again later, for a flow with the same idempotent_key\.$/,
 	publish => qr/^Publish a version of the app/,
 	base_url => qr/^Check the server's base_url; a proxy or gateway/,
 	base_url_form => qr/^Check the server's base_url: scheme/,
@@ -54,7 +54,8 @@ my %hint = (
 	firewall => qr/^A proxy or firewall may have answered.* base_url and proxy/);
 
 # What the queue does: it tries again (or waits, which is no attempt), it fails the flow, or pauses the app.
-my ($again, $waits, $fails, $pauses, $quota) = ('succeeded 2', 'succeeded 1', 'failed 1', 'queued 0 credentials', 'queued 0 quota');
+my ($again, $waits, $fails, $pauses, $quota) =
+  ('succeeded 2', 'succeeded 1', 'failed 1', 'queued 0 credentials', 'queued 0 quota');
 
 # [code, SQLSTATE, reason, hint, queue]
 my @outer = (
@@ -69,14 +70,23 @@ my @outer = (
 	[ 212100, 'LK403', 'the app is not installed in this tenant', 'publish', $fails ],
 	[ 99991401, 'LK403', 'the IP address of this database server was refused', qr/IP allow list/, $fails ],
 	(map { [ $_, 'LK400', 'parameters', 'parameters', $fails ] } 99992402, 2320001),
-	(map { [ $_, 'LK500', 'platform', 'platform', $again ] } 1500, 1663, 1668, 2200, 5000, 10101, 55001, 65001, 20050, 20072));
+	(   map { [ $_, 'LK500', 'platform', 'platform', $again ] } 1500,
+		1663, 1668, 2200, 5000, 10101, 55001, 65001, 20050, 20072));
 my @inner = (
-	[ 'k_wf_ec_2001008', 'LK409', 'the idempotent key was already used', qr/use a new key to start the flow once more/, 'unconfirmed 1' ],
+	[
+		'k_wf_ec_2001008', 'LK409',
+		'the idempotent key was already used',
+		qr/use a new key to start the flow once more/,
+		'unconfirmed 1'
+	],
 	[ 'k_wf_ec_200036', 'LK404', 'there is no such flow', qr/deployed and active/, $fails ],
-	[ 'k_ec_000009', 'LK403', 'the operator or the app may not start this flow', qr/must authorise the app id/, $fails ],
+	[
+		'k_ec_000009', 'LK403', 'the operator or the app may not start this flow', qr/must authorise the app id/,
+		$fails
+	],
 	(map { [ "k_wf_ec_200100$_", 'LK400', 'input', 'input', $fails ] } 1, 2, 4, 6),
-	(map { [ $_, 'LK500', 'busy', 'busy', $again ] } (map { "k_op_ec_2000$_" } 1 .. 3), 'k_cf_ec_200009',
-		map { "k_ec_0000$_" } qw(01 04 18 32 40 53)),
+	(   map                   { [ $_, 'LK500', 'busy', 'busy', $again ] } (map { "k_op_ec_2000$_" } 1 .. 3),
+		'k_cf_ec_200009', map { "k_ec_0000$_" } qw(01 04 18 32 40 53)),
 	[ 'k_ec_000054', 'LK504', 'the flow ran out of time', qr/^Set is_async to true/, $again ],
 	[ 'k_unheard_of', 'LK400', 'the flow failed', qr/^Look at this execution/, $fails ]);
 
@@ -130,6 +140,7 @@ my @token_unusable = (
 my @token_outer = grep { $_->[2] ne 'token' } @outer;
 
 my @cases;
+
 sub cases
 {
 	my ($kind, $what, $fault, @rows) = @_;
@@ -138,8 +149,16 @@ sub cases
 		my ($code, $sqlstate, $reason, $hint, $queue) = @$_;
 		# a token request that is refused for good pauses the app
 		$queue = $pauses if $kind eq 'token' && $queue eq $fails;
-		push @cases, { kind => $kind, name => "$what $code", fault => $fault->($code), sqlstate => $sqlstate,
-			reason => $reason{$reason} // $reason, hint => ref $hint ? $hint : $hint{$hint}, queue => $queue };
+		push @cases,
+		  {
+			kind => $kind,
+			name => "$what $code",
+			fault => $fault->($code),
+			sqlstate => $sqlstate,
+			reason => $reason{$reason} // $reason,
+			hint => ref $hint ? $hint : $hint{$hint},
+			queue => $queue
+		  };
 	}
 	return;
 }
@@ -163,7 +182,8 @@ $mock->config(apps => { map { ("cli_$_" => 'secret') } 0 .. $#cases });
 # Each has an app of its own.
 foreach my $n (0 .. $#cases)
 {
-	$session->value("CREATE SERVER s$n FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url " . quote($mock->url) . ");"
+	$session->value("CREATE SERVER s$n FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url "
+		  . quote($mock->url) . ");"
 		  . "CREATE USER MAPPING FOR PUBLIC SERVER s$n OPTIONS (app_id 'cli_$n', app_secret 'secret')");
 }
 
@@ -181,8 +201,10 @@ rules_of();
 foreach my $n (0 .. $#cases)
 {
 	my $case = $cases[$n];
-	my $result = fails_with($session, flow(server => "s$n"), $case->{sqlstate}, "$case->{name} is $case->{sqlstate}",
-		message => qr/: \Q$case->{reason}\E$/, hint => $case->{hint});
+	my $result = fails_with(
+		$session, flow(server => "s$n"), $case->{sqlstate}, "$case->{name} is $case->{sqlstate}",
+		message => qr/: \Q$case->{reason}\E$/,
+		hint => $case->{hint});
 	is($result->{message} =~ /access token:/ ? 'token' : 'execute', $case->{kind}, '... which says what was refused');
 }
 
@@ -200,8 +222,8 @@ foreach my $n (0 .. $#cases)
 	my $case = $cases[$n];
 	my $paused = $session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = 's$n' AND paused");
 	my ($why) = ($paused // '') =~ /(credentials|quota)/;
-	is(look($session, $case->{id}, "state || ' ' || attempts") . (defined $why ? " $why" : ''), $case->{queue},
-		"$case->{name}: what the queue does");
+	is(look($session, $case->{id}, "state || ' ' || attempts") . (defined $why ? " $why" : ''),
+		$case->{queue}, "$case->{name}: what the queue does");
 }
 
 # ---- the document ----
@@ -215,7 +237,9 @@ foreach my $line (split /\n/, slurp_file("$FindBin::RealBin/../../docs/errors.md
 	next if !defined $sqlstate || !defined $cause;
 	$documented{$_} = $sqlstate foreach $codes =~ /`(\d{4,}|k_\w+)`/g;
 }
-is_deeply(\%documented, { map { $_->[0] => $_->[1] } grep { $_->[0] ne 'k_unheard_of' } @outer, @inner },
+is_deeply(
+	\%documented,
+	{ map { $_->[0] => $_->[1] } grep { $_->[0] ne 'k_unheard_of' } @outer, @inner },
 	'the document has these codes, under these SQLSTATEs');
 
 done_testing();

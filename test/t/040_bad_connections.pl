@@ -23,14 +23,16 @@ my $pid = $session->pid;
 # A server that knows nothing of TLS and says so.
 my $plain = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 16)
   or die "socket: $!";
-forked('plain', sub {
-	while (my $client = $plain->accept)
-	{
-		sysread($client, my $hello, 1024);
-		print $client "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
-		close $client;
-	}
-});
+forked(
+	'plain',
+	sub {
+		while (my $client = $plain->accept)
+		{
+			sysread($client, my $hello, 1024);
+			print $client "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+			close $client;
+		}
+	});
 
 my %server = (
 	refused => 'http://127.0.0.1:' . closed_port(),
@@ -58,26 +60,28 @@ sub goes_on
 succeeds($session, flow(), 'a call');
 foreach my $name (qw(refused refused_tls ipv6_refused plain_as_tls))
 {
-	fails_with($session, flow(server => $name),
+	fails_with(
+		$session, flow(server => $name),
 		'LK503', "no connection ($name) is LK503",
-		message => qr{package_7344545d87__c/approveOrder_99c656599f}, hint => qr/\w/);
+		message => qr{package_7344545d87__c/approveOrder_99c656599f},
+		hint => qr/\w/);
 	goes_on();
 }
 
 # How long the machine's own resolver takes to give up is not ours to judge.
 my $started = time();
 my $resolver = eval {
-	IPC::Run::run(
-		[ 'getent', 'hosts', 'no-such-host.invalid' ],
-		'>', '/dev/null', IPC::Run::timeout(10));
+	IPC::Run::run([ 'getent', 'hosts', 'no-such-host.invalid' ], '>', '/dev/null', IPC::Run::timeout(10));
 	1;
 } && time() - $started < 3;
 SKIP:
 {
 	skip 'the resolver of this machine does not answer', 4 if !$resolver;
-	fails_with($session, flow(server => 'unknown_name'),
+	fails_with(
+		$session, flow(server => 'unknown_name'),
 		'LK503', 'a name that does not resolve is LK503',
-		detail => qr/no-such-host\.invalid/, hint => qr/base_url/);
+		detail => qr/no-such-host\.invalid/,
+		hint => qr/base_url/);
 	goes_on();
 }
 if (!$resolver)
@@ -123,19 +127,26 @@ my $dying = FeishuFlow::Mock->start;
 create_server($node, 'dying', { base_url => $dying->url });
 succeeds($session, flow(server => 'dying'), 'a call on a connection that is kept');
 $dying->rules([ { kind => 'execute' }, { type => 'die' } ]);
-fails_with($session, flow(server => 'dying'),
+fails_with(
+	$session, flow(server => 'dying'),
 	'LK503', 'a platform that is gone after it has got the request is LK503',
-	message => qr/broke off before an answer/, detail => qr/waiting for the answer: the peer had ended a connection that was kept/,
+	message => qr/broke off before an answer/,
+	detail => qr/waiting for the answer: the peer had ended a connection that was kept/,
 	hint => qr/may have started/);
 $dying->stop;
 goes_on();
 
 # Who never reads gets as much of a large request as fits on the way.
 my $unread = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 4) or die "socket: $!";
-create_server($node, 'unread', { base_url => 'http://127.0.0.1:' . $unread->sockport }, { tenant_access_token => 't-x' });
-fails_with($session, flow(server => 'unread', timeout => '500ms', params => \"jsonb_build_object('x', repeat('x', 15000000))"),
+create_server(
+	$node, 'unread',
+	{ base_url => 'http://127.0.0.1:' . $unread->sockport },
+	{ tenant_access_token => 't-x' });
+fails_with(
+	$session, flow(server => 'unread', timeout => '500ms', params => \"jsonb_build_object('x', repeat('x', 15000000))"),
 	'LK504', 'a platform that does not read the request is LK504',
-	detail => qr/handing over the request/, hint => qr/may have started/);
+	detail => qr/handing over the request/,
+	hint => qr/may have started/);
 goes_on();
 
 # A second token does no harm.
@@ -150,8 +161,11 @@ $mock->well;
 $fresh = FeishuFlow::Session->new($node);
 succeeds($fresh, flow(), 'a call with descriptors left');
 system('prlimit', '--pid', $fresh->pid, '--nofile=4:4') == 0 or die "prlimit: $?";
-fails_with($fresh, flow(server => 'silent'),
-	'LK503', 'a call without a descriptor left is LK503', message => qr/short of memory, file descriptors/, hint => qr/descriptors/);
+fails_with(
+	$fresh, flow(server => 'silent'),
+	'LK503', 'a call without a descriptor left is LK503',
+	message => qr/short of memory, file descriptors/,
+	hint => qr/descriptors/);
 $fresh->quit;
 
 # ---- a hang at each phase ----
@@ -180,8 +194,11 @@ foreach my $phase (sort keys %hang)
 }
 foreach my $name (qw(full_queue silent silent_tls))
 {
-	my $result = fails_with($session, flow(server => $name, timeout => '300ms'),
-		'LK504', "a hang while connecting ($name) is LK504 at the deadline", hint => qr/\w/);
+	my $result = fails_with(
+		$session, flow(server => $name, timeout => '300ms'),
+		'LK504',
+		"a hang while connecting ($name) is LK504 at the deadline",
+		hint => qr/\w/);
 	cmp_ok($result->{seconds}, '>=', 0.29, '... not before');
 	goes_on();
 }
@@ -214,10 +231,11 @@ $mock->well;
 # The whole call has one deadline: token, first try and retry share it.
 $mock->revoke;
 $mock->mark;
-$mock->rules([ { kind => 'token' }, { type => 'latency', ms => 400 } ],
+$mock->rules(
+	[ { kind => 'token' }, { type => 'latency', ms => 400 } ],
 	[ { kind => 'execute' }, { type => 'latency', ms => 400 } ]);
-my $result = fails_with($session, flow(timeout => '1s'),
-	'LK504', 'refused call, new token and second call share one deadline');
+my $result =
+  fails_with($session, flow(timeout => '1s'), 'LK504', 'refused call, new token and second call share one deadline');
 cmp_ok($result->{seconds}, '>=', 0.99, '... not before');
 cmp_ok($result->{seconds}, '<', 10, '... nor long after');
 is($mock->executes, 2, '... which came in the second call');
@@ -229,6 +247,7 @@ $mock->well;
 # takes for ever ends.
 my $slow = { type => 'latency', ms => 1000 };
 my $never = { type => 'hang' };
+
 sub timeout_counts
 {
 	my ($name, $works, $setting, $option, $argument) = @_;
@@ -253,8 +272,7 @@ timeout_counts('the argument goes before both (longer)', 1, '200ms', '200ms', '1
 
 foreach my $bad ('0', '-1 second', '-1 month')
 {
-	fails_with($session, flow(timeout => $bad), '22023', "a timeout of $bad is refused",
-		message => qr/timeout/);
+	fails_with($session, flow(timeout => $bad), '22023', "a timeout of $bad is refused", message => qr/timeout/);
 }
 fails_with($session, flow(timeout => 'infinity'), '22023', 'a timeout of infinity is refused')
   if $node->pg_version >= 17;
@@ -265,14 +283,14 @@ foreach my $server (qw(full_queue full_fixed silent_tls))
 {
 	my $answer = fails_with(
 		$session, "SET feishu_flow.connect_timeout = '200ms';" . flow(server => $server, timeout => '1h'),
-		'LK504', "the setting connect_timeout counts ($server)",
+		'LK504',
+		"the setting connect_timeout counts ($server)",
 		hint => qr/connect_timeout/);
 	unlike($answer->{message}, qr/3600000/, '... and the message does not blame the other timeout');
 	cmp_ok($answer->{seconds}, '<', 30, '... in time');
 	$session->value("SET feishu_flow.connect_timeout = '1h'");
 	alter_server($session, $server, 'ADD', connect_timeout => '200ms');
-	$answer = fails_with(
-		$session, flow(server => $server, timeout => '1h'),
+	$answer = fails_with($session, flow(server => $server, timeout => '1h'),
 		'LK504', "the server's connect_timeout goes before the setting ($server)");
 	cmp_ok($answer->{seconds}, '<', 30, '... in time');
 	$session->value('RESET feishu_flow.connect_timeout');

@@ -42,12 +42,21 @@ sub holds_none
 	my ($name, @texts) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	cmp_ok(scalar @texts, '>', 0, "$name: there are texts");
-	is_deeply([ map { my $text = $_; map { "$_: $text" } lost_connections($text) } @texts ], [], "$name: none is like that of a lost connection");
+	is_deeply(
+		[
+			map {
+				my $text = $_;
+				map { "$_: $text" } lost_connections($text)
+			} @texts
+		],
+		[],
+		"$name: none is like that of a lost connection");
 	return;
 }
 
 # phrases.c has them for a reason.
-holds_none('the sources', map { strings_of(slurp_file($_)) } grep { !m{/phrases\.c$} } glob("$root/src/*.[ch] $root/src/*/*.[ch]"));
+holds_none('the sources',
+	map { strings_of(slurp_file($_)) } grep { !m{/phrases\.c$} } glob("$root/src/*.[ch] $root/src/*/*.[ch]"));
 holds_none('the translations', strings_of(slurp_file("$root/po/zh_CN.po")));
 holds_none('the SQL script', slurp_file("$root/feishu_flow--1.0.sql") =~ /'((?:[^']|'')*)'/g);
 
@@ -60,19 +69,23 @@ my $session = FeishuFlow::Session->new($node);
 
 # Something else than TLS, or a proxy: says so, and hangs up.
 my $plain = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 16) or die "socket: $!";
-forked('plain', sub {
-	while (my $client = $plain->accept)
-	{
-		sysread($client, my $hello, 1024);
-		print $client "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
-		close $client;
-	}
-});
+forked(
+	'plain',
+	sub {
+		while (my $client = $plain->accept)
+		{
+			sysread($client, my $hello, 1024);
+			print $client "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+			close $client;
+		}
+	});
 
 my %server = (
-	refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing takes connections at that address and port/ ],
-	refused_tls => [ 'https://127.0.0.1:' . closed_port(), qr/nothing takes connections at that address and port/ ],
-	no_way => [ 'http://255.255.255.255', qr/while connecting: (?:the network has no way|the database host does not allow it)/ ],
+	refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing listens at that address and port/ ],
+	refused_tls => [ 'https://127.0.0.1:' . closed_port(), qr/nothing listens at that address and port/ ],
+	no_way => [
+		'http://255.255.255.255', qr/while connecting: (?:the network has no route|the database host does not allow it)/
+	],
 	plain_as_tls => [ 'https://127.0.0.1:' . $plain->sockport, qr/does not speak TLS/ ],
 	full_queue => [ 'http://127.0.0.1:' . full_port(), qr/while connecting/ ],
 	silent => [ 'http://127.0.0.1:' . $mock->silent_port, qr/while waiting for the answer/ ],
@@ -92,14 +105,15 @@ foreach my $name (sort keys %server)
 }
 
 my %proxy = (
-	proxy_refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing takes connections/ ],
+	proxy_refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing listens/ ],
 	proxy_unknown => [ 'http://no-such-host.invalid', qr/gave no address for the proxy|while resolving the host name/ ],
-	socks_refused => [ 'socks5h://127.0.0.1:' . closed_port(), qr/nothing takes connections/ ],
+	socks_refused => [ 'socks5h://127.0.0.1:' . closed_port(), qr/nothing listens/ ],
 	no_socks => [ 'socks5h://127.0.0.1:' . $plain->sockport, qr/the proxy did not do as it was asked/ ]);
 foreach my $name (sort keys %proxy)
 {
 	my ($url, $detail) = @{ $proxy{$name} };
-	create_server($node, $name, { base_url => 'http://platform.invalid', proxy => $url, connect_timeout => '500ms', timeout => '700ms' });
+	create_server($node, $name,
+		{ base_url => 'http://platform.invalid', proxy => $url, connect_timeout => '500ms', timeout => '700ms' });
 	my $result = $session->ask(flow(server => $name));
 	like($result->{sqlstate}, qr/^LK50[34]$/, "$name: a call has no answer") or diag($result->{err});
 	like($result->{detail}, $detail, '... and says why in our words');
@@ -131,7 +145,10 @@ create_server($node, 'no_token', { base_url => $mock->url }, { app_id => 'cli_ot
 fails_with($session, flow(server => 'no_token'), 'LK503', 'no token', detail => qr/broke the transfer off/);
 $mock->rules([ { kind => 'execute' }, { type => 'reset_before' } ]);
 my $id = enqueue($session, max_attempts => 2);
-fails_with($session, "SELECT feishu.wait_flow($id)", 'LK503', 'a flow that was given up', message => qr/broke off/, detail => qr/broke the transfer off.*Given up after 2 attempts/s);
+fails_with(
+	$session, "SELECT feishu.wait_flow($id)", 'LK503', 'a flow that was given up',
+	message => qr/broke off/,
+	detail => qr/broke the transfer off.*Given up after 2 attempts/s);
 $mock->well;
 my $row = $session->value("SELECT error FROM feishu.flows WHERE id = $id");
 like($row, qr/broke off/, '... says so in its row');
@@ -154,15 +171,22 @@ foreach my $phrase (@phrases)
 		$mock->fault(%$fault);
 		$result = $session->ask(flow());
 		push @lost, map { "$_: $result->{err}" } lost_connections($result->{err});
-		push @unlike, $result->{err} if $result->{detail} !~ /upstream: \Q$phrase\E, sorry/i &&
-		  $result->{detail} !~ join('.', map { "\Q$_\E" } split(/[^a-zA-Z0-9]/, $phrase));
+		push @unlike, $result->{err}
+		  if $result->{detail} !~ /upstream: \Q$phrase\E, sorry/i
+		  && $result->{detail} !~ join('.', map { "\Q$_\E" } split(/[^a-zA-Z0-9]/, $phrase));
 	}
 }
 is_deeply(\@lost, [], 'no text of a peer is like that of a lost connection');
 is_deeply(\@unlike, [], '... but for a character or two it is there as it came');
 
-$mock->fault(type => 'status', status => 504, body => '<html>Connection reset by peer: upstream Timed out (110)</html>');
-fails_with($session, flow(), 'LK500', 'a gateway that lost its upstream', detail => qr/Connection_reset by_peer: upstream Timed_out \(110\)/);
+$mock->fault(
+	type => 'status',
+	status => 504,
+	body => '<html>Connection reset by peer: upstream Timed out (110)</html>');
+fails_with(
+	$session, flow(), 'LK500',
+	'a gateway that lost its upstream',
+	detail => qr/Connection_reset by_peer: upstream Timed_out \(110\)/);
 $mock->fault(type => 'code', code => 2320001, msg => 'database is locked');
 $id = enqueue($session, max_attempts => 1);
 fails_with($session, "SELECT feishu.wait_flow($id)", 'LK400', 'a flow of the queue that was refused so');
@@ -172,6 +196,8 @@ $mock->well;
 
 # A response that is returned is data, and stays as it is.
 $mock->fault(type => 'code', code => 2320001, msg => 'reset by peer');
-is(JSON::PP->new->decode($session->value(flow(raise_error => \'false')))->{msg}, 'reset by peer', 'a response that is returned is as it came');
+is( JSON::PP->new->decode($session->value(flow(raise_error => \'false')))->{msg},
+	'reset by peer',
+	'a response that is returned is as it came');
 
 done_testing();

@@ -30,9 +30,15 @@ system('cc', '-shared', '-fPIC', '-o', $library, "$FindBin::RealBin/../lib/other
 foreach my $name ('one', 'two', 'host')
 {
 	my $log = '';
-	IPC::Run::run([ 'openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '30', '-subj', "/CN=feishu_flow test $name",
-			'-addext', 'subjectAltName = IP:127.0.0.1', '-keyout', "$dir/$name.key", '-out', "$dir/$name.crt" ],
-		'>&', \$log) or die "openssl: $log";
+	IPC::Run::run(
+		[
+			'openssl', 'req', '-x509', '-newkey',
+			'rsa:2048', '-nodes', '-days', '30',
+			'-subj', "/CN=feishu_flow test $name", '-addext', 'subjectAltName = IP:127.0.0.1',
+			'-keyout', "$dir/$name.key", '-out', "$dir/$name.crt"
+		],
+		'>&',
+		\$log) or die "openssl: $log";
 }
 my $mock = FeishuFlow::Mock->start;
 my %port = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } 'one', 'two', 'host';
@@ -62,6 +68,7 @@ sub bundle
 
 # The folder with the certificates given.
 mkdir "$dir/certs" or die "mkdir: $!";
+
 sub folder
 {
 	unlink glob "$dir/certs/*";
@@ -101,7 +108,8 @@ sub call_reads
 # ---- the system's ----
 
 my $session = FeishuFlow::Session->new($node);
-is(call_reads($session, 'one', 'a first call with the system\'s authorities'), 0, 'the system\'s file is not read for it');
+is(call_reads($session, 'one', 'a first call with the system\'s authorities'),
+	0, 'the system\'s file is not read for it');
 is(call_reads($session, 'one', 'a second call, over a new connection'), 0, '... nor for this one');
 fails_with($session, flow(server => 'two'), 'LK503', 'another authority is not trusted');
 
@@ -114,7 +122,10 @@ is(call_reads($session, 'two', 'a second call then'), 0, '... and then no more')
 folder('one', 'two', 'host');
 succeeds($session, flow(server => 'host'), 'the folder is used when it has more, as Debian\'s has');
 folder('one', 'host');
-succeeds($session, flow(server => 'two'), 'an authority that is in the file alone is trusted, when the folder has another one in its place');
+succeeds(
+	$session,
+	flow(server => 'two'),
+	'an authority that is in the file alone is trusted, when the folder has another one in its place');
 folder('one', 'two');
 unlink "$dir/certs/two.pem";
 succeeds($session, flow(server => 'two'), 'a link that leads nowhere is no authority of the folder');
@@ -140,12 +151,15 @@ my $pid = until_dispatcher($session);
 $mock->fault(type => 'hold');
 $mock->mark;
 my $arrived;
-is(reads_file($pid, sub { enqueue_many($session, 1, 60, server => 'private'); $arrived = $mock->wait_for(60, kind => 'execute') }), 1,
+is( reads_file(
+		$pid,
+		sub { enqueue_many($session, 1, 60, server => 'private'); $arrived = $mock->wait_for(60, kind => 'execute') }),
+	1,
 	'a dispatcher reads a ca_file');
 is($arrived, 60, '... and, over HTTP/1.1, no flow waits for the answer to another');
 $mock->well;
 until_ended($session);
-is(reads_file($pid, sub { enqueue_many($session, 61, 120, server => 'private'); until_ended($session) }), 0,
-	'... once for all connections');
+is(reads_file($pid, sub { enqueue_many($session, 61, 120, server => 'private'); until_ended($session) }),
+	0, '... once for all connections');
 
 done_testing();

@@ -13,11 +13,15 @@ use FeishuFront;
 use FeishuQueue;
 use IO::Select;
 use IO::Socket::INET;
+use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
 my @http11 = qw(rst_http11 goaway_http11 goaway_http11_last);
-my $front = FeishuFront->start($mock, 'none', @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2', 'goaway_reset:2', 'refuse_kept:1', 'rst_protocol');
+my $front = FeishuFront->start(
+	$mock, 'none', @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2',
+	'goaway_reset:2', 'refuse_kept:1', 'rst_protocol');
 my $node = queue_cluster('main');
 my %name = (none => 'well', map { $_ => s/:.*//r } @http11, 'refuse:2', 'refuse_all', 'goaway_lower:2');
 create_server($node, $name{$_}, $front->options($_)) foreach sort keys %name;
@@ -70,16 +74,31 @@ is($front->versions($mock), '2', '... and HTTP/2 is not given up for that');
 
 # The token comes from another server: a refused flow is what is looked at.
 create_server($node, 'refused', $front->options('refuse_all'), { tenant_access_token => $mock->token });
-my $result = fails_with($session, flow(server => 'refused'), 'LK503', 'a call that is always refused is LK503',
-	message => qr/not processed/, hint => qr/http_version/);
+my $result = fails_with(
+	$session, flow(server => 'refused'), 'LK503', 'a call that is always refused is LK503',
+	message => qr/without processing it/,
+	hint => qr/http_version/);
 unlike($result->{hint}, qr/may have started/, '... and has not started');
 cmp_ok($front->hits('refuse_all', 'refused'), '<=', 5, '... a few requests were made of it');
+$session->value('SET feishu_flow.max_concurrent_calls = 1');
+unlike(
+	$session->value(
+		q{SELECT string_agg((r).error, '; ') }
+		  . q{FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}', server => 'refused') OVER () AS r}
+		  . ' FROM generate_series(1, 8)) s'),
+	qr/does not answer/,
+	'... of many calls, all are tried');
+$session->value('RESET feishu_flow.max_concurrent_calls');
 my $id = enqueue($session, server => 'refused', max_attempts => 1);
-wait_until('the flow was refused more than once',
-	sub { $front->hits('refuse_all', 'refused') >= 12 && look($session, $id, 'error IS NOT NULL') eq 't' });
-is(look($session, $id, 'attempts, finished_at IS NULL, sqlstate'), '0|t|LK503',
-	'a queued flow that is always refused waits, with all its attempts left');
-like(look($session, $id, 'error'), qr/not processed/, '... and says why');
+wait_until('the flow was refused many times',
+	sub { $front->hits('refuse_all', 'refused') >= 30 && look($session, $id, 'error IS NOT NULL') eq 't' });
+is(look($session, $id, 'attempts, finished_at IS NULL, sqlstate'),
+	'0|t|LK503', 'a queued flow that is always refused waits, with all its attempts left');
+like(look($session, $id, 'error'), qr/without processing it/, '... and says why');
+unlike(
+	slurp_file($node->logfile),
+	qr/"refused" does not answer/,
+	'... which is no outage: who gives requests back is there');
 wait_until('it is cancelled between two tries', sub { $session->value("SELECT feishu.cancel_flow($id)") eq 't' });
 
 # On a connection that was kept libcurl does not tell it from the connection's death.
@@ -97,8 +116,10 @@ $fresh->quit;
 create_server($node, 'broken', $front->options('rst_protocol'), { tenant_access_token => $mock->token });
 $mock->mark;
 $fresh = FeishuFlow::Session->new($node);
-fails_with($fresh, flow(server => 'broken'), 'LK503', 'a stream that the peer ends without a word is LK503', detail => qr{HTTP/2 error 1\b}, hint => qr/may have started/)
-  for 1 .. 2;
+fails_with(
+	$fresh, flow(server => 'broken'), 'LK503', 'a stream that the peer ends without a word is LK503',
+	detail => qr{HTTP/2 error 1\b},
+	hint => qr/may have started/) for 1 .. 2;
 succeeds($fresh, flow(server => 'broken'), '... after two of them HTTP/1.1 is spoken');
 is($front->versions($mock), '1.1', '... and what may have been processed was not sent again');
 $fresh->quit;
@@ -107,25 +128,30 @@ $fresh->quit;
 
 # It leads to another peer of that name, which speaks for none but itself.
 my $proxy = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 4) or die "socket: $!";
-forked('proxy', sub {
-	while (my $client = $proxy->accept)
-	{
-		my $peer = IO::Socket::INET->new("127.0.0.1:$front->{port}{rst_protocol}") or die "connect: $!";
-		sysread($client, my $request, 8192);
-		syswrite($client, "HTTP/1.1 200 OK\r\n\r\n");
-		my $both = IO::Select->new($client, $peer);
-		my ($bytes, $open) = (undef, 1);
-		while ($open)
+forked(
+	'proxy',
+	sub {
+		while (my $client = $proxy->accept)
 		{
-			foreach my $from ($both->can_read)
+			my $peer = IO::Socket::INET->new("127.0.0.1:$front->{port}{rst_protocol}") or die "connect: $!";
+			sysread($client, my $request, 8192);
+			syswrite($client, "HTTP/1.1 200 OK\r\n\r\n");
+			my $both = IO::Select->new($client, $peer);
+			my ($bytes, $open) = (undef, 1);
+			while ($open)
 			{
-				$open &&= sysread($from, $bytes, 65536) && syswrite($from == $client ? $peer : $client, $bytes);
+				foreach my $from ($both->can_read)
+				{
+					$open &&= sysread($from, $bytes, 65536) && syswrite($from == $client ? $peer : $client, $bytes);
+				}
 			}
 		}
-	}
-});
+	});
 create_server($node, 'unproxied', $front->options('none'), { tenant_access_token => $mock->token });
-create_server($node, 'proxied', $front->options('none', proxy => 'http://127.0.0.1:' . $proxy->sockport), { tenant_access_token => $mock->token });
+create_server(
+	$node, 'proxied',
+	$front->options('none', proxy => 'http://127.0.0.1:' . $proxy->sockport),
+	{ tenant_access_token => $mock->token });
 $fresh = FeishuFlow::Session->new($node);
 fails_with($fresh, flow(server => 'proxied'), 'LK503', 'a stream that the peer behind a proxy ends') for 1 .. 2;
 $mock->mark;
@@ -155,6 +181,7 @@ succeeds($fresh, flow(server => 'reset'), 'a call') for 1 .. 2;
 is($mock->executes, 2, 'a call is sent again when its connection says that it goes away, and is reset');
 is($front->hits('goaway_reset:2', 'refused'), 1, '... it was refused indeed');
 $fresh->quit;
+
 foreach (1 .. 2)
 {
 	$id = enqueue($session, server => 'reset');
@@ -180,7 +207,32 @@ $fresh = FeishuFlow::Session->new($node);
 succeeds($fresh, flow(server => 'rst_http11'), 'a peer that needs HTTP/1.1 and gets it');
 is($front->hits('rst_http11', 'refused'), $before, '... has nothing to refuse');
 alter_server($session, 'rst_http11', 'SET', http_version => '2');
-fails_with($fresh, flow(server => 'rst_http11'), 'LK503', 'with http_version 2 nothing else is tried', hint => qr/http_version/);
+fails_with(
+	$fresh, flow(server => 'rst_http11'),
+	'LK503',
+	'with http_version 2 nothing else is tried',
+	hint => qr/http_version/);
 $fresh->quit;
+
+# ---- what a refusal says of a platform that did not answer ----
+
+# Nothing yet: its probes go on as before.
+create_server(
+	$node, 'probed',
+	$front->options('rst_protocol', http_version => '2'),
+	{ tenant_access_token => $mock->token });
+enqueue_many($session, 101, 160, server => 'probed', max_attempts => 1000);
+until_true($session, 'it is probed',
+	"SELECT paused AND sending <= 1 FROM feishu.dispatch_status WHERE server = 'probed'");
+$front->change('rst_protocol', 'refuse:9999');
+wait_until('its probes are refused', sub { $front->hits('refuse:9999', 'refused') >= 6 });
+my ($count, $begun) = ($front->hits('refuse:9999', 'refused'), time());
+wait_until('a second has passed', sub { time() - $begun > 1 });
+$count = $front->hits('refuse:9999', 'refused') - $count;
+cmp_ok($count / (time() - $begun),
+	'<', 40, "a platform that did not answer, and gives probes back, is probed with pauses: $count requests");
+$front->change('rst_protocol', 'none');
+until_ended($session, "server = 'probed'");
+is(ends($session, "server = 'probed'"), 'succeeded 60', '... until it processes one');
 
 done_testing();

@@ -23,16 +23,24 @@ my $session = FeishuFlow::Session->new($node);
 
 # ---- interim answers ----
 
-my $interim = "HTTP/1.1 103 Early Hints\r\nX-Tt-Logid: interim\r\nX-Request-Id: interim\r\nX-Ogw-Ratelimit-Reset: 60\r\n"
-  . "Location: https://elsewhere.invalid/\r\nRetry-After: 60\r\nContent-Type: text/html\r\nDate: Thu, 01 Jan 2015 00:00:00 GMT\r\n\r\n";
+my $interim =
+	"HTTP/1.1 103 Early Hints\r\nX-Tt-Logid: interim\r\nX-Request-Id: interim\r\nX-Ogw-Ratelimit-Reset: 60\r\n"
+  . "Location: https://elsewhere.invalid/\r\nRetry-After: 60\r\nContent-Type: text/html\r\n"
+  . "Date: Thu, 01 Jan 2015 00:00:00 GMT\r\n\r\n";
 my $refusal = '{"code": 99991400, "msg": "frequency limit"}';
 
 # What the mock answers by itself, behind an interim answer.
 sub interim_then
 {
 	my ($status, $body, $headers) = @_;
-	$mock->fault(type => 'raw', text => $interim . "HTTP/1.1 $status\r\nConnection: close\r\n"
-		. ($headers // '') . 'Content-Length: ' . length($body) . "\r\n\r\n$body");
+	$mock->fault(
+		type => 'raw',
+		text => $interim
+		  . "HTTP/1.1 $status\r\nConnection: close\r\n"
+		  . ($headers // '')
+		  . 'Content-Length: '
+		  . length($body)
+		  . "\r\n\r\n$body");
 	return;
 }
 
@@ -52,8 +60,10 @@ fails_with($session, flow(), 'LK429', 'the same with Retry-After');
 $mock->well;
 succeeds($session, flow(timeout => '20s'), '... does not either');
 $mock->fault(type => 'raw', text => $interim);
-fails_with($session, flow(), 'LK503', 'an interim answer and no other is no answer',
-	message => qr/broke off before an answer/, hint => qr/may have started/);
+fails_with(
+	$session, flow(), 'LK503', 'an interim answer and no other is no answer',
+	message => qr/broke off before an answer/,
+	hint => qr/may have started/);
 $mock->well;
 
 $mock->mark;
@@ -72,8 +82,10 @@ foreach my $fault (@early, 'early_413:none')
 {
 	my $server = $fault =~ s/:/_/r;
 	create_server($node, $server, $front->options($fault), { tenant_access_token => 't-x' });
-	fails_with($session, flow(server => $server, params => $large), 'LK400', "$fault is an answer",
-		message => qr/too large/, detail => qr/HTTP status 413/);
+	fails_with(
+		$session, flow(server => $server, params => $large), 'LK400', "$fault is an answer",
+		message => qr/too large/,
+		detail => qr/HTTP status 413/);
 	is($front->hits($fault, 413), 1, '... to the one request that there was');
 	my $id = enqueue($session, server => $server, params => $large);
 	until_ended($session, "id = $id");
@@ -82,9 +94,14 @@ foreach my $fault (@early, 'early_413:none')
 }
 
 # HTTP/1.1: a gateway that closes the connection behind its answer
-create_server($node, 'http11', $front->options('early_413:close', http_version => '1.1'), { tenant_access_token => 't-x' });
-fails_with($session, flow(server => 'http11', params => $large), 'LK400', 'the same over HTTP/1.1',
-	message => qr/too large/, detail => qr/HTTP status 413/);
+create_server(
+	$node, 'http11',
+	$front->options('early_413:close', http_version => '1.1'),
+	{ tenant_access_token => 't-x' });
+fails_with(
+	$session, flow(server => 'http11', params => $large), 'LK400', 'the same over HTTP/1.1',
+	message => qr/too large/,
+	detail => qr/HTTP status 413/);
 my $id = enqueue($session, server => 'http11', params => $large);
 until_ended($session, "id = $id");
 is(look($session, $id, 'state, sqlstate'), 'failed|LK400', '... also to a queued flow');
@@ -92,11 +109,14 @@ is(look($session, $id, 'state, sqlstate'), 'failed|LK400', '... also to a queued
 # ---- what is no final answer ----
 
 # The status of a refusal does not say which one it is: its code does.
-$mock->rules([ { kind => 'execute' },
-	{ type => 'raw', text => "HTTP/1.1 400 Bad\r\nContent-Length: 1000\r\n\r\n" . substr($refusal, 0, 8) } ]);
+$mock->rules(
+	[
+		{ kind => 'execute' },
+		{ type => 'raw', text => "HTTP/1.1 400 Bad\r\nContent-Length: 1000\r\n\r\n" . substr($refusal, 0, 8) }
+	]);
 fails_with($session, flow(), 'LK502', 'a refusal that breaks off is none');
-$mock->rules([ { kind => 'execute' },
-	{ type => 'raw', text => "HTTP/1.1 503 Busy\r\nContent-Length: 1000\r\n\r\nbusy" } ]);
+$mock->rules(
+	[ { kind => 'execute' }, { type => 'raw', text => "HTTP/1.1 503 Busy\r\nContent-Length: 1000\r\n\r\nbusy" } ]);
 fails_with($session, flow(), 'LK500', 'what a gateway says by its status needs no body');
 $mock->well;
 

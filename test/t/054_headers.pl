@@ -12,6 +12,7 @@ use FeishuFlow;
 use PostgreSQL::Test::Utils;
 use POSIX qw(strftime);
 use Test::More;
+use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start;
 my $node = new_cluster('main');
@@ -23,8 +24,14 @@ sub answers
 {
 	my ($status, $headers, $body, $before) = @_;
 	$body //= '{"code": 99991400, "msg": "no"}';
-	$mock->fault(type => 'raw', text => ($before // '') . "HTTP/1.1 $status\r\nConnection: close\r\n"
-		. join('', map { "$_\r\n" } @$headers) . 'Content-Length: ' . length($body) . "\r\n\r\n$body");
+	$mock->fault(
+		type => 'raw',
+		text => ($before // '')
+		  . "HTTP/1.1 $status\r\nConnection: close\r\n"
+		  . join('', map { "$_\r\n" } @$headers)
+		  . 'Content-Length: '
+		  . length($body)
+		  . "\r\n\r\n$body");
 	return;
 }
 
@@ -40,7 +47,9 @@ sub pause_after
 	create_server($node, $server, { base_url => $mock->url }, { tenant_access_token => "t-$apps" });
 	answers('429 Slow', $headers, undef, $before);
 	$session->ask(flow(server => $server));
-	return slurp_file($node->logfile) =~ /server "$server" limits the rate of the app, calls wait for (\S+) s/ ? $1 : undef;
+	return slurp_file($node->logfile) =~ /server "$server" limits the rate of the app, calls wait for (\S+) s/
+	  ? $1
+	  : undef;
 }
 
 my ($reset, $after) = ('X-Ogw-Ratelimit-Reset', 'Retry-After');
@@ -82,7 +91,10 @@ cmp_ok($later, '>', 200 - $FeishuFlow::PATIENCE, '... as long as it takes');
 my $plain = '{"code": 2320001, "msg": "no"}';
 my $success = '{"code": 0, "msg": "success", "data": {}}';
 
-sub interim { return "HTTP/1.1 103 Early Hints\r\n" . join('', map { "$_\r\n" } @_) . "\r\n"; }
+sub interim
+{
+	return "HTTP/1.1 103 Early Hints\r\n" . join('', map { "$_\r\n" } @_) . "\r\n";
+}
 
 is(pause_after([], interim("$reset: 9")), 1, 'how long to wait is not what an interim answer says');
 is(pause_after([], interim("$after: 9")), 1, '... nor what it says for a gateway');
@@ -90,10 +102,82 @@ is(pause_after(["$after: 7"], interim("$reset: 9")), 7, '... but what the answer
 answers('400 Bad', [], $plain, interim('X-Tt-Logid: INTERIM', 'X-Request-Id: INTERIM'));
 my $result = fails_with($session, flow(), 'LK400', 'a refusal behind an interim answer');
 unlike($result->{detail}, qr/INTERIM|log id/, '... has no log id of that');
+answers('400 Bad', ['X-Request-Id: REQUEST'], $plain, interim('X-Tt-Logid: INTERIM'));
+fails_with(
+	$session, flow(), 'LK400',
+	'... and one of its own, whatever that said',
+	detail => qr/log id REQUEST(?:,|$)/m);
+answers('302 Found', [], '', interim('Location: https://there.invalid/'));
+unlike(fails_with($session, flow(), 'LK404', 'a redirect behind an interim answer')->{detail},
+	qr/there/, '... does not lead where that said');
 answers('200 OK', [], $success, interim('Content-Encoding: gzip'));
 succeeds($session, flow(), 'an answer is encoded as it says, and not as an interim one says');
 answers('200 OK', ['X-Tt-Logid: y'], $success, interim('Transfer-Encoding: identity'));
 succeeds($session, flow(), '... likewise of how it is transferred');
+
+# ---- whose clock it is ----
+
+foreach my $case (
+	[ 'Date: Mon, 06 Jan 2025 10:00:00 GMT', '', 1 ],
+	[ '', 'Date: Mon, 06 Jan 2025 10:00:00 GMT', 0 ],
+	[ 'Date: some day', '', 0 ])
+{
+	my ($date, $before, $told) = @$case;
+	$mock->rules(
+		[
+			{ kind => 'scopes' },
+			{
+				type => 'raw',
+				text => ($before ? interim($before) : '')
+				  . "HTTP/1.1 200 OK\r\nConnection: close\r\n"
+				  . ($date ? "$date\r\n" : '')
+				  . 'Content-Length: '
+				  . length($success)
+				  . "\r\n\r\n$success"
+			}
+		]);
+	my $hint = $session->value(q{SELECT message || ' ' || coalesce(hint, '') FROM feishu.check_server()});
+	($told ? \&like : \&unlike)->(
+		$hint, qr/clock/,
+		$told     ? 'a clock that differs is told'
+		: $before ? '... but not that of an interim answer'
+		:           '... nor one that nobody can read');
+}
+
+# ---- how long a connection may be kept ----
+
+# Of a second, the first half.
+foreach my $case (
+	[ 'timeout=1', '', 1 ],
+	[ 'max=5,timeout=1', '', 1 ],
+	[ 'max=5, Timeout=1', '', 1 ],
+	[ "max=5;\ttimeout=1", '', 1 ],
+	[ 'xtimeout=1', '', 0 ],
+	[ 'timeout=x', '', 0 ],
+	[ 'max=1', '', 0 ],
+	[ 'timeout=600', '', 0 ],
+	[ '', 'timeout=1', 0 ])
+{
+	my ($says, $before, $ends) = @$case;
+	my $caller = FeishuFlow::Session->new($node);
+	$mock->fault(
+		type => 'raw',
+		close => JSON::PP::false,
+		text => ($before ? interim("Keep-Alive: $before") : '')
+		  . "HTTP/1.1 200 OK\r\n"
+		  . ($says ? "Keep-Alive: $says\r\n" : '')
+		  . 'Content-Length: '
+		  . length($success)
+		  . "\r\n\r\n$success");
+	succeeds($caller, flow(), 'a call');
+	my $answered = time();
+	wait_until('half a second is over', sub { time() > $answered + 0.6 });
+	# over that one, nobody answers any more
+	my $name = ($before ? "of an interim answer, Keep-Alive: $before" : "Keep-Alive: $says")
+	  . ($ends ? ' ends the connection' : ' does not end a connection');
+	$ends ? succeeds($caller, flow(), $name) : fails_with($caller, flow(timeout => '400ms'), 'LK504', $name);
+	$caller->quit;
+}
 
 # ---- the log id ----
 
@@ -136,7 +220,11 @@ foreach my $case (
 
 # ---- how much there may be ----
 
-sub lines { my ($n, $size) = @_; return map { "X-Line-$_: " . ('x' x $size) } 1 .. $n; }
+sub lines
+{
+	my ($n, $size) = @_;
+	return map { "X-Line-$_: " . ('x' x $size) } 1 .. $n;
+}
 
 foreach my $case (
 	[ 'of 500 lines', 500, 10, 1 ],
@@ -146,14 +234,18 @@ foreach my $case (
 {
 	my ($what, $n, $size, $ok) = @$case;
 	answers('200 OK', [ lines($n, $size) ], $success);
-	$ok ? succeeds($session, flow(), "an answer with headers $what is read")
+	$ok
+	  ? succeeds($session, flow(), "an answer with headers $what is read")
 	  : fails_with($session, flow(), 'LK502', "one with headers $what is too large", message => qr/too large/);
 }
 foreach my $case ([ 'of 70 kB', 70, 1000 ], [ 'of 600 lines', 600, 10 ])
 {
 	my ($what, $n, $size) = @$case;
-	$mock->fault(type => 'raw', text => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-		. sprintf("%x\r\n%s\r\n0\r\n", length($success), $success) . join('', map { "$_\r\n" } lines($n, $size)) . "\r\n");
+	$mock->fault(
+		type => 'raw',
+		text => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+		  . sprintf("%x\r\n%s\r\n0\r\n", length($success), $success)
+		  . join('', map { "$_\r\n" } lines($n, $size)) . "\r\n");
 	fails_with($session, flow(), 'LK502', "one with trailers $what, too", message => qr/too large/);
 }
 
@@ -163,12 +255,18 @@ foreach my $case ([ 'identity', 1 ], [ 'Identity', 1 ], [ 'gzip', 0 ], [ 'gzip, 
 {
 	my ($encoding, $ok) = @$case;
 	answers('200 OK', ["Transfer-Encoding: $encoding"], $success);
-	$ok ? succeeds($session, flow(), "an answer with Transfer-Encoding $encoding is read")
+	$ok
+	  ? succeeds($session, flow(), "an answer with Transfer-Encoding $encoding is read")
 	  # which libcurl from 8 on does not tell from one that is broken
-	  : fails_with($session, flow(), 'LK502', "one with Transfer-Encoding $encoding was not asked for", detail => qr/not asked for|compression is broken/);
+	  : fails_with(
+		$session, flow(), 'LK502',
+		"one with Transfer-Encoding $encoding was not asked for",
+		detail => qr/was not requested|compression is broken/);
 }
-$mock->fault(type => 'raw', text => "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n"
-	. sprintf("%x\r\n%s\r\n0\r\n\r\n", length($success), $success));
+$mock->fault(
+	type => 'raw',
+	text => "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n"
+	  . sprintf("%x\r\n%s\r\n0\r\n\r\n", length($success), $success));
 succeeds($session, flow(), 'one in chunks is read');
 
 done_testing();

@@ -36,8 +36,14 @@ sub move
 }
 move('127.0.0.1');
 
-IPC::Run::run([ qw(openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=kept -addext subjectAltName=IP:127.0.0.1),
-		'-keyout', "$dir/key", '-out', "$dir/crt" ], '>', '/dev/null', '2>&1') or die 'openssl';
+IPC::Run::run(
+	[
+		qw(openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=kept -addext subjectAltName=IP:127.0.0.1),
+		'-keyout', "$dir/key", '-out', "$dir/crt"
+	],
+	'>',
+	'/dev/null',
+	'2>&1') or die 'openssl';
 my %site = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } qw(http1 http1_idle http2 http2_idle);
 my $sites = join '', map {
 	my $http2 = /http2/ ? ' http2' : '';
@@ -64,18 +70,20 @@ create_server($node, 'moves', { base_url => 'http://platform.moves:' . $mock->po
 create_server($node, $_, { base_url => "https://127.0.0.1:$site{$_}", ca_file => "$dir/crt" }) foreach sort keys %site;
 my $session = FeishuFlow::Session->new($node);
 
-# nginx's connections of a site, one for each request since so many.
+# nginx's connections of a site, one for each request to start this flow that it has logged: it does so after it has
+# answered, so the requests before may be missing still.
 sub connections
 {
-	my ($name, $skip) = @_;
-	my @lines = grep { m!^$site{$name} .*/execute$! } split(/\n/, slurp_file("$dir/access.log"));
-	return map { (split)[2] } @lines[ ($skip // 0) .. $#lines ];
+	my ($name, $flow_id) = @_;
+	return
+	  map { (split)[2] } grep { m!^$site{$name} .*/\Q$flow_id\E/execute$! } split(/\n/, slurp_file("$dir/access.log"));
 }
 
 sub set_age
 {
 	my ($age) = @_;
-	$node->safe_psql('postgres', $_) foreach "ALTER SYSTEM SET feishu_flow.max_connection_age = '$age'", 'SELECT pg_reload_conf()';
+	$node->safe_psql('postgres', $_)
+	  foreach "ALTER SYSTEM SET feishu_flow.max_connection_age = '$age'", 'SELECT pg_reload_conf()';
 	until_true($session, 'the setting is seen', "current_setting('feishu_flow.max_connection_age') = '$age'");
 	return;
 }
@@ -99,8 +107,8 @@ foreach my $round (0 .. $ROUNDS - 1)
 }
 until_ended($session);
 is_deeply(\%ends, { '00000' => $ROUNDS * @sessions }, 'calls at the pace at which a peer ends its connections succeed');
-is($session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows"), 'succeeded 1',
-	'... and so do queued flows, at once');
+is($session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows"),
+	'succeeded 1', '... and so do queued flows, at once');
 $_->quit foreach @sessions;
 
 # ... and one that may be used is
@@ -128,8 +136,10 @@ foreach my $name (qw(http1_idle http2_idle))
 		until_ended($session);
 		wait_until('nginx has ended the connections', sub { established($site{$name}) == 0 });
 	}
-	is($session->value("SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows WHERE server = '$name'"),
-		'succeeded 1', '... and queued flows are sent once, though nginx ends idle connections');
+	is( $session->value(
+			"SELECT string_agg(DISTINCT state || ' ' || attempts, ', ') FROM feishu.flows WHERE server = '$name'"),
+		'succeeded 1',
+		'... and queued flows are sent once, though nginx ends idle connections');
 }
 
 # Connections that the server on this port has not ended.
@@ -144,17 +154,16 @@ sub established
 
 foreach my $name (qw(http1 http2))
 {
-	my $call = flow(server => $name);
-	succeeds($session, $call, "$name: a call");
-	my $skip = () = connections($name);
+	my $call = flow(server => $name, flow_id => 'again');
+	succeeds($session, flow(server => $name), "$name: a call");
 	succeeds($session, $call, '... and another') for 1 .. 2;
-	wait_until('nginx has logged', sub { connections($name, $skip) == 2 });
-	is(scalar(keys %{ { map { $_ => 1 } connections($name, $skip) } }), 1, '... over the same connection');
+	wait_until('nginx has logged', sub { connections($name, 'again') == 2 });
+	is(scalar(keys %{ { map { $_ => 1 } connections($name, 'again') } }), 1, '... over the same connection');
 
-	my $old = (connections($name))[-1];
+	my $old = (connections($name, 'again'))[-1];
 	$session->value("SET feishu_flow.max_connection_age = '200ms'");
 	wait_until('a call goes over a new one when that has its greatest age',
-		sub { succeeds($session, $call, '... a call') && (connections($name))[-1] ne $old });
+		sub { succeeds($session, $call, '... a call') && (connections($name, 'again'))[-1] ne $old });
 	$session->value('RESET feishu_flow.max_connection_age');
 }
 
@@ -166,20 +175,24 @@ my $slow = enqueue($session, server => 'http2', flow_id => 'slow', params => '{"
 $mock->wait_for(1, kind => 'execute');
 my $age = 1;
 set_age("${age}s");
-my $skip = () = connections('http2');
 my $n = 1;
 my ($begun, $until) = (time(), time() + 3.5 * $age);
+
 while (time() < $until)
 {
-	my $id = enqueue($session, server => 'http2', params => '{"n": ' . ++$n . '}');
+	my $id = enqueue($session, server => 'http2', flow_id => 'busy', params => '{"n": ' . ++$n . '}');
 	until_true($session, 'it is sent', "EXISTS (SELECT FROM feishu.flows WHERE id = $id AND finished_at IS NOT NULL)");
 }
 my $ages = (time() - $begun) / $age;
-my @used = do { my %seen; grep { !$seen{$_}++ } connections('http2', $skip) };
-cmp_ok(scalar(@used), '>=', 3, 'an HTTP/2 connection on which a request is under way takes no more when it has its greatest age');
+my @used = do
+{
+	my %seen;
+	grep { !$seen{$_}++ } connections('http2', 'busy');
+};
+cmp_ok(scalar(@used), '>=', 3,
+	'an HTTP/2 connection on which a request is under way takes no more when it has its greatest age');
 cmp_ok(scalar(@used), '<=', $ages + 2, '... and others share one new connection');
 is(look($session, $slow, 'state'), 'sending', '... while that request goes on');
-$skip = () = connections('http2');
 $mock->well;
 until_ended($session);
 is(look($session, $slow, 'state, attempts'), 'succeeded|1', '... and has its answer');
@@ -196,15 +209,15 @@ foreach my $status (502, 503, 504)
 	{
 		succeeds($session, flow(server => $name), 'a call');
 		$mock->rules([ { kind => 'execute' }, { type => 'status', status => $status }, times => 1 ]);
-		my $before = () = connections('http2');
+		my $gone = flow(server => $name, flow_id => "gone$status");
 		$mock->mark;
-		fails_with($session, flow(server => $name), 'LK500', "a gateway without a backend ($name, $status)");
-		succeeds($session, flow(server => $name), '... another call');
+		fails_with($session, $gone, 'LK500', "a gateway without a backend ($name, $status)");
+		succeeds($session, $gone, '... another call');
 		my @over = map { $_->{connection} } $mock->log;
 		if ($name eq 'http2')
 		{
-			wait_until('nginx has logged', sub { connections('http2', $before) == 2 });
-			@over = connections('http2', $before);
+			wait_until('nginx has logged', sub { connections('http2', "gone$status") == 2 });
+			@over = connections('http2', "gone$status");
 		}
 		isnt($over[0], $over[1], '... goes over another connection');
 	}
@@ -217,11 +230,16 @@ $mock->rules([ { kind => 'execute', flow_id => 'slow' }, { type => 'hold' } ],
 $mock->mark;
 $slow = enqueue($session, server => 'http2', flow_id => 'slow', params => '{"n": 1}');
 $mock->wait_for(1, kind => 'execute');
-$skip = () = connections('http2');
 enqueue($session, server => 'http2', flow_id => 'gone', params => '{"n": 2}');
-until_true($session, 'it has succeeded', "EXISTS (SELECT FROM feishu.flows WHERE flow_id = 'gone' AND state = 'succeeded' AND id > $slow)");
-wait_until('nginx has logged', sub { connections('http2', $skip) >= 2 });
-isnt((connections('http2', $skip))[0], (connections('http2', $skip))[1], 'a gateway without a backend: the next attempt goes over another connection');
+until_true(
+	$session,
+	'it has succeeded',
+	"EXISTS (SELECT FROM feishu.flows WHERE flow_id = 'gone' AND state = 'succeeded' AND id > $slow)");
+wait_until('nginx has logged', sub { connections('http2', 'gone') == 2 });
+isnt(
+	(connections('http2', 'gone'))[0],
+	(connections('http2', 'gone'))[1],
+	'a gateway without a backend: the next attempt goes over another connection');
 is(look($session, $slow, 'state'), 'sending', '... while another request goes on over the first one');
 $mock->well;
 until_ended($session);
@@ -236,12 +254,18 @@ succeeds($_, flow(server => 'moves'), 'a call') foreach values %seen;
 is($moved->executes, 0, '... to the address of the name');
 move('127.0.0.2');
 succeeds($seen{backend}, flow(server => 'moves'), 'the name leads elsewhere: a connection that works is used');
-wait_until('the address is new', sub { $seen{aged}->ask(flow(server => 'moves')); $moved->executes > 0 }, 20 * $FeishuFlow::SLOW);
+wait_until(
+	'the address is new',
+	sub { $seen{aged}->ask(flow(server => 'moves')); $moved->executes > 0 },
+	20 * $FeishuFlow::SLOW);
 pass('... until it has its greatest age');
 $moved->mark;
 $mock->fault(type => 'status', status => 503);
 fails_with($seen{backend}, flow(server => 'moves'), 'LK500', '... or the old address is without a backend');
-wait_until('the address is new', sub { $seen{backend}->ask(flow(server => 'moves'))->{sqlstate} eq '00000' }, 20 * $FeishuFlow::SLOW);
+wait_until(
+	'the address is new',
+	sub { $seen{backend}->ask(flow(server => 'moves'))->{sqlstate} eq '00000' },
+	20 * $FeishuFlow::SLOW);
 is($moved->executes, 1, '... then requests go to the new one');
 
 done_testing();

@@ -16,9 +16,7 @@ use Time::HiRes qw(time usleep);
 my $AT_ONCE = 1 * $FeishuFlow::SLOW;
 
 my $mock = FeishuFlow::Mock->start('--accept-hang');
-my $node = new_cluster(
-	'main',
-	conf => "feishu_flow.timeout = '10min'\nfeishu_flow.connect_timeout = '10min'\n");
+my $node = new_cluster('main', conf => "feishu_flow.timeout = '10min'\nfeishu_flow.connect_timeout = '10min'\n");
 create_server($node, 'feishu', { base_url => $mock->url });
 create_server($node, 'full_queue', { base_url => 'http://127.0.0.1:' . full_port() });
 create_server($node, 'silent', { base_url => 'https://127.0.0.1:' . $mock->silent_port });
@@ -41,9 +39,7 @@ sub hang
 	my (undef, $server, $token, $execute) = @$phase;
 	$mock->mark;
 	$mock->revoke if $token;
-	$mock->rules(
-		$token ? [ { kind => 'token' }, $token ] : (),
-		$execute ? [ { kind => 'execute' }, $execute ] : ());
+	$mock->rules($token ? [ { kind => 'token' }, $token ] : (), $execute ? [ { kind => 'execute' }, $execute ] : ());
 	$victim->send(flow(server => $server));
 	$mock->wait_for(1, kind => $token ? 'token' : 'execute') if $token || $execute;
 	wait_until(
@@ -52,7 +48,8 @@ sub hang
 			# 17 and later have a name for it
 			$watch->value("SELECT wait_event_type = 'Extension' AND "
 				  . "(wait_event = 'FeishuFlowCall' OR current_setting('server_version_num')::int < 170000) "
-				  . 'FROM pg_stat_activity WHERE pid = ' . $victim->pid) eq 't';
+				  . 'FROM pg_stat_activity WHERE pid = '
+				  . $victim->pid) eq 't';
 		});
 	return;
 }
@@ -95,14 +92,18 @@ foreach my $phase (@phases)
 {
 	my $name = $phase->[0];
 	hang($session, $phase);
-	my ($result, $seconds) = result_after($session,
-		sub { $watch->value('SELECT pg_cancel_backend(' . $session->pid . ')') });
+	my ($result, $seconds) =
+	  result_after($session, sub { $watch->value('SELECT pg_cancel_backend(' . $session->pid . ')') });
 	is($result->{sqlstate}, '57014', "cancelled while $name: 57014");
 	my $started = $phase->[3] ? 'may have started' : 'has not started';
-	like($result->{err}, qr{CONTEXT:  call of flow "package_7344545d87__c/\w+", which $started}, '... names the flow and says whether it may have started');
+	like(
+		$result->{err},
+		qr{CONTEXT:  call of flow "package_7344545d87__c/\w+", which $started},
+		'... names the flow and says whether it may have started');
 	cmp_ok($seconds, '<', $AT_ONCE, '... at once');
 	note('cancelled after ' . milliseconds($seconds));
 	push @{ $took{cancel} }, $seconds;
+
 	if ($phase->[2] || $phase->[3])
 	{
 		$mock->wait_for(1, kind => $phase->[2] ? 'token' : 'execute', state => 'aborted');
@@ -110,8 +111,9 @@ foreach my $phase (@phases)
 	}
 	$mock->well;
 	succeeds($session, flow(), '... and the next call works');
-	is(open_files($session->pid) . ' ' . open_sockets($session->pid),
-		"$files $sockets", '... and no descriptor is left');
+	is( open_files($session->pid) . ' ' . open_sockets($session->pid),
+		"$files $sockets",
+		'... and no descriptor is left');
 	is($mock->stats->{connections_open}, $connections, '... nor a connection');
 }
 
@@ -122,11 +124,11 @@ foreach my $phase (@phases)
 	my $name = $phase->[0];
 	my ($what, $server, $token, $execute) = @$phase;
 	$mock->revoke if $token;
-	$mock->rules(
-		$token ? [ { kind => 'token' }, $token ] : (),
-		$execute ? [ { kind => 'execute' }, $execute ] : ());
-	my $result = fails_with($session, "SET statement_timeout = '300ms';" . flow(server => $server),
-		'57014', "statement_timeout while $name: 57014",
+	$mock->rules($token ? [ { kind => 'token' }, $token ] : (), $execute ? [ { kind => 'execute' }, $execute ] : ());
+	my $result = fails_with(
+		$session, "SET statement_timeout = '300ms';" . flow(server => $server),
+		'57014',
+		"statement_timeout while $name: 57014",
 		message => qr/statement timeout/);
 	cmp_ok($result->{seconds}, '<', 0.3 + $AT_ONCE, '... at once');
 	note('statement_timeout of 300 ms: ' . milliseconds($result->{seconds}));
@@ -134,15 +136,13 @@ foreach my $phase (@phases)
 	$mock->well;
 	$session->value('RESET statement_timeout');
 	succeeds($session, flow(), '... and the next call works');
-	is(open_files($session->pid) . ' ' . open_sockets($session->pid),
-		"$files $sockets", '... and no descriptor is left');
+	is( open_files($session->pid) . ' ' . open_sockets($session->pid),
+		"$files $sockets",
+		'... and no descriptor is left');
 }
 
 # a savepoint, and lock_timeout and others that have no say
-fails_with(
-	$session,
-	"BEGIN; SAVEPOINT a; SET LOCAL statement_timeout = '200ms'; "
-	  . "SELECT pg_sleep(600);",
+fails_with($session, "BEGIN; SAVEPOINT a; SET LOCAL statement_timeout = '200ms'; " . "SELECT pg_sleep(600);",
 	'57014', 'a cancelled statement in a transaction');
 succeeds($session, 'ROLLBACK TO a; ' . flow() . '; COMMIT;', '... and a call after it');
 
@@ -172,13 +172,14 @@ for my $round (1 .. $rounds)
 	$mock->wait_for($round, kind => 'execute');
 	$watch->value('SELECT pg_cancel_backend(' . $session->pid . ')');
 }
-like($session->result->{err}, qr/caught $rounds$/m,
+like(
+	$session->result->{err},
+	qr/caught $rounds$/m,
 	'cancelled in an EXCEPTION block in a loop: each time, and it goes on');
 $mock->wait_for($rounds, kind => 'execute', state => 'aborted');
 $mock->well;
 succeeds($session, flow(), '... and the next call works');
-is(open_files($session->pid) . ' ' . open_sockets($session->pid),
-	"$files $sockets", '... and no descriptor is left');
+is(open_files($session->pid) . ' ' . open_sockets($session->pid), "$files $sockets", '... and no descriptor is left');
 
 $mock->fault(type => 'hang');
 my $result = $session->ask(<<"SQL");
@@ -200,8 +201,7 @@ SQL
 like($result->{err}, qr/caught $rounds$/m, 'timeouts in an EXCEPTION block in a loop are caught');
 $mock->well;
 succeeds($session, flow(), '... and the next call works');
-is(open_files($session->pid) . ' ' . open_sockets($session->pid),
-	"$files $sockets", '... and no descriptor is left');
+is(open_files($session->pid) . ' ' . open_sockets($session->pid), "$files $sockets", '... and no descriptor is left');
 
 # A call inside of a call's statement: a trigger that calls while a query calls.
 $session->value(<<'SQL');
@@ -215,13 +215,11 @@ CREATE TRIGGER start_flow BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION 
 SQL
 succeeds(
 	$session,
-	"INSERT INTO orders SELECT n FROM generate_series(1, 3) n WHERE feishu.execute_flow('a', 'inQuery', '{\"_id\": 1}') IS NOT NULL",
+	"INSERT INTO orders SELECT n FROM generate_series(1, 3) n "
+	  . "WHERE feishu.execute_flow('a', 'inQuery', '{\"_id\": 1}') IS NOT NULL",
 	'a call in a trigger of a statement that calls');
-is($session->value('SELECT count(DISTINCT execution_id) FROM orders'),
-	'3', '... and each row has its execution_id');
-fails_with(
-	$session,
-	"DECLARE c CURSOR WITH HOLD FOR SELECT feishu.execute_flow('a', 'b', '{}')",
+is($session->value('SELECT count(DISTINCT execution_id) FROM orders'), '3', '... and each row has its execution_id');
+fails_with($session, "DECLARE c CURSOR WITH HOLD FOR SELECT feishu.execute_flow('a', 'b', '{}')",
 	'22023', 'a call that fails in a cursor');
 succeeds(
 	$session,
@@ -249,8 +247,8 @@ foreach my $phase (@phases)
 	my $name = $phase->[0];
 	my $victim = FeishuFlow::Session->new($node);
 	hang($victim, $phase);
-	my ($result, $seconds) = result_after($victim,
-		sub { $watch->value('SELECT pg_terminate_backend(' . $victim->pid . ')') });
+	my ($result, $seconds) =
+	  result_after($victim, sub { $watch->value('SELECT pg_terminate_backend(' . $victim->pid . ')') });
 	is($result->{sqlstate}, '57P01', "terminated while $name: 57P01");
 	cmp_ok($seconds, '<', $AT_ONCE, '... at once');
 	wait_until('the backend is gone', sub { !alive($victim->pid) });
@@ -267,7 +265,8 @@ succeeds($session, flow(), 'other sessions are not concerned');
 foreach my $what (sort keys %took)
 {
 	my @sorted = sort { $a <=> $b } @{ $took{$what} };
-	cmp_ok($sorted[ @sorted / 2 ], '<', 0.1 * $FeishuFlow::SLOW, "$what is heard within 100 ms, whatever the call does");
+	cmp_ok($sorted[ @sorted / 2 ], '<', 0.1 * $FeishuFlow::SLOW,
+		"$what is heard within 100 ms, whatever the call does");
 }
 
 # ---- shutdown ----
@@ -294,10 +293,7 @@ $node->stop('fast');
 my $seconds = time() - $started;
 cmp_ok($seconds, '<', 10, 'a fast shutdown does not wait for calls');
 note('fast shutdown with calls in all phases: ' . milliseconds($seconds));
-is_deeply(
-	[ map { $_->result->{sqlstate} } @victims ],
-	[ ('57P01') x @victims ],
-	'... and all calls end with 57P01');
+is_deeply([ map { $_->result->{sqlstate} } @victims ], [ ('57P01') x @victims ], '... and all calls end with 57P01');
 $_->quit foreach @victims;
 
 $node->start;
@@ -321,7 +317,11 @@ note('gone after ' . join(', ', map { milliseconds($gone{$_}) } @pids));
 $_->quit foreach @victims;
 
 # PostgreSQL takes a dead postmaster that nobody has taken note of for a live one
-wait_until('init has taken note of the deaths', sub { !grep { kill 0, $_ } $postmaster, @pids });
+wait_until(
+	'init has taken note of the deaths',
+	sub {
+		!grep { kill 0, $_ } $postmaster, @pids;
+	});
 $node->start;
 restart_sessions();
 pass('the cluster starts again');
@@ -332,7 +332,11 @@ pass('the cluster starts again');
 $mock->rules([ { kind => 'execute' }, { type => 'big', bytes => 15 << 20 } ]);
 $session->value(flow());
 my $pid = $session->pid;
-sub sockets { return scalar(grep { (readlink($_) // '') =~ /^socket/ } glob("/proc/$pid/fd/*")); }
+
+sub sockets
+{
+	return scalar(grep { (readlink($_) // '') =~ /^socket/ } glob("/proc/$pid/fd/*"));
+}
 my $sockets = sockets();
 my (%ends, $latest);
 foreach my $ms (map { 15 * $_ } 1 .. 20)
@@ -345,7 +349,8 @@ foreach my $ms (map { 15 * $_ } 1 .. 20)
 	my $late = 1000 * $result->{seconds} - $ms;
 	$latest = $late if !defined $latest || $late > $latest;
 }
-is(join(' ', sort grep { !/^(?:00000|57014)$/ } keys %ends), '', 'a call whose answer is being read ends when it is told to');
+is(join(' ', sort grep { !/^(?:00000|57014)$/ } keys %ends),
+	'', 'a call whose answer is being read ends when it is told to');
 cmp_ok($ends{'57014'}, '>', 0, '... wherever it is');
 note(sprintf('up to %.0f ms late', $latest));
 $mock->well;

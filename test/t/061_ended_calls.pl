@@ -100,7 +100,12 @@ my @forms = (
 	{ name => 'in a procedure', call => q{CALL call_in_procedure('GHOST')} },
 	{ name => 'in check_server', call => 'SELECT check_it()', flow => 'feishu_flow_check_server' },
 	{ name => 'in an EXCEPTION block', call => q{SELECT call_and_go_on('GHOST')}, goes_on => 1 },
-	{ name => 'in a procedure that commits', before => '', call => q{CALL commit_call_and_go_on('GHOST')}, goes_on => 1 });
+	{
+		name => 'in a procedure that commits',
+		before => '',
+		call => q{CALL commit_call_and_go_on('GHOST')},
+		goes_on => 1
+	});
 
 my $victim;
 
@@ -119,7 +124,10 @@ sub hung_up
 {
 	my ($name, %filters) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	ok(eval { wait_until('it is given up', sub { ($mock->log(%filters))[0]{aborted} }, 5 * $FeishuFlow::SLOW) }, $name);
+	ok( eval {
+			wait_until('it is given up', sub { ($mock->log(%filters))[0]{aborted} }, 5 * $FeishuFlow::SLOW);
+		},
+		$name);
 	return;
 }
 
@@ -187,7 +195,8 @@ sub ends_wholly
 	}
 	else
 	{
-		hung_up("$name: the connection is closed", $phase eq 'fetching a token' ? (kind => 'token') : (flow_id => $flow));
+		hung_up("$name: the connection is closed",
+			$phase eq 'fetching a token' ? (kind => 'token') : (flow_id => $flow));
 	}
 	my $result = $other->ask(flow(namespace => 'a', flow_id => 'other', timeout => '10s'));
 	is($result->{sqlstate}, '00000', "$name: another session may call") or diag($result->{err});
@@ -265,14 +274,16 @@ my $sockets = open_sockets($victim->pid);
 $victim->value('BEGIN');
 foreach my $n (1 .. 5)
 {
-	$victim->value(qq{DECLARE c$n CURSOR FOR SELECT feishu.execute_flow('a', 'GHOST', '{"_id": 1}');
+	$victim->value(
+		qq{DECLARE c$n CURSOR FOR SELECT feishu.execute_flow('a', 'GHOST', '{"_id": 1}');
 		SAVEPOINT s; SET LOCAL statement_timeout = 100});
 	fails_with($victim, "FETCH c$n", '57014', "cursor $n is cancelled");
 	$victim->value('ROLLBACK TO s');
 }
 is( $victim->value(
 		q{SELECT count(*) FROM pg_backend_memory_contexts WHERE name ~ '^feishu_flow (call|call scope|execute_flow)$'}),
-	'0', 'calls that ended in a transaction leave no memory in it');
+	'0',
+	'calls that ended in a transaction leave no memory in it');
 cmp_ok(open_sockets($victim->pid), '<=', $sockets, '... and no connection');
 $victim->value('ROLLBACK');
 $mock->well;

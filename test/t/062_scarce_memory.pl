@@ -98,7 +98,8 @@ is(token_requests_of('cli_3'), 2, '... with a new token');
 
 succeeds($session, flow(server => 'feishu_4'), 'a call with a token of 6 seconds');
 ($asked) = map { $_->{time} } $mock->log(kind => 'token', app_id => 'cli_4');
-$mock->rules([ { kind => 'token', app_id => 'cli_4' }, { type => 'wrong_types', set => { padding => "\n" x 25_000 } } ]);
+$mock->rules(
+	[ { kind => 'token', app_id => 'cli_4' }, { type => 'wrong_types', set => { padding => "\n" x 25_000 } } ]);
 wait_until('the token is due', sub { time() > $asked + $due });
 run_out($for_malloc);
 my $failed = '';

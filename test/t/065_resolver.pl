@@ -1,6 +1,6 @@
 
-# A name server that never answers: calls end in connect_timeout, cancel and shutdown are heard at once, and nothing else
-# is held up, though libcurl's resolver is a thread that cannot be interrupted.
+# A name server that never answers: calls end in connect_timeout, cancel and shutdown are heard at once, and nothing
+# else is held up, though libcurl's resolver is a thread that cannot be interrupted.
 
 use strict;
 use warnings;
@@ -61,10 +61,13 @@ sub hang
 {
 	my ($server) = @_;
 	$session->send(flow(server => $server));
-	wait_until('the resolver hangs',
+	wait_until(
+		'the resolver hangs',
 		sub {
 			threads($session->pid) > 1
-			  && $watch->value("SELECT state = 'active' AND wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = " . $session->pid) eq 't';
+			  && $watch->value(
+				"SELECT state = 'active' AND wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = "
+				  . $session->pid) eq 't';
 		});
 	return;
 }
@@ -105,7 +108,9 @@ hang('hang');
 my $hung = $session->pid;
 my @threads = map { m{(\d+)$} && $1 != $hung ? $1 : () } glob("/proc/$hung/task/*");
 cmp_ok(scalar(@threads), '>=', 1, 'a thread resolves a name');
-my @meant = (POSIX::SIGHUP, POSIX::SIGINT, POSIX::SIGUSR1, POSIX::SIGUSR2, POSIX::SIGPIPE, POSIX::SIGALRM, POSIX::SIGTERM, POSIX::SIGCHLD);
+my @meant = (
+	POSIX::SIGHUP, POSIX::SIGINT, POSIX::SIGUSR1, POSIX::SIGUSR2,
+	POSIX::SIGPIPE, POSIX::SIGALRM, POSIX::SIGTERM, POSIX::SIGCHLD);
 foreach my $thread (@threads)
 {
 	my %blocked = map { $_ => 1 } blocked($hung, $thread);
@@ -121,17 +126,19 @@ ends_at_once('57014', 'it can be cancelled', sub { $watch->value("SELECT pg_canc
 foreach my $server (qw(hang token proxy))
 {
 	hang($server);
-	ends_at_once('57014', "cancel while the name is resolved ($server)",
+	ends_at_once(
+		'57014',
+		"cancel while the name is resolved ($server)",
 		sub { $watch->value('SELECT pg_cancel_backend(' . $session->pid . ')') });
 	succeeds($session, flow(), '... and the next call works');
 
-	my $result = fails_with($session, "SET statement_timeout = '200ms';" . flow(server => $server), '57014',
-		'statement_timeout', message => qr/statement timeout/);
+	my $result = fails_with($session, "SET statement_timeout = '200ms';" . flow(server => $server),
+		'57014', 'statement_timeout', message => qr/statement timeout/);
 	cmp_ok($result->{seconds}, '<', $AT_ONCE, sprintf('... in time: %.0f ms', 1000 * $result->{seconds}));
 	$session->value('RESET statement_timeout');
 
-	$result = fails_with($session, "SET feishu_flow.connect_timeout = '200ms';" . flow(server => $server), 'LK504',
-		'connect_timeout', detail => qr/resolving/);
+	$result = fails_with($session, "SET feishu_flow.connect_timeout = '200ms';" . flow(server => $server),
+		'LK504', 'connect_timeout', detail => qr/resolving/);
 	cmp_ok($result->{seconds}, '<', $AT_ONCE, sprintf('... in time: %.0f ms', 1000 * $result->{seconds}));
 	$session->value('RESET feishu_flow.connect_timeout');
 
@@ -140,7 +147,9 @@ foreach my $server (qw(hang token proxy))
 }
 succeeds($session, flow(), 'after all that a call works');
 hang('hang');
-ends_at_once('57P01', 'terminated while the name is resolved',
+ends_at_once(
+	'57P01',
+	'terminated while the name is resolved',
 	sub { $watch->value('SELECT pg_terminate_backend(' . $session->pid . ')') });
 my $gone = $session->pid;
 wait_until('the process is gone', sub { !alive($gone) }, $AT_ONCE);
@@ -150,12 +159,19 @@ connect_again();
 # ---- the dispatcher ----
 
 enqueue_many($session, 1, 10, server => 'hang');
-until_true($session, 'the dispatcher hangs in the resolver', "SELECT sending > 0 FROM feishu.dispatch_status WHERE server = 'hang'");
+until_true(
+	$session,
+	'the dispatcher hangs in the resolver',
+	"SELECT sending > 0 FROM feishu.dispatch_status WHERE server = 'hang'");
 begin_anew($mock, $session);
 my $started = time();
 enqueue_many($session, 1, 200, server => 'feishu');
 until_ended($session, "server = 'feishu'");
-cmp_ok(time() - $started, '<', 2 * $AT_ONCE, sprintf('flows of other servers are sent meanwhile: 200 in %.0f ms', 1000 * (time() - $started)));
+cmp_ok(
+	time() - $started,
+	'<',
+	2 * $AT_ONCE,
+	sprintf('flows of other servers are sent meanwhile: 200 in %.0f ms', 1000 * (time() - $started)));
 started_once($mock, 200, '... each once');
 
 my $pid = dispatcher($session);
@@ -171,10 +187,14 @@ fails_with($session, "SELECT feishu.wait_flow($waits)", 'LK504', 'a queued flow 
 
 alter_server($session, 'hang', 'SET', connect_timeout => '10min');
 enqueue_many($session, 11, 20, server => 'hang');
-until_true($session, 'the dispatcher hangs in the resolver', "SELECT sending > 0 FROM feishu.dispatch_status WHERE server = 'hang'");
+until_true(
+	$session,
+	'the dispatcher hangs in the resolver',
+	"SELECT sending > 0 FROM feishu.dispatch_status WHERE server = 'hang'");
 hang('hang');
 $started = time();
 $node->stop('fast');
-cmp_ok(time() - $started, '<', $AT_ONCE, sprintf('a fast shutdown with resolvers that hang takes %.0f ms', 1000 * (time() - $started)));
+cmp_ok(time() - $started,
+	'<', $AT_ONCE, sprintf('a fast shutdown with resolvers that hang takes %.0f ms', 1000 * (time() - $started)));
 
 done_testing();

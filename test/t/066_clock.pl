@@ -36,7 +36,8 @@ $mock->fault(type => 'hang');
 $session->send(flow(timeout => '1s'));
 $mock->wait_for(1, kind => 'execute');
 append_to_file("$dir/an_hour_earlier", '');
-my $result = fails_with($session, $session->result, 'LK504', 'a call that hangs while the clock is set back ends in its time');
+my $result =
+  fails_with($session, $session->result, 'LK504', 'a call that hangs while the clock is set back ends in its time');
 is($session->value('SELECT clock_timestamp() < ' . quote($now)), 't', '... and it was set back');
 cmp_ok($result->{seconds}, '<', 30 * $FeishuFlow::SLOW, '... it did not wait for the clock');
 $mock->well;
@@ -58,7 +59,8 @@ my $id = enqueue($session);
 until_state($session, $id, 'succeeded');
 append_to_file("$dir/an_hour_earlier", '');
 my $unheard = enqueue_unheard($session, $id);
-ok(until_state($session, $unheard, 'succeeded'), 'what nobody told of is sent after the clock was set back, with the next poll');
+ok(until_state($session, $unheard, 'succeeded'),
+	'what nobody told of is sent after the clock was set back, with the next poll');
 unlink "$dir/an_hour_earlier";
 ok(until_state($session, enqueue($session), 'succeeded'), '... and a flow after it was set forward');
 
@@ -71,7 +73,8 @@ $session->value("SELECT pg_terminate_backend($first)");
 wait_until('another one fails', sub { slurp_file($node->logfile, $log) =~ /violates check constraint "broken"/ });
 append_to_file("$dir/an_hour_earlier", '');
 $session->value('ALTER TABLE feishu_internal.claim DROP CONSTRAINT broken');
-ok(until_dispatcher($session, $first), 'a dispatcher that failed is started again, and does not wait for a clock that was set back');
+ok(until_dispatcher($session, $first),
+	'a dispatcher that failed is started again, and does not wait for a clock that was set back');
 ok(until_state($session, enqueue($session), 'succeeded'), '... and sends');
 unlink "$dir/an_hour_earlier";
 
@@ -84,7 +87,8 @@ $id = enqueue($session);
 wait_until('it fails', sub { slurp_file($node->logfile, $log) =~ /could not work on the queue, and tries again/ });
 append_to_file("$dir/an_hour_earlier", '');
 $session->value('ALTER TABLE feishu_internal.claim DROP CONSTRAINT broken');
-ok(until_state($session, $id, 'succeeded'), 'a dispatcher that fails tries again, and does not wait for a clock that was set back');
+ok(until_state($session, $id, 'succeeded'),
+	'a dispatcher that fails tries again, and does not wait for a clock that was set back');
 is(dispatcher($session), $first, '... it goes on');
 unlink "$dir/an_hour_earlier";
 
@@ -95,16 +99,27 @@ sub is_tried_after
 {
 	my ($server, $minutes, $reason, $repair) = @_;
 	append_to_file("$dir/an_hour_earlier", '');
-	create_server($node, $server, { base_url => $mock->url }, { app_id => "cli_$server", app_secret => "secret-$server" });
+	create_server(
+		$node, $server,
+		{ base_url => $mock->url },
+		{ app_id => "cli_$server", app_secret => "secret-$server" });
 	enqueue_many($session, 1, 5, server => $server);
-	until_true($session, 'the app is paused', "SELECT paused AND sending = 0 AND pause_reason ~ '$reason' FROM feishu.dispatch_status WHERE server = '$server'");
-	is($session->value("SELECT resume_at - clock_timestamp() BETWEEN '$minutes min'::interval - '30 s' AND '$minutes min' FROM feishu.dispatch_status WHERE server = '$server'"),
-		't', "$reason: the next trial is said to be after $minutes minutes");
+	until_true(
+		$session,
+		'the app is paused',
+		"SELECT paused AND sending = 0 AND pause_reason ~ '$reason' FROM feishu.dispatch_status "
+		  . "WHERE server = '$server'");
+	is( $session->value(
+				"SELECT resume_at - clock_timestamp() BETWEEN '$minutes min'::interval - '30 s' AND '$minutes min' "
+			  . "FROM feishu.dispatch_status WHERE server = '$server'"),
+		't',
+		"$reason: the next trial is said to be after $minutes minutes");
 	$repair->();
 	# the dispatcher has looked since
 	enqueue_many($session, 6, 6, server => $server);
 	until_state($session, enqueue($session), 'succeeded');
-	is($session->value("SELECT count(*) FROM feishu.flows WHERE server = '$server' AND state <> 'queued'"), '0', '... and none is sent meanwhile');
+	is($session->value("SELECT count(*) FROM feishu.flows WHERE server = '$server' AND state <> 'queued'"),
+		'0', '... and none is sent meanwhile');
 	unlink "$dir/an_hour_earlier";
 	until_ended($session, "server = '$server'");
 	is(ends($session, "server = '$server'"), 'succeeded 6', '... then one is tried, and all are sent');
@@ -112,7 +127,8 @@ sub is_tried_after
 }
 
 $mock->config(apps => { cli_quota => 'secret-quota', cli_secret => 'another' });
-$mock->rules([ { kind => 'execute', app_id => 'cli_quota' }, { type => 'code', code => 99991403, http_status => 429 } ]);
+$mock->rules(
+	[ { kind => 'execute', app_id => 'cli_quota' }, { type => 'code', code => 99991403, http_status => 429 } ]);
 is_tried_after('quota', 60, 'quota', sub { $mock->well });
 is_tried_after('secret', 10, 'credentials', sub { $mock->config(apps => { cli_secret => 'secret-secret' }) });
 

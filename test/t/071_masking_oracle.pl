@@ -26,10 +26,12 @@ my $eve = FeishuFlow::Session->new($node, user => 'eve');
 my %text = (
 	excerpt => [ 512, sub { (status => 400, content_type => 'text/html', body => $_[0]) } ],
 	message => [ 1024, sub { (status => 400, body => qq({"code": 2320001, "msg": "$_[0]"})) } ],
-	inner_message => [ 1024, sub { (status => 200, body => qq({"code": 0, "data": {"code": "k_ec_000014", "error_msg": "$_[0]"}})) } ],
+	inner_message =>
+	  [ 1024, sub { (status => 200, body => qq({"code": 0, "data": {"code": "k_ec_000014", "error_msg": "$_[0]"}})) } ],
 	inner_code => [ 256, sub { (status => 200, body => qq({"code": 0, "data": {"code": "$_[0]"}})) } ],
 	log_id => [ 255, sub { (status => 400, body => { code => 2320001 }, headers => { 'X-Tt-Logid' => $_[0] }) } ],
-	location => [ 255, sub { (status => 302, body => '', headers => { Location => $_[0] =~ s{^xxxxxxxxxxx}{http://a/?x}r }) } ]);
+	location =>
+	  [ 255, sub { (status => 302, body => '', headers => { Location => $_[0] =~ s{^xxxxxxxxxxx}{http://a/?x}r }) } ]);
 
 sub shown
 {
@@ -68,10 +70,14 @@ foreach my $text (sort keys %text)
 		my $echo = shown($text, $token, $most - $left, 'z' x 40);
 		$shows{$left} = $echo if $echo =~ /xt-|x=t-|104F/;
 	}
-	is(join(' ', sort keys %differs), '', "$text: a right guess is shown as a wrong one is") or diag((values %differs)[0] =~ s/x{20,}/x.../gr);
-	is(join(' ', sort keys %shows), '', "$text: nothing of a secret that is cut is shown") or diag((values %shows)[0] =~ s/x{20,}/x.../gr);
+	is(join(' ', sort keys %differs), '', "$text: a right guess is shown as a wrong one is")
+	  or diag((values %differs)[0] =~ s/x{20,}/x.../gr);
+	is(join(' ', sort keys %shows), '', "$text: nothing of a secret that is cut is shown")
+	  or diag((values %shows)[0] =~ s/x{20,}/x.../gr);
 }
-is(kept('inner_message', substr($token, 0, 13), 1024 - 12, 'z'), kept('inner_message', substr($wrong, 0, 13), 1024 - 12, 'z') =~ s/FixedX/FixedT/r, 'a right guess is kept as a wrong one is');
+is( kept('inner_message', substr($token, 0, 13), 1024 - 12, 'z'),
+	kept('inner_message', substr($wrong, 0, 13), 1024 - 12, 'z') =~ s/FixedX/FixedT/r,
+	'a right guess is kept as a wrong one is');
 unlike(kept('inner_message', $token, 1024 - 12, 'z' x 40), qr/t-g104/, 'nothing of a secret that is cut is kept');
 
 # Escaped, the secret is one all the same.
@@ -80,8 +86,27 @@ foreach my $form ('\\u%04x', '%%%02X', '&#%d;')
 	my $echoed = $token =~ s/([^\w])/sprintf($form, ord $1)/ger;
 	foreach my $left (1, 8, 20)
 	{
-		unlike(shown('excerpt', $echoed, 512 - $left, 'z' x 40), qr/xt|g104/, "nothing of a secret as $form is shown, $left characters before the cut");
+		unlike(shown('excerpt', $echoed, 512 - $left, 'z' x 40),
+			qr/xt|g104/, "nothing of a secret as $form is shown, $left characters before the cut");
 	}
+}
+my $odd = 'secret<of>the"odd&kind';
+my %name = ('<' => 'lt', '>' => 'gt', '"' => 'quot', '&' => 'amp');
+create_server($node, 'odd', { base_url => $mock->url }, { tenant_access_token => $odd });
+foreach my $form (
+	sub { "&$name{$_[0]};" },
+	map {
+		my $format = $_;
+		sub { sprintf($format, ord $_[0]) }
+	} '&#x%x;',
+	'&#%d;', '%%%02x',
+	'\\u%04X')
+{
+	my $echoed = $odd =~ s/([<>"&])/$form->($1)/ger;
+	$mock->fault(type => 'status', status => 400, content_type => 'text/html', body => "<p>$echoed</p>");
+	my $answer = $session->ask(flow(server => 'odd'))->{err};
+	unlike($answer, qr/secret.*odd/, "a secret as $echoed is not shown");
+	like($answer, qr/<p>\*+/, '... but asterisks');
 }
 unlike(shown('excerpt', $token, 10, ''), qr/t-g104/, 'a whole secret is not shown');
 like(shown('excerpt', $token, 10, ''), qr/x\*+/, '... but asterisks');

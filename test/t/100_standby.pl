@@ -24,7 +24,8 @@ is( succeeds(
 		$session,
 		"SET default_transaction_read_only = on; SELECT token_ok FROM feishu.check_server()",
 		'check_server in a read-only session'),
-	't', '... obtains a token');
+	't',
+	'... obtains a token');
 fails_with($session, flow(flow_id => 'refusedFlow'), 'LK400', 'a refusal in a read-only session');
 
 $primary->backup('backup');
@@ -44,20 +45,31 @@ succeeds($on_standby, flow(), 'a second call on the standby');
 is($mock->token_requests, 1, '... which it keeps');
 is($on_standby->value('SELECT token_ok FROM feishu.check_server()'), 't', 'check_server on a standby');
 fails_with($on_standby, flow(flow_id => 'refusedFlow'), 'LK400', 'a refusal on the standby');
-is( $on_standby->value(q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}') OVER () AS r
-	FROM generate_series(1, 50)) AS s}), 50, 'many calls at once on the standby');
+is( $on_standby->value(
+		q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}') OVER () AS r
+	FROM generate_series(1, 50)) AS s}),
+	50,
+	'many calls at once on the standby');
 $mock->fault(type => 'hang');
 fails_with($on_standby, flow(timeout => '200ms'), 'LK504', 'a timeout on the standby');
 $mock->well;
 
 my $why = qr/is a standby: the queue is written to on the primary/;
-foreach my $call ("enqueue_flow('app', 'flow', '{\"_id\": 1}')", 'cancel_flow(1)', 'retry_flow(1)', "purge_flows('now')",
+foreach my $call (
+	"enqueue_flow('app', 'flow', '{\"_id\": 1}')", 'cancel_flow(1)',
+	'retry_flow(1)', "purge_flows('now')",
 	"pause_server('feishu')", "resume_server('feishu')")
 {
 	my ($name) = $call =~ /^(\w+)/;
-	fails_with($on_standby, "SELECT feishu.$call", '25006', "$name() on a standby", message => qr/^cannot execute $name\(\) in a read-only transaction/, hint => $why);
+	fails_with(
+		$on_standby, "SELECT feishu.$call", '25006', "$name() on a standby",
+		message => qr/^cannot execute $name\(\) in a read-only transaction/,
+		hint => $why);
 }
-fails_with($session, "SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}')", '25006', 'in a read-only session of the primary',
+fails_with(
+	$session, "SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}')",
+	'25006',
+	'in a read-only session of the primary',
 	hint => qr/READ WRITE/);
 
 # What is altered on the primary takes effect on the standby once it is replayed.

@@ -54,7 +54,10 @@ sub send_flows
 		enqueue_many($session, 1, 200, flow_id => 'refusedFlow');
 		enqueue_many($session, 1, 200, flow_id => 'retried');
 		enqueue_many($session, 1, 20, flow_id => 'lost');
-		enqueue_many($session, 1, 20, flow_id => 'big', params => \"jsonb_build_object('n', g, 'text', repeat(md5(g::text), 10000))");
+		enqueue_many(
+			$session, 1, 20,
+			flow_id => 'big',
+			params => \"jsonb_build_object('n', g, 'text', repeat(md5(g::text), 10000))");
 		enqueue_many($session, 1, 160, ordering_key => \"'key' || g % 40");
 		until_ended($session, "server = 'feishu'");
 		$session->value("SELECT feishu.purge_flows('infinity')");
@@ -73,11 +76,16 @@ cmp_ok(private_kilobytes($pid), '<', $MOST, '... below 64 MB');
 cmp_ok(open_files($pid), '<=', $files + 8, '... and so do descriptors');
 
 # Attempts without a connection.
-$session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'closed', max_attempts => 1000)) FROM generate_series(1, 5)");
+$session->value(
+		"SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'closed', max_attempts => 1000)) "
+	  . "FROM generate_series(1, 5)");
 my $attempts = sub { return $session->value("SELECT coalesce(sum(no_connection), 0) FROM feishu.stat_flows"); };
 wait_until('it is tried', sub { $attempts->() >= 10 });
 $files = open_files($pid);
-my $tried = sub { my $before = $attempts->(); wait_until('it is tried', sub { $attempts->() >= $before + 20 }); };
+my $tried = sub {
+	my $before = $attempts->();
+	wait_until('it is tried', sub { $attempts->() >= $before + 20 });
+};
 cmp_ok(least_growth($pid, $TOLERANCE, $tried, $measure), '<=', $TOLERANCE, 'memory stays flat while nobody answers');
 cmp_ok(open_files($pid), '<=', $files + 1, '... and so do descriptors');
 

@@ -1,6 +1,6 @@
 
-# Descriptors: to wait takes none, a process that has used up its share goes slow and nothing fails, and idle connections
-# give way to those that are needed.
+# Descriptors: to wait takes none, a process that has used up its share goes slow and nothing fails, and idle
+# connections give way to those that are needed.
 
 use strict;
 use warnings;
@@ -86,8 +86,11 @@ set_limit($_, $limit{$_}) foreach keys %limit;
 my $fresh = FeishuFlow::Session->new($node);
 $fresh->value('SELECT count(*) FROM feishu.flows');
 %limit = ($fresh->pid => starve($fresh->pid));
-fails_with($fresh, flow(), '53000', 'the first call without a descriptor left is 53000',
-	message => qr/^could not prepare to wait/, detail => qr/./, hint => qr/descriptors/);
+fails_with(
+	$fresh, flow(), '53000', 'the first call without a descriptor left is 53000',
+	message => qr/^could not prepare to wait/,
+	detail => qr/./,
+	hint => qr/descriptors/);
 set_limit($fresh->pid, $limit{ $fresh->pid });
 succeeds($fresh, flow(), '... and with one the next call of this session works');
 $fresh->quit;
@@ -99,7 +102,8 @@ $pid = until_dispatcher($session, $pid);
 until_true($session, 'the next one begins', "feishu.dispatch_problem() LIKE 'process %'");
 %limit = ($pid => starve($pid));
 $locker->value('COMMIT');
-wait_until('it has no descriptor', sub { slurp_file($node->logfile) =~ /could not work on the queue, and tries again: could not prepare to wait/ });
+wait_until('it has no descriptor',
+	sub { slurp_file($node->logfile) =~ /could not work on the queue, and tries again: could not prepare to wait/ });
 until_true($session, 'that is told', "feishu.dispatch_problem() LIKE 'the dispatcher fails%'");
 set_limit($pid, $limit{$pid});
 $session->value("SELECT feishu.purge_flows('infinity')");
@@ -127,7 +131,8 @@ sub one_each
 {
 	my ($what) = @_;
 	$session->value("SELECT feishu.purge_flows('infinity')");
-	$session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'host' || g)) FROM generate_series(1, $HOSTS) g");
+	$session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'host' || g)) "
+		  . "FROM generate_series(1, $HOSTS) g");
 	until_ended($session);
 	is(ends($session), "succeeded $HOSTS", $what);
 	is($session->value('SELECT max(attempts) FROM feishu.flows'), 1, '... at the first attempt');
@@ -142,7 +147,8 @@ one_each('... and when each takes its time');
 is(dispatcher($session), $pid, '... by one dispatcher');
 $mock->well;
 
-my $result = $session->ask("SELECT count(feishu.execute_flow('app', 'flow', '{\"_id\": 1}', server => 'host' || g)) FROM generate_series(1, $HOSTS) g");
+my $result = $session->ask("SELECT count(feishu.execute_flow('app', 'flow', '{\"_id\": 1}', server => 'host' || g)) "
+	  . "FROM generate_series(1, $HOSTS) g");
 is($result->{out}, $HOSTS, 'a session calls one host after the other');
 cmp_ok($result->{seconds}, '<', 5 * $FeishuFlow::SLOW, '... and none waits for a connection that is idle');
 

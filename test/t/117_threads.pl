@@ -41,13 +41,17 @@ sub waits_for
 	my ($what, $file, $server) = @_;
 	my $before = -s $node->logfile;
 	append_to_file($file, '');
-	fails_with($session, flow(server => $server), 'LK503', "a call without a $what",
-		message => qr/the database host ran short/, hint => qr/^See that the database host.* ${what}s/);
+	fails_with(
+		$session, flow(server => $server), 'LK503', "a call without a $what",
+		message => qr/the database host ran short/,
+		hint => qr/^Check that the database host.* ${what}s/);
 	my $waits = FeishuFlow::Session->new($node);
 	my $ended = $waits->value('SELECT count(*) FROM feishu.flows');
 	enqueue_many($waits, $ended + 1, $ended + 10, server => $server);
-	wait_until('the dispatcher has noticed', sub { slurp_file($node->logfile, $before) =~ /could not prepare flow \d+, and tries again/ });
-	is($waits->value('SELECT DISTINCT attempts FROM feishu.flows WHERE finished_at IS NULL'), '0', 'flows wait, and no attempt is counted');
+	wait_until('the dispatcher has noticed',
+		sub { slurp_file($node->logfile, $before) =~ /could not prepare flow \d+, and tries again/ });
+	is($waits->value('SELECT DISTINCT attempts FROM feishu.flows WHERE finished_at IS NULL'),
+		'0', 'flows wait, and no attempt is counted');
 	unlink $file;
 	until_ended($waits);
 	is(ends($waits), 'succeeded ' . ($ended + 10), '... and are sent when it can');

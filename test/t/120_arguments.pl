@@ -62,7 +62,10 @@ foreach my $text (sort keys %segment)
 # ---- params as they are ----
 
 $mock->mark;
-my $text = q({"quote": "\"", "back": "\\\\", "lines": "a\nb\r\tc", "control": "\u0001\u001f", "line": "\u2028", "name": "张三", "emoji": "😀 \ud83d\ude00", "empty": "", "nothing": null, "deep": [[[[{"a": [true, false]}]]]]});
+my $text =
+	q({"quote": "\"", "back": "\\\\", "lines": "a\nb\r\tc", "control": "\u0001\u001f", "line": "\u2028", )
+  . q("name": "张三", )
+  . q("emoji": "😀 \ud83d\ude00", "empty": "", "nothing": null, "deep": [[[[{"a": [true, false]}]]]]});
 succeeds($session, flow(params => $text), 'params with all sorts of text');
 my ($request) = $mock->log(kind => 'execute');
 my $arrived = $request->{json}{params};
@@ -70,7 +73,8 @@ utf8::encode($arrived);
 is_deeply(decode_json($arrived), decode_json($text), '... arrive as they are');
 
 succeeds($session, <<'SQL', 'params of 10 MB');
-CREATE TEMP TABLE large AS SELECT jsonb_build_object('text', repeat('0123456789abcdef', 655360), 'name', '张三') AS params;
+CREATE TEMP TABLE large AS SELECT
+	jsonb_build_object('text', repeat('0123456789abcdef', 655360), 'name', '张三') AS params;
 SQL
 cmp_ok($session->value('SELECT length(params::text) FROM large'), '>', 10 << 20, '... 10 MB indeed');
 is( succeeds(
@@ -81,7 +85,8 @@ is( succeeds(
 	'... arrive and come back intact');
 is( succeeds(
 		$session,
-		"SELECT length(feishu.execute_flow('a', 'b', '{\"_id\": 1}', jsonb_build_object('text', repeat('\"\\', 1900000)))::text) > 0",
+		"SELECT length(feishu.execute_flow('a', 'b', '{\"_id\": 1}', "
+		  . "jsonb_build_object('text', repeat('\"\\', 1900000)))::text) > 0",
 		'params of 15 MB that are all escapes'),
 	't',
 	'... are accepted');
@@ -153,9 +158,12 @@ my @refused = (
 foreach my $case (@refused)
 {
 	my ($name, $value) = @$case;
-	my $shown = !defined $value ? 'NULL' : length $value > 40 ? length($value) . ' bytes' : $value =~ s/([^ -~])/sprintf('\x%02x', ord $1)/ger;
-	my $result = fails_with($session, flow($name => $value), '22023',
-		"$name that is $shown is refused", message => qr/\b$name\b/);
+	my $shown =
+	   !defined $value     ? 'NULL'
+	  : length $value > 40 ? length($value) . ' bytes'
+	  :                      $value =~ s/([^ -~])/sprintf('\x%02x', ord $1)/ger;
+	my $result =
+	  fails_with($session, flow($name => $value), '22023', "$name that is $shown is refused", message => qr/\b$name\b/);
 	cmp_ok(length $result->{err}, '<', 2000, '... in few words');
 }
 is($mock->count, 0, 'nothing at all was sent');
@@ -164,13 +172,17 @@ is($mock->count, 0, 'nothing at all was sent');
 
 $session->value('CREATE ROLE app LOGIN; CREATE ROLE stranger LOGIN');
 $session->value("CREATE SERVER private FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '@{[$mock->url]}')");
-$session->value("CREATE USER MAPPING FOR CURRENT_USER SERVER private OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
+$session->value(
+	"CREATE USER MAPPING FOR CURRENT_USER SERVER private OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
 $session->value('GRANT USAGE ON SCHEMA feishu TO app, stranger');
 my $app = FeishuFlow::Session->new($node, user => 'app');
 $mock->mark;
 fails_with($app, flow(server => 'private'), '42501', 'a role without USAGE may not call');
 $session->value('GRANT USAGE ON FOREIGN SERVER private TO app');
-fails_with($app, flow(server => 'private'), '42704', 'a role without a user mapping cannot call',
+fails_with(
+	$app, flow(server => 'private'),
+	'42704',
+	'a role without a user mapping cannot call',
 	hint => qr/CREATE USER MAPPING/);
 is($mock->count, 0, '... and nothing was sent');
 $session->value("CREATE USER MAPPING FOR app SERVER private OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");

@@ -68,8 +68,7 @@ sub busiest
 sub is_waiting
 {
 	my ($who) = @_;
-	return $watch->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $who->pid)
-	  =~ /^Extension$/;
+	return $watch->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $who->pid) =~ /^Extension$/;
 }
 
 sub log_lines
@@ -104,13 +103,16 @@ sub until_kept
 }
 
 $mock->config(rate => '20/1');
-my ($seconds, @results) = until_kept('20', 10, 8, sub { busiest(1) <= 20 && !grep { $_->{status} != 200 } $mock->log(kind => 'execute') });
-is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('00000') x 8),
-	'max_rate 20 and a platform that allows 20/s: 8 sessions get no error')
-  or diag($results[0]{err});
+my ($seconds, @results) = until_kept(
+	'20', 10, 8,
+	sub {
+		busiest(1) <= 20 && !grep { $_->{status} != 200 } $mock->log(kind => 'execute');
+	});
+is( join(' ', map { $_->{sqlstate} } @results),
+	join(' ', ('00000') x 8),
+	'max_rate 20 and a platform that allows 20/s: 8 sessions get no error') or diag($results[0]{err});
 cmp_ok(busiest(1), '<=', 20, '... no second has more than 20 requests');
-is(scalar(grep { $_->{status} != 200 } $mock->log(kind => 'execute')),
-	0, '... and the platform refuses none');
+is(scalar(grep { $_->{status} != 200 } $mock->log(kind => 'execute')), 0, '... and the platform refuses none');
 cmp_ok($seconds, '>', 2.9, '... so 80 calls take some time');
 cmp_ok($seconds, '<', 10, '... but not for ever');
 note(sprintf('80 calls at 20/s took %.2f s', $seconds));
@@ -122,8 +124,7 @@ cmp_ok(busiest(0.35), '<=', 1, '... one request after the other');
 cmp_ok(busiest(2), '<=', 6, '... at that rate');
 
 (undef, @results) = until_kept('300/min', 5, 5, sub { busiest(1) <= 15 });
-is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('00000') x 5),
-	'max_rate 300/min: no error');
+is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('00000') x 5), 'max_rate 300/min: no error');
 cmp_ok(busiest(1), '<=', 15, '... and no burst of all of them');
 cmp_ok(busiest(1), '>=', 6, '... but one');
 
@@ -157,8 +158,7 @@ foreach my $round (1 .. 5)
 	$watch->value('SELECT pg_cancel_backend(' . $_->pid . ')') foreach $other, $third;
 	$_->result foreach $other, $third;
 }
-succeeds($session, flow(server => $server, timeout => '5s'),
-	'turns that are given up delay nobody');
+succeeds($session, flow(server => $server, timeout => '5s'), 'turns that are given up delay nobody');
 
 # ---- max_concurrency ----
 
@@ -168,8 +168,7 @@ $mock->reset;
 $mock->config(apps => { map { ("cli_$_" => $secret) } 1 .. 40 });
 $mock->fault(type => 'latency', ms => 50);
 @results = all_call($server, 5, @sessions[ 0 .. 7 ]);
-is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('00000') x 8),
-	'max_concurrency 2: 8 sessions get no error');
+is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('00000') x 8), 'max_concurrency 2: 8 sessions get no error');
 is($mock->stats->{max_concurrent_executes}, 2, '... and two calls at a time are under way');
 
 $server = new_server(max_concurrency => '1');
@@ -180,7 +179,8 @@ $mock->wait_for(1, kind => 'execute');
 $result = fails_with(
 	$other, flow(server => $server, timeout => '300ms'),
 	'LK429', 'max_concurrency 1: a second call whose time is up',
-	message => qr/max_concurrency/, hint => qr/max_concurrency/);
+	message => qr/max_concurrency/,
+	hint => qr/max_concurrency/);
 cmp_ok($result->{seconds}, '>', 0.25, '... has waited for it');
 cmp_ok($result->{seconds}, '<', 0.3 + $AT_ONCE, '... and no longer');
 $other->send(flow(server => $server));
@@ -210,14 +210,19 @@ foreach my $round (1 .. 20)
 	$waiter->result;
 	$watch->value("SELECT $how(" . $victim->pid . ')');
 	$victim->result;
+
 	if ($how eq 'pg_terminate_backend')
 	{
 		$_->quit foreach $session, $other;
 		$_ = FeishuFlow::Session->new($node) foreach $session, $other;
 	}
 }
-foreach my $fault ({ type => 'reset_after' }, { type => 'status', status => 502 },
-	{ type => 'code', code => 2320001 }, { type => 'garbage' }, { type => 'hang' })
+foreach my $fault (
+	{ type => 'reset_after' },
+	{ type => 'status', status => 502 },
+	{ type => 'code', code => 2320001 },
+	{ type => 'garbage' },
+	{ type => 'hang' })
 {
 	$mock->fault(%$fault);
 	$session->ask(flow(server => $server, timeout => '300ms'));
@@ -230,8 +235,7 @@ $result = $session->ask(flow(server => $server, timeout => '5s'));
 is($result->{sqlstate}, '00000', 'after calls of all fates there still is a place')
   or diag($result->{err});
 @results = all_call($server, 20, @sessions[ 0 .. 7 ]);
-is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('00000') x 8),
-	'... and sessions that take turns all get it');
+is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('00000') x 8), '... and sessions that take turns all get it');
 
 # A call whose token is refused keeps its place.
 $mock->revoke;
@@ -260,7 +264,9 @@ $mock->mark;
 $result = fails_with(
 	$third, flow(server => $server, timeout => '500ms'),
 	'LK429', 'a call of another session that has less time than the platform demands',
-	message => qr/rate limit/, detail => qr/No request was sent/, hint => qr/enqueue_flow/);
+	message => qr/rate limit/,
+	detail => qr/No request was sent/,
+	hint => qr/enqueue_flow/);
 cmp_ok($result->{seconds}, '<', 0.4, '... ends at once');
 is($mock->executes, 0, '... and is not sent');
 succeeds($session, flow(server => $app_of_its_own, timeout => '1s'), '... another app goes on');
@@ -273,13 +279,15 @@ cmp_ok(time() - $started, '<', 10, '... and not much longer');
 $mock->fault(type => 'code', code => 99991403);
 fails_with($session, flow(server => $server), 'LK429', 'the quota is used up');
 $mock->mark;
-$result = fails_with($other, flow(server => $server, timeout => '500ms'),
-	'LK429', '... for all sessions', message => qr/quota/, hint => qr/resume_server/);
+$result = fails_with(
+	$other, flow(server => $server, timeout => '500ms'),
+	'LK429', '... for all sessions',
+	message => qr/quota/,
+	hint => qr/resume_server/);
 cmp_ok($result->{seconds}, '<', 0.4, '... at once');
 is($mock->executes, 0, '... and nothing is sent');
 @results = all_call($server, 1, @sessions[ 0 .. 5 ]);
-is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('LK429') x 6),
-	'... of many sessions that have time');
+is(join(' ', map { $_->{sqlstate} } @results), join(' ', ('LK429') x 6), '... of many sessions that have time');
 is($mock->executes, 1, '... one tries');
 $mock->well;
 succeeds($other, flow(server => $app_of_its_own, timeout => '500ms'), '... but another app goes on');
@@ -323,8 +331,7 @@ $mock->well;
 wait_until('the cluster is up again', sub { $node->psql('postgres', 'SELECT 1') == 0 });
 $_->quit foreach @sessions, $watch;
 $session = FeishuFlow::Session->new($node);
-succeeds($session, flow(server => $server, timeout => '5s'),
-	'a backend that was killed with its place leaves it');
+succeeds($session, flow(server => $server, timeout => '5s'), 'a backend that was killed with its place leaves it');
 $session->quit;
 
 # ---- more apps than slots ----
@@ -337,8 +344,7 @@ foreach my $name (@limited)
 {
 	succeeds($session, flow(server => $name), 'more apps than the limiter has room for');
 }
-fails_with($session, flow(server => $limited[3], timeout => '1s'),
-	'LK429', '... and the last one is limited');
+fails_with($session, flow(server => $limited[3], timeout => '1s'), 'LK429', '... and the last one is limited');
 $session->quit;
 
 # ---- without shared_preload_libraries ----
@@ -348,8 +354,7 @@ $node->restart;
 $session = FeishuFlow::Session->new($node);
 $server = $limited[0];
 succeeds($session, flow(server => $server), 'not preloaded: a call');
-fails_with($session, flow(server => $server, timeout => '1s'),
-	'LK429', '... a process keeps the limits by itself');
+fails_with($session, flow(server => $server, timeout => '1s'), 'LK429', '... a process keeps the limits by itself');
 $session->quit;
 
 done_testing();

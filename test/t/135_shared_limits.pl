@@ -32,8 +32,10 @@ sub new_server
 	$mock->well;
 	$mock->reset;
 	$mock->config(apps => { "cli_$apps" => "secret-$apps" });
-	create_server($node, $server, { base_url => $mock->url, %options }, { app_id => "cli_$apps", app_secret => "secret-$apps" }, $_)
-	  foreach @databases;
+	create_server(
+		$node, $server,
+		{ base_url => $mock->url, %options },
+		{ app_id => "cli_$apps", app_secret => "secret-$apps" }, $_) foreach @databases;
 	return;
 }
 new_server();
@@ -46,7 +48,8 @@ sub all_at_once
 {
 	my ($flows, $calls) = @_;
 	enqueue_many($queues[$_], 1 + 1000 * $_, $flows + 1000 * $_, server => $server) foreach 0, 1;
-	$_->send("SELECT count(feishu.execute_flow('a', 'called', '{\"_id\": 1}', server => '$server')) FROM generate_series(1, $calls)")
+	$_->send("SELECT count(feishu.execute_flow('a', 'called', '{\"_id\": 1}', server => '$server')) "
+		  . "FROM generate_series(1, $calls)")
 	  foreach @callers;
 	is(join(' ', map { $_->result->{sqlstate} } @callers), join(' ', ('00000') x @callers), 'all calls are answered');
 	until_ended($_, "server = '$server'") foreach @queues;
@@ -59,7 +62,8 @@ sub all_at_once
 new_server(max_concurrency => 3);
 $mock->fault(type => 'latency', ms => 10);
 all_at_once(100, 25);
-is($mock->stats->{max_concurrent_executes}, 3, 'max_concurrency is kept by two dispatchers and four sessions, and used');
+is($mock->stats->{max_concurrent_executes}, 3,
+	'max_concurrency is kept by two dispatchers and four sessions, and used');
 is($mock->executes, 300, '... with one request for each');
 
 # ---- the rate ----
@@ -78,7 +82,9 @@ $mock->fault(type => 'code', code => 99991400, reset => 30);
 my $id = enqueue($queues[0], server => $server, params => '{"n": 1}');
 until_true($queues[0], 'the queue is held back', "SELECT paused FROM feishu.dispatch_status WHERE server = '$server'");
 $mock->well;
-my $result = fails_with($callers[1], flow(server => $server, timeout => '3s'), 'LK429', 'a rate limit that a queue has met holds back calls');
+my $result = fails_with(
+	$callers[1], flow(server => $server, timeout => '3s'),
+	'LK429', 'a rate limit that a queue has met holds back calls');
 cmp_ok($result->{seconds}, '<', $AT_ONCE, '... which is said at once');
 my $second = enqueue($queues[1], server => $server, params => '{"n": 2}');
 until_true($queues[1], 'the queue is held back', "SELECT paused FROM feishu.dispatch_status WHERE server = '$server'");
@@ -106,7 +112,8 @@ $mock->well;
 $mock->mark;
 enqueue_many($queues[0], 1, 10, server => $server);
 until_true($queues[0], 'the app is paused', "SELECT paused FROM feishu.dispatch_status WHERE server = '$server'");
-like($queues[0]->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$server'"), qr/quota/, '... which pauses the queue');
+like($queues[0]->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$server'"),
+	qr/quota/, '... which pauses the queue');
 is($mock->executes, 0, '... and nothing is sent');
 my $refused_at = time();
 wait_until('a call may try again: once a second', sub { time() - $refused_at > 1.1 });
@@ -117,10 +124,14 @@ started_once($mock, 11, '... lets the queue go on');
 new_server();
 $mock->fault(type => 'reset_before');
 enqueue_many($queues[0], 1, 20, server => $server);
-until_true($queues[0], 'the breaker is open', "SELECT paused AND sending <= 1 FROM feishu.dispatch_status WHERE server = '$server'");
+until_true(
+	$queues[0],
+	'the breaker is open',
+	"SELECT paused AND sending <= 1 FROM feishu.dispatch_status WHERE server = '$server'");
 enqueue_many($queues[1], 21, 40, server => $server);
 until_true($queues[1], 'the breaker is open', "SELECT paused FROM feishu.dispatch_status WHERE server = '$server'");
-is($queues[1]->value("SELECT sum(attempts) < 10 FROM feishu.flows WHERE server = '$server'"), 't', 'a platform that does not answer one database is left in peace by another');
+is($queues[1]->value("SELECT sum(attempts) < 10 FROM feishu.flows WHERE server = '$server'"),
+	't', 'a platform that does not answer one database is left in peace by another');
 $mock->well;
 until_ended($_, "server = '$server'") foreach @queues;
 started_once($mock, 40, '... until it answers');

@@ -40,7 +40,10 @@ sub new_server
 	my (%options) = @_;
 	my $name = 's' . ++$apps;
 	$mock->config(apps => { map { ("cli_$_" => "secret-$_") } 1 .. $apps });
-	create_server($node, $name, { base_url => $mock->url, %options }, { app_id => "cli_$apps", app_secret => "secret-$apps" });
+	create_server(
+		$node, $name,
+		{ base_url => $mock->url, %options },
+		{ app_id => "cli_$apps", app_secret => "secret-$apps" });
 	return $name;
 }
 
@@ -117,8 +120,10 @@ my $large = new_server(max_rate => '1000/s');
 succeeds_at_once($large, 'the first call under a max_rate goes');
 my $inode = (stat $file)[1];
 ok(defined $inode, '... and is written');
-is($session->value("SELECT count(feishu.execute_flow('a', 'b', '{\"_id\": 1}', server => '$large')) FROM generate_series(1, 300)"),
-	300, 'many calls under a large max_rate');
+is( $session->value(
+		"SELECT count(feishu.execute_flow('a', 'b', '{\"_id\": 1}', server => '$large')) FROM generate_series(1, 300)"),
+	300,
+	'many calls under a large max_rate');
 is((stat $file)[1], $inode, '... do not write each');
 
 # ---- max_rate ----
@@ -158,16 +163,19 @@ is(calls_that_go($seldom, 1), 0, '... is kept over a crash');
 my $paused = new_server();
 $mock->fault(type => 'code', code => 99991400, reset => 60);
 my $id = enqueue($session, server => $paused);
-my $is_paused = "SELECT paused AND pause_reason LIKE '%limits the rate%' FROM feishu.dispatch_status WHERE server = '$paused'";
+my $is_paused =
+  "SELECT paused AND pause_reason LIKE '%limits the rate%' FROM feishu.dispatch_status WHERE server = '$paused'";
 until_true($session, 'the queue is held back', $is_paused);
 $mock->well;
 $mock->mark;
+
 foreach my $how (sort keys %restarts)
 {
 	restart($how);
 	until_lanes_had_a_turn();
 	is($session->value($is_paused), 't', "after $how a pause of the platform is kept");
-	is($session->value("SELECT resume_at > now() + '5 s' FROM feishu.dispatch_status WHERE server = '$paused'"), 't', '... to its end');
+	is($session->value("SELECT resume_at > now() + '5 s' FROM feishu.dispatch_status WHERE server = '$paused'"),
+		't', '... to its end');
 	fails_with($session, flow(server => $paused, timeout => '1s'), 'LK429', '... for calls, too');
 }
 is($mock->executes, 0, '... and nothing is sent');
@@ -219,27 +227,33 @@ $mock->mark;
 
 my $rounds = 20;
 $session->value('CREATE ROLE nonsense LOGIN');
-$mock->config(apps => {
-	(map { ("cli_$_" => "secret-$_") } 1 .. $apps),
-	(map { ("cli_nonsense_$_" => 'secret') } 1 .. $rounds) });
-create_server($node, 'crowded', { base_url => $mock->url, max_rate => '1000/min' }, { app_id => 'cli_1', app_secret => 'secret-1' });
+$mock->config(
+	apps => { (map { ("cli_$_" => "secret-$_") } 1 .. $apps), (map { ("cli_nonsense_$_" => 'secret') } 1 .. $rounds) });
+create_server(
+	$node, 'crowded',
+	{ base_url => $mock->url, max_rate => '1000/min' },
+	{ app_id => 'cli_1', app_secret => 'secret-1' });
 my $nonsense = FeishuFlow::Session->new($node, user => 'nonsense');
 $nonsense->value("CREATE USER MAPPING FOR nonsense SERVER crowded OPTIONS (app_id 'x', app_secret 'secret')");
+
 foreach my $n (1 .. $rounds)
 {
 	$nonsense->value("ALTER USER MAPPING FOR nonsense SERVER crowded OPTIONS (SET app_id 'cli_nonsense_$n')");
 	succeeds($nonsense, flow(server => 'crowded'), 'a role makes another app each time');
 }
 $nonsense->quit;
-fails_with($session, flow(server => $_, timeout => '1s'), 'LK429', '... which takes no limit of somebody else') foreach @limited;
+fails_with($session, flow(server => $_, timeout => '1s'), 'LK429', '... which takes no limit of somebody else')
+  foreach @limited;
 $mock->mark;
 succeeds_at_once($good, '... another app');
 is($mock->token_requests, 0, '... still has its token');
 enqueue($session, server => $quota);
 until_lanes_had_a_turn();
-is($session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$quota'"), 'the quota is used up', '... and a third its pause');
-is(log_lines('has forgotten the limits of an app'), 1, 'that apps are forgotten is told to the log, once');
-is(log_lines('has forgotten the access token of an app'), 1, '... of the tokens, too');
+is( $session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$quota'"),
+	'the quota is used up',
+	'... and a third its pause');
+is(log_lines('has dropped the limits of an app'), 1, 'that apps are forgotten is told to the log, once');
+is(log_lines('has dropped the access token of an app'), 1, '... of the tokens, too');
 like(slurp_file($node->logfile), qr/HINT: .*feishu_flow\.max_apps, which is 12/, '... with what to do');
 
 done_testing();

@@ -15,8 +15,14 @@ use Test::More;
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main', conf => "feishu_flow.rate_share = 0.25\n");
 create_server($node, 'placed', { base_url => $mock->url, max_concurrency => 8 });
-create_server($node, 'small', { base_url => $mock->url, max_concurrency => 2 }, { app_id => 'cli_small', app_secret => 's' });
-create_server($node, 'rated', { base_url => $mock->url, max_rate => '20/h' }, { app_id => 'cli_rated', app_secret => 's' });
+create_server(
+	$node, 'small',
+	{ base_url => $mock->url, max_concurrency => 2 },
+	{ app_id => 'cli_small', app_secret => 's' });
+create_server(
+	$node, 'rated',
+	{ base_url => $mock->url, max_rate => '20/h' },
+	{ app_id => 'cli_rated', app_secret => 's' });
 $mock->config(apps => { cli_mock => 'mock-secret', cli_small => 's', cli_rated => 's' });
 my $session = FeishuFlow::Session->new($node);
 my @callers = map { FeishuFlow::Session->new($node) } 1 .. 3;
@@ -64,7 +70,9 @@ succeeds($callers[0], $callers[0]->result, '... which is answered');
 # ---- max_rate ----
 
 $mock->mark;
-succeeds($session, "SELECT count(feishu.execute_flow('a', 'b', '{\"_id\": 1}', server => 'rated')) FROM generate_series(1, 5)",
+succeeds(
+	$session,
+	"SELECT count(feishu.execute_flow('a', 'b', '{\"_id\": 1}', server => 'rated')) FROM generate_series(1, 5)",
 	'of a quarter of 20/h, five go');
 fails_with($session, flow(server => 'rated', timeout => '5s'), 'LK429', 'the sixth does not', message => qr/max_rate/);
 is($mock->executes, 5, '... and was not sent');

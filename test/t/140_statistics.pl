@@ -27,8 +27,7 @@ sub rows
 {
 	my ($asker, $condition) = @_;
 	$condition //= 'true';
-	my $json = $asker->value(
-		"SELECT coalesce(jsonb_agg(to_jsonb(s) ORDER BY server, namespace, flow_id), '[]') "
+	my $json = $asker->value("SELECT coalesce(jsonb_agg(to_jsonb(s) ORDER BY server, namespace, flow_id), '[]') "
 		  . "FROM feishu.stat_flows s WHERE $condition");
 	return @{ JSON::PP->new->utf8->decode($json) };
 }
@@ -63,11 +62,15 @@ sub hammer
 	my ($out, $err) = ('', '');
 	return IPC::Run::run(
 		[
-			'pgbench', '-n', '-c', $clients, '-j', 2, '-t', $transactions, '-f', $file,
-			'-h', $node->host, '-p', $node->port, 'postgres'
+			'pgbench', '-n', '-c', $clients, '-j', 2,
+			'-t', $transactions, '-f', $file, '-h', $node->host,
+			'-p', $node->port, 'postgres'
 		],
-		'>', \$out, '2>', \$err, IPC::Run::timeout(2 * $FeishuFlow::PATIENCE))
-	  || diag($err) && 0;
+		'>',
+		\$out,
+		'2>',
+		\$err,
+		IPC::Run::timeout(2 * $FeishuFlow::PATIENCE)) || diag($err) && 0;
 }
 
 # ---- what is counted ----
@@ -78,8 +81,10 @@ is(seen($session), 'one 2, two 1', 'calls are counted for each flow');
 my ($row) = rows($session, "flow_id = 'one'");
 is(counters($row), 'calls 2, successes 2', '... with their success');
 is("$row->{server} $row->{namespace}", 'feishu package_7344545d87__c', '... and by server and namespace');
-is($session->value("SELECT stats_since BETWEEN now() - interval '10 min' AND now() FROM feishu.stat_flows WHERE flow_id = 'one'"),
-	't', '... since their first');
+is( $session->value(
+		"SELECT stats_since BETWEEN now() - interval '10 min' AND now() FROM feishu.stat_flows WHERE flow_id = 'one'"),
+	't',
+	'... since their first');
 
 call_flows(FeishuFlow::Session->new($node), 'one');
 is(seen($session, "flow_id = 'one'"), 'one 3', 'sessions count together');
@@ -102,7 +107,7 @@ is(seen($session, "flow_id NOT IN ('one', 'two', 'undone')"),
 # ---- each kind of failure ----
 
 sub inner { return { type => 'inner', code => $_[0] }; }
-sub code { return { type => 'code', code => $_[0] }; }
+sub code  { return { type => 'code', code => $_[0] }; }
 
 foreach my $case (
 	[ 'LK400', 'refused', code(2320001) ],
@@ -121,17 +126,17 @@ foreach my $case (
 		$sqlstate, "$sqlstate");
 	$mock->well;
 	call_flows($session, $column);
-	is(counters(rows($session, "flow_id = '$column'")),
-		"calls 2, successes 1, $column 1", "... is counted as $column");
+	is(counters(rows($session, "flow_id = '$column'")), "calls 2, successes 1, $column 1", "... is counted as $column");
 }
 $session->value(flow(flow_id => 'refusedFlow', raise_error => \'false'));
-is(counters(rows($session, "flow_id = 'refusedFlow'")),
-	'calls 1, refused 1', 'a refusal that is returned is a failure, too');
-$session->value("CREATE SERVER mistaken FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '" . $mock->url . "');"
+is( counters(rows($session, "flow_id = 'refusedFlow'")),
+	'calls 1, refused 1',
+	'a refusal that is returned is a failure, too');
+$session->value("CREATE SERVER mistaken FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '"
+	  . $mock->url . "');"
 	  . "CREATE USER MAPPING FOR PUBLIC SERVER mistaken OPTIONS (app_id 'cli_mock', app_secret 'wrong')");
 fails_with($session, flow(server => 'mistaken'), 'LK401', 'no token is to be had');
-is(counters(rows($session, "server = 'mistaken'")),
-	'calls 1, credentials 1', '... which is the failure of a call');
+is(counters(rows($session, "server = 'mistaken'")), 'calls 1, credentials 1', '... which is the failure of a call');
 $mock->fault(type => 'nul');
 fails_with($session, flow(flow_id => 'zero'), 'LK502', 'a flow is started, and its answer cannot be jsonb');
 $mock->well;
@@ -146,8 +151,7 @@ fails_with($session, flow(server => 'limited'), 'LK429', 'LK429');
 $mock->well;
 is(counters(rows($session, "server = 'limited'")), 'calls 1, rate_limited 1', '... is counted as rate_limited');
 
-is( $session->value('SELECT count(*) FROM feishu.stat_flows WHERE calls <> '
-		  . join(' + ', @kinds)),
+is($session->value('SELECT count(*) FROM feishu.stat_flows WHERE calls <> ' . join(' + ', @kinds)),
 	'0', 'successes and failures add up to the calls');
 
 # ---- times ----
@@ -167,28 +171,35 @@ cmp_ok($row->{stddev_time}, '>', 100, 'the deviation is that of one slow among f
 cmp_ok($row->{stddev_time}, '<', $row->{max_time}, '... no more');
 ($row) = rows($session, "flow_id = 'undone'");
 is($row->{stddev_time}, 0, 'one call deviates from nothing');
-is("$row->{min_time} $row->{mean_time} $row->{max_time}", join(' ', ($row->{total_time}) x 3),
+is( "$row->{min_time} $row->{mean_time} $row->{max_time}",
+	join(' ', ($row->{total_time}) x 3),
 	'... and is the least, the mean and the longest');
 
 # ---- names ----
 
 $session->value('SELECT feishu.stat_reset()');
 is(seen($session), '', 'stat_reset forgets all');
-foreach my $name ([ 'ab', 'c' ], [ 'a', 'bc' ], [ 'AB', 'c' ], [ 'x' x 255, 'y' x 255 ], [ "\xe6\xb5\x81\xe7\xa8\x8b", 'z' ])
+foreach
+  my $name ([ 'ab', 'c' ], [ 'a', 'bc' ], [ 'AB', 'c' ], [ 'x' x 255, 'y' x 255 ], [ "\xe6\xb5\x81\xe7\xa8\x8b", 'z' ])
 {
 	$session->value(flow(namespace => $name->[0], flow_id => $name->[1])) for 1 .. 2;
 }
-is( $session->value("SELECT string_agg(namespace || '/' || flow_id || ' ' || calls, ', ' ORDER BY namespace COLLATE \"C\") "
+is( $session->value(
+			"SELECT string_agg(namespace || '/' || flow_id || ' ' || calls, ', ' ORDER BY namespace COLLATE \"C\") "
 		  . 'FROM feishu.stat_flows WHERE length(namespace) < 10'),
-	"AB/c 2, a/bc 2, ab/c 2, \xe6\xb5\x81\xe7\xa8\x8b/z 2", 'names are told from one another');
-is( $session->value("SELECT calls FROM feishu.stat_flows WHERE namespace = repeat('x', 255) AND flow_id = repeat('y', 255)"),
-	'2', 'the longest names are kept in full');
+	"AB/c 2, a/bc 2, ab/c 2, \xe6\xb5\x81\xe7\xa8\x8b/z 2",
+	'names are told from one another');
+is( $session->value(
+		"SELECT calls FROM feishu.stat_flows WHERE namespace = repeat('x', 255) AND flow_id = repeat('y', 255)"),
+	'2',
+	'the longest names are kept in full');
 
 # ---- servers come and go ----
 
 $session->value('SELECT feishu.stat_reset(); ' . flow(server => 'second', flow_id => 'kept'));
 $session->value('ALTER SERVER second RENAME TO renamed');
-is(join(', ', map { "$_->{server} $_->{flow_id}" } rows($session)), 'renamed kept', 'a renamed server has its new name');
+is(join(', ', map { "$_->{server} $_->{flow_id}" } rows($session)), 'renamed kept',
+	'a renamed server has its new name');
 $session->value('DROP SERVER renamed CASCADE');
 is(seen($session), '', 'a dropped one is seen no more');
 
@@ -223,8 +234,7 @@ is(seen($as{insider}), 'public 1, secret 1', 'a role that may use more sees more
 is(seen($as{monitor}), 'public 1, secret 1', 'a member of pg_monitor sees all');
 is(seen($as{reader}), 'public 1, secret 1', 'a member of pg_read_all_stats sees all');
 is($as{stranger}->value('SELECT feishu.stat_evictions()'), '0', 'everybody may see that nothing made room');
-fails_with($as{$_}, 'SELECT feishu.stat_reset()', '42501', "stat_reset as $_")
-  foreach qw(stranger insider reader);
+fails_with($as{$_}, 'SELECT feishu.stat_reset()', '42501', "stat_reset as $_") foreach qw(stranger insider reader);
 succeeds($as{sweeper}, 'SELECT feishu.stat_reset()', 'stat_reset as a role it was granted to');
 is(seen($session), '', '... does it');
 call_flows($session, 'public');
@@ -270,8 +280,11 @@ is(seen($session, "flow_id = 'often'"), 'often 20', 'a flow that is called often
 call_flows($session, map { ($_) x 5 } map { "new$_" } 1 .. 150);
 is(seen($session, "flow_id = 'often'"), '', '... but not for good when it is called no more');
 
-ok( hammer(8, 100, "\\set n random(1, 20)\n" . flow(flow_id => \"'f' || :n") . ";\n"
-		  . "SELECT count(*) FROM feishu.stat_flows;\n"),
+ok( hammer(
+		8,
+		100,
+		"\\set n random(1, 20)\n" . flow(flow_id => \"'f' || :n") . ";\n" . "SELECT count(*) FROM feishu.stat_flows;\n"
+	),
 	'8 sessions call 20 flows in a table of three');
 ok(hammer(8, 50, "\\set n random(1, 20)\n" . flow(flow_id => \"'f' || :n") . ";\nSELECT feishu.stat_reset();\n"),
 	'... with resets meanwhile');

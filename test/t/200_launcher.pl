@@ -18,8 +18,7 @@ use Time::HiRes qw(time);
 # 5 s; all that is done here takes a small part of a second.
 my $AT_ONCE = 3 * $FeishuFlow::SLOW;
 
-my $node = new_cluster(
-	'launcher',
+my $node = new_cluster('launcher',
 	conf => "max_worker_processes = 60\nwal_level = minimal\nmax_wal_senders = 0\n"
 	  . "max_prepared_transactions = 4\nrestart_after_crash = on\n");
 
@@ -27,7 +26,8 @@ my $node = new_cluster(
 sub dispatcher
 {
 	my ($database, $on) = @_;
-	return ($on // $node)->safe_psql('postgres',
+	return ($on // $node)
+	  ->safe_psql('postgres',
 		"SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = '$database'");
 }
 
@@ -35,7 +35,7 @@ sub dispatchers
 {
 	my ($on) = @_;
 	return ($on // $node)->safe_psql('postgres',
-		"SELECT coalesce(string_agg(datname, ' ' ORDER BY datname), '') FROM pg_stat_activity"
+			"SELECT coalesce(string_agg(datname, ' ' ORDER BY datname), '') FROM pg_stat_activity"
 		  . " WHERE backend_type = 'feishu_flow dispatcher'");
 }
 
@@ -45,8 +45,7 @@ sub dispatcher_comes
 	my $pid = '';
 	$not //= '';
 	eval {
-		wait_until("$database has a dispatcher",
-			sub { ($pid = dispatcher($database)) ne '' && $pid ne $not });
+		wait_until("$database has a dispatcher", sub { ($pid = dispatcher($database)) ne '' && $pid ne $not });
 	};
 	ok($pid ne '' && $pid ne $not, $name) or diag(dispatchers());
 	return $pid;
@@ -92,7 +91,8 @@ my $launchers = '';
 wait_until(
 	'the launcher has begun',
 	sub {
-		$launchers = $session->value("SELECT count(*), count(datname) FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'");
+		$launchers = $session->value(
+			"SELECT count(*), count(datname) FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'");
 		$launchers ne '0|0';
 	});
 is($launchers, '1|0', 'the launcher runs, connected to no database');
@@ -105,12 +105,12 @@ my $start = time();
 $session->value('COMMIT');
 dispatcher_comes('postgres', 'CREATE EXTENSION starts a dispatcher');
 cmp_ok(time() - $start, '<', $AT_ONCE, '... at once');
-wait_until('that is logged',
-	sub { logged(qr/LOG:  feishu_flow dispatcher for database "postgres" started/) });
+wait_until('that is logged', sub { logged(qr/LOG:  feishu_flow dispatcher for database "postgres" started/) });
 
 at_once($session, 'DROP EXTENSION feishu_flow', 'DROP EXTENSION does not wait for the dispatcher');
 dispatcher_goes('postgres', '... which goes away');
-wait_until('that is logged',
+wait_until(
+	'that is logged',
 	sub { logged(qr/LOG:  feishu_flow dispatcher for database "postgres" stopped\n.*DETAIL:  The extension is gone/) });
 
 at_once($session, 'CREATE EXTENSION feishu_flow', 'CREATE EXTENSION again');
@@ -131,12 +131,15 @@ dispatcher_comes('postgres', 'the extension of another owner has a dispatcher');
 at_once($session, 'DROP OWNED BY owner', 'DROP OWNED');
 dispatcher_goes('postgres', '... takes the dispatcher away, too');
 
-at_once($session,
+at_once(
+	$session,
 	"BEGIN; CREATE EXTENSION feishu_flow; PREPARE TRANSACTION 'create'",
 	'CREATE EXTENSION in a prepared transaction');
 at_once($session, "COMMIT PREPARED 'create'", '... which is committed later');
 dispatcher_comes('postgres', '... starts a dispatcher then');
-at_once($session, "BEGIN; DROP EXTENSION feishu_flow; PREPARE TRANSACTION 'drop'",
+at_once(
+	$session,
+	"BEGIN; DROP EXTENSION feishu_flow; PREPARE TRANSACTION 'drop'",
 	'DROP EXTENSION in a prepared transaction');
 at_once($session, "COMMIT PREPARED 'drop'", '... which is committed later');
 dispatcher_goes('postgres', '... takes the dispatcher away then');
@@ -148,8 +151,7 @@ $pid = dispatcher_comes('postgres', 'a dispatcher');
 $session->value("SELECT pg_terminate_backend($pid)");
 $pid = dispatcher_comes('postgres', 'a dispatcher that was terminated is started again', $pid);
 
-my $launcher = $session->value(
-	"SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'");
+my $launcher = $session->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'");
 $session->value("SELECT pg_terminate_backend($launcher)");
 wait_until(
 	'there is another launcher',
@@ -168,8 +170,7 @@ $pid = dispatcher_comes('postgres', '... and CREATE EXTENSION brings it');
 
 $place = log_end();
 kill 'KILL', $pid;
-wait_until('the server has recovered',
-	sub { logged(qr/database system is ready to accept connections/, $place) });
+wait_until('the server has recovered', sub { logged(qr/database system is ready to accept connections/, $place) });
 $session->quit;
 $session = FeishuFlow::Session->new($node);
 dispatcher_comes('postgres', 'after kill -9 of a dispatcher there is another', $pid);
@@ -183,12 +184,15 @@ wait_until('a dispatcher fails again and again', sub { logged(qr/violates check 
 $place = log_end();
 my $nobody = FeishuFlow::Session->new($node, user => 'nobody');
 $start = time();
+
 while (time() - $start < 3)
 {
-	$nobody->value($_) foreach "BEGIN; SELECT txid_current(); PREPARE TRANSACTION 'p'", "COMMIT PREPARED 'p'", 'SELECT pg_sleep(0.1)';
+	$nobody->value($_)
+	  foreach "BEGIN; SELECT txid_current(); PREPARE TRANSACTION 'p'", "COMMIT PREPARED 'p'", 'SELECT pg_sleep(0.1)';
 }
 $nobody->quit;
-cmp_ok(logged(qr/violates check constraint "broken"/, $place), '<=', 1, '... not more often for transactions that are prepared');
+cmp_ok(logged(qr/violates check constraint "broken"/, $place),
+	'<=', 1, '... not more often for transactions that are prepared');
 $session->value('DROP EXTENSION feishu_flow; CREATE EXTENSION feishu_flow');
 $start = time();
 dispatcher_comes('postgres', 'after CREATE EXTENSION there is a dispatcher');
@@ -209,8 +213,10 @@ dispatcher_comes('three', '... the copy has a dispatcher');
 dispatcher_comes('one', '... and the original, again');
 at_once($session, 'ALTER DATABASE two RENAME TO zwei', 'a database with a dispatcher is renamed');
 dispatcher_comes('zwei', '... it has a dispatcher');
-is( $session->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = 'zwei'"),
-	1, '... one');
+is( $session->value(
+		"SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = 'zwei'"),
+	1,
+	'... one');
 
 my $directory = PostgreSQL::Test::Utils::tempdir;
 $session->value("CREATE TABLESPACE space LOCATION '$directory'");
@@ -289,9 +295,8 @@ dispatcher_comes('postgres', '... all');
 # ---- many, and restarts ----
 
 $session->value("CREATE DATABASE many$_ TEMPLATE one") foreach 1 .. 28;
-$session->value("CREATE DATABASE none$_") foreach 1 .. 3;
-wait_until('all have dispatchers',
-	sub { scalar(my @list = split / /, dispatchers()) == 30 });
+$session->value("CREATE DATABASE none$_")              foreach 1 .. 3;
+wait_until('all have dispatchers', sub { scalar(my @list = split / /, dispatchers()) == 30 });
 pass('30 databases have dispatchers');
 $start = time();
 $node->stop('fast');
@@ -299,8 +304,7 @@ cmp_ok(time() - $start, '<', $AT_ONCE, 'a fast shutdown with 30 dispatchers is f
 note(sprintf('%.0f ms', (time() - $start) * 1000));
 $place = log_end();
 $node->start;
-wait_until('all have dispatchers',
-	sub { scalar(my @list = split / /, dispatchers()) == 30 });
+wait_until('all have dispatchers', sub { scalar(my @list = split / /, dispatchers()) == 30 });
 pass('... all are back after a restart');
 is(logged(qr/dispatcher for database "\w+" started/, $place), 30, '... each was started once');
 is(logged(qr/FATAL|ERROR|stopped/, $place), 0, '... without trouble');
@@ -313,24 +317,24 @@ $node->restart;
 wait_until('somebody is told', sub { logged(qr/no background worker/, $place) });
 is(logged(qr/HINT:  Increase max_worker_processes, currently 10/, $place),
 	1, 'too few workers: the log tells what to raise');
-wait_until('as many as there may be run',
-	sub { scalar(my @list = split / /, dispatchers()) >= 8 });
+wait_until('as many as there may be run', sub { scalar(my @list = split / /, dispatchers()) >= 8 });
 $session->quit;
 $session = FeishuFlow::Session->new($node);
 my %served = map { $_ => 1 } split / /, dispatchers();
 my @unserved = grep { !$served{$_} } map { "many$_" } 1 .. 28;
 my @served = grep { /^many/ } keys %served;
 is(scalar(keys %served), 8, 'as many dispatchers as there is room for');
+
 foreach my $case ([ $unserved[0], 'there is no background worker for the dispatcher' ], [ $served[0], 'none' ])
 {
 	my $other = FeishuFlow::Session->new($node, database => $case->[0]);
-	is($other->value("SELECT coalesce(feishu.dispatch_problem(), 'none')"), $case->[1], "... which dispatch_problem tells ($case->[1])");
+	is($other->value("SELECT coalesce(feishu.dispatch_problem(), 'none')"),
+		$case->[1], "... which dispatch_problem tells ($case->[1])");
 	$other->quit;
 }
 at_once($session, "DROP DATABASE $served[0]", 'a database with a dispatcher is dropped then');
 at_once($session, "DROP DATABASE $unserved[0]", 'one without a dispatcher, too');
-wait_until('another database is served',
-	sub { scalar(my @list = split / /, dispatchers()) == 8 });
+wait_until('another database is served', sub { scalar(my @list = split / /, dispatchers()) == 8 });
 pass('... and another database gets the worker');
 foreach my $database (grep { /^many|^one/ } map { "many$_" } 1 .. 28)
 {
@@ -353,8 +357,7 @@ $standby->init_from_backup($primary, 'backup', has_streaming => 1);
 $standby->start;
 $primary->safe_psql('postgres', 'CREATE TABLE something ()');
 $primary->wait_for_catchup('standby');
-is( $standby->safe_psql('postgres',
-		"SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'feishu_flow%'"),
+is($standby->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'feishu_flow%'"),
 	0, 'a standby has neither launcher nor dispatcher');
 $standby->promote;
 wait_until('the standby has a dispatcher', sub { dispatcher('postgres', $standby) });

@@ -20,7 +20,8 @@ my $WATCHED = 3;
 
 my $mock = FeishuFlow::Mock->start;
 # nobody else is to write or to look into a database
-my $node = queue_cluster('main', conf => "autovacuum = off\ncheckpoint_timeout = '1h'\nwal_level = minimal\nmax_wal_senders = 0\n");
+my $node = queue_cluster('main',
+	conf => "autovacuum = off\ncheckpoint_timeout = '1h'\nwal_level = minimal\nmax_wal_senders = 0\n");
 my $session = FeishuFlow::Session->new($node);
 my @bare = map { "none$_" } 1 .. 3;
 $session->value("CREATE DATABASE $_") foreach @bare;
@@ -44,19 +45,24 @@ sub is_quiet
 	my %process = (
 		dispatcher => until_dispatcher($session),
 		launcher => $session->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'"));
-	until_true($session, 'the dispatcher is idle', "SELECT bool_and(query = 'idle') FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'");
+	until_true(
+		$session,
+		'the dispatcher is idle',
+		"SELECT bool_and(query = 'idle') FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'");
 	foreach my $who (sort keys %process)
 	{
 		my $pid = $process{$who};
 		my $before = -1;
-		wait_until("the $who sleeps", sub { my $last = $before; $before = wakes($pid); usleep(500_000); $last == $before });
+		wait_until("the $who sleeps",
+			sub { my $last = $before; $before = wakes($pid); usleep(500_000); $last == $before });
 	}
 	my $wal = wal_end();
 	my %before = map { $_ => [ wakes($process{$_}), written($process{$_}) ] } keys %process;
 	usleep($WATCHED * 1_000_000);
 	foreach my $who (sort keys %process)
 	{
-		my ($wakes, $written) = map { $_->[0] - $_->[1] } [ wakes($process{$who}), $before{$who}[0] ], [ written($process{$who}), $before{$who}[1] ];
+		my ($wakes, $written) = map { $_->[0] - $_->[1] }[ wakes($process{$who}), $before{$who}[0] ],
+		  [ written($process{$who}), $before{$who}[1] ];
 		cmp_ok($wakes, '<=', 1, "$name: the $who sleeps all the time");
 		is($written, 0, '... and writes nothing');
 	}
@@ -84,7 +90,10 @@ $session->value("SELECT feishu.pause_server('paused')");
 enqueue_many($session, 1, 300, server => 'paused', params => '{"never": true}');
 $session->value("ALTER USER MAPPING FOR PUBLIC SERVER refused OPTIONS (SET app_secret 'wrong')");
 enqueue_many($session, 1, 300, server => 'refused', params => '{"never": true}');
-until_true($session, 'the app is paused', "SELECT paused AND sending = 0 FROM feishu.dispatch_status WHERE server = 'refused'");
+until_true(
+	$session,
+	'the app is paused',
+	"SELECT paused AND sending = 0 FROM feishu.dispatch_status WHERE server = 'refused'");
 my $open = FeishuFlow::Session->new($node);
 $open->value('BEGIN');
 enqueue($open, params => '{"n": 201}');
@@ -99,14 +108,21 @@ started_once($mock, 201, '... and the commit is heard of');
 sub transactions
 {
 	return $session->value('SELECT string_agg(xact_commit::text, $$ $$ ORDER BY datname) FROM pg_stat_database '
-		  . "WHERE datname = ANY ('{" . join(',', @bare) . "}')");
+		  . "WHERE datname = ANY ('{"
+		  . join(',', @bare)
+		  . "}')");
 }
 
 $open->quit;
-until_true($session, 'databases were looked into', "SELECT min(xact_commit) > 0 FROM pg_stat_database WHERE datname = ANY ('{" . join(',', @bare) . "}')");
+until_true(
+	$session,
+	'databases were looked into',
+	"SELECT min(xact_commit) > 0 FROM pg_stat_database WHERE datname = ANY ('{" . join(',', @bare) . "}')");
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
 $node->reload;
-my @pids = (until_dispatcher($session), $session->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'"));
+my @pids = (
+	until_dispatcher($session),
+	$session->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'"));
 foreach my $pid (@pids)
 {
 	my $before = wakes($pid);
@@ -123,7 +139,12 @@ foreach (1 .. 4)
 }
 is(wal_end(), $wal, 'polls write nothing');
 is(transactions(), $transactions, '... and look into no database without the extension');
-cmp_ok(wakes($_) - ($_ == $pids[0] ? $dispatcher : $launcher), '<=', 20 + 2 * 10 * (time() - $started), '... nor more often than asked to') foreach @pids;
-is($session->value("SELECT count(*) FROM pg_stat_activity WHERE datname = ANY ('{" . join(',', @bare) . "}')"), '0', '... where nobody is');
+cmp_ok(
+	wakes($_) - ($_ == $pids[0] ? $dispatcher : $launcher),
+	'<=',
+	20 + 2 * 10 * (time() - $started),
+	'... nor more often than asked to') foreach @pids;
+is($session->value("SELECT count(*) FROM pg_stat_activity WHERE datname = ANY ('{" . join(',', @bare) . "}')"),
+	'0', '... where nobody is');
 
 done_testing();

@@ -27,8 +27,7 @@ my ($id, $second, $row);
 # A flow as the view shows it.
 sub row_of
 {
-	return JSON::PP->new->utf8->decode(
-		$session->value("SELECT to_jsonb(f) FROM feishu.flows f WHERE id = $_[0]"));
+	return JSON::PP->new->utf8->decode($session->value("SELECT to_jsonb(f) FROM feishu.flows f WHERE id = $_[0]"));
 }
 
 # ---- committed is sent ----
@@ -38,12 +37,14 @@ $id = enqueue($session, params => '{"n": 1, "text": "\u6d41\u7a0b"}');
 like($id, qr/^\d+$/, 'enqueue_flow returns an id');
 like($session->value("SELECT feishu.wait_flow($id)"), qr/"execution_id": "\d+"/, 'wait_flow returns the response');
 $row = row_of($id);
-is("@$row{qw(id state server role namespace flow_id attempts code)}", "$id succeeded feishu " . $session->value('SELECT current_user') . ' app flow 1 0',
+is( "@$row{qw(id state server role namespace flow_id attempts code)}",
+	"$id succeeded feishu " . $session->value('SELECT current_user') . ' app flow 1 0',
 	'the view shows what became of it');
 is($row->{is_async}, JSON::PP::true, 'a queued flow is asynchronous unless asked otherwise');
 like($row->{idempotent_key}, $UUID, 'a key is made');
 my $key_of = 'SELECT idempotent_key FROM feishu.flows WHERE id = ';
 my @keys;
+
 foreach my $one ($session, FeishuFlow::Session->new($node))
 {
 	$one->value('BEGIN');
@@ -52,7 +53,8 @@ foreach my $one ($session, FeishuFlow::Session->new($node))
 }
 is_deeply([ grep { $_ !~ $UUID } @keys ], [], '... for each flow');
 is(scalar(keys %{ { map { $_ => 1 } @keys } }), 80, '... its own, also in another session');
-is($session->value("SELECT expires_at - run_at = '1 day' FROM feishu.flows WHERE id = $id"), 't', 'it expires max_age after its run_at');
+is($session->value("SELECT expires_at - run_at = '1 day' FROM feishu.flows WHERE id = $id"),
+	't', 'it expires max_age after its run_at');
 is_deeply($row->{operator}, { _id => 1111 }, '... the operator is there');
 is_deeply($row->{params}, { n => 1, text => "\x{6d41}\x{7a0b}" }, '... the params');
 ok(defined $row->{$_}, "... $_") foreach qw(created_at run_at expires_at finished_at execution_id flow_status response);
@@ -67,12 +69,22 @@ is($request->{json}{is_async}, JSON::PP::true, '... asynchronous');
 started_once($mock, 1, '... which started once');
 
 $mock->mark;
-$id = enqueue($session, params => '{"n": 2}', idempotent_key => 'my-key', loop_masks => '["a", "b"]',
-	is_async => \'false', ordering_key => 'ok', max_attempts => \7, server => 'second', operator => undef,
+$id = enqueue(
+	$session,
+	params => '{"n": 2}',
+	idempotent_key => 'my-key',
+	loop_masks => '["a", "b"]',
+	is_async => \'false',
+	ordering_key => 'ok',
+	max_attempts => \7,
+	server => 'second',
+	operator => undef,
 	expires_at => '2100-01-01');
 $session->value("SELECT feishu.wait_flow($id)");
 $row = row_of($id);
-is("@$row{qw(state server idempotent_key ordering_key max_attempts)}", 'succeeded second my-key ok 7', 'arguments are kept');
+is( "@$row{qw(state server idempotent_key ordering_key max_attempts)}",
+	'succeeded second my-key ok 7',
+	'arguments are kept');
 is_deeply($row->{operator}, { email => 'a@b.c' }, '... the operator of the server where none is given');
 like($row->{expires_at}, qr/^2100-01-01|^2099-12-31/, '... expires_at');
 ($request) = arrivals($mock);
@@ -107,10 +119,14 @@ foreach my $case (
 {
 	my ($sqlstate, $arguments) = @$case;
 	my $names = join '|', sort keys %$arguments;
-	fails_with($session, 'SELECT ' . enqueue_call(%$arguments), $sqlstate, "wrong $names",
-		$names eq 'server' ? () : (message => qr/\b(?:$names)\b/));
+	fails_with($session, 'SELECT ' . enqueue_call(%$arguments),
+		$sqlstate, "wrong $names", $names eq 'server' ? () : (message => qr/\b(?:$names)\b/));
 }
-fails_with($session, 'SELECT ' . enqueue_call(run_at => 'infinity'), '22023', 'run_at infinity is refused', message => qr/\brun_at\b/);
+fails_with(
+	$session, 'SELECT ' . enqueue_call(run_at => 'infinity'),
+	'22023',
+	'run_at infinity is refused',
+	message => qr/\brun_at\b/);
 $id = enqueue($session, run_at => '294276-12-31 00:00+00', params => '{"never": true}');
 is(look($session, $id, 'state'), 'queued', 'a flow may wait until the end of time');
 $session->value("SELECT feishu.cancel_flow($id)");
@@ -130,25 +146,33 @@ $id = enqueue($session, params => '{"n": 5}');
 $mock->wait_for(1, kind => 'execute');
 until_state($session, $id, 'sending');
 pass('a flow under way is "sending"');
-is($session->value("SELECT queued || ' ' || sending || ' ' || paused FROM feishu.dispatch_status WHERE server = 'feishu'"),
-	'0 1 false', '... in dispatch_status, too');
+is( $session->value(
+		"SELECT queued || ' ' || sending || ' ' || paused FROM feishu.dispatch_status WHERE server = 'feishu'"),
+	'0 1 false',
+	'... in dispatch_status, too');
 my $activity = "SELECT state || ': ' || query FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'";
 wait_until('pg_stat_activity says so', sub { $session->value($activity) eq 'active: sending 1 flows' });
 pass('... and pg_stat_activity says what the dispatcher does');
 fails_with($session, "SELECT feishu.wait_flow($id, '50 ms')", 'LK504', 'wait_flow gives up in time');
-fails_with($session, "SET statement_timeout = '50ms'; SELECT feishu.wait_flow($id)", '57014', 'wait_flow can be cancelled');
+fails_with($session, "SET statement_timeout = '50ms'; SELECT feishu.wait_flow($id)",
+	'57014', 'wait_flow can be cancelled');
 $session->value('RESET statement_timeout');
 $session->send("SELECT feishu.wait_flow($id)");
-wait_until('a session waits', sub { $other->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid) eq 'Extension' });
+wait_until('a session waits',
+	sub { $other->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid) eq 'Extension' });
 
 # 17 and later have names for what an extension waits for.
 sub waits_for
 {
 	my ($pid, $name) = @_;
-	wait_until("it waits for $name", sub {
-		$other->value("SELECT wait_event = CASE WHEN current_setting('server_version_num')::int >= 170000 THEN '$name' ELSE 'Extension' END "
-			  . "FROM pg_stat_activity WHERE pid = $pid") eq 't';
-	});
+	wait_until(
+		"it waits for $name",
+		sub {
+			$other->value(
+					"SELECT wait_event = CASE WHEN current_setting('server_version_num')::int >= 170000 THEN '$name' "
+				  . "ELSE 'Extension' END "
+				  . "FROM pg_stat_activity WHERE pid = $pid") eq 't';
+		});
 	return pass("pg_stat_activity says so: $name");
 }
 waits_for($session->pid, 'FeishuFlowWait');
@@ -167,20 +191,28 @@ for my $n (1 .. 20)
 cmp_ok(time() - $started, '<', 5 * $FeishuFlow::SLOW, '... and at once, not when it next looks');
 
 $id = enqueue($session, flow_id => 'refusedFlow');
-fails_with($session, "SELECT feishu.wait_flow($id)", 'LK400', 'wait_flow raises what the flow failed with', detail => qr/\w/, message => qr{^could not execute flow "\w+/refusedFlow": }, err => qr/wait_flow\(\) of flow $id\b/);
-is(look($session, $id, "state || ' ' || sqlstate || ' ' || code || ' ' || attempts"), 'failed LK400 2320001 1', '... which is recorded');
+fails_with(
+	$session, "SELECT feishu.wait_flow($id)", 'LK400', 'wait_flow raises what the flow failed with',
+	detail => qr/\w/,
+	message => qr{^could not execute flow "\w+/refusedFlow": },
+	err => qr/wait_flow\(\) of flow $id\b/);
+is( look($session, $id, "state || ' ' || sqlstate || ' ' || code || ' ' || attempts"),
+	'failed LK400 2320001 1',
+	'... which is recorded');
 isnt(look($session, $id, 'error'), '', '... with the reason');
 fails_with($session, 'SELECT feishu.wait_flow(123456789)', '42704', 'wait_flow of no flow');
 is($session->value('SELECT feishu.wait_flow(NULL) IS NULL'), 't', 'wait_flow of NULL');
 fails_with($session, "SELECT feishu.wait_flow($id, NULL)", 'LK400', 'a timeout of NULL is the default, and no success');
 is($session->value("SELECT feishu.retry_flow($id, NULL)"), 't', '... and so is a new_key of NULL');
 until_ended($session, "id = $id");
+
 foreach my $how ('', 'SAVEPOINT a;')
 {
 	$session->value("BEGIN; $how");
 	$id = enqueue($session, params => '{"never": true}');
 	my $result = $session->ask("SELECT feishu.wait_flow($id)");
-	fails_with($session, $result, '55000', 'wait_flow in the transaction that queued it' . ($how ? ', in a subtransaction' : ''));
+	fails_with($session, $result, '55000',
+		'wait_flow in the transaction that queued it' . ($how ? ', in a subtransaction' : ''));
 	cmp_ok($result->{seconds}, '<', 5, '... at once');
 	$session->value('ROLLBACK');
 }
@@ -196,9 +228,11 @@ $session->value('COMMIT');
 # waits looks at it whenever it is told, as of a cancel that was rolled back to a
 # savepoint.
 $id = enqueue($session, run_at => \"now() + interval '1 hour'", params => '{"never": true}');
-$session->value("UPDATE feishu_internal.outbox SET response = to_jsonb(repeat('0123456789abcdef', 262144)) WHERE id = $id");
+$session->value(
+	"UPDATE feishu_internal.outbox SET response = to_jsonb(repeat('0123456789abcdef', 262144)) WHERE id = $id");
 $other->send("SELECT feishu.wait_flow($id, '1 h')");
-wait_until('a session waits', sub { $session->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $other->pid) eq 'Extension' });
+wait_until('a session waits',
+	sub { $session->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $other->pid) eq 'Extension' });
 my $memory = private_kilobytes($other->pid);
 for (1 .. 30)
 {
@@ -219,13 +253,22 @@ is(look($session, $id, 'state'), 'queued', 'a flow of later is queued');
 is($session->value("SELECT feishu.cancel_flow($id)"), 't', '... and can be cancelled');
 is(look($session, $id, 'state, attempts, finished_at IS NOT NULL'), 'cancelled|0|t', '... which is recorded');
 is($session->value("SELECT feishu.cancel_flow($id)"), 'f', '... but once');
-fails_with($session, "SELECT feishu.wait_flow($id)", '55000', '... and is an error to whoever waits for it', message => qr/cancelled/);
+fails_with(
+	$session, "SELECT feishu.wait_flow($id)",
+	'55000',
+	'... and is an error to whoever waits for it',
+	message => qr/cancelled/);
 $started = time();
+
 for (1 .. 5)
 {
 	$id = enqueue($session, run_at => \$later, params => '{"never": true}');
 	$other->send("SELECT feishu.wait_flow($id)");
-	wait_until('a session waits', sub { $session->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $other->pid) eq 'Extension' });
+	wait_until(
+		'a session waits',
+		sub {
+			$session->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $other->pid) eq 'Extension';
+		});
 	$session->value("SELECT feishu.cancel_flow($id)");
 	fails_with($other, $other->result, '55000', '... who waits already');
 }
@@ -272,19 +315,26 @@ foreach my $case (
 	$mock->fault(type => $fault) if defined $fault;
 	alter_server($session, 'feishu', 'SET', base_url => 'http://127.0.0.1:' . closed_port()) if !defined $fault;
 	$id = enqueue($session, params => '{"n": 11}', run_at => \"now()");
-	until_true($session, 'it is tried again later',
+	until_true(
+		$session,
+		'it is tried again later',
 		"SELECT state = 'retrying' AND attempts > 0 FROM feishu.flows WHERE id = $id");
 	$session->value("SELECT feishu.pause_server('feishu')");
 	# another attempt may have begun before the dispatcher heard of the pause
 	my $cancelled;
-	wait_until('no attempt is under way', sub {
-		until_state($session, $id, 'retrying');
-		$cancelled = $session->value("SELECT feishu.cancel_flow($id)");
-		return look($session, $id, 'finished_at IS NOT NULL') eq 't';
-	});
+	wait_until(
+		'no attempt is under way',
+		sub {
+			until_state($session, $id, 'retrying');
+			$cancelled = $session->value("SELECT feishu.cancel_flow($id)");
+			return look($session, $id, 'finished_at IS NOT NULL') eq 't';
+		});
 	is($cancelled, $true, "a flow is cancelled after an attempt that $what");
 	is(look($session, $id, 'state'), $state, "... and is $state");
-	like(look($session, $id, 'error'), $state eq 'unconfirmed' ? qr/\w; cancelled after it was sent$/ : qr/\w(?<!after it was sent)$/, '... and says why');
+	like(
+		look($session, $id, 'error'),
+		$state eq 'unconfirmed' ? qr/\w; cancelled after it was sent$/ : qr/\w(?<!after it was sent)$/,
+		'... and says why');
 	alter_server($session, 'feishu', 'SET', base_url => $mock->url);
 	$mock->well;
 	$session->value("SELECT feishu.resume_server('feishu')");
@@ -296,16 +346,23 @@ foreach my $case (
 # Sessions that enqueue and cancel at once: never cancelled and sent.
 begin_anew($mock, $session);
 $session->value("CREATE SEQUENCE number; CREATE TABLE cancelled (id bigint, yes boolean)");
-my $script = "SELECT " . enqueue_call(params => \q{jsonb_build_object('n', nextval('number'))}) . " AS id \\gset\n"
+my $script =
+	"SELECT "
+  . enqueue_call(params => \q{jsonb_build_object('n', nextval('number'))})
+  . " AS id \\gset\n"
   . "\\set pause random(0, 2)\n\\if :pause\n\\set us random(1, 4000)\n\\sleep :us us\n\\endif\n"
   . "INSERT INTO cancelled SELECT :id, feishu.cancel_flow(:id);\n";
 my $bench = pgbench_start($node, $script, '-c', '6', '-j', '2', '-t', '250');
 ok($bench->finish, '1500 flows are queued and cancelled by 6 sessions');
 until_ended($session);
-my ($yes, $no) = split /\|/, $session->value('SELECT count(*) FILTER (WHERE yes), count(*) FILTER (WHERE NOT yes) FROM cancelled');
+my ($yes, $no) = split /\|/,
+  $session->value('SELECT count(*) FILTER (WHERE yes), count(*) FILTER (WHERE NOT yes) FROM cancelled');
 note("$yes cancelled, $no sent");
-is($session->value("SELECT count(*) FROM cancelled c JOIN feishu.flows f USING (id) WHERE f.state <> CASE WHEN yes THEN 'cancelled' ELSE 'succeeded' END"),
-	'0', '... each is either cancelled or succeeded, as it was told');
+is( $session->value(
+			"SELECT count(*) FROM cancelled c JOIN feishu.flows f USING (id) "
+		  . "WHERE f.state <> CASE WHEN yes THEN 'cancelled' ELSE 'succeeded' END"),
+	'0',
+	'... each is either cancelled or succeeded, as it was told');
 started_once($mock, $no, '... and none was cancelled and sent');
 cmp_ok($yes, '>', 0, '... some were cancelled');
 
@@ -319,7 +376,8 @@ my ($key) = look($session, $id, 'idempotent_key');
 $mock->well;
 is($session->value("SELECT feishu.retry_flow($id)"), 't', 'a failed flow can be retried');
 succeeds($session, "SELECT feishu.wait_flow($id)", '... and succeeds');
-is(look($session, $id, 'state, attempts, sqlstate IS NULL, error IS NULL'), 'succeeded|1|t|t', '... with nothing left of the failure');
+is(look($session, $id, 'state, attempts, sqlstate IS NULL, error IS NULL'),
+	'succeeded|1|t|t', '... with nothing left of the failure');
 is_deeply([ map { $_->{key} } arrivals($mock) ], [ $key, $key ], '... with the same key');
 is($session->value("SELECT feishu.retry_flow($id)"), 'f', 'what succeeded is not retried');
 
@@ -328,7 +386,8 @@ $mock->fault(type => 'code', code => 2320001);
 $id = enqueue($session, params => '{"n": 21}', idempotent_key => 'mine');
 until_ended($session);
 $mock->well;
-is($session->value("SELECT feishu.retry_flow($id, new_key => true)"), 't', 'a failed flow can be retried with a new key');
+is($session->value("SELECT feishu.retry_flow($id, new_key => true)"),
+	't', 'a failed flow can be retried with a new key');
 succeeds($session, "SELECT feishu.wait_flow($id)", '... and succeeds');
 ($key, $second) = map { $_->{key} } arrivals($mock);
 is($key, 'mine', '... the first time with the one it was given');
@@ -363,7 +422,8 @@ foreach my $arrived (arrivals($mock))
 }
 is_deeply([ numbers($mock) ], [ 30 .. 34 ], '... in this order');
 $id = enqueue($session, run_at => '2999-01-01', params => '{"never": true}');
-is(look($session, $id, "state, expires_at > '2999-01-01'"), 'queued|t', 'a run_at of the far future waits, and its age begins then');
+is(look($session, $id, "state, expires_at > '2999-01-01'"),
+	'queued|t', 'a run_at of the far future waits, and its age begins then');
 $session->value("SELECT feishu.cancel_flow($id)");
 $id = enqueue($session, run_at => '2999-01-01', expires_at => 'infinity', params => '{"never": true}');
 is(look($session, $id, 'state, expires_at'), 'queued|infinity', 'a flow that is never to expire does not');
@@ -382,10 +442,17 @@ $session->value("SELECT feishu.pause_server('feishu'); SELECT feishu.pause_serve
 $id = enqueue($session, params => '{"n": 41}');
 $second = enqueue($session, params => '{"n": 42}', server => 'second');
 succeeds($session, "SELECT feishu.wait_flow($second)", 'while a server is paused the others are not');
-like($session->value("SELECT queued || ' ' || sending || ' ' || paused || ' ' || pause_reason FROM feishu.dispatch_status WHERE server = 'feishu'"),
-	qr/^1 0 true paused by \w+/, '... dispatch_status says so');
-is($session->value("SELECT oldest_queued = created_at FROM feishu.dispatch_status, feishu.flows WHERE dispatch_status.server = 'feishu' AND id = $id"),
-	't', '... and since when a flow waits');
+like(
+	$session->value(
+			"SELECT queued || ' ' || sending || ' ' || paused || ' ' || pause_reason FROM feishu.dispatch_status "
+		  . "WHERE server = 'feishu'"),
+	qr/^1 0 true paused by \w+/,
+	'... dispatch_status says so');
+is( $session->value(
+			"SELECT oldest_queued = created_at FROM feishu.dispatch_status, feishu.flows "
+		  . "WHERE dispatch_status.server = 'feishu' AND id = $id"),
+	't',
+	'... and since when a flow waits');
 $node->restart;
 $_ = FeishuFlow::Session->new($node) foreach $session, $other;
 until_dispatcher($session);
@@ -397,10 +464,13 @@ succeeds($session, "SELECT feishu.wait_flow($id)", '... until it is resumed');
 is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE paused"), '0', '... and nothing is paused');
 is_deeply([ sort(numbers($mock)) ], [ 40 .. 43 ], '... all were sent once');
 $session->value("CREATE SERVER dropped FOREIGN DATA WRAPPER feishu_flow; SELECT feishu.pause_server('dropped')");
-is($session->value("SELECT paused FROM feishu.dispatch_status WHERE server = 'dropped'"), 't', 'a server without flows is paused');
+is($session->value("SELECT paused FROM feishu.dispatch_status WHERE server = 'dropped'"),
+	't', 'a server without flows is paused');
 $session->value('DROP SERVER dropped');
-is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE server = 'dropped'"), '0', '... until it is dropped, which no resume_server could undo');
+is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE server = 'dropped'"),
+	'0', '... until it is dropped, which no resume_server could undo');
 $session->value('CREATE FOREIGN DATA WRAPPER other; CREATE SERVER others FOREIGN DATA WRAPPER other');
+
 foreach my $function (qw(pause_server resume_server))
 {
 	fails_with($session, "SELECT feishu.$function('nowhere')", '42704', "$function of no server");
@@ -428,15 +498,26 @@ is($session->value('SELECT feishu.purge_flows(now())'), $finished, 'purge_flows 
 is(ends($session), 'queued 1', '... and no others');
 $node->append_conf('postgresql.conf', "feishu_flow.retention = '2s'\nfeishu_flow.poll_interval = '100ms'");
 $node->reload;
+my $failed = enqueue($session, flow_id => 'refusedFlow');
 $second = enqueue($session, params => '{"n": 60}');
-$session->value("SELECT feishu.wait_flow($second)");
+until_ended($session, "id IN ($failed, $second)");
 $finished = look($session, $second, 'finished_at');
-until_true($session, 'a flow is dropped after the retention', "NOT EXISTS (SELECT FROM feishu.flows WHERE id = $second)");
+until_true(
+	$session,
+	'a flow is dropped after the retention',
+	"NOT EXISTS (SELECT FROM feishu.flows WHERE id = $second)");
 my $kept = $session->value("SELECT extract(epoch FROM clock_timestamp() - '$finished')");
 cmp_ok($kept, '>=', 2, "a finished flow is kept for the retention: $kept s");
 cmp_ok($kept, '<', 2 + 5 * $FeishuFlow::SLOW, '... and not for much longer');
+is(ends($session), 'failed 1, queued 1', '... and no others are dropped: one that failed is kept');
+$node->append_conf('postgresql.conf', "feishu_flow.retention = '7d'\nfeishu_flow.retention_failed = '1s'");
+$node->reload;
+until_true(
+	$session,
+	'what failed is dropped after retention_failed',
+	"NOT EXISTS (SELECT FROM feishu.flows WHERE id = $failed)");
 is(ends($session), 'queued 1', '... and no others are dropped');
-$node->append_conf('postgresql.conf', "feishu_flow.retention = '7d'");
+$node->append_conf('postgresql.conf', "feishu_flow.retention_failed = '30d'");
 $node->reload;
 
 # ---- expires_at ----

@@ -31,7 +31,8 @@ sub queued
 
 $session->value("SELECT feishu.pause_server('feishu')");
 my $id = enqueue($session, idempotent_key => 'order-1', params => '{"n": 1}');
-is(enqueue($session, idempotent_key => 'order-1', params => '{"n": 2}'), $id, 'the key of a flow that waits gives its id');
+is(enqueue($session, idempotent_key => 'order-1', params => '{"n": 2}'),
+	$id, 'the key of a flow that waits gives its id');
 is(queued('order-1'), 1, '... and nothing is queued');
 my $drawn = enqueue($session);
 enqueue($session, idempotent_key => 'order-1') foreach 1 .. 10;
@@ -66,7 +67,8 @@ isnt($again, $failed, 'the key of a flow that failed may be queued again');
 until_ended($session, "id = $again");
 my $taken = $session->ask("SELECT feishu.retry_flow($failed)");
 is($taken->{sqlstate}, '23505', 'a flow whose key another has meanwhile is not retried');
-is($taken->{message}, "flow $failed cannot be retried: its idempotent_key was queued again", '... the message names it');
+is($taken->{message}, "flow $failed cannot be retried: its idempotent_key was queued again",
+	'... the message names it');
 like($taken->{hint}, qr/new_key => true/, '... the hint says how to start both');
 is($session->value("SELECT state FROM feishu.flows WHERE id = $failed"), 'failed', '... it is as it was');
 is($session->value("SELECT feishu.retry_flow($failed, new_key => true)"), 't', 'with a key of its own it is');
@@ -87,21 +89,33 @@ $session->value("SELECT feishu.resume_server('feishu')");
 $session->value('BEGIN');
 my $first = enqueue($session, idempotent_key => 'order-6');
 $second->send('SELECT ' . enqueue_call(idempotent_key => 'order-6'));
-until_true(FeishuFlow::Session->new($node), 'a second one waits for the first', 'SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = ' . $second->pid . " AND wait_event_type = 'Lock'");
+until_true(
+	FeishuFlow::Session->new($node),
+	'a second one waits for the first',
+	'SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = ' . $second->pid . " AND wait_event_type = 'Lock'");
 $session->value('COMMIT');
 is($second->result->{out}, $first, '... and gets its id after the commit');
 
 $session->value('BEGIN');
 $first = enqueue($session, idempotent_key => 'order-7');
 $second->send('SELECT ' . enqueue_call(idempotent_key => 'order-7'));
-until_true(FeishuFlow::Session->new($node), 'a second one waits for the first', 'SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = ' . $second->pid . " AND wait_event_type = 'Lock'");
+until_true(
+	FeishuFlow::Session->new($node),
+	'a second one waits for the first',
+	'SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = ' . $second->pid . " AND wait_event_type = 'Lock'");
 $session->value('ROLLBACK');
 my $own = $second->result->{out};
 ok($own > 0 && $own != $first, '... and queues its own after a rollback');
 is(queued('order-7'), 1, '... once');
 
-is($session->value('BEGIN; SAVEPOINT s; SELECT ' . enqueue_call(idempotent_key => 'order-8') . ' > 0; ROLLBACK TO s; SELECT '
-	  . enqueue_call(idempotent_key => 'order-8') . ' > 0; COMMIT'), "t\nt", 'a key that was rolled back to a savepoint is queued');
+is( $session->value(
+			'BEGIN; SAVEPOINT s; SELECT '
+		  . enqueue_call(idempotent_key => 'order-8')
+		  . ' > 0; ROLLBACK TO s; SELECT '
+		  . enqueue_call(idempotent_key => 'order-8')
+		  . ' > 0; COMMIT'),
+	"t\nt",
+	'a key that was rolled back to a savepoint is queued');
 is(queued('order-8'), 1, '... once');
 
 # ---- a transaction with an old snapshot ----
@@ -134,7 +148,8 @@ $session->value('RESET ROLE');
 
 $session->value('CREATE TABLE orders (id int, note text)');
 $session->value('CREATE TRIGGER t AFTER INSERT OR UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION '
-	  . q{feishu.flow_trigger('app', 'flow', '{"_id": 1111}', '{"id": "$.new.id"}', '{"idempotent_key": "$.new.note"}')});
+	  . q{feishu.flow_trigger('app', 'flow', '{"_id": 1111}', '{"id": "$.new.id"}', '{"idempotent_key": "$.new.note"}')}
+);
 $session->value("INSERT INTO orders VALUES (1, 'saved'); UPDATE orders SET id = id; UPDATE orders SET id = id");
 is(queued('saved'), 1, 'a trigger queues a key once');
 
@@ -149,13 +164,19 @@ $one->quit;
 # before there is a dispatcher in the copy
 $node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
 $node->reload;
-until_true($session, 'dispatchers are gone', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'});
+until_true(
+	$session,
+	'dispatchers are gone',
+	q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'});
 $session->value('CREATE DATABASE copy TEMPLATE one');
 my $copy = FeishuFlow::Session->new($node, database => 'copy');
 my $here = enqueue($copy, idempotent_key => 'copied');
 isnt($here, $original, 'a flow that waits in the original does not stand for one of the copy');
 is(enqueue($copy, idempotent_key => 'copied'), $here, '... where the key is queued once');
-like($copy->value("SELECT state || ' ' || error FROM feishu.flows WHERE id = $original"), qr/^cancelled the database was copied/, '... the other is cancelled there');
+like(
+	$copy->value("SELECT state || ' ' || error FROM feishu.flows WHERE id = $original"),
+	qr/^cancelled the database was copied/,
+	'... the other is cancelled there');
 $copy->value("SELECT feishu.resume_server('feishu')");
 $node->append_conf('postgresql.conf', 'feishu_flow.dispatch = on');
 $node->reload;

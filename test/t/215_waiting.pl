@@ -22,7 +22,9 @@ my $WAITS = 5;
 my $mock = FeishuFlow::Mock->start('--app', 'cli_mock:mock-secret', '--app', 'cli_narrow:narrow-secret');
 my $node = queue_cluster('main', conf => "max_prepared_transactions = 2\nautovacuum = off\n");
 create_server($node, 'feishu', { base_url => $mock->url });
-create_server($node, 'narrow', { base_url => $mock->url, max_concurrency => 1 },
+create_server(
+	$node, 'narrow',
+	{ base_url => $mock->url, max_concurrency => 1 },
 	{ app_id => 'cli_narrow', app_secret => 'narrow-secret' });
 my $session = FeishuFlow::Session->new($node);
 my $waiter = FeishuFlow::Session->new($node);
@@ -35,11 +37,13 @@ sub until_asleep
 {
 	my ($pid) = @_;
 	my ($before, $since) = (-1, time());
-	return wait_until('it sleeps', sub {
-		my $now = wakes($pid);
-		($before, $since) = ($now, time()) if $now != $before;
-		return time() - $since > 0.05;
-	});
+	return wait_until(
+		'it sleeps',
+		sub {
+			my $now = wakes($pid);
+			($before, $since) = ($now, time()) if $now != $before;
+			return time() - $since > 0.05;
+		});
 }
 
 sub until_waiting
@@ -96,19 +100,39 @@ sub queue_later { return enqueue($session, run_at => \$later, params => $never);
 
 is_woken('succeeded', '00000', sub { queue_paused() }, \&resume);
 is_woken('refused', 'LK400', sub { queue_paused(flow_id => 'refusedFlow') }, \&resume);
-is_woken('cancelled by another session', '55000', \&queue_later, sub {
-	$session->value("SELECT feishu.cancel_flow($_[0])");
-});
-is_woken('cancelled in a subtransaction', '55000', \&queue_later, sub {
-	$session->value("BEGIN; SAVEPOINT a; SELECT feishu.cancel_flow($_[0]); RELEASE a; SAVEPOINT b; ROLLBACK TO b; COMMIT");
-});
-is_woken('cancelled and purged in one transaction', '42704', \&queue_later, sub {
-	$session->value("BEGIN; SELECT feishu.cancel_flow($_[0]); SELECT feishu.purge_flows('infinity'); COMMIT");
-});
-is_woken('cancelled by a prepared transaction', '55000', \&queue_later, sub {
-	$session->value("BEGIN; SELECT feishu.cancel_flow($_[0]); PREPARE TRANSACTION 'cancel'; COMMIT PREPARED 'cancel'");
-});
-is_woken('retried, and refused again', 'LK400',
+is_woken(
+	'cancelled by another session',
+	'55000',
+	\&queue_later,
+	sub {
+		$session->value("SELECT feishu.cancel_flow($_[0])");
+	});
+is_woken(
+	'cancelled in a subtransaction',
+	'55000',
+	\&queue_later,
+	sub {
+		$session->value(
+			"BEGIN; SAVEPOINT a; SELECT feishu.cancel_flow($_[0]); RELEASE a; SAVEPOINT b; ROLLBACK TO b; COMMIT");
+	});
+is_woken(
+	'cancelled and purged in one transaction',
+	'42704',
+	\&queue_later,
+	sub {
+		$session->value("BEGIN; SELECT feishu.cancel_flow($_[0]); SELECT feishu.purge_flows('infinity'); COMMIT");
+	});
+is_woken(
+	'cancelled by a prepared transaction',
+	'55000',
+	\&queue_later,
+	sub {
+		$session->value(
+			"BEGIN; SELECT feishu.cancel_flow($_[0]); PREPARE TRANSACTION 'cancel'; COMMIT PREPARED 'cancel'");
+	});
+is_woken(
+	'retried, and refused again',
+	'LK400',
 	sub {
 		my $id = enqueue($session, flow_id => 'refusedFlow');
 		until_ended($session, "id = $id");
@@ -117,16 +141,21 @@ is_woken('retried, and refused again', 'LK400',
 		return $id;
 	},
 	\&resume);
-is_woken('cancelled with 1100 others', '55000',
+is_woken(
+	'cancelled with 1100 others',
+	'55000',
 	sub { enqueue_many($session, 1, 1100, run_at => \$later, params => $never); queue_later() },
 	sub { $session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE state = 'queued'") });
 
 # What nobody's call is for: the dispatcher ends it by itself.
 $session->value('CREATE SEQUENCE number; CREATE ROLE leaving; GRANT USAGE ON FOREIGN SERVER feishu TO leaving');
-is_woken('failed with its role', '42704',
+is_woken(
+	'failed with its role',
+	'42704',
 	sub {
 		my $role = $session->value("SELECT 'gone' || nextval('number')");
-		$session->value("CREATE ROLE $role; GRANT leaving TO $role; SELECT feishu.pause_server('feishu'); SET ROLE $role");
+		$session->value(
+			"CREATE ROLE $role; GRANT leaving TO $role; SELECT feishu.pause_server('feishu'); SET ROLE $role");
 		my $id = enqueue($session, params => $never);
 		$session->value("RESET ROLE; DROP ROLE $role");
 		return $id;
@@ -134,7 +163,9 @@ is_woken('failed with its role', '42704',
 	\&resume);
 
 # The dispatcher is told to end, and waits for an answer a little.
-is_woken('recorded by a dispatcher on its way out', '00000',
+is_woken(
+	'recorded by a dispatcher on its way out',
+	'00000',
 	sub {
 		until_dispatcher($session);
 		$mock->fault(type => 'hold');
@@ -155,7 +186,9 @@ is_woken('recorded by a dispatcher on its way out', '00000',
 # Held lanes are looked at by the slow poll.
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
 $node->reload;
-is_woken('expired in a paused lane', 'LK504',
+is_woken(
+	'expired in a paused lane',
+	'LK504',
 	sub { queue_paused(expires_at => \"clock_timestamp() + interval '300 ms'") },
 	sub { until_ended($session, "id = $_[0]") });
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
@@ -187,14 +220,17 @@ sub start_waiters
 	my $file = PostgreSQL::Test::Utils::tempdir() . '/wait.sql';
 	append_to_file($file, $sql);
 	my $output = '';
-	my @command = ('pgbench', '-n', '-f', $file, '-h', $node->host, '-p', $node->port, '-c', $clients, '-t', 1, $database);
+	my @command =
+	  ('pgbench', '-n', '-f', $file, '-h', $node->host, '-p', $node->port, '-c', $clients, '-t', 1, $database);
 	my $run = IPC::Run::start(\@command, '>', \$output, '2>', \$output, IPC::Run::timeout(2 * $FeishuFlow::PATIENCE));
 	my $pids;
-	wait_until('they wait', sub {
-		$pids = $session->value("SELECT string_agg(pid::text, ' ') FILTER (WHERE wait_event_type = 'Extension') "
-			  . "FROM pg_stat_activity WHERE application_name = 'waiters$groups' HAVING count(*) = $clients");
-		return (() = $pids =~ /\d+/g) == $clients;
-	});
+	wait_until(
+		'they wait',
+		sub {
+			$pids = $session->value("SELECT string_agg(pid::text, ' ') FILTER (WHERE wait_event_type = 'Extension') "
+				  . "FROM pg_stat_activity WHERE application_name = 'waiters$groups' HAVING count(*) = $clients");
+			return (() = $pids =~ /\d+/g) == $clients;
+		});
 	return ($run, split / /, $pids);
 }
 
@@ -221,11 +257,13 @@ my $idle = enqueue($session, run_at => \$later, params => $never);
 my ($here, @here) = start_waiters(10, "SELECT feishu.wait_flow($idle, '1 h');", 'postgres');
 my ($there, @there) = start_waiters(10, "SELECT feishu.wait_flow($last + 10 + :client_id * 20, '1 h');", 'second');
 
-cmp_ok(wakes_beyond_looks(sub { end_flows(200) }, @here, @there), '<', 20,
-	'who waits is not woken by the ends of 200 other flows');
-is($session->value('SELECT count(*) FROM feishu.flows JOIN generate_series(0, 9) AS g '
+cmp_ok(wakes_beyond_looks(sub { end_flows(200) }, @here, @there),
+	'<', 20, 'who waits is not woken by the ends of 200 other flows');
+is( $session->value(
+			'SELECT count(*) FROM feishu.flows JOIN generate_series(0, 9) AS g '
 		  . "ON id = $last + 10 + g * 20 WHERE state = 'succeeded'"),
-	'10', '... whose ids are waited for in another database');
+	'10',
+	'... whose ids are waited for in another database');
 
 # Places at a server are passed on: who waits for one is woken by that.
 my $called;
@@ -240,8 +278,8 @@ $first->send(flow(server => 'narrow', flow_id => 'heldFlow'));
 $mock->wait_for(1, kind => 'execute');
 $next->send(flow(server => 'narrow'));
 until_waiting($next);
-cmp_ok(wakes_beyond_looks(sub { end_flows(100) }, $next->pid), '<', 10,
-	'who waits for a place is not woken by the ends of 100 flows');
+cmp_ok(wakes_beyond_looks(sub { end_flows(100) }, $next->pid),
+	'<', 10, 'who waits for a place is not woken by the ends of 100 flows');
 $mock->well;
 succeeds($_, $_->result, '... but by the place') foreach $first, $next;
 
@@ -257,24 +295,33 @@ $second->quit;
 # A wait is ended in some way; then the flow ends, and a session that does nothing
 # is not woken by it.
 foreach my $case (
-	[ 'a wait was cancelled', sub {
-		my ($id, $idler) = @_;
-		$session->value('SELECT pg_cancel_backend(' . $idler->pid . ')');
-		is($idler->result->{sqlstate}, '57014', 'a wait is cancelled');
-		return $idler;
-	} ],
-	[ 'a wait was too long', sub {
-		my ($id, $idler) = @_;
-		is($idler->result->{sqlstate}, 'LK504', 'a wait is too long');
-		return $idler;
-	} ],
-	[ 'a waiting session was terminated', sub {
-		my ($id, $idler) = @_;
-		$session->value('SELECT pg_terminate_backend(' . $idler->pid . ', 10000)');
-		$idler->result;
-		# has the number of that process
-		return FeishuFlow::Session->new($node);
-	} ])
+	[
+		'a wait was cancelled',
+		sub {
+			my ($id, $idler) = @_;
+			$session->value('SELECT pg_cancel_backend(' . $idler->pid . ')');
+			is($idler->result->{sqlstate}, '57014', 'a wait is cancelled');
+			return $idler;
+		}
+	],
+	[
+		'a wait was too long',
+		sub {
+			my ($id, $idler) = @_;
+			is($idler->result->{sqlstate}, 'LK504', 'a wait is too long');
+			return $idler;
+		}
+	],
+	[
+		'a waiting session was terminated',
+		sub {
+			my ($id, $idler) = @_;
+			$session->value('SELECT pg_terminate_backend(' . $idler->pid . ', 10000)');
+			$idler->result;
+			# has the number of that process
+			return FeishuFlow::Session->new($node);
+		}
+	])
 {
 	my ($name, $end) = @$case;
 	my $wakes = 0;
@@ -299,13 +346,11 @@ foreach my $case (
 
 my @servers = map { "damaged$_" } 1 .. $WAITS;
 create_server($node, $_, { base_url => $mock->url }) foreach @servers;
-$session->value("SELECT feishu.pause_server('$_')") foreach @servers;
+$session->value("SELECT feishu.pause_server('$_')")  foreach @servers;
 my $large = "(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) FROM generate_series(1, 700))";
-my @damaged = map {
-	enqueue($session, server => $_, params => \$large)
-} @servers;
-my $file = $session->value('SELECT pg_relation_filepath(reltoastrelid) '
-	  . "FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
+my @damaged = map { enqueue($session, server => $_, params => \$large) } @servers;
+my $file = $session->value(
+	'SELECT pg_relation_filepath(reltoastrelid) ' . "FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
 $_->quit foreach $session, $waiter;
 $node->stop;
 my $size = -s $node->data_dir . "/$file";
@@ -316,7 +361,10 @@ $node->start;
 $session = FeishuFlow::Session->new($node);
 $waiter = FeishuFlow::Session->new($node);
 until_dispatcher($session);
-is_woken('failed because it cannot be read', 'XX001', sub { shift @damaged },
+is_woken(
+	'failed because it cannot be read',
+	'XX001',
+	sub { shift @damaged },
 	sub { $session->value("SELECT feishu.resume_server('" . shift(@servers) . "')") });
 
 done_testing();

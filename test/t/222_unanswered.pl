@@ -28,6 +28,11 @@ my %fault = (
 	used => { type => 'inner', code => 'k_wf_ec_2001008' },
 	busy => { type => 'status', status => 503 });
 
+# Its token is refused, which the platform has answered, and no other is to be had.
+my @without_token = (
+	[ { kind => 'execute' }, { type => 'code', code => 99991663 }, times => 1 ],
+	[ { kind => 'token' }, { type => 'status', status => 502 } ]);
+
 # Pauses the server; a flow that is sent to another one proves that the dispatcher has heard of it.
 sub pause
 {
@@ -45,7 +50,7 @@ sub attempt
 	my $attempts = look($session, $id, 'attempts');
 	alter_server($session, 'feishu', 'SET', base_url => $how eq 'unreachable' ? $nobody : $mock->url);
 	$mock->well;
-	$mock->fault(%{ $fault{$how} }) if $how ne 'unreachable';
+	$how eq 'without token' ? $mock->rules(@without_token) : $mock->fault(%{ $fault{$how} }) if $how ne 'unreachable';
 	resume();
 	until_true($session, "an attempt is $how", "SELECT attempts > $attempts FROM feishu.flows WHERE id = $id");
 	pause();
@@ -58,7 +63,11 @@ sub queue_flow
 	my ($own, %arguments) = @_;
 	pause();
 	$n++;
-	$id = enqueue($session, params => "{\"n\": $n}", max_attempts => \1000, $own ? (idempotent_key => "key-$n") : (), %arguments);
+	$id = enqueue(
+		$session,
+		params => "{\"n\": $n}",
+		max_attempts => \1000,
+		$own ? (idempotent_key => "key-$n") : (), %arguments);
 	return;
 }
 
@@ -93,12 +102,16 @@ foreach my $case (
 	[ 'used', 1, 'unconfirmed|LK409', 'unanswered', 'unreachable' ],
 	[ 'refused', 1, 'unconfirmed|LK400', 'unanswered', 'unreachable' ],
 	[ 'refused', 1, 'unconfirmed|LK400', 'unreachable', 'unanswered', 'unreachable' ],
-	[ 'well', 1, 'succeeded|', 'unanswered', 'unreachable' ])
+	[ 'well', 1, 'succeeded|', 'unanswered', 'unreachable' ],
+	[ 'refused', 1, 'failed|LK400', 'without token' ],
+	[ 'well', 1, 'succeeded|', 'without token' ],
+	[ 'used', 1, 'unconfirmed|LK409', 'unanswered', 'without token' ])
 {
 	my ($how, $own, $expected, @before) = @$case;
 	queue_flow($own);
 	attempt($_) foreach @before;
-	let_end($how, $expected, join(', ', @before, $how) . ($own ? "; the key is the user's" : '; the key was made') . ": $expected");
+	let_end($how, $expected,
+		join(', ', @before, $how) . ($own ? "; the key is the user's" : '; the key was made') . ": $expected");
 }
 
 # ---- retry_flow ----
@@ -126,7 +139,11 @@ foreach my $case (
 # ---- a dispatcher that has ended ----
 
 # Its attempt got no answer, and counts; there are no more than max_attempts.
-foreach my $case ([ 1, 0, 'unconfirmed', 1, 0 ], [ 2, 1, 'unconfirmed', 2, 1 ], [ 2, 0, 'succeeded', 2, 1 ], [ 3, 1, 'unconfirmed', 2, 1 ])
+foreach my $case (
+	[ 1, 0, 'unconfirmed', 1, 0 ],
+	[ 2, 1, 'unconfirmed', 2, 1 ],
+	[ 2, 0, 'succeeded', 2, 1 ],
+	[ 3, 1, 'unconfirmed', 2, 1 ])
 {
 	my ($most, $refused, $state, $attempts, $requests) = @$case;
 	queue_flow(1, max_attempts => \$most);
@@ -140,7 +157,8 @@ foreach my $case ([ 1, 0, 'unconfirmed', 1, 0 ], [ 2, 1, 'unconfirmed', 2, 1 ], 
 	$node->safe_psql('postgres', 'ALTER SYSTEM SET feishu_flow.dispatch = on');
 	$node->reload;
 	until_ended($session, "id = $id");
-	is(look($session, $id, 'state, attempts') . ' ' . $mock->executes, "$state|$attempts $requests",
+	is( look($session, $id, 'state, attempts') . ' ' . $mock->executes,
+		"$state|$attempts $requests",
 		"a flow was under way when a dispatcher ended, of $most attempts" . ($refused ? ', and is refused later' : ''));
 	$mock->well;
 }

@@ -25,12 +25,16 @@ my $PROBES = $ENV{FEISHU_TEST_PROBES} // 4;
 my $state = PostgreSQL::Test::Utils::tempdir() . '/state';
 my $mock = FeishuFlow::Mock->start('--state-file', $state);
 my $port = $mock->port;
-my $node = queue_cluster('main', conf => "feishu_flow.retry_base_delay = '500ms'\nfeishu_flow.retry_max_delay = '2s'\n");
+my $node =
+  queue_cluster('main', conf => "feishu_flow.retry_base_delay = '500ms'\nfeishu_flow.retry_max_delay = '2s'\n");
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 
 # Attempts that found nobody there.
-sub tried_in_vain { return $session->value("SELECT coalesce(sum(no_connection), 0) FROM feishu.stat_flows WHERE flow_id = 'flow'"); }
+sub tried_in_vain
+{
+	return $session->value("SELECT coalesce(sum(no_connection), 0) FROM feishu.stat_flows WHERE flow_id = 'flow'");
+}
 
 # ---- it goes, with flows under way ----
 
@@ -41,7 +45,10 @@ $mock->stop;
 my $begun = time();
 enqueue_many($session, 101, $FLOWS);
 until_true($session, 'the breaker is open', "SELECT paused AND sending <= 1 FROM feishu.dispatch_status");
-like($session->value('SELECT pause_reason FROM feishu.dispatch_status'), qr/does not answer/, 'a platform that is gone opens the breaker');
+like(
+	$session->value('SELECT pause_reason FROM feishu.dispatch_status'),
+	qr/does not answer/,
+	'a platform that is gone opens the breaker');
 my $first = tried_in_vain();
 wait_until('it is probed', sub { tried_in_vain() >= $first + $PROBES });
 my $probed = tried_in_vain() - $first;
@@ -59,13 +66,21 @@ is($session->value('SELECT count(*) <= 400 FROM feishu.flows WHERE attempts > 0'
 my $back = FeishuFlow::Mock->start('--state-file', $state, '--port', $port);
 $begun = time();
 until_true($session, 'the platform is found', 'SELECT NOT EXISTS (SELECT FROM feishu.dispatch_status WHERE paused)');
-cmp_ok(time() - $begun, '<', 2 + 5 * $FeishuFlow::SLOW, sprintf('it is noticed in the time of a probe: %.1f s', time() - $begun));
+cmp_ok(
+	time() - $begun,
+	'<',
+	2 + 5 * $FeishuFlow::SLOW,
+	sprintf('it is noticed in the time of a probe: %.1f s', time() - $begun));
 until_ended($session);
 note(ends($session) . ', ' . sprintf('%.1f s', time() - $begun));
 started_once($back, $FLOWS, "all $FLOWS start, each once");
-is($session->value("SELECT count(*) FROM feishu.flows WHERE state = 'unconfirmed'"), '100', 'those whose answers were lost are unconfirmed');
-is($session->value("SELECT count(*) FROM feishu.flows WHERE state = 'succeeded'"), $FLOWS - 100, '... all others succeed');
-is(scalar(() = slurp_file($node->logfile) =~ /LOG:.*"feishu" does not answer/g), 1, 'one line of the log says that it did not answer');
+is($session->value("SELECT count(*) FROM feishu.flows WHERE state = 'unconfirmed'"),
+	'100', 'those whose answers were lost are unconfirmed');
+is( $session->value("SELECT count(*) FROM feishu.flows WHERE state = 'succeeded'"),
+	$FLOWS - 100,
+	'... all others succeed');
+is(scalar(() = slurp_file($node->logfile) =~ /LOG:.*"feishu" does not answer/g),
+	1, 'one line of the log says that it did not answer');
 is(scalar(() = slurp_file($node->logfile) =~ /LOG:.*"feishu" answers again/g), 1, '... and one that it does');
 
 done_testing();

@@ -1,6 +1,6 @@
 
-# What a call's end says of the platform: five in a row that brought no answer open the breaker, four do not, and what the
-# platform answered in its own words, what the caller gave no time, and what this host is short of does not count.
+# What a call's end says of the platform: five in a row that brought no answer open the breaker, four do not, and what
+# the platform answered in its own words, what the caller gave no time, and what this host is short of does not count.
 
 use strict;
 use warnings;
@@ -24,7 +24,10 @@ sub new_server
 	my ($mapping, %options) = @_;
 	my $name = 'troubled_' . ++$apps;
 	$mock->config(apps => { "cli_$apps" => 'secret' });
-	create_server($node, $name, { base_url => $mock->url, %options }, $mapping // { app_id => "cli_$apps", app_secret => 'secret' });
+	create_server(
+		$node, $name,
+		{ base_url => $mock->url, %options },
+		$mapping // { app_id => "cli_$apps", app_secret => 'secret' });
 	return $name;
 }
 
@@ -32,7 +35,8 @@ sub new_server
 sub told
 {
 	my ($server) = @_;
-	return join(', ', slurp_file($node->logfile) =~ /server "$server"(?:: app is)? (does not answer|paused, the \w+ \w+ \w+)/g);
+	return join(', ',
+		slurp_file($node->logfile) =~ /server "$server"(?:: app is)? (does not answer|paused, the \w+ \w+ \w+)/g);
 }
 
 sub call { my ($server, $n, @arguments) = @_; $session->ask(flow(server => $server, @arguments)) for 1 .. $n; return; }
@@ -68,13 +72,17 @@ foreach my $case (
 	call($server, 4, @{ $arguments // [] });
 	is(told($server), '', "$what, four times: nothing");
 	call($server, 1, @{ $arguments // [] });
-	is(told($server), $counts ? 'does not answer' : '', '... a fifth time: ' . ($counts ? 'the breaker opens' : 'nothing'));
+	is( told($server),
+		$counts ? 'does not answer' : '',
+		'... a fifth time: ' . ($counts ? 'the breaker opens' : 'nothing'));
 	$mock->well;
 }
 
 # ---- connections ----
 
-foreach my $case ([ 'nobody there', $closed, 1 ], [ 'nobody in the usual time', $full, 1, connect_timeout => '50ms' ],
+foreach my $case (
+	[ 'nobody there', $closed, 1 ],
+	[ 'nobody in the usual time', $full, 1, connect_timeout => '50ms' ],
 	[ 'nobody in less than that', $full, 0 ])
 {
 	my ($what, $port, $counts, %options) = @$case;
@@ -119,8 +127,12 @@ $dying->rules([ { kind => 'token' }, { type => 'hang' } ]);
 my @sessions = map { FeishuFlow::Session->new($node) } 1 .. 6;
 $_->send(flow(server => $server)) foreach @sessions;
 $dying->wait_for(1, kind => 'token');
-wait_until('all wait', sub {
-	$session->value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Extension' AND backend_type = 'client backend'") == @sessions; });
+wait_until(
+	'all wait',
+	sub {
+		$session->value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Extension' "
+			  . "AND backend_type = 'client backend'") == @sessions;
+	});
 is($dying->token_requests, 1, 'one token request for six sessions');
 $dying->stop;
 my @ends = map { $_->result->{sqlstate} } @sessions;

@@ -70,6 +70,10 @@ is(sent('halted'), 0, '... and was not sent');
 queue('halted', server => 'busy');
 until_ended($session, "server = 'busy'");
 is(sent('halted'), 1, '... but is to other servers');
+my $STATUS = q{SELECT paused, pause_reason, paused_flows FROM feishu.dispatch_status WHERE server = 'feishu'};
+is($session->value($STATUS), 'f||{app/halted}', 'dispatch_status has the flows that are paused');
+is($guest->value($STATUS), 'f||{app/halted}', '... for those who may use the server');
+fails_with($session, "SELECT feishu.wait_flow($halted, '0')", 'LK504', 'wait_flow says that it is paused', hint => qr/is held back: flow paused by \w/);
 resume('halted');
 succeeds($session, "SELECT feishu.wait_flow($halted, '60 s')", 'a flow that is resumed is sent');
 pause('halted');
@@ -177,6 +181,21 @@ succeeds($session, "SELECT feishu.wait_flow($next, '60 s')", 'what waits behind 
 is(look($session, $expiring, 'state, error'), 'failed|expired before it could be sent', '... as any flow that waits does');
 $session->value(q{ALTER SYSTEM RESET feishu_flow.poll_interval; SELECT pg_reload_conf()});
 resume('keyed');
+
+# one that is replaced
+begin_anew($mock, $session);
+pause('debounced');
+my $replaced = queue('debounced', replace_key => 'one', params => '{"n": 1}');
+my $moved = queue('debounced', replace_key => 'two');
+until_parked('debounced', 2);
+is(queue('debounced', replace_key => 'one', params => '{"n": 2}'), $replaced, 'a flow that is paused is replaced as ever');
+is(queue('moved', replace_key => 'two'), $moved, '... also by one that is not');
+succeeds($session, "SELECT feishu.wait_flow($moved, '60 s')", '... which is sent');
+until_parked('debounced', 1);
+is(sent('debounced'), 0, '... and the other waits');
+resume('debounced');
+until_ended($session);
+is(join(' ', numbers($mock, flow_id => 'debounced')), '2', '... and is sent with its last values');
 
 # one that is under way ends; what is to be tried again waits
 begin_anew($mock, $session);

@@ -22,7 +22,8 @@ my $session = FeishuFlow::Session->new($node);
 # Each transaction writes what it wants beside what it queues: so it can be
 # told afterwards what was committed.
 $session->value('CREATE SEQUENCE number; CREATE TABLE wanted (n bigint)');
-my $script = "SELECT nextval('number') AS n \\gset\n"
+my $script =
+	"SELECT nextval('number') AS n \\gset\n"
   . "BEGIN;\nINSERT INTO wanted VALUES (:n);\nSELECT "
   . enqueue_call(params => \q{jsonb_build_object('n', :n::bigint)}) . ";\n"
   . "\\set fate random(1, 10)\n\\if :fate = 1\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n";
@@ -56,8 +57,11 @@ sub settle
 	note(ends($session) . ", $wanted committed, " . $mock->executes . ' requests');
 	is($session->value("SELECT count(*) FROM feishu.flows WHERE state NOT IN ('succeeded', 'unconfirmed')"),
 		'0', "$name: all end well");
-	is($session->value("SELECT count(*) FROM feishu.flows f FULL JOIN wanted w ON w.n = (f.params->>'n')::bigint WHERE f.id IS NULL OR w.n IS NULL"),
-		'0', '... they are those that were committed');
+	is( $session->value(
+				"SELECT count(*) FROM feishu.flows f FULL JOIN wanted w ON w.n = (f.params->>'n')::bigint "
+			  . "WHERE f.id IS NULL OR w.n IS NULL"),
+		'0',
+		'... they are those that were committed');
 	started_once($mock, $wanted, '... each started once');
 	my %wanted = map { $_ => 1 } split /\n/, $session->value('SELECT n FROM wanted');
 	my @never = grep { !$wanted{$_} } started_numbers($mock);
@@ -123,7 +127,8 @@ kill_postmaster($node);
 $node->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
 $node->start;
 $session = FeishuFlow::Session->new($node);
-is($session->value("SELECT feishu.cancel_flow($sent)"), 'f', 'a flow that was sent before a crash is not cancelled after it');
+is($session->value("SELECT feishu.cancel_flow($sent)"),
+	'f', 'a flow that was sent before a crash is not cancelled after it');
 $mock->well;
 $node->append_conf('postgresql.conf', 'feishu_flow.dispatch = on');
 $node->reload;
@@ -146,10 +151,14 @@ for (1 .. 2)
 settle('pg_terminate_backend of the dispatcher, twice');
 my $logged = -s $node->logfile;
 my $idle = until_dispatcher($session);
-wait_until('it is idle', sub { $session->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $idle") eq 'Extension' });
+wait_until('it is idle',
+	sub { $session->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $idle") eq 'Extension' });
 $session->value("SELECT pg_terminate_backend($idle)");
 until_dispatcher($session, $idle);
-unlike(slurp_file($node->logfile, $logged), qr/FATAL: .*feishu_flow dispatcher/, '... which is nothing to log, of an idle one');
+unlike(
+	slurp_file($node->logfile, $logged),
+	qr/FATAL: .*feishu_flow dispatcher/,
+	'... which is nothing to log, of an idle one');
 anew();
 my $worker = until_dispatcher($session);
 $session->value("SELECT pg_cancel_backend($worker)");
@@ -178,9 +187,12 @@ for my $round (1 .. 3)
 	$mock->mark;
 	$mock->wait_for(100, kind => 'execute');
 	my $pid;
-	wait_until('a backend is there to be killed', sub {
-		($pid) = split /\n/, $session->value("SELECT pid FROM pg_stat_activity WHERE application_name = 'pgbench' ORDER BY random()");
-	});
+	wait_until(
+		'a backend is there to be killed',
+		sub {
+			($pid) = split /\n/,
+			  $session->value("SELECT pid FROM pg_stat_activity WHERE application_name = 'pgbench' ORDER BY random()");
+		});
 	kill 'KILL', $pid;
 	wait_until('it is gone', sub { !alive($pid) });
 	$session->quit;
@@ -200,7 +212,8 @@ foreach my $how (qw(kill9 immediate kill9 immediate kill9))
 	$mock->mark;
 	$mock->wait_for(150, kind => 'execute');
 	$session->quit;
-	if ($how eq 'kill9') { kill_postmaster($node); } else { $node->stop('immediate'); }
+	if   ($how eq 'kill9') { kill_postmaster($node); }
+	else                   { $node->stop('immediate'); }
 	$bench->kill_kill;
 	start_again();
 }

@@ -5,11 +5,13 @@
 use strict;
 use warnings;
 
+use Fcntl qw(O_NONBLOCK O_WRONLY);
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
+use POSIX qw(mkfifo);
 use PostgreSQL::Test::Cluster;
 use Test::More;
 
@@ -32,18 +34,23 @@ sub connects { return $node->psql('postgres', 'SELECT 1', connstr => $node->conn
 wait_until('it starts', \&connects);
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
-is((split /\n/, PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmaster.pid'))[0], 1, 'the postmaster is the first process');
+is((split /\n/, PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmaster.pid'))[0],
+	1, 'the postmaster is the first process');
 my $dispatcher = until_dispatcher($session);
 
-# Leaves a child behind that ends so.
+# Leaves a child behind that ends so, when who has left it is gone.
 my $left = 0;
 
 sub leave
 {
 	my ($end) = @_;
-	my $mark = $node->data_dir . '/left_' . ++$left;
-	$session->value("COPY (SELECT 1) TO PROGRAM '(touch $mark; sleep 0.2; $end) < /dev/null > /dev/null 2>&1 &'");
-	wait_until('it runs', sub { -e $mark });
+	my $gate = $node->data_dir . '/left_' . ++$left;
+	mkfifo($gate, 0600) or die "$gate: $!";
+	# who copies wants it read
+	$session->value("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null;"
+		  . " (read -r line < $gate; $end) < /dev/null > /dev/null 2>&1 &'");
+	# only where somebody reads it can be opened
+	wait_until('it runs', sub { sysopen(my $opened, $gate, O_WRONLY | O_NONBLOCK) });
 	return;
 }
 
@@ -90,10 +97,12 @@ $mock->well;
 wait_until('it can be asked', \&connects);
 $session = FeishuFlow::Session->new($node);
 until_ended($session);
-is($session->value("SELECT count(*) FROM feishu.flows WHERE params IS NOT NULL AND state IN ('succeeded', 'unconfirmed')"), 20,
-	'after the ends of others that look like crashes, all is sent')
-  or diag(ends($session));
+is( $session->value(
+		"SELECT count(*) FROM feishu.flows WHERE params IS NOT NULL AND state IN ('succeeded', 'unconfirmed')"),
+	20,
+	'after the ends of others that look like crashes, all is sent') or diag(ends($session));
 is(join(',', sort { $a <=> $b } grep { defined } started_numbers($mock)), join(',', 1 .. 20), '... each once');
-note('it was started anew') if PostgreSQL::Test::Utils::slurp_file($log) =~ /terminating any other active server processes/;
+note('it was started anew')
+  if PostgreSQL::Test::Utils::slurp_file($log) =~ /terminating any other active server processes/;
 
 done_testing();

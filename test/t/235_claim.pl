@@ -122,6 +122,7 @@ foreach my $own (0, 1)
 
 # Commits wait from now on: proved by one that does.
 my $attempt = 0;
+
 sub standby_missing
 {
 	$node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
@@ -135,8 +136,11 @@ sub standby_missing
 			my $how = wait_until(
 				'it waits, or has ended',
 				sub {
-					$session->value("SELECT CASE WHEN wait_event = 'SyncRep' THEN 'waits' WHEN state = 'idle' THEN 'ended' END "
-						  . "FROM pg_stat_activity WHERE pid = " . $gate->pid . " AND query LIKE '%attempt $attempt.%'");
+					$session->value(
+							"SELECT CASE WHEN wait_event = 'SyncRep' THEN 'waits' WHEN state = 'idle' THEN 'ended' END "
+						  . "FROM pg_stat_activity WHERE pid = "
+						  . $gate->pid
+						  . " AND query LIKE '%attempt $attempt.%'");
 				});
 			return 1 if $how eq 'waits';
 			$gate->result;
@@ -162,7 +166,8 @@ foreach my $own (0, 1)
 	standby_missing();
 	enqueue_many($session, 1, $count, $own ? @key : ());
 	until_waiting('SyncRep');
-	is($mock->executes, 0, 'a flow is not sent before a standby has its claim, whose key is ' . ($own ? "the user's" : 'ours'));
+	is($mock->executes, 0,
+		'a flow is not sent before a standby has its claim, whose key is ' . ($own ? "the user's" : 'ours'));
 	sent_after(standby_there(), 1, 'when it has');
 }
 
@@ -196,7 +201,10 @@ started_once($mock, 2, '... and each started once');
 # ---- a place that becomes free meanwhile ----
 
 $mock->config(apps => { cli_narrow => 'narrow-secret' });
-create_server($node, 'narrow', { base_url => $mock->url, max_concurrency => 1 }, { app_id => 'cli_narrow', app_secret => 'narrow-secret' });
+create_server(
+	$node, 'narrow',
+	{ base_url => $mock->url, max_concurrency => 1 },
+	{ app_id => 'cli_narrow', app_secret => 'narrow-secret' });
 warm_up();
 my $caller = FeishuFlow::Session->new($node);
 $mock->fault(type => 'hold');
@@ -223,7 +231,12 @@ warm_up();
 $session->value('ALTER TABLE feishu_internal.claim ADD CONSTRAINT none CHECK (cardinality(ids) = 0)');
 my $pid = until_dispatcher($session);
 enqueue_many($session, 1, $count);
-wait_until('it has failed', sub { slurp_file($node->logfile) =~ /could not work on the queue, and tries again: .* violates check constraint "none"/ });
+wait_until(
+	'it has failed',
+	sub {
+		slurp_file($node->logfile) =~
+		  /could not work on the queue, and tries again: .* violates check constraint "none"/;
+	});
 until_true($session, 'that is told', q{feishu.dispatch_problem() LIKE 'the dispatcher fails%'});
 is($mock->executes, 0, 'a claim fails: nothing was sent');
 is(dispatcher($session), $pid, '... and the dispatcher goes on');
@@ -251,7 +264,9 @@ SKIP:
 	}
 	create_server($node, 'feishu', { base_url => $mock->url });
 	connect_again();
-	my $flushes = "SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND wait_event IN ('WALSync', 'WalSync', 'WALWrite', 'WalWrite')";
+	my $flushes =
+		"SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' "
+	  . "AND wait_event IN ('WALSync', 'WalSync', 'WALWrite', 'WalWrite')";
 	foreach my $own (0, 1)
 	{
 		warm_up();
@@ -260,20 +275,29 @@ SKIP:
 		append_to_file($slow, '');
 		# one key of the user's among ours is enough; and no end is written meanwhile
 		$mock->fault(type => 'hold') if !$own;
-		enqueue_many($session, 1, $count, $own ? (idempotent_key => \"CASE WHEN g = 3 THEN 'own-' || clock_timestamp()::text END") : ());
+		enqueue_many($session, 1, $count,
+			$own ? (idempotent_key => \"CASE WHEN g = 3 THEN 'own-' || clock_timestamp()::text END") : ());
 		if (!$own)
 		{
 			$mock->wait_for($count, kind => 'execute');
 			pass('a flow whose key is ours is sent before its claim is on disk');
 		}
 		# before an answer is given up, whose end would wait
-		wait_until('the dispatcher waits for the disk', sub { $session->value($flushes) eq 't' }, 10 * $FeishuFlow::SLOW);
-		is($mock->executes, $own ? 0 : $count, $own ? "a flow with the user's key is not sent before its claim is on disk" : '... where it is written at once');
+		wait_until(
+			'the dispatcher waits for the disk',
+			sub { $session->value($flushes) eq 't' },
+			10 * $FeishuFlow::SLOW);
+		is( $mock->executes,
+			$own ? 0 : $count,
+			$own
+			? "a flow with the user's key is not sent before its claim is on disk"
+			: '... where it is written at once');
 		my $written = time();
 		unlink $slow;
 		$session->value('RESET synchronous_commit');
 		$mock->well;
-		if ($own) { sent_after($written, 1, 'when it is'); } else { until_ended($session); }
+		if   ($own) { sent_after($written, 1, 'when it is'); }
+		else        { until_ended($session); }
 	}
 }
 

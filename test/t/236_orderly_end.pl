@@ -27,13 +27,18 @@ sub told_to_end
 	my ($deed, $before) = @_;
 	$session = FeishuFlow::Session->new($node);
 	my $pid = until_dispatcher($session);
-	$mock->fault(type => 'status', status => 200, content_type => 'application/json', body => '{"code": 0, "data": {"n": 1e999999}}');
+	$mock->fault(
+		type => 'status',
+		status => 200,
+		content_type => 'application/json',
+		body => '{"code": 0, "data": {"n": 1e999999}}');
 	enqueue($session);
 	until_ended($session);
 	$mock->well;
 	$session->value("SELECT feishu.purge_flows('infinity')");
 	begin_anew($mock, $session);
-	$mock->rules([ { kind => 'execute', params_regex => '"n": *0\D' }, { type => 'hang' }, times => 1 ],
+	$mock->rules(
+		[ { kind => 'execute', params_regex => '"n": *0\D' }, { type => 'hang' }, times => 1 ],
 		[ { kind => 'execute', params_regex => '"n": *[1-9]' }, { type => 'hold' } ]);
 	enqueue_many($session, 0, $flows);
 	$mock->wait_for($flows + 1, kind => 'execute');
@@ -52,19 +57,25 @@ sub all_were_recorded
 	my ($how) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	$mock->well;
-	wait_until('the server is there', sub { $session = eval { FeishuFlow::Session->new($node) } });
+	wait_until(
+		'the server is there',
+		sub {
+			$session = eval { FeishuFlow::Session->new($node) }
+		});
 	until_ended($session);
-	is($session->value("SELECT string_agg(state || ' ' || attempts || ' ' || n, ', ' ORDER BY attempts) "
+	is( $session->value(
+				"SELECT string_agg(state || ' ' || attempts || ' ' || n, ', ' ORDER BY attempts) "
 			  . 'FROM (SELECT state, attempts, count(*) AS n FROM feishu.flows GROUP BY state, attempts) s'),
-		"succeeded 1 $flows, succeeded 2 1", "$how: what was answered is recorded, and the one that was not is sent again");
+		"succeeded 1 $flows, succeeded 2 1",
+		"$how: what was answered is recorded, and the one that was not is sent again");
 	is($mock->executes, $flows + 2, '... nothing else is');
 	started_once($mock, $flows + 1, '... and each starts once');
 	$session->quit;
 	return;
 }
 
-# The dispatcher is stopped while the answers come in, and has been told to end when it goes on: it has looked at none of
-# them. So does a fast shutdown tell it.
+# The dispatcher is stopped while the answers come in, and has been told to end when it goes on: it has looked at none
+# of them. So does a fast shutdown tell it.
 sub hold
 {
 	my ($pid) = @_;
@@ -73,10 +84,12 @@ sub hold
 	wait_until('it is stopped', sub { slurp_file("/proc/$pid/status") =~ /^State:\s+T/m });
 	return;
 }
+
 sub told
 {
 	my ($pid) = @_;
-	wait_until('it has the signal', sub { slurp_file("/proc/$pid/status") =~ /^ShdPnd:\s+([0-9a-f]+)$/m && hex(substr($1, -4)) & 0x4000 });
+	wait_until('it has the signal',
+		sub { slurp_file("/proc/$pid/status") =~ /^ShdPnd:\s+([0-9a-f]+)$/m && hex(substr($1, -4)) & 0x4000 });
 	return kill 'CONT', $pid;
 }
 foreach my $round (1 .. 4)

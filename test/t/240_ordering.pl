@@ -27,26 +27,32 @@ sub one_by_one
 	my ($name, $flow_id) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my @requests = arrivals($mock, flow_id => $flow_id);
-	my @overlaps = grep { !defined $requests[ $_ - 1 ]{done} || $requests[$_]{time} < $requests[ $_ - 1 ]{done} } 1 .. $#requests;
+	my @overlaps =
+	  grep { !defined $requests[ $_ - 1 ]{done} || $requests[$_]{time} < $requests[ $_ - 1 ]{done} } 1 .. $#requests;
 	is("@overlaps", '', $name);
 	return;
 }
 
-sub pause { $session->value("SELECT feishu.pause_server('feishu')"); return; }
+sub pause  { $session->value("SELECT feishu.pause_server('feishu')");  return; }
 sub resume { $session->value("SELECT feishu.resume_server('feishu')"); return; }
 
 # Queues flows 1 to $n of one key, in transactions of their own; returns ids.
 sub queue_of
 {
 	my ($key, $n, %arguments) = @_;
-	return map { enqueue($session, flow_id => $key, ordering_key => $key, params => "{\"n\": $_}", %arguments) } 1 .. $n;
+	return
+	  map { enqueue($session, flow_id => $key, ordering_key => $key, params => "{\"n\": $_}", %arguments) } 1 .. $n;
 }
 
 # ---- many keys ----
 
 $mock->rules([ { kind => 'execute' }, { type => 'latency', ms => [ 0, 10 ] } ]);
-$session->value('SELECT count('
-	  . enqueue_call(flow_id => \"'key' || g % 5", ordering_key => \"'key' || g % 5", params => \"jsonb_build_object('n', g)")
+$session->value(
+	'SELECT count('
+	  . enqueue_call(
+		flow_id => \"'key' || g % 5",
+		ordering_key => \"'key' || g % 5",
+		params => \"jsonb_build_object('n', g)")
 	  . ') FROM generate_series(1, 250) g');
 enqueue_many($session, 251, 350);
 until_ended($session);
@@ -64,12 +70,17 @@ cmp_ok($mock->stats->{max_concurrent_executes}, '>', 5, '... flows of no key at 
 begin_anew($mock, $session);
 $mock->well;
 $session->value('CREATE SEQUENCE number');
-my $script = "\\set key random(1, 3)\nBEGIN;\nSELECT pg_advisory_xact_lock(:key);\n"
-  . 'SELECT ' . enqueue_call(flow_id => \"'at' || :key", ordering_key => \"'at' || :key", params => \q{jsonb_build_object('n', nextval('number'))})
-  . ";\nCOMMIT;\n";
+my $script =
+	"\\set key random(1, 3)\nBEGIN;\nSELECT pg_advisory_xact_lock(:key);\n"
+  . 'SELECT '
+  . enqueue_call(
+	flow_id => \"'at' || :key",
+	ordering_key => \"'at' || :key",
+	params => \q{jsonb_build_object('n', nextval('number'))}) . ";\nCOMMIT;\n";
 my $bench = pgbench_start($node, $script, '-c', '6', '-j', '2', '-t', '50');
 ok($bench->finish, '6 sessions queue flows of 3 keys');
 until_ended($session);
+
 foreach my $key (1 .. 3)
 {
 	my @numbers = numbers($mock, flow_id => "at$key");
@@ -81,22 +92,34 @@ started_once($mock, 300, '... all are sent once');
 # ---- failures ----
 
 begin_anew($mock, $session);
-$mock->rules([ { kind => 'execute', flow_id => 'retried', params_regex => '"n": *1\D' }, { type => 'status', status => 500 }, times => 3 ],
+$mock->rules(
+	[
+		{ kind => 'execute', flow_id => 'retried', params_regex => '"n": *1\D' },
+		{ type => 'status', status => 500 },
+		times => 3
+	],
 	[ { kind => 'execute', flow_id => 'retried', params_regex => '"n": *3\D' }, { type => 'code', code => 2320001 } ],
-	[ { kind => 'execute', flow_id => 'retried', params_regex => '"n": *4\D' }, { type => 'reset_after' }, times => 1 ]);
+	[ { kind => 'execute', flow_id => 'retried', params_regex => '"n": *4\D' }, { type => 'reset_after' }, times => 1 ]
+);
 @ids = queue_of('retried', 6);
 until_ended($session);
 is(join(' ', numbers($mock)), '1 1 1 1 2 3 4 4 5 6', 'a flow that is retried is waited for, one that fails is not');
 one_by_one('... one after the other', 'retried');
-is($session->value("SELECT string_agg(state, ' ' ORDER BY id) FROM feishu.flows WHERE flow_id = 'retried'"),
-	'succeeded succeeded failed unconfirmed succeeded succeeded', '... each has its end');
+is( $session->value("SELECT string_agg(state, ' ' ORDER BY id) FROM feishu.flows WHERE flow_id = 'retried'"),
+	'succeeded succeeded failed unconfirmed succeeded succeeded',
+	'... each has its end');
 
 begin_anew($mock, $session);
 @ids = queue_of('limited', 3);
 until_ended($session);
 is(join(' ', numbers($mock)), '1 2 3', 'before a rate limit');
 $mock->mark;
-$mock->rules([ { kind => 'execute', params_regex => '"n": *2\D' }, { type => 'code', code => 99991400, reset => 0.2 }, times => 2 ]);
+$mock->rules(
+	[
+		{ kind => 'execute', params_regex => '"n": *2\D' },
+		{ type => 'code', code => 99991400, reset => 0.2 },
+		times => 2
+	]);
 queue_of('limited', 4);
 until_ended($session);
 is(join(' ', numbers($mock)), '1 2 2 2 3 4', 'a rate limit does not change the order');
@@ -105,7 +128,12 @@ is(join(' ', numbers($mock)), '1 2 2 2 3 4', 'a rate limit does not change the o
 
 begin_anew($mock, $session);
 $mock->well;
-my ($head) = enqueue($session, flow_id => 'cancelled', ordering_key => 'cancelled', params => '{"n": 0}', run_at => \"now() + interval '1 hour'");
+my ($head) = enqueue(
+	$session,
+	flow_id => 'cancelled',
+	ordering_key => 'cancelled',
+	params => '{"n": 0}',
+	run_at => \"now() + interval '1 hour'");
 queue_of('cancelled', 3);
 enqueue($session, flow_id => 'free', ordering_key => 'free', params => '{"n": 9}');
 until_ended($session, "flow_id = 'free'");
@@ -131,7 +159,12 @@ is(join(' ', numbers($mock)), '0 1 2 3', 'a head that becomes due goes first');
 
 begin_anew($mock, $session);
 $mock->fault(type => 'reset_before');
-$head = enqueue($session, flow_id => 'expired', ordering_key => 'expired', params => '{"n": 0}', expires_at => \"clock_timestamp() + interval '300 ms'");
+$head = enqueue(
+	$session,
+	flow_id => 'expired',
+	ordering_key => 'expired',
+	params => '{"n": 0}',
+	expires_at => \"clock_timestamp() + interval '300 ms'");
 queue_of('expired', 3);
 until_ended($session, "id = $head");
 is(look($session, $head, 'state'), 'failed', 'a head expires');
@@ -144,11 +177,13 @@ is(join(' ', started_numbers($mock)), '1 2 3', '... and lets the others go');
 # One that was refused, while its successor is under way: it is first again,
 # but not at the same time.
 begin_anew($mock, $session);
-$mock->rules([ { kind => 'execute', params_regex => '"n": *1\D' }, { type => 'code', code => 2320001 }, times => 1 ],
+$mock->rules(
+	[ { kind => 'execute', params_regex => '"n": *1\D' }, { type => 'code', code => 2320001 }, times => 1 ],
 	[ { kind => 'execute', params_regex => '"n": *2\D' }, { type => 'hold' }, times => 1 ]);
 @ids = queue_of('again', 4);
 $mock->wait_for(2, kind => 'execute');
-is($session->value("SELECT feishu.retry_flow($ids[0])"), 't', 'a head that failed is retried while its successor is under way');
+is($session->value("SELECT feishu.retry_flow($ids[0])"),
+	't', 'a head that failed is retried while its successor is under way');
 enqueue($session, flow_id => 'other', params => '{"n": 9}');
 until_ended($session, "flow_id = 'other'");
 is(join(' ', numbers($mock, flow_id => 'again')), '1 2', '... it waits for that');
@@ -159,14 +194,16 @@ one_by_one('... one after the other', 'again');
 
 # The successor is to be tried again, too: it finds the head before it.
 begin_anew($mock, $session);
-$mock->rules([ { kind => 'execute', params_regex => '"n": *1\D' }, { type => 'code', code => 2320001 }, times => 1 ],
+$mock->rules(
+	[ { kind => 'execute', params_regex => '"n": *1\D' }, { type => 'code', code => 2320001 }, times => 1 ],
 	[ { kind => 'execute', params_regex => '"n": *2\D' }, { type => 'hang' }, times => 1 ]);
 alter_server($session, 'feishu', 'ADD', timeout => '2s');
 @ids = queue_of('twice', 4);
 $mock->wait_for(2, kind => 'execute');
 $session->value("SELECT feishu.retry_flow($ids[0])");
 until_ended($session, "flow_id = 'twice'");
-is(join(' ', numbers($mock, flow_id => 'twice')), '1 2 1 2 3 4', 'a head that is retried goes before a successor that is to be tried again');
+is(join(' ', numbers($mock, flow_id => 'twice')),
+	'1 2 1 2 3 4', 'a head that is retried goes before a successor that is to be tried again');
 alter_server($session, 'feishu', 'DROP', 'timeout');
 
 # One in the middle, with a new key, while the queue is paused.
@@ -196,7 +233,9 @@ foreach my $n (1 .. 20)
 resume();
 until_ended($session);
 my @order = numbers($mock);
-is(join(' ', grep { $_ % 2 } @order), join(' ', grep { $_ % 2 } 1 .. 20), 'two roles use the same key: in the order of ids of the one');
+is( join(' ', grep { $_ % 2 } @order),
+	join(' ', grep { $_ % 2 } 1 .. 20),
+	'two roles use the same key: in the order of ids of the one');
 is(join(' ', grep { !($_ % 2) } @order), join(' ', grep { !($_ % 2) } 1 .. 20), '... and in that of the other');
 
 begin_anew($mock, $session);
@@ -207,9 +246,13 @@ enqueue($as{one}, flow_id => 'later', ordering_key => 'due', run_at => \"now() +
 foreach my $key ('roles', 'due')
 {
 	my $free = enqueue($as{two}, ordering_key => $key);
-	succeeds($session, "SELECT feishu.wait_flow($free)", "a role's flow waits for none of another role with its key: $key");
+	succeeds(
+		$session,
+		"SELECT feishu.wait_flow($free)",
+		"a role's flow waits for none of another role with its key: $key");
 }
-is($session->value("SELECT count(*) FROM feishu.flows WHERE role = 'one' AND finished_at IS NULL"), '2', '... which are still there');
+is($session->value("SELECT count(*) FROM feishu.flows WHERE role = 'one' AND finished_at IS NULL"),
+	'2', '... which are still there');
 $mock->well;
 $session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE flow_id = 'later'");
 until_ended($session);

@@ -62,7 +62,10 @@ $next = enqueue($session, ordering_key => 'flying');
 $mock->wait_for(1, kind => 'execute', flow_id => 'held');
 expires($behind, 'one expires behind one that is under way');
 until_polled();
-until_true($session, 'the one under way has expired', "SELECT expires_at < clock_timestamp() FROM feishu.flows WHERE id = $held");
+until_true(
+	$session,
+	'the one under way has expired',
+	"SELECT expires_at < clock_timestamp() FROM feishu.flows WHERE id = $held");
 until_polled();
 is(look($session, $held, 'state'), 'sending', '... which is not touched when its own time has come');
 $mock->well;
@@ -72,18 +75,25 @@ succeeds($session, "SELECT feishu.wait_flow($next)", '... then the next one goes
 $mock->fault(type => 'reset_before');
 my $tried = enqueue($session, flow_id => 'tried', expires_at => in_ms(1500));
 until_true($session, 'it was tried', "SELECT attempts > 0 FROM feishu.flows WHERE id = $tried");
-$session->value("UPDATE feishu_internal.outbox SET next_at = now() + interval '1 hour', expires_at = now() + interval '300 ms' WHERE id = $tried AND attempts > 0");
+$session->value(
+		"UPDATE feishu_internal.outbox SET next_at = now() + interval '1 hour', expires_at = now() + interval '300 ms' "
+	  . "WHERE id = $tried AND attempts > 0");
 until_ended($session, "id = $tried");
-like(look($session, $tried, 'sqlstate, error'), qr/^LK5\d\d\|.*expire/, 'one that is to be tried again says what went wrong, and that it has expired');
+like(look($session, $tried, 'sqlstate, error'),
+	qr/^LK5\d\d\|.*expire/, 'one that is to be tried again says what went wrong, and that it has expired');
 $mock->well;
 
-my @paused = map { enqueue($session, server => 'paused', expires_at => in_ms(300), @$_) } ([], [ ordering_key => 'a' ], [ ordering_key => 'a' ], [ run_at => in_ms(100) ]);
+my @paused = map { enqueue($session, server => 'paused', expires_at => in_ms(300), @$_) }
+  ([], [ ordering_key => 'a' ], [ ordering_key => 'a' ], [ run_at => in_ms(100) ]);
 expires($_, 'one of a paused server') foreach @paused;
 
 # Nobody wakes who waits for it but the poll.
 my $waiter = FeishuFlow::Session->new($node);
 my $waited = enqueue($session, server => 'paused', expires_at => in_ms(500));
-fails_with($waiter, "SELECT feishu.wait_flow($waited, '20 s')", 'LK504', 'who waits is told', message => qr{could not execute flow "\w+/\w+": expired before}, hint => qr/feishu\.retry_flow/);
+fails_with(
+	$waiter, "SELECT feishu.wait_flow($waited, '20 s')", 'LK504', 'who waits is told',
+	message => qr{could not execute flow "\w+/\w+": expired before},
+	hint => qr/feishu\.retry_flow/);
 
 # ---- what appears late ----
 
@@ -109,10 +119,14 @@ expires($locked, '... and was not');
 sub read_by_dispatcher
 {
 	my $pid = until_dispatcher($session);
-	until_true($session, 'it has lived for a while', "SELECT clock_timestamp() - backend_start > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
+	until_true(
+		$session,
+		'it has lived for a while',
+		"SELECT clock_timestamp() - backend_start > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
 	$session->value("SELECT pg_terminate_backend($pid)");
 	until_dispatcher($session, $pid);
-	return $session->value("SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'outbox') "
+	return $session->value(
+			"SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'outbox') "
 		  . "FROM pg_stat_user_tables WHERE relname = 'outbox'");
 }
 
@@ -127,12 +141,21 @@ cmp_ok($read, '<', 4 * $backlog, 'the backlog of a paused server is not read by 
 
 # In steps, and all of it; other flows go on meanwhile.
 enqueue_many($session, 1, 2500, server => 'paused', flow_id => 'short', expires_at => in_ms(1500));
-enqueue_many($session, 1, 2500, server => 'paused', flow_id => 'short', ordering_key => \"'key' || g", expires_at => in_ms(1500));
-until_true($session, 'they have begun to expire', "SELECT EXISTS (SELECT FROM feishu.flows WHERE flow_id = 'short' AND state = 'failed')");
+enqueue_many(
+	$session, 1, 2500,
+	server => 'paused',
+	flow_id => 'short',
+	ordering_key => \"'key' || g",
+	expires_at => in_ms(1500));
+until_true(
+	$session,
+	'they have begun to expire',
+	"SELECT EXISTS (SELECT FROM feishu.flows WHERE flow_id = 'short' AND state = 'failed')");
 my $beside = enqueue($session);
 succeeds($session, "SELECT feishu.wait_flow($beside)", 'a long backlog expires, and others are sent');
 until_ended($session, "flow_id = 'short'");
 is(ends($session, "flow_id = 'short'"), 'failed 5000', '... all of it');
-is($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'paused' AND state = 'queued'"), $backlog, '... and no other');
+is($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'paused' AND state = 'queued'"),
+	$backlog, '... and no other');
 
 done_testing();

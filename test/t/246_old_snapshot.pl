@@ -26,11 +26,17 @@ my $POLLS = 20;
 sub entries_read
 {
 	my $pid = until_dispatcher($session);
-	until_true($session, 'it has lived for a while', "SELECT clock_timestamp() - backend_start > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
+	until_true(
+		$session,
+		'it has lived for a while',
+		"SELECT clock_timestamp() - backend_start > '1.2 s' FROM pg_stat_activity WHERE pid = $pid");
 	$session->value("SELECT pg_terminate_backend($pid)");
 	until_dispatcher($session, $pid);
-	return { map { split /\|/ }
-		  split /\n/, $session->value("SELECT indexrelname, idx_tup_read FROM pg_stat_user_indexes WHERE relname = 'outbox'") };
+	return {
+		map { split /\|/ }
+		  split /\n/,
+		$session->value("SELECT indexrelname, idx_tup_read FROM pg_stat_user_indexes WHERE relname = 'outbox'")
+	};
 }
 
 # Waits until a poll has ended what has expired by now.
@@ -44,7 +50,7 @@ sub until_polled
 sub retain
 {
 	my ($time) = @_;
-	$node->append_conf('postgresql.conf', "feishu_flow.retention = '$time'");
+	$node->append_conf('postgresql.conf', "feishu_flow.retention = '$time'\nfeishu_flow.retention_failed = '$time'");
 	$node->reload;
 	return;
 }
@@ -82,7 +88,8 @@ enqueue($session, server => 'paused');
 enqueue($session, server => 'paused', run_at => \"now() + interval '1 hour'");
 enqueue($session, run_at => \"now() + interval '1 hour'");
 
-reads_little('what an old snapshot keeps is not read by each poll', 8 * $KEPT, sub { until_polled() foreach 1 .. $POLLS; });
+reads_little('what an old snapshot keeps is not read by each poll',
+	8 * $KEPT, sub { until_polled() foreach 1 .. $POLLS; });
 
 retain('7d');
 
@@ -91,15 +98,18 @@ retain('7d');
 my %hot = (ordering_key => 'hot', flow_id => 'hot');
 enqueue_many($session, 1, 1500, %hot);
 until_ended($session, "flow_id = 'hot'");
-reads_little('what it keeps of an ordering key is not read for each flow of the key', 150_000, sub {
-	enqueue_many($session, 1, 300, %hot);
-	until_ended($session, "flow_id = 'hot'");
-	foreach (1 .. 50)
-	{
-		my $one = enqueue($session, %hot);
-		succeeds_quietly("SELECT feishu.wait_flow($one)");
-	}
-});
+reads_little(
+	'what it keeps of an ordering key is not read for each flow of the key',
+	150_000,
+	sub {
+		enqueue_many($session, 1, 300, %hot);
+		until_ended($session, "flow_id = 'hot'");
+		foreach (1 .. 50)
+		{
+			my $one = enqueue($session, %hot);
+			succeeds_quietly("SELECT feishu.wait_flow($one)");
+		}
+	});
 
 sub succeeds_quietly
 {

@@ -17,7 +17,8 @@ use Time::HiRes qw(time);
 
 my $mock = FeishuFlow::Mock->start('--accept-hang');
 my $slow = FeishuFlow::Mock->start;
-my $node = queue_cluster('main', conf => "feishu_flow.max_in_flight = 32\nfeishu_flow.connect_timeout = '10min'\nfeishu_flow.timeout = '10min'\n");
+my $node = queue_cluster('main',
+	conf => "feishu_flow.max_in_flight = 32\nfeishu_flow.connect_timeout = '10min'\nfeishu_flow.timeout = '10min'\n");
 create_server($node, 'quick', { base_url => $mock->url });
 create_server($node, 'slow', { base_url => $slow->url });
 my $session = FeishuFlow::Session->new($node);
@@ -42,7 +43,8 @@ sub gets_through
 sub forget
 {
 	my ($server) = @_;
-	$session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE server = '$server' AND finished_at IS NULL");
+	$session->value(
+		"SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE server = '$server' AND finished_at IS NULL");
 	return;
 }
 
@@ -97,7 +99,10 @@ $mock->mark;
 my $stuck = enqueue($first, server => 'quick', flow_id => 'stuck');
 $mock->wait_for(1, kind => 'execute', flow_id => 'stuck');
 my $next = enqueue($session, server => 'quick');
-succeeds($session, "SELECT feishu.wait_flow($next, '$AT_ONCE s')", 'with a max_in_flight of 2, a flow that hangs does not hold up those of another role');
+succeeds(
+	$session,
+	"SELECT feishu.wait_flow($next, '$AT_ONCE s')",
+	'with a max_in_flight of 2, a flow that hangs does not hold up those of another role');
 $mock->well;
 succeeds($first, "SELECT feishu.wait_flow($stuck)", '... and ends when it is answered');
 $node->append_conf('postgresql.conf', 'feishu_flow.max_in_flight = 32');
@@ -112,8 +117,12 @@ $slow->wait_for(20, kind => 'execute');
 gets_through('... which does not hold up large ones of another', 10, params => $megabyte);
 
 # Numbers that are short as stored, and very long when written out: at most that row fails, if it is queued at all.
-my $endless = q{(SELECT jsonb_build_object('a', jsonb_agg((floor(random() * 1e9)::text || 'e131000')::numeric)) FROM generate_series(1, %d))};
-fails_with($session, 'SELECT ' . enqueue_call(server => 'quick', flow_id => 'endless', params => \sprintf($endless, 20000)), '22023', 'params that cannot be written are not queued');
+my $endless =
+	q{(SELECT jsonb_build_object('a', jsonb_agg((floor(random() * 1e9)::text || 'e131000')::numeric)) }
+  . q{FROM generate_series(1, %d))};
+fails_with($session,
+	'SELECT ' . enqueue_call(server => 'quick', flow_id => 'endless', params => \sprintf($endless, 20000)),
+	'22023', 'params that cannot be written are not queued');
 $session->value("SET feishu_flow.max_request_size = '512MB'");
 my $id = enqueue($session, server => 'quick', flow_id => 'endless', params => \sprintf($endless, 1000));
 $session->value('RESET feishu_flow.max_request_size');
@@ -130,7 +139,8 @@ begin_anew($slow, $session, 'slow');
 $slow->rules([ { kind => 'execute' }, { type => 'latency', ms => 50 } ]);
 enqueue_many($session, 1, 20000, server => 'slow');
 gets_through('a backlog of 20000 does not hold up another server', 500);
-cmp_ok($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'slow' AND finished_at IS NULL"), '>', 5000, '... it is still there');
+cmp_ok($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'slow' AND finished_at IS NULL"),
+	'>', 5000, '... it is still there');
 
 $session->value('CREATE ROLE other LOGIN');
 my $other = FeishuFlow::Session->new($node, user => 'other');
@@ -138,7 +148,8 @@ my $begun = time();
 $id = enqueue($other, server => 'slow', params => '{"n": 100000}');
 succeeds($other, "SELECT feishu.wait_flow($id)", 'a backlog of one role does not hold up another role');
 cmp_ok(time() - $begun, '<', $AT_ONCE, '... at once');
-cmp_ok($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'slow' AND finished_at IS NULL"), '>', 5000, '... the backlog is still there');
+cmp_ok($session->value("SELECT count(*) FROM feishu.flows WHERE server = 'slow' AND finished_at IS NULL"),
+	'>', 5000, '... the backlog is still there');
 $session->value("SELECT feishu.pause_server('slow')");
 gets_through('a paused server with a backlog does not hold up another', 200);
 $session->value("SELECT feishu.resume_server('slow')");
@@ -152,7 +163,8 @@ succeeds($session, "SELECT feishu.wait_flow($id)", 'a server that was idle for a
 $session->value('BEGIN');
 enqueue_many($session, 1000, 1999, server => 'quick');
 $id = enqueue($session, server => 'slow', params => '{"n": 200001}');
-my $soon = enqueue($session, server => 'slow', params => '{"n": 200002}', run_at => \"clock_timestamp() + interval '2 s'");
+my $soon =
+  enqueue($session, server => 'slow', params => '{"n": 200002}', run_at => \"clock_timestamp() + interval '2 s'");
 $session->value('COMMIT');
 succeeds($session, "SELECT feishu.wait_flow($id, '$AT_ONCE s')", '... is not forgotten behind many of another');
 succeeds($session, "SELECT feishu.wait_flow($soon, '$AT_ONCE s')", '... nor what is due a little later');
@@ -174,7 +186,8 @@ foreach my $server (qw(a_first a_second r_between slow z_last quick))
 	}
 }
 $session->value('COMMIT');
-my @forgotten = grep { $session->ask("SELECT feishu.wait_flow($lane{$_}, '$AT_ONCE s')")->{sqlstate} ne '00000' } sort keys %lane;
+my @forgotten =
+  grep { $session->ask("SELECT feishu.wait_flow($lane{$_}, '$AT_ONCE s')")->{sqlstate} ne '00000' } sort keys %lane;
 is("@forgotten", '', '... and new servers and roles are found behind many of another');
 until_ended($session);
 
@@ -190,9 +203,15 @@ cmp_ok(time() - $begun, '<', $AT_ONCE, '20000 flows that are due later hold up n
 started_once($mock, 200, '... each once');
 $session->value("SELECT feishu.cancel_flow(min(id)) FROM feishu.flows WHERE flow_id = 'later'");
 
-enqueue($session, server => 'quick', ordering_key => 'blocked', run_at => \"now() + interval '1 hour'", flow_id => 'later');
+enqueue(
+	$session,
+	server => 'quick',
+	ordering_key => 'blocked',
+	run_at => \"now() + interval '1 hour'",
+	flow_id => 'later');
 enqueue_many($session, 1, 20000, server => 'quick', ordering_key => 'blocked', flow_id => 'later');
 begin_anew($mock, $session, 'quick');
+
 foreach my $round (1 .. 5)
 {
 	$begun = time();
@@ -205,7 +224,8 @@ started_once($mock, 500, '... each once');
 # All due at the same time, as the flows of one transaction are; the first does
 # not end.
 begin_anew($mock, $session, 'quick');
-$mock->rules([ { kind => 'execute', flow_id => 'head' }, { type => 'hold' } ], [ { kind => 'execute', flow_id => 'second' }, { type => 'latency', ms => 2000 } ]);
+$mock->rules([ { kind => 'execute', flow_id => 'head' }, { type => 'hold' } ],
+	[ { kind => 'execute', flow_id => 'second' }, { type => 'latency', ms => 2000 } ]);
 my @together = (server => 'quick', run_at => \"now() + interval '3 s'");
 $session->value('BEGIN');
 enqueue($session, @together, ordering_key => 'together', flow_id => 'head');
@@ -213,7 +233,10 @@ enqueue_many($session, 1, 1000, @together, ordering_key => 'together', flow_id =
 $id = enqueue($session, @together, flow_id => 'free');
 $session->value('COMMIT');
 $mock->wait_for(1, kind => 'execute', flow_id => 'head');
-succeeds($session, "SELECT feishu.wait_flow($id, '$AT_ONCE s')", '1000 flows of one time that wait for another hold up no others of that time');
+succeeds(
+	$session,
+	"SELECT feishu.wait_flow($id, '$AT_ONCE s')",
+	'1000 flows of one time that wait for another hold up no others of that time');
 $pid = until_dispatcher($session);
 my $used = processor_seconds($pid);
 $id = enqueue($session, server => 'quick', flow_id => 'second');
@@ -221,12 +244,17 @@ succeeds($session, "SELECT feishu.wait_flow($id)", '... nor later ones');
 cmp_ok(processor_seconds($pid) - $used, '<', 1, '... and keep no processor busy');
 $mock->well;
 until_ended($session, "flow_id = 'behind'");
-is(join(' ', numbers($mock, flow_id => 'behind')), join(' ', 1 .. 1000), '... until it is their turn, one after the other');
+is( join(' ', numbers($mock, flow_id => 'behind')),
+	join(' ', 1 .. 1000),
+	'... until it is their turn, one after the other');
 
 # ---- a rate ----
 
 $mock->config(apps => { cli_rate => 'rate-secret' });
-create_server($node, 'rated', { base_url => $mock->url, max_rate => '1/min' }, { app_id => 'cli_rate', app_secret => 'rate-secret' });
+create_server(
+	$node, 'rated',
+	{ base_url => $mock->url, max_rate => '1/min' },
+	{ app_id => 'cli_rate', app_secret => 'rate-secret' });
 enqueue_many($session, 1, 200, server => 'rated');
 begin_anew($mock, $session, 'quick');
 $begun = time();
@@ -237,14 +265,20 @@ cmp_ok($mock->count(kind => 'execute', app_id => 'cli_rate'), '<=', 1, '... its 
 
 # It waits for its turn, and is paused: others need not wait for that.
 $mock->config(apps => { cli_turn => 'turn-secret' });
-create_server($node, 'turn', { base_url => $mock->url, max_rate => '0.5' }, { app_id => 'cli_turn', app_secret => 'turn-secret' });
+create_server(
+	$node, 'turn',
+	{ base_url => $mock->url, max_rate => '0.5' },
+	{ app_id => 'cli_turn', app_secret => 'turn-secret' });
 enqueue_many($session, 1, 3, server => 'turn');
 $mock->wait_for(1, kind => 'execute', app_id => 'cli_turn');
 until_true($session, 'the next one waits', "SELECT sending = 0 FROM feishu.dispatch_status WHERE server = 'turn'");
 $session->value("SELECT feishu.pause_server('turn')");
 $id = enqueue($session, server => 'quick');
 $session->value("SELECT feishu.wait_flow($id)");
-succeeds($session, flow(server => 'turn', timeout => '3s'), 'a paused server keeps no turn that a call would have to wait for');
+succeeds(
+	$session,
+	flow(server => 'turn', timeout => '3s'),
+	'a paused server keeps no turn that a call would have to wait for');
 
 # ---- databases, and a long history ----
 
@@ -261,7 +295,10 @@ cmp_ok(time() - $begun, '<', $AT_ONCE, 'the queue of one database does not hold 
 sub end_dispatcher
 {
 	my $worker = until_dispatcher($second);
-	until_true($second, 'it has lived for a while', "SELECT clock_timestamp() - backend_start > '1.2 s' FROM pg_stat_activity WHERE pid = $worker");
+	until_true(
+		$second,
+		'it has lived for a while',
+		"SELECT clock_timestamp() - backend_start > '1.2 s' FROM pg_stat_activity WHERE pid = $worker");
 	$second->value("SELECT pg_terminate_backend($worker)");
 	until_dispatcher($second, $worker);
 	return;
@@ -328,7 +365,9 @@ sub lookups_by_id
 	end_dispatcher();
 	return $second->value("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_pkey'");
 }
-$second->value('CREATE SERVER narrow FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url ' . quote($mock->url) . ", max_concurrency '1');"
+$second->value('CREATE SERVER narrow FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '
+	  . quote($mock->url)
+	  . ", max_concurrency '1');"
 	  . "CREATE USER MAPPING FOR PUBLIC SERVER narrow OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
 $second->value("SELECT feishu.pause_server('narrow')");
 %later = (server => 'narrow', ordering_key => 'crowd');
@@ -346,9 +385,13 @@ $second->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE ser
 my $old = enqueue($second, server => 'quick', flow_id => 'refusedFlow');
 until_ended($second);
 my $above = $second->value('UPDATE feishu_internal.last_id SET id = id + 50000 RETURNING id - 50000');
-$second->value('INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, state, is_async, own_key, created_at, run_at, expires_at, finished_at, '
-	  . "server, namespace, flow_id, operator, idempotent_key) SELECT $above + g, roleid, server_owner, system_identifier, database, 's', is_async, own_key, "
-	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g FROM feishu_internal.outbox, generate_series(1, 50000) g }
+$second->value(
+		'INSERT INTO feishu_internal.outbox (id, roleid, server_owner, system_identifier, database, state, is_async, '
+	  . 'own_key, created_at, run_at, expires_at, finished_at, '
+	  . "server, namespace, flow_id, operator, idempotent_key) "
+	  . "SELECT $above + g, roleid, server_owner, system_identifier, database, 's', is_async, own_key, "
+	  . q{created_at, run_at, expires_at, now(), server, namespace, flow_id, operator, 'key' || g }
+	  . q{FROM feishu_internal.outbox, generate_series(1, 50000) g }
 	  . "WHERE id = $old");
 my $read = entries_read();
 is($second->value("SELECT feishu.retry_flow($old)"), 't', 'an old flow is put back, with 50000 after it');
@@ -364,7 +407,8 @@ cmp_ok(entries_read() - $read, '<', 10000, '... and the dispatcher has not read 
 sub rows_read
 {
 	entries_read();
-	return $second->value("SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'outbox') "
+	return $second->value(
+			"SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'outbox') "
 		  . "FROM pg_stat_user_tables WHERE relname = 'outbox'");
 }
 
@@ -381,12 +425,18 @@ sub until_polled
 create_server($node, 'paused', { base_url => $mock->url }, undef, 'second');
 $second->value("SELECT feishu.pause_server('paused')");
 my $expiring = enqueue($second, server => 'paused', expires_at => \"clock_timestamp() + interval '1 s'");
-my $expiring_later = enqueue($second, server => 'paused', run_at => \"clock_timestamp() + interval '1 s'", expires_at => \"clock_timestamp() + interval '2 s'");
+my $expiring_later = enqueue(
+	$second,
+	server => 'paused',
+	run_at => \"clock_timestamp() + interval '1 s'",
+	expires_at => \"clock_timestamp() + interval '2 s'");
 enqueue($second, server => 'paused');
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
 $node->reload;
 until_ended($second, "id IN ($expiring, $expiring_later)");
-is(look($second, $_, 'state, sqlstate, error'), 'failed|LK504|expired before it could be sent', 'flows of a paused server expire') foreach $expiring, $expiring_later;
+is( look($second, $_, 'state, sqlstate, error'),
+	'failed|LK504|expired before it could be sent',
+	'flows of a paused server expire') foreach $expiring, $expiring_later;
 $read = rows_read();
 until_polled() foreach 1 .. 5;
 cmp_ok(rows_read() - $read, '<', 20000, '... and to see if they have, finished flows are not read');
@@ -397,12 +447,17 @@ $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '10min'");
 $node->reload;
 # the next dispatcher polls at once, and then not for ten minutes
 until_polled(sub { $second->value('SELECT pg_terminate_backend(' . until_dispatcher($second) . ')') });
-$second->value("UPDATE feishu_internal.outbox SET finished_at = now() - interval '30 days' WHERE finished_at IS NOT NULL");
+$second->value(
+	"UPDATE feishu_internal.outbox SET finished_at = now() - interval '30 days' WHERE finished_at IS NOT NULL");
 $pid = until_dispatcher($second);
-$second->value("SELECT pg_stat_reset_single_table_counters('feishu_internal.outbox_ready_idx'::regclass); SELECT pg_terminate_backend($pid)");
-until_true($second, 'they are deleted', "SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at < now() - interval '8 days')");
+$second->value("SELECT pg_stat_reset_single_table_counters('feishu_internal.outbox_ready_idx'::regclass); "
+	  . "SELECT pg_terminate_backend($pid)");
+until_true(
+	$second,
+	'they are deleted',
+	"SELECT NOT EXISTS (SELECT FROM feishu.flows WHERE finished_at < now() - interval '8 days')");
 entries_read();
-cmp_ok($second->value("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready_idx'"), '<', 30000,
-	'while old flows are deleted, the queue is not read again and again');
+cmp_ok($second->value("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready_idx'"),
+	'<', 30000, 'while old flows are deleted, the queue is not read again and again');
 
 done_testing();

@@ -84,12 +84,16 @@ enqueue($session, server => 'slow');
 until_ended($session);
 $slow->fault(type => 'reset');
 enqueue_lanes($session, 1000, server => 'slow');
-until_true($session, 'its breaker is open', "SELECT pause_reason IS NOT NULL FROM feishu.dispatch_status WHERE server = 'slow'");
+until_true(
+	$session,
+	'its breaker is open',
+	"SELECT pause_reason IS NOT NULL FROM feishu.dispatch_status WHERE server = 'slow'");
 $slow->mark;
 $slow->fault(type => 'hang');
 $slow->wait_for(1, kind => 'execute');
 $pid = until_dispatcher($session);
 my $used = processor_seconds($pid);
+
 for (1 .. 50)
 {
 	my $id = enqueue($session);
@@ -97,7 +101,10 @@ for (1 .. 50)
 }
 $used = processor_seconds($pid) - $used;
 note("$used s of a processor for 50 flows beside lanes that wait for a probe");
-cmp_ok($used, '<', 0.5 * $FeishuFlow::SLOW, 'lanes that wait for the probe of a breaker are not asked about at each turn');
+cmp_ok(
+	$used, '<',
+	0.5 * $FeishuFlow::SLOW,
+	'lanes that wait for the probe of a breaker are not asked about at each turn');
 $slow->well;
 $session->value("SELECT pg_terminate_backend($pid)");
 until_ended($session);

@@ -26,9 +26,12 @@ $session->value('CREATE ROLE eve LOGIN; CREATE ROLE app LOGIN; GRANT USAGE ON FO
 	  . 'GRANT USAGE ON FOREIGN SERVER feishu TO app');
 my $eve = FeishuFlow::Session->new($node, user => 'eve');
 my $app = FeishuFlow::Session->new($node, user => 'app');
+
 foreach my $n (1 .. $SERVERS)
 {
-	$eve->value("CREATE SERVER evil_$n FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url " . FeishuFlow::quote($hostile->url) . ", timeout '10min'); "
+	$eve->value("CREATE SERVER evil_$n FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url "
+		  . FeishuFlow::quote($hostile->url)
+		  . ", timeout '10min'); "
 		  . "CREATE USER MAPPING FOR eve SERVER evil_$n OPTIONS (tenant_access_token 't-$n')");
 }
 my $pid = until_dispatcher($session);

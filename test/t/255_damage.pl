@@ -22,7 +22,9 @@ my $session = FeishuFlow::Session->new($node);
 sub kept_apart
 {
 	my ($kilobytes) = @_;
-	return \"(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) FROM generate_series(1, 32 * $kilobytes))";
+	my $text = "(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) "
+	  . "FROM generate_series(1, 32 * $kilobytes))";
+	return \$text;
 }
 
 $session->value("SELECT feishu.pause_server('feishu')");
@@ -34,7 +36,8 @@ push @damaged, enqueue($session, params => kept_apart(200));
 push @damaged, enqueue($session, params => kept_apart(20), ordering_key => 'key');
 enqueue_many($session, 21, 30, ordering_key => 'key');
 push @damaged, enqueue($session, params => kept_apart(20), run_at => \"clock_timestamp() + interval '1 s'");
-my $file = $session->value("SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
+my $file = $session->value(
+	"SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
 $session->quit;
 
 $node->stop;
@@ -53,7 +56,8 @@ is(look($session, $_, 'state, sqlstate'), 'failed|XX001', '... with the reason')
 like(look($session, $damaged[0], 'error'), qr/missing chunk/, '... in words');
 started_once($mock, 30, '... all others start once');
 is(until_dispatcher($session), $pid, '... and the dispatcher goes on');
-is(() = slurp_file($node->logfile) =~ /could not read flow \d+: missing chunk/g, 4, '... the log has a line for each of them');
+is(() = slurp_file($node->logfile) =~ /could not read flow \d+: missing chunk/g,
+	4, '... the log has a line for each of them');
 is(enqueue_many($session, 31, 230), 200, 'flows that are queued afterwards');
 until_ended($session);
 started_once($mock, 230, '... are sent');

@@ -32,7 +32,10 @@ system('prlimit', '--pid', $pid, "--as=$limit:$limit") == 0 or die "prlimit: $?"
 $mock->fault(type => 'big', bytes => 15_000_000);
 my $id = enqueue($session, max_attempts => \1);
 until_ended($session, "id = $id");
-like(look($session, $id, 'state, sqlstate, error'), qr/^failed\|LK502\|there was no memory to read the answer/, 'there is no memory for an answer');
+like(
+	look($session, $id, 'state, sqlstate, error'),
+	qr/^failed\|LK502\|there was no memory to read the answer/,
+	'there is no memory for an answer');
 is(dispatcher($session), $pid, '... and the dispatcher goes on');
 $mock->well;
 $id = enqueue($session);
@@ -47,7 +50,8 @@ until_true($session, 'it waits for a lock', "SELECT wait_event_type = 'Lock' FRO
 my $started = time();
 $session->value("SELECT pg_terminate_backend($pid)");
 wait_until('it ends', sub { !alive($pid) });
-cmp_ok(time() - $started, '<', 5, sprintf('it ends when it is told to, even so: after %.0f ms', 1000 * (time() - $started)));
+cmp_ok(time() - $started,
+	'<', 5, sprintf('it ends when it is told to, even so: after %.0f ms', 1000 * (time() - $started)));
 $locker->value('COMMIT');
 until_ended($session);
 pass('... and the next one goes on');

@@ -15,7 +15,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $LANES = 1500;
-my $MOST_AT_ONCE = 256;    # the default of max_in_flight
+my $MOST_AT_ONCE = 256;                                           # the default of max_in_flight
 my $MOST_MEMORY = 64 * 1024 * ($FeishuFlow::SLOW > 1 ? 4 : 1);    # what watches memory takes some
 my $AT_ONCE = 10 * $FeishuFlow::SLOW;
 
@@ -183,7 +183,8 @@ $mock->mark;
 foreach my $i (1 .. 100)
 {
 	my $url = "http://127.0.1.$i:" . $mock->port;
-	$session->value("CREATE SERVER dead$i FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '$url', timeout '${TIMEOUT}s');"
+	$session->value(
+			"CREATE SERVER dead$i FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '$url', timeout '${TIMEOUT}s');"
 		  . "CREATE USER MAPPING FOR PUBLIC SERVER dead$i OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
 	enqueue_many($session, 1, 3, server => "dead$i", flow_id => 'dead');
 }

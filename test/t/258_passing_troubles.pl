@@ -17,14 +17,18 @@ my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main');
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
-my $toast = $node->data_dir . '/'
-  . $session->value("SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
+my $toast =
+  $node->data_dir . '/'
+  . $session->value(
+	"SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'feishu_internal.outbox'::regclass");
 
 # Params that are kept apart from their row; beyond 64 kB the dispatcher reads them by themselves, too.
 sub kept_apart
 {
 	my ($kilobytes) = @_;
-	return \"(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) FROM generate_series(1, 32 * $kilobytes))";
+	my $text = "(SELECT jsonb_build_object('text', string_agg(md5(random()::text), '')) "
+	  . "FROM generate_series(1, 32 * $kilobytes))";
+	return \$text;
 }
 
 sub log_lines
@@ -46,8 +50,12 @@ $session = FeishuFlow::Session->new($node);
 my $pid = until_dispatcher($session);
 $session->value("SELECT feishu.resume_server('feishu')");
 until_ended($session, 'id <> ALL (ARRAY[' . join(', ', @apart) . '])');
-until_true($session, 'each was tried', "(SELECT count(*) FROM feishu.flows WHERE state = 'queued' AND error IS NOT NULL) = 4");
-is(look($session, $_, 'state, attempts, sqlstate'), 'queued|0|58P01', 'a row that cannot be read for now waits') foreach @apart;
+until_true(
+	$session,
+	'each was tried',
+	"(SELECT count(*) FROM feishu.flows WHERE state = 'queued' AND error IS NOT NULL) = 4");
+is(look($session, $_, 'state, attempts, sqlstate'), 'queued|0|58P01', 'a row that cannot be read for now waits')
+  foreach @apart;
 is(ends($session), 'queued 4, succeeded 10', '... and holds up no other');
 rename "$toast.away", $toast or die "$toast: $!";
 until_ended($session);
@@ -68,7 +76,8 @@ $locker->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
 $mock->release;
 until_true($session, 'it waits to record', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid");
 $session->value("SELECT pg_cancel_backend($pid)");
-wait_until('it was cancelled', sub { log_lines(qr/could not work on the queue, and tries again: canceling statement/) });
+wait_until('it was cancelled',
+	sub { log_lines(qr/could not work on the queue, and tries again: canceling statement/) });
 $mock->well;
 enqueue_many($session, 21, 30);
 $locker->value('COMMIT');
@@ -108,7 +117,8 @@ CREATE FUNCTION public.no_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RE
 CREATE TRIGGER no_change BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW EXECUTE FUNCTION public.no_change()
 END
 $mock->release;
-wait_until('that is told', sub { log_lines(qr/ends of flows could not be written|the end of flow \d+ could not be written/) });
+wait_until('that is told',
+	sub { log_lines(qr/ends of flows could not be written|the end of flow \d+ could not be written/) });
 $mock->well;
 $session->value('DROP TRIGGER no_change ON feishu_internal.outbox');
 until_ended($session);
@@ -122,7 +132,8 @@ $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 $mock->wait_for(3, kind => 'execute');
 $session->value(<<"END");
 CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not this one''; END';
-CREATE TRIGGER refuse BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.refuse()
+CREATE TRIGGER refuse BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1])
+	EXECUTE FUNCTION public.refuse()
 END
 $mock->release;
 until_ended($session, "id <> $ids[1]");
@@ -141,7 +152,8 @@ $session->value("DELETE FROM feishu_internal.outbox WHERE id = $ids[1]");
 $mock->release;
 until_ended($session);
 is(ends($session), 'succeeded 2', 'a row that a superuser deletes while it is sent holds up no other');
-is(log_lines(qr/could not record the end of flow $ids[1]: somebody has deleted or changed its row/), 1, '... and the log says so');
+is(log_lines(qr/could not record the end of flow $ids[1]: somebody has deleted or changed its row/),
+	1, '... and the log says so');
 $mock->well;
 
 # one row whose end cannot be written holds up no other
@@ -151,8 +163,10 @@ $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
 @ids = map { enqueue($session, params => qq({"n": $_})) } 1 .. 3;
 $mock->wait_for(3, kind => 'execute');
 $session->value(<<"END");
-CREATE OR REPLACE FUNCTION public.no_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION \$\$not this one\$\$; END';
-CREATE TRIGGER no_change BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1]) EXECUTE FUNCTION public.no_change()
+CREATE OR REPLACE FUNCTION public.no_change() RETURNS trigger LANGUAGE plpgsql AS
+	'BEGIN RAISE EXCEPTION \$\$not this one\$\$; END';
+CREATE TRIGGER no_change BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.id = $ids[1])
+	EXECUTE FUNCTION public.no_change()
 END
 $mock->release;
 $mock->well;
@@ -160,7 +174,8 @@ until_ended($session, "id <> $ids[1]");
 enqueue_many($session, 4, 10);
 until_ended($session, "id <> $ids[1]");
 is(ends($session), 'sending 1, succeeded 9', 'an end that a trigger refuses holds up no other flow');
-is($session->value('SELECT feishu.dispatch_problem()'), 'table feishu_internal.outbox has a trigger', '... and is told');
+is($session->value('SELECT feishu.dispatch_problem()'), 'table feishu_internal.outbox has a trigger',
+	'... and is told');
 $session->value('DROP TRIGGER no_change ON feishu_internal.outbox');
 until_ended($session);
 is(ends($session), 'succeeded 10', '... and is written when it can be');
@@ -182,10 +197,14 @@ foreach my $n (1 .. 4)
 	until_dispatcher($session, $now);
 }
 until_ended($session);
-is(look($session, $once, 'state, attempts, sqlstate'), 'unconfirmed|1|LK504', 'max_attempts bounds the requests, deaths of the dispatcher included');
+is(look($session, $once, 'state, attempts, sqlstate'),
+	'unconfirmed|1|LK504', 'max_attempts bounds the requests, deaths of the dispatcher included');
 is(look($session, $thrice, 'state, attempts'), 'unconfirmed|3', '... whatever their number');
 is($mock->executes, 4, '... no request more was made');
-like(look($session, $once, 'error'), qr/^the dispatcher ended before an answer came; given up after 1 attempts$/, '... the error says why');
+like(
+	look($session, $once, 'error'),
+	qr/^the dispatcher ended before an answer came; given up after 1 attempts$/,
+	'... the error says why');
 $mock->well;
 
 done_testing();

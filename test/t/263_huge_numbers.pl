@@ -19,7 +19,10 @@ my $MOST_MEMORY = 128 * 1024 * ($FeishuFlow::SLOW > 1 ? 4 : 1);
 my $AT_ONCE = 15 * $FeishuFlow::SLOW;
 
 my $mock = FeishuFlow::Mock->start('--cut', 100);
-$mock->rules([ { kind => 'execute', flow_id => 'huge' }, { type => 'status', status => 200, body => { code => 0, data => {} } } ]);
+$mock->rules(
+	[
+		{ kind => 'execute', flow_id => 'huge' }, { type => 'status', status => 200, body => { code => 0, data => {} } }
+	]);
 my $node = queue_cluster('main');
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
@@ -31,7 +34,10 @@ enqueue($app);
 until_ended($session);
 my $pid = until_dispatcher($session);
 
-sub numbers_of { return "jsonb_build_object('_id', 1, 'n', (SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, $_[0])))"; }
+sub numbers_of
+{
+	return "jsonb_build_object('_id', 1, 'n', (SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, $_[0])))";
+}
 
 # ---- when it is queued, and called ----
 
@@ -42,18 +48,24 @@ my %huge = (
 	loop_masks => "(SELECT jsonb_agg($text) FROM generate_series(1, 20))");
 foreach my $argument (sort keys %huge)
 {
-	foreach my $call (enqueue_call($argument => \$huge{$argument}), flow($argument => \$huge{$argument}) =~ s/^SELECT //r)
+	foreach
+	  my $call (enqueue_call($argument => \$huge{$argument}), flow($argument => \$huge{$argument}) =~ s/^SELECT //r)
 	{
 		my $result = $eve->ask("SELECT $call");
 		my ($function) = $call =~ /(\w+)\(/;
 		is($result->{sqlstate}, '22023', "$function refuses $argument that are huge as they are sent");
 		like($result->{err}, qr/argument "$argument" makes the request too large/, '... names the argument');
-		like($result->{err}, qr/DETAIL:.*digits.*16384 kB.*HINT:.*feishu_flow\.max_request_size/s, '... and says what to do');
+		like(
+			$result->{err},
+			qr/DETAIL:.*digits.*16384 kB.*HINT:.*feishu_flow\.max_request_size/s,
+			'... and says what to do');
 	}
 }
 cmp_ok(private_kilobytes($eve->pid), '<', $MOST_MEMORY, 'that takes no memory in the session');
-like($eve->ask(enqueue_call(params => \'jsonb_build_object($$x$$, repeat($$\$$, 5000000))') =~ s/^/SELECT /r)->{err},
-	qr/argument "params" makes/, 'what is escaped counts as it is escaped');
+like(
+	$eve->ask(enqueue_call(params => \'jsonb_build_object($$x$$, repeat($$\$$, 5000000))') =~ s/^/SELECT /r)->{err},
+	qr/argument "params" makes/,
+	'what is escaped counts as it is escaped');
 foreach my $n (1, 8, 120)
 {
 	# a number has 128 kB of digits
@@ -63,29 +75,47 @@ foreach my $n (1, 8, 120)
 		$session->value("BEGIN; SET LOCAL feishu_flow.max_request_size = $kilobytes");
 		my $result = $session->ask('SELECT ' . enqueue_call(params => \numbers_of($numbers)));
 		$session->value('ROLLBACK');
-		is($result->{sqlstate}, $numbers < $n ? '00000' : '22023',
+		is( $result->{sqlstate},
+			$numbers < $n ? '00000' : '22023',
 			"$numbers numbers of 128 kB are " . ($numbers < $n ? 'less' : 'more') . " than $kilobytes kB");
 	}
 }
 is($eve->ask("SET feishu_flow.max_request_size = '512MB'")->{sqlstate}, '42501', 'a role cannot raise the bound');
-is($eve->ask("ALTER ROLE eve SET feishu_flow.max_request_size = '512MB'")->{sqlstate}, '42501', '... nor for its sessions');
+is($eve->ask("ALTER ROLE eve SET feishu_flow.max_request_size = '512MB'")->{sqlstate},
+	'42501', '... nor for its sessions');
 
 # ---- when it is sent ----
 
 # Rows of another way into the table, or of a session with a larger bound.
 my $first = enqueue($app, server => 'feishu', params => '{"x": 1}', run_at => \"'2100-01-01'");
 $session->value("SELECT feishu.pause_server('feishu')");
-my $columns = join(', ', split(/,/, $session->value("SELECT string_agg(quote_ident(attname), ',') FROM pg_attribute WHERE attrelid = 'feishu_internal.outbox'::regclass AND attnum > 0 AND NOT attisdropped")));
+my $columns = join(
+	', ',
+	split(
+		/,/,
+		$session->value(
+				"SELECT string_agg(quote_ident(attname), ',') FROM pg_attribute "
+			  . "WHERE attrelid = 'feishu_internal.outbox'::regclass AND attnum > 0 AND NOT attisdropped")));
 my $drawn = $session->value('UPDATE feishu_internal.last_id SET id = id + 4 RETURNING id - 4');
-my %value = (id => "$drawn + row_number", params => numbers_of(8300), idempotent_key => 'gen_random_uuid()::text',
-	roleid => "'eve'::regrole", run_at => 'now()', next_at => 'NULL', expires_at => "'infinity'", flow_id => "'huge'");
+my %value = (
+	id => "$drawn + row_number",
+	params => numbers_of(8300),
+	idempotent_key => 'gen_random_uuid()::text',
+	roleid => "'eve'::regrole",
+	run_at => 'now()',
+	next_at => 'NULL',
+	expires_at => "'infinity'",
+	flow_id => "'huge'");
 my $values = join(', ', map { $value{$_} // $_ } split(/, /, $columns));
 my $raised = FeishuFlow::Session->new($node);
 $raised->value("SET feishu_flow.max_request_size = '512MB'");
 $raised->value("SET ROLE eve");
-my @direct = (enqueue($raised, flow_id => 'huge', params => \numbers_of(300)), enqueue($raised, flow_id => 'huge', params => \numbers_of(3000)));
+my @direct = (
+	enqueue($raised, flow_id => 'huge', params => \numbers_of(300)),
+	enqueue($raised, flow_id => 'huge', params => \numbers_of(3000)));
 $raised->value('RESET ROLE');
-$raised->value("INSERT INTO feishu_internal.outbox ($columns) SELECT $values FROM feishu_internal.outbox, generate_series(1, 4) AS row_number WHERE id = $first");
+$raised->value("INSERT INTO feishu_internal.outbox ($columns) SELECT $values "
+	  . "FROM feishu_internal.outbox, generate_series(1, 4) AS row_number WHERE id = $first");
 is($session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'huge'"), 6, 'six rows are huge');
 $session->value("SELECT feishu.resume_server('feishu')");
 my $others = enqueue($app, params => '{"n": 1}');
@@ -93,8 +123,12 @@ my $begun = time();
 my $most = until_ended_watching($session, $pid, "id <> $first");
 cmp_ok(time() - $begun, '<', $AT_ONCE, 'another role\'s flow ends at once');
 is(look($session, $others, 'state, attempts'), 'succeeded|1', '... well');
-is($session->value("SELECT DISTINCT state, sqlstate, attempts FROM feishu.flows WHERE flow_id = 'huge'"), 'failed|22023|0', 'what is huge fails by itself, unsent');
-like($session->value("SELECT DISTINCT error FROM feishu.flows WHERE flow_id = 'huge'"), qr/^the request is too large to be sent: .*16384 kB/, '... and says why');
+is($session->value("SELECT DISTINCT state, sqlstate, attempts FROM feishu.flows WHERE flow_id = 'huge'"),
+	'failed|22023|0', 'what is huge fails by itself, unsent');
+like(
+	$session->value("SELECT DISTINCT error FROM feishu.flows WHERE flow_id = 'huge'"),
+	qr/^the request is too large to be sent: .*16384 kB/,
+	'... and says why');
 cmp_ok($most, '<', $MOST_MEMORY, sprintf('... with bounded memory: %d kB', $most));
 is(dispatcher($session), $pid, '... and one dispatcher');
 
@@ -106,12 +140,14 @@ foreach my $lanes (1, 10)
 	$session->value('SELECT feishu.purge_flows(now())');
 	$session->value("SELECT feishu.pause_server('feishu')");
 	my %large = (flow_id => 'huge', params => \numbers_of(115));
-	if ($lanes > 1) { enqueue_lanes($session, $lanes, %large); }
-	else { enqueue($eve, %large) for 1 .. 5; }
+	if   ($lanes > 1) { enqueue_lanes($session, $lanes, %large); }
+	else              { enqueue($eve, %large) for 1 .. 5; }
 	$session->value("SELECT feishu.resume_server('feishu')");
 	my $mine = enqueue($app, params => '{"n": 1}');
 	$most = until_ended_watching($session, $pid, "id <> $first");
-	is(ends($session, "id <> $first AND attempts = 1"), 'succeeded ' . ($lanes > 1 ? 11 : 6), "$lanes lanes of what is large as it is written: all are sent");
+	is( ends($session, "id <> $first AND attempts = 1"),
+		'succeeded ' . ($lanes > 1 ? 11 : 6),
+		"$lanes lanes of what is large as it is written: all are sent");
 	cmp_ok($most, '<', $MOST_MEMORY, sprintf('... with bounded memory: %d kB', $most));
 }
 

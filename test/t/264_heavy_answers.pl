@@ -29,12 +29,21 @@ until_ended($session);
 
 # Blanks: much to read, and nothing to keep.
 my $packed = Compress::Zlib::memGzip('{"code": 0, ' . ' ' x (15 << 20) . '"data": {}}');
-my $head = join("\r\n", 'HTTP/1.1 200 OK', 'Content-Type: application/json', 'Content-Length: ' . length($packed), 'Content-Encoding: gzip', 'Connection: close', '', '');
+my $head = join("\r\n",
+	'HTTP/1.1 200 OK',
+	'Content-Type: application/json',
+	'Content-Length: ' . length($packed),
+	'Content-Encoding: gzip',
+	'Connection: close',
+	'', '');
 $hostile->rules([ { kind => 'execute' }, { type => 'raw', bytes_b64 => encode_base64($head . $packed) } ]);
 enqueue_many($eve, 1, $HEAVY, server => 'hostile', flow_id => 'huge', max_attempts => \1);
 $hostile->wait_for($HEAVY, kind => 'execute');
 
-sub ended { return $session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'huge' AND finished_at IS NOT NULL"); }
+sub ended
+{
+	return $session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'huge' AND finished_at IS NOT NULL");
+}
 
 # One turn each to claim it, to send it and to read its answer, and some by chance.
 my $most = 0;

@@ -11,7 +11,7 @@ use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
-use List::Util qw(max);
+use List::Util   qw(max);
 use MIME::Base64 qw(encode_base64);
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -61,7 +61,8 @@ sub until_all_ended
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $later = until_ended_watching($session, $pid);
 	$most = $later if $later > $most;
-	is(ends($session, "flow_id = 'huge' AND attempts = 1 AND length(response::text) > 10000000"), "succeeded $n", "$name: all have their answers");
+	is(ends($session, "flow_id = 'huge' AND attempts = 1 AND length(response::text) > 10000000"),
+		"succeeded $n", "$name: all have their answers");
 	cmp_ok($most, '<', $MOST_MEMORY, sprintf('... with bounded memory: %d kB', $most));
 	is(dispatcher($session), $pid, '... and one dispatcher');
 	return;
@@ -70,18 +71,25 @@ sub until_all_ended
 sub response
 {
 	my ($body, @headers) = @_;
-	return join("\r\n", 'HTTP/1.1 200 OK', 'Content-Type: application/json', 'Content-Length: ' . length($body), 'Connection: close', @headers, '', $body);
+	return join("\r\n",
+		'HTTP/1.1 200 OK',
+		'Content-Type: application/json',
+		'Content-Length: ' . length($body),
+		'Connection: close',
+		@headers, '', $body);
 }
 
 # ---- what is packed ----
 
 my $json = '{"code": 0, "data": {}, "padding": "' . 'x' x (15 << 20) . '"}';
 my $packed = Compress::Zlib::memGzip($json);
-my $most = attack('gzip of 15 MB', 30, { type => 'raw', bytes_b64 => encode_base64(response($packed, 'Content-Encoding: gzip')) });
+my $most = attack('gzip of 15 MB',
+	30, { type => 'raw', bytes_b64 => encode_base64(response($packed, 'Content-Encoding: gzip')) });
 until_all_ended('gzip of 15 MB', 30, $most);
 
 # as an encoding of the transfer, which nobody asked for
-$most = attack('another encoding', 10, { type => 'raw', bytes_b64 => encode_base64("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n$packed") });
+$most = attack('another encoding',
+	10, { type => 'raw', bytes_b64 => encode_base64("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n$packed") });
 $most = max($most, until_ended_watching($session, $pid));
 is(ends($session, "flow_id = 'huge' AND sqlstate = 'LK502'"), 'failed 10', 'another encoding is no answer');
 cmp_ok($most, '<', $MOST_MEMORY, sprintf('... and takes no memory: %d kB', $most));
@@ -94,15 +102,20 @@ until_all_ended('12 MB', 16, $most);
 # ---- what does not end ----
 
 # All but the last byte of 15 MB each, for ten minutes.
-$most = attack('what stalls', 30, { type => 'raw', close => JSON::PP::false, bytes_b64 => encode_base64(substr(response($json), 0, -1)) });
+$most = attack('what stalls', 30,
+	{ type => 'raw', close => JSON::PP::false, bytes_b64 => encode_base64(substr(response($json), 0, -1)) });
 $mock->rules([ { kind => 'execute', flow_id => 'mine' }, { type => 'big', bytes => 3 << 20 } ]);
 my $begun = time();
 my $mine = enqueue($app, flow_id => 'mine');
 $most = max($most, until_ended_watching($session, $pid, "id = $mine"));
 is(look($session, $mine, 'state, attempts'), 'succeeded|1', 'a large answer of another role comes, too');
 cmp_ok(time() - $begun, '<', $AT_ONCE, sprintf('... at once: %.1f s', time() - $begun));
-wait_until('who keeps others waiting has had his turn', sub { $session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'huge' AND finished_at IS NOT NULL") > 0 });
-is($session->value("SELECT DISTINCT sqlstate FROM feishu.flows WHERE flow_id = 'huge' AND finished_at IS NOT NULL"), 'LK502', 'who keeps others waiting ends after his turn');
+wait_until(
+	'who keeps others waiting has had his turn',
+	sub { $session->value("SELECT count(*) FROM feishu.flows WHERE flow_id = 'huge' AND finished_at IS NOT NULL") > 0 }
+);
+is($session->value("SELECT DISTINCT sqlstate FROM feishu.flows WHERE flow_id = 'huge' AND finished_at IS NOT NULL"),
+	'LK502', 'who keeps others waiting ends after his turn');
 cmp_ok($most, '<', $MOST_MEMORY, sprintf('... with bounded memory: %d kB', $most));
 is(dispatcher($session), $pid, '... and one dispatcher');
 

@@ -35,7 +35,13 @@ sub answer
 	my ($what, $megabytes, $member) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $packed = Compress::Zlib::memGzip("{\"code\": 0, \"data\": {}, $member}");
-	my $answer = join("\r\n", 'HTTP/1.1 200 OK', 'Content-Type: application/json', 'Content-Encoding: gzip', 'Connection: close', 'Content-Length: ' . length($packed), '', $packed);
+	my $answer = join("\r\n",
+		'HTTP/1.1 200 OK',
+		'Content-Type: application/json',
+		'Content-Encoding: gzip',
+		'Connection: close',
+		'Content-Length: ' . length($packed),
+		'', $packed);
 	$mock->rules([ { kind => 'execute' }, { type => 'raw', bytes_b64 => encode_base64($answer) } ]);
 	my $limit = ($size + $megabytes * 1024) * 1024;
 	system('prlimit', '--pid', $pid, "--as=$limit:") == 0 or die "prlimit: $?";
@@ -53,9 +59,18 @@ answer('many empty objects', 48, '"many": [' . join(',', ('{}') x 125_000) . ']'
 
 (my $echoed = $token) =~ s/-/\\u002d/g;
 my $id = answer('secrets in values', 80, '"many": [' . join(',', ('"' . 'x' x 100 . $echoed . '"') x 60_000) . ']');
-is($session->value("SELECT count(*) FROM feishu.flows, jsonb_array_elements_text(response -> 'many') v WHERE id = $id AND v = repeat('x', 100) || repeat('*', length('$token'))"), 60_000, '... and none is left');
-$id = answer('secrets in names', 80, '"many": [' . join(',', ("{\"$echoed\": 1, \"" . 'x' x 100 . '": 2}') x 60_000) . ']');
-is($session->value("SELECT count(*) FROM feishu.flows, jsonb_array_elements(response -> 'many') v WHERE id = $id AND v ->> repeat('*', length('$token')) = '1' AND v ->> repeat('x', 100) = '2'"), 60_000, '... and none is left');
+is( $session->value(
+			"SELECT count(*) FROM feishu.flows, jsonb_array_elements_text(response -> 'many') v "
+		  . "WHERE id = $id AND v = repeat('x', 100) || repeat('*', length('$token'))"),
+	60_000,
+	'... and none is left');
+$id =
+  answer('secrets in names', 80, '"many": [' . join(',', ("{\"$echoed\": 1, \"" . 'x' x 100 . '": 2}') x 60_000) . ']');
+is( $session->value(
+			"SELECT count(*) FROM feishu.flows, jsonb_array_elements(response -> 'many') v "
+		  . "WHERE id = $id AND v ->> repeat('*', length('$token')) = '1' AND v ->> repeat('x', 100) = '2'"),
+	60_000,
+	'... and none is left');
 is(dispatcher($session), $pid, 'one dispatcher did all');
 
 done_testing();

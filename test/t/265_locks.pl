@@ -33,10 +33,16 @@ sub is_sent
 # ---- a role without rights ----
 
 # it need not own, or use, the extension
-my $take = 'CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE sql AS $$ SELECT $$; ALTER FUNCTION pg_temp.f() DEPENDS ON EXTENSION feishu_flow';
+my $take =
+	'CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE sql AS $$ SELECT $$; '
+  . 'ALTER FUNCTION pg_temp.f() DEPENDS ON EXTENSION feishu_flow';
 $attacker->value("BEGIN; $take");
-is($session->value("SELECT count(*) > 0 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND classid = 'pg_extension'::regclass AND pid = " . $attacker->pid),
-	't', 'a role without rights has locked the extension');
+is( $session->value(
+		"SELECT count(*) > 0 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND classid = 'pg_extension'::regclass "
+		  . "AND pid = "
+		  . $attacker->pid),
+	't',
+	'a role without rights has locked the extension');
 is_sent('... flows are sent all the same');
 is($session->value('SELECT feishu.dispatch_problem()'), '', '... without a problem');
 $attacker->value('ROLLBACK');
@@ -53,10 +59,16 @@ sub until_told
 {
 	my ($problem) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return until_true($session, "dispatch_problem() tells: $problem", 'feishu.dispatch_problem() = ' . FeishuFlow::quote($problem));
+	return until_true(
+		$session,
+		"dispatch_problem() tells: $problem",
+		'feishu.dispatch_problem() = ' . FeishuFlow::quote($problem));
 }
 
-foreach my $table ($session->value('SELECT string_agg(relname, \' \') FROM pg_class WHERE relnamespace = \'feishu_internal\'::regnamespace AND relkind = \'r\'') =~ /\S+/g)
+foreach my $table (
+	$session->value(
+			'SELECT string_agg(relname, \' \') FROM pg_class WHERE relnamespace = \'feishu_internal\'::regnamespace '
+		  . 'AND relkind = \'r\'') =~ /\S+/g)
 {
 	next if $table eq 'last_id';    # the dispatcher does not write to it
 	$mock->rules([ { kind => 'execute', flow_id => 'held' }, { type => 'hold' } ]);
@@ -68,8 +80,10 @@ foreach my $table ($session->value('SELECT string_agg(relname, \' \') FROM pg_cl
 	$mock->well;
 	my $waiting = $table eq 'outbox' ? undef : enqueue($session);
 	until_told('process ' . $writer->pid . " of role writer has a lock on table feishu_internal.$table");
-	like($session->value("SELECT hint FROM feishu.check_server('feishu')"), qr/nothing sends queued flows: process \d+ of role/, '... check_server() too')
-	  if $table eq 'claim';
+	like(
+		$session->value("SELECT hint FROM feishu.check_server('feishu')"),
+		qr/nothing sends queued flows: process \d+ of role/,
+		'... check_server() too') if $table eq 'claim';
 	$writer->value('COMMIT');
 	succeeds($session, "SELECT feishu.wait_flow($id, '10 s')", '... then the flow that was under way has ended');
 	succeeds($session, "SELECT feishu.wait_flow($waiting, '10 s')", '... and the one that waited') if defined $waiting;
@@ -96,7 +110,11 @@ is_sent('flows are sent again');
 # a lock that it does wait for
 $reader->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
 $id = enqueue($session);
-until_told('process ' . $reader->pid . ' of role ' . $session->value('SELECT current_user') . ' has a lock that the dispatcher waits for');
+until_told('process '
+	  . $reader->pid
+	  . ' of role '
+	  . $session->value('SELECT current_user')
+	  . ' has a lock that the dispatcher waits for');
 $reader->value('COMMIT');
 succeeds($session, "SELECT feishu.wait_flow($id, '10 s')", '... until it is given up');
 is($session->value('SELECT feishu.dispatch_problem()'), '', '... and there is no problem');
@@ -108,7 +126,10 @@ $node->safe_psql('postgres', 'SELECT pg_terminate_backend(' . dispatcher($sessio
 until_told('process ' . $writer->pid . ' of role writer has a lock on table feishu_internal.claim');
 $id = enqueue($session);
 $writer->value('COMMIT');
-succeeds($session, "SELECT feishu.wait_flow($id, '10 s')", 'a dispatcher that begins while the tables are locked works when they are not');
+succeeds(
+	$session,
+	"SELECT feishu.wait_flow($id, '10 s')",
+	'a dispatcher that begins while the tables are locked works when they are not');
 
 # it leaves although somebody has locked the tables
 $session->value("SELECT 1");

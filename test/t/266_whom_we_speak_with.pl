@@ -32,7 +32,8 @@ foreach my $first (qw(direct around))
 	my $second = $first eq 'direct' ? 'around' : 'direct';
 	succeeds($session, flow(server => $first), "a call by way of $first");
 	succeeds($session, flow(server => $second), "... and by way of $second");
-	is($_->token_requests . ' ' . $_->executes, '1 1', '... each asked for its own token, and used it') foreach $mock, $other;
+	is($_->token_requests . ' ' . $_->executes, '1 1', '... each asked for its own token, and used it')
+	  foreach $mock, $other;
 }
 succeeds($session, flow(server => 'trusting'), 'a server that trusts other authorities');
 is($mock->token_requests, 2, '... does not share the token either');
@@ -58,10 +59,12 @@ BEGIN
   END LOOP;
 END \$\$; SELECT * FROM pg_temp.calls()
 SQL
+
 while (time() < $until)
 {
 	my ($platform, $secret) = @{ $platforms[ ++$moves % 2 ] };
-	$mover->value("BEGIN; ALTER SERVER moving OPTIONS (SET base_url '" . $platform->url . "');"
+	$mover->value("BEGIN; ALTER SERVER moving OPTIONS (SET base_url '"
+		  . $platform->url . "');"
 		  . "ALTER USER MAPPING FOR PUBLIC SERVER moving OPTIONS (SET app_secret '$secret'); COMMIT");
 }
 cmp_ok($moves, '>', 20, "address and secret were changed together $moves times");
@@ -74,9 +77,11 @@ foreach (@callers)
 
 # ---- a server of the same name ----
 
-# What waits was queued for a server of its owner.  Whoever may make servers makes one of that name, and is sent nothing.
+# What waits was queued for a server of its owner.  Whoever may make servers makes one of that name, and is sent
+# nothing.
 my $theirs = FeishuFlow::Mock->start;
-$session->value('CREATE ROLE keeper LOGIN; CREATE ROLE maker LOGIN; CREATE ROLE victim LOGIN; CREATE ROLE bystander LOGIN;'
+$session->value(
+		'CREATE ROLE keeper LOGIN; CREATE ROLE maker LOGIN; CREATE ROLE victim LOGIN; CREATE ROLE bystander LOGIN;'
 	  . 'GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO keeper, maker');
 my %as = map { $_ => FeishuFlow::Session->new($node, user => $_) } qw(keeper maker victim bystander);
 
@@ -97,7 +102,9 @@ sub status
 	return $session->value("SELECT pause_reason FROM feishu.dispatch_status WHERE server = '$name'");
 }
 
-my $held = qr/belonged to another role when flows that wait were queued; a superuser can have them sent: SELECT feishu.resume_server\('shop'\)/;
+my $resume = qr/SELECT feishu.resume_server\('shop'\)/;
+my $held =
+  qr/belonged to another role when its waiting flows were queued; a superuser can have them sent: $resume/;
 
 sub until_held
 {
@@ -115,12 +122,18 @@ foreach my $how ('DROP SERVER shop CASCADE', 'ALTER SERVER shop RENAME TO former
 	make_server('keeper', 'shop', $mock);
 	$as{keeper}->value("SELECT feishu.pause_server('shop')");
 	my %waiting = (server => 'shop', params => '{"secret": 1}');
-	my ($first, $ordered, $cancelled) = (enqueue($as{victim}, %waiting), enqueue($as{victim}, %waiting, ordering_key => 'k'), enqueue($as{victim}, %waiting));
+	my ($first, $ordered, $cancelled) = (
+		enqueue($as{victim}, %waiting),
+		enqueue($as{victim}, %waiting, ordering_key => 'k'),
+		enqueue($as{victim}, %waiting));
 	my $late = enqueue($as{victim}, %waiting, run_at => \"clock_timestamp() + '1 s'");
 	$as{keeper}->value($how);
 	make_server('maker', 'shop', $theirs);
 	my $result = $as{maker}->ask("SELECT feishu.resume_server('shop')");
-	like($result->{err}, qr/WARNING.*flows for server "shop" that were queued when it belonged to another role are still held.*Let a superuser run: SELECT feishu.resume_server\('shop'\)/s,
+	my $still = qr/flows for server "shop" that were queued when it belonged to another role are still held/;
+	like(
+		$result->{err},
+		qr/WARNING.*$still.*Let a superuser run: $resume/s,
 		"$how: its maker is told that he cannot resume them");
 	until_held($how);
 
@@ -131,8 +144,10 @@ foreach my $how ('DROP SERVER shop CASCADE', 'ALTER SERVER shop RENAME TO former
 	is(summary($theirs)->{started}, 1, '... and no other');
 	is($as{victim}->value("SELECT feishu.cancel_flow($cancelled)"), 't', '... one that is held can be cancelled');
 
-	like($session->ask("SELECT feishu.resume_server('shop')")->{err}, qr/^(?!.*WARNING)/s, "$how: a superuser resumes them");
-	succeeds($session, "SELECT feishu.wait_flow($_)", '... then they are sent') foreach $first, $ordered, $late, $behind;
+	like($session->ask("SELECT feishu.resume_server('shop')")->{err},
+		qr/^(?!.*WARNING)/s, "$how: a superuser resumes them");
+	succeeds($session, "SELECT feishu.wait_flow($_)", '... then they are sent')
+	  foreach $first, $ordered, $late, $behind;
 	is(summary($theirs)->{started}, 5, '... to the server that there is now, each once');
 	wait_until('... and nothing is held', sub { status('shop') eq '' });
 	$session->value('DROP SERVER shop CASCADE; DROP SERVER IF EXISTS former CASCADE');
@@ -144,13 +159,18 @@ make_server('keeper', 'shop', $mock);
 my $id = enqueue($as{victim}, server => 'shop', run_at => \"clock_timestamp() + '1 s'");
 $as{keeper}->value('DROP SERVER shop CASCADE');
 make_server('keeper', 'shop', $mock);
-succeeds($session, "SELECT feishu.wait_flow($id)", 'the same owner makes it again: what waited is sent, without anybody');
+succeeds(
+	$session,
+	"SELECT feishu.wait_flow($id)",
+	'the same owner makes it again: what waited is sent, without anybody');
 
 $theirs->reset;
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '1s'");
 $node->reload;
 $as{keeper}->value("SELECT feishu.pause_server('shop')");
-my ($kept, $expiring) = (enqueue($as{victim}, server => 'shop'), enqueue($as{victim}, server => 'shop', expires_at => \"clock_timestamp() + '2 s'"));
+my ($kept, $expiring) = (
+	enqueue($as{victim}, server => 'shop'),
+	enqueue($as{victim}, server => 'shop', expires_at => \"clock_timestamp() + '2 s'"));
 $session->value("ALTER SERVER shop OWNER TO maker; ALTER SERVER shop OPTIONS (SET base_url '" . $theirs->url . "')");
 $as{maker}->value("SELECT feishu.resume_server('shop')");
 until_held('ALTER SERVER OWNER');
@@ -166,6 +186,7 @@ $id = enqueue($as{victim}, server => 'shop', flow_id => 'refusedFlow');
 until_state($session, $id, 'failed');
 $session->value('ALTER SERVER shop OWNER TO maker');
 $theirs->reset;
+$session->value("SELECT feishu.resume_server('shop')");    # which is for those that wait
 is($as{victim}->value("SELECT feishu.retry_flow($id)"), 't', 'a flow is put back');
 until_held('... when the server is another\'s');
 

@@ -72,17 +72,24 @@ foreach my $trouble ({ type => 'hang' }, { type => 'status', status => 502 })
 	enqueue_many($as{eve}, 1, 300, flow_id => 'troubled');
 	until_told($from, qr/LOG:.*"feishu" does not answer/);
 	end_at_once('app', 45, "flows of another role beside 300 that end by $trouble->{type}");
-	until_true($session, 'those flows are held', "SELECT pause_reason = 'the platform does not answer' FROM feishu.dispatch_status");
+	until_true(
+		$session,
+		'those flows are held',
+		"SELECT pause_reason = 'the platform does not answer' FROM feishu.dispatch_status");
 	is(log_lines(qr/LOG:.*"feishu" does not answer, queued flows wait/, $from), 0, '... and nobody else\'s');
-	cmp_ok(log_lines(qr/LOG:.*"feishu" does not answer, queued flows of the role with OID $eve_oid wait/, $from), '>=', 1, '... which the log says');
+	cmp_ok(log_lines(qr/LOG:.*"feishu" does not answer, queued flows of the role with OID $eve_oid wait/, $from),
+		'>=', 1, '... which the log says');
 	# a probe at a time, while others are answered
 	until_true($session, 'single flows are tried', "SELECT sending <= 1 FROM feishu.dispatch_status");
 	end_at_once('app', 20, '... later, too');
-	is($session->value('SELECT sending <= 1 FROM feishu.dispatch_status'), 't', '... which lets out no more of the others');
+	is($session->value('SELECT sending <= 1 FROM feishu.dispatch_status'),
+		't', '... which lets out no more of the others');
 	$mock->well;
 	until_ended($session);
-	is(ends($session, "flow_id = 'troubled' AND state <> 'succeeded'"), '', '... and all succeed when they are answered');
-	cmp_ok(log_lines(qr/LOG:.*"feishu" answers again, queued flows of the role with OID $eve_oid are sent/, $from), '>=', 1, '... which the log says');
+	is(ends($session, "flow_id = 'troubled' AND state <> 'succeeded'"),
+		'', '... and all succeed when they are answered');
+	cmp_ok(log_lines(qr/LOG:.*"feishu" answers again, queued flows of the role with OID $eve_oid are sent/, $from),
+		'>=', 1, '... which the log says');
 	$session->value('SELECT feishu.purge_flows(now())');
 }
 
@@ -96,10 +103,15 @@ foreach my $role (qw(eve app))
 	{
 		my $from = -s $node->logfile;
 		my $call = flow(flow_id => 'slow', $how eq 'a setting' ? () : (timeout => '1 ms')) =~ s/^SELECT/PERFORM/r;
-		my $hurry = $how eq 'a setting' ? "SET LOCAL feishu_flow.timeout = '1 ms'; SET LOCAL feishu_flow.connect_timeout = '1 ms';" : '';
+		my $hurry =
+		  $how eq 'a setting'
+		  ? "SET LOCAL feishu_flow.timeout = '1 ms'; SET LOCAL feishu_flow.connect_timeout = '1 ms';"
+		  : '';
 		my $caller = FeishuFlow::Session->new($node, user => $role);
 		alter_server($session, 'feishu', 'DROP', 'timeout') if $how eq 'a setting';
-		$caller->send("DO \$\$ BEGIN $hurry FOR i IN 1 .. 400 LOOP BEGIN $call; EXCEPTION WHEN SQLSTATE 'LK504' THEN NULL; END; END LOOP; END \$\$");
+		$caller->send(
+			"DO \$\$ BEGIN $hurry FOR i IN 1 .. 400 LOOP BEGIN $call; "
+			  . "EXCEPTION WHEN SQLSTATE 'LK504' THEN NULL; END; END LOOP; END \$\$");
 		end_at_once('app', 30, "flows while role $role calls with too short a timeout, $how");
 		is($caller->result->{sqlstate}, '00000', '... all its calls end so');
 		is(log_lines(qr/does not answer/, $from), 0, '... which says nothing of the platform');
@@ -109,16 +121,46 @@ foreach my $role (qw(eve app))
 }
 $mock->well;
 
+# ... though they waited for longer than half of what others have, or could not even connect.
+my @hasty = map { FeishuFlow::Session->new($node, user => 'eve') } 1 .. 8;
+my $from = -s $node->logfile;
+$mock->fault(type => 'hang');
+$_->send(flow(timeout => '1200ms')) foreach @hasty;
+is( join(' ', map { $_->result->{sqlstate} } @hasty),
+	join(' ', ('LK504') x @hasty),
+	'calls of a role that gives them more than half of the usual time');
+is(log_lines(qr/does not answer/, $from), 0, '... say nothing of the platform');
+$mock->well;
+my $full = 'http://127.0.0.1:' . full_port();
+create_server($node, 'stuffed', { base_url => $full }, { tenant_access_token => 't-x' });
+create_server($node, 'stuffed_soon', { base_url => $full, connect_timeout => '50ms' },
+	{ tenant_access_token => 't-y' });
+
+foreach my $server (qw(stuffed stuffed_soon))
+{
+	$_->send("SET feishu_flow.connect_timeout = '50ms'; " . flow(server => $server)) foreach @hasty;
+	is( join(' ', map { $_->result->{sqlstate} } @hasty),
+		join(' ', ('LK504') x @hasty),
+		"calls that cannot connect in 50 ms ($server)");
+}
+is(log_lines(qr/"stuffed" does not answer/, $from), 0, '... say nothing of the platform');
+is(log_lines(qr/"stuffed_soon" does not answer/, $from), 1, '... unless that is what the server says');
+$_->quit foreach @hasty;
+
 # ---- trouble of several roles ----
 
-my $from = -s $node->logfile;
+$from = -s $node->logfile;
 $mock->fault(type => 'reset_before');
 enqueue_many($as{eve}, 1, 20);
 enqueue_many($as{mallory}, 21, 40);
-until_told($from, qr/LOG:.*"feishu" does not answer, queued flows wait but for single probes/);
+until_told($from, qr/LOG:.*"feishu" does not answer, queued flows wait except for single probes/);
 enqueue_many($as{third}, 41, 60);
-until_true($session, 'a third waits', "SELECT count(*) > 0 FROM feishu_internal.held_lane WHERE roleid = 'third'::regrole");
-is($session->value("SELECT sum(attempts) < 10 FROM feishu.flows WHERE role = 'third'"), 't', 'the trouble of several roles is that of the platform: others wait');
+until_true(
+	$session,
+	'a third waits',
+	"SELECT count(*) > 0 FROM feishu_internal.held_lane WHERE roleid = 'third'::regrole");
+is($session->value("SELECT sum(attempts) < 10 FROM feishu.flows WHERE role = 'third'"),
+	't', 'the trouble of several roles is that of the platform: others wait');
 $mock->mark;
 $mock->wait_for(9, kind => 'execute');
 my %probed = map { int(($_ - 1) / 20) => 1 } numbers($mock);
@@ -143,7 +185,10 @@ $_->send(flow()) foreach @callers;
 $_->result foreach @callers;
 until_told($from, qr/LOG:.*"feishu" does not answer/);
 my $id = enqueue($as{eve});
-until_true($session, 'it waits for a probe', "SELECT pause_reason = 'the platform does not answer' FROM feishu.dispatch_status");
+until_true(
+	$session,
+	'it waits for a probe',
+	"SELECT pause_reason = 'the platform does not answer' FROM feishu.dispatch_status");
 $mock->well;
 succeeds($as{app}, flow(), 'the first answer to another role');
 succeeds($as{eve}, "SELECT feishu.wait_flow($id, '10 s')", '... lets a role that had none try at once');
@@ -181,23 +226,47 @@ sub stall
 $mock->rules([ { kind => 'execute', flow_id => 'stalls' }, { type => 'hang' } ]);
 is(stall('eve', $MAX_APPS + 4), $MAX_APPS + 4, 'a role has flows under way of more apps than there is room for');
 my $limited = new_server('app', max_rate => '1/min');
-succeeds($as{app}, flow(server => $limited), 'another role\'s server with a max_rate of one has room, and lets one call pass');
-fails_with($as{app}, flow(server => $limited, timeout => '1s'), 'LK429', '... and no more', message => qr/max_rate leaves no room/);
+succeeds(
+	$as{app},
+	flow(server => $limited),
+	'another role\'s server with a max_rate of one has room, and lets one call pass');
+fails_with(
+	$as{app}, flow(server => $limited, timeout => '1s'),
+	'LK429',
+	'... and no more',
+	message => qr/max_rate leaves no room/);
 my $hers = new_server('eve', max_rate => '1/min');
-fails_with($as{eve}, flow(server => $hers, timeout => '1s'), 'LK429', 'her own server with limits waits for room, for as long as the call may',
-	message => qr/max_apps/, detail => qr/^No request was sent to "[^"]*"\.$/, hint => qr/max_apps/);
+fails_with(
+	$as{eve}, flow(server => $hers, timeout => '1s'), 'LK429',
+	'her own server with limits waits for room, for as long as the call may',
+	message => qr/max_apps/,
+	detail => qr/^No request was sent to "[^"]*"\.$/,
+	hint => qr/max_apps/);
 succeeds($as{eve}, flow(server => new_server('eve')), '... but one without limits does not');
 
 # until there is no room at all
 stall('mallory', $MAX_APPS / 4);
 my $second = new_server('third', max_concurrency => '1');
 $mock->mark;
-fails_with($as{third}, flow(server => $second, timeout => '500ms'), 'LK429', 'without room, a call under a limit waits, and ends as held back', message => qr/max_apps/);
+fails_with(
+	$as{third}, flow(server => $second, timeout => '500ms'),
+	'LK429',
+	'without room, a call under a limit waits, and ends as held back',
+	message => qr/max_apps/);
 $id = enqueue($as{third}, server => $second);
-until_true($session, 'a queued flow waits', "SELECT pause_reason = 'more apps are busy than feishu_flow.max_apps has room for' FROM feishu.dispatch_status WHERE server = '$second'");
+until_true(
+	$session,
+	'a queued flow waits',
+	"SELECT pause_reason = 'more apps are busy than feishu_flow.max_apps has room for' "
+	  . "FROM feishu.dispatch_status WHERE server = '$second'");
 is($mock->executes, 0, '... and nothing is sent');
-cmp_ok(log_lines(qr/LOG:.*has no room to keep the limits of another app: its calls wait/), '>=', 1, '... which the log says');
-fails_with($as{app}, flow(server => $limited, timeout => '1s'), 'LK429', '... limits that are kept stay', message => qr/max_rate leaves no room/);
+cmp_ok(log_lines(qr/LOG:.*has no place left for the limits of another app: its calls wait/),
+	'>=', 1, '... which the log says');
+fails_with(
+	$as{app}, flow(server => $limited, timeout => '1s'),
+	'LK429',
+	'... limits that are kept stay',
+	message => qr/max_rate leaves no room/);
 $session->value("SELECT pg_terminate_backend($_)") foreach dispatcher($session);
 $mock->well;
 succeeds($as{third}, "SELECT feishu.wait_flow($id, '30 s')", '... and goes when others have ended');

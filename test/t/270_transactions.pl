@@ -19,8 +19,8 @@ create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 my $other = FeishuFlow::Session->new($node);
 
-# What arrives must be these numbers, and no others.  They come by what the commit itself says, and are waited for first:
-# a later flow has the dispatcher look at all of the queue, and so proves that nothing else is sent.
+# What arrives must be these numbers, and no others.  They come by what the commit itself says, and are waited for
+# first: a later flow has the dispatcher look at all of the queue, and so proves that nothing else is sent.
 my $marker = 1000;
 
 # Waits until so many have come; returns how many there are then, or that they have not.
@@ -38,7 +38,8 @@ sub arrived
 	my $id = enqueue($other, params => '{"n": ' . ++$marker . '}');
 	$other->value("SELECT feishu.wait_flow($id)");
 	until_ended($other);
-	is("$heard heard of: " . join(' ', sort { $a <=> $b } numbers($mock)), @numbers . ' heard of: ' . join(' ', @numbers, $marker), $name);
+	is("$heard heard of: " . join(' ', sort { $a <=> $b } numbers($mock)),
+		@numbers . ' heard of: ' . join(' ', @numbers, $marker), $name);
 	$mock->mark;
 	return;
 }
@@ -56,7 +57,8 @@ $session->value('ROLLBACK');
 arrived('... nothing is sent');
 $session->ask(queue(6) . 'SELECT 1/0');
 arrived('statements of their own: those before an error are sent', 6);
-fails_with($session, 'SELECT 1 / (' . enqueue_call(params => '{"n": 7}') . ' * 0)', '22012', 'an error in the same statement');
+fails_with($session, 'SELECT 1 / (' . enqueue_call(params => '{"n": 7}') . ' * 0)',
+	'22012', 'an error in the same statement');
 arrived('... nothing is sent');
 $session->value('BEGIN;' . queue(8) . 'COMMIT AND CHAIN;' . queue(9) . 'ROLLBACK AND CHAIN;' . queue(10) . 'COMMIT');
 arrived('COMMIT AND CHAIN, ROLLBACK AND CHAIN', 8, 10);
@@ -80,11 +82,18 @@ $session->value('BEGIN; SAVEPOINT a;' . queue(20) . 'RELEASE a;' . queue(21) . '
 arrived('a savepoint that is released', 20, 21);
 $session->value('BEGIN;' . queue(22) . 'SAVEPOINT a;' . queue(23) . 'ROLLBACK TO a;' . queue(24) . 'COMMIT');
 arrived('a savepoint that is rolled back', 22, 24);
-$session->value('BEGIN; SAVEPOINT a;' . queue(25) . 'SAVEPOINT b;' . queue(26) . 'RELEASE b; ROLLBACK TO a;' . queue(27) . 'COMMIT');
+$session->value('BEGIN; SAVEPOINT a;'
+	  . queue(25)
+	  . 'SAVEPOINT b;'
+	  . queue(26)
+	  . 'RELEASE b; ROLLBACK TO a;'
+	  . queue(27)
+	  . 'COMMIT');
 arrived('one in another that is rolled back', 27);
 $session->value('BEGIN; SAVEPOINT a;' . queue(28) . 'SAVEPOINT b;' . queue(29) . 'ROLLBACK TO b; RELEASE a; COMMIT');
 arrived('one rolled back in another that is released', 28);
-$session->value(q{DO $$BEGIN
+$session->value(
+	q{DO $$BEGIN
 	FOR i IN 30..39 LOOP
 		BEGIN
 			PERFORM feishu.enqueue_flow('app', 'flow', '{"_id": 1}', jsonb_build_object('n', i));
@@ -92,7 +101,8 @@ $session->value(q{DO $$BEGIN
 		EXCEPTION WHEN raise_exception THEN NULL; END;
 	END LOOP; END$$});
 arrived('exceptions in plpgsql', 31, 33, 35, 37, 39);
-$session->value(q{DO $$BEGIN
+$session->value(
+	q{DO $$BEGIN
 	FOR i IN 40..45 LOOP
 		PERFORM feishu.enqueue_flow('app', 'flow', '{"_id": 1}', jsonb_build_object('n', i));
 		IF i % 3 = 0 THEN ROLLBACK; ELSE COMMIT; END IF;
@@ -117,7 +127,11 @@ sub due_while_cancelled
 foreach my $case (
 	[ 'SAVEPOINT a', '', 'to a savepoint' ],
 	[ 'SAVEPOINT a; SAVEPOINT b; SAVEPOINT c', 'RELEASE c; RELEASE b;', 'to one outside of those that were released' ],
-	[ 'SAVEPOINT a; SAVEPOINT b', 'RELEASE b; SAVEPOINT d; ROLLBACK TO d;', 'to one outside of another that was rolled back' ])
+	[
+		'SAVEPOINT a; SAVEPOINT b',
+		'RELEASE b; SAVEPOINT d; ROLLBACK TO d;',
+		'to one outside of another that was rolled back'
+	])
 {
 	my ($before, $after, $name) = @$case;
 	due_while_cancelled(46, $after, $before);
@@ -128,7 +142,10 @@ foreach my $case (
 }
 
 # Of several that are cancelled in a transaction, each is sent when that is undone, whichever was cancelled last.
-foreach my $case ([ 'C1; C2', 'ROLLBACK' ], [ 'C2; C1', 'ROLLBACK' ], [ 'C1; SAVEPOINT a; C2; ROLLBACK TO a', 'ROLLBACK' ],
+foreach my $case (
+	[ 'C1; C2', 'ROLLBACK' ],
+	[ 'C2; C1', 'ROLLBACK' ],
+	[ 'C1; SAVEPOINT a; C2; ROLLBACK TO a', 'ROLLBACK' ],
 	[ 'SAVEPOINT a; C2; SAVEPOINT b; C1; RELEASE b', 'ROLLBACK TO a; COMMIT' ])
 {
 	my ($deeds, $end) = @$case;
@@ -142,10 +159,15 @@ foreach my $case ([ 'C1; C2', 'ROLLBACK' ], [ 'C2; C1', 'ROLLBACK' ], [ 'C1; SAV
 }
 
 # What an outer level has put back is below all that the dispatcher looks at by itself: it has to be told.
-foreach my $inner ('SAVEPOINT a; ROLLBACK TO a', 'SAVEPOINT a; SELECT 1; RELEASE a', 'SAVEPOINT a; SELECT feishu.cancel_flow(%d); ROLLBACK TO a',
-	'SAVEPOINT a; SELECT feishu.retry_flow(%d); ROLLBACK TO a', 'SAVEPOINT a; SAVEPOINT b; SELECT feishu.retry_flow(%d); RELEASE b; ROLLBACK TO a')
+foreach my $inner (
+	'SAVEPOINT a; ROLLBACK TO a',
+	'SAVEPOINT a; SELECT 1; RELEASE a',
+	'SAVEPOINT a; SELECT feishu.cancel_flow(%d); ROLLBACK TO a',
+	'SAVEPOINT a; SELECT feishu.retry_flow(%d); ROLLBACK TO a',
+	'SAVEPOINT a; SAVEPOINT b; SELECT feishu.retry_flow(%d); RELEASE b; ROLLBACK TO a')
 {
-	my ($first, $second) = map { enqueue($other, run_at => \"now() + interval '1 hour'", params => "{\"n\": $_}") } 56, 57;
+	my ($first, $second) = map { enqueue($other, run_at => \"now() + interval '1 hour'", params => "{\"n\": $_}") } 56,
+	  57;
 	$other->value("SELECT feishu.cancel_flow($_)") foreach $first, $second;
 	my $passed = enqueue($other, params => '{"n": 58}');
 	$other->value("SELECT feishu.wait_flow($passed)");
@@ -155,7 +177,9 @@ foreach my $inner ('SAVEPOINT a; ROLLBACK TO a', 'SAVEPOINT a; SELECT 1; RELEASE
 }
 foreach my $inner ('SAVEPOINT a; ROLLBACK TO a', "SAVEPOINT a; SELECT feishu.pause_server('feishu'); ROLLBACK TO a")
 {
-	$session->value("SELECT feishu.pause_server('feishu');" . queue(59) . "BEGIN; SELECT feishu.resume_server('feishu'); $inner; COMMIT");
+	$session->value("SELECT feishu.pause_server('feishu');"
+		  . queue(59)
+		  . "BEGIN; SELECT feishu.resume_server('feishu'); $inner; COMMIT");
 	arrived("a server that is resumed before: $inner", 59);
 }
 
@@ -207,7 +231,8 @@ until_ended($other);
 $session->value(queue(61) . 'COMMIT');
 $other->value('SELECT 1');
 until_ended($other);
-is(scalar(grep { $_ == 60 || $_ == 61 } numbers($mock)), 2, 'what a long transaction has queued is sent when it commits');
+is(scalar(grep { $_ == 60 || $_ == 61 } numbers($mock)),
+	2, 'what a long transaction has queued is sent when it commits');
 is(scalar(numbers($mock)), 502, '... like what was committed meanwhile, once');
 $mock->mark;
 
@@ -220,7 +245,8 @@ for my $round (1 .. 3)
 	until_ended($other);
 }
 is($mock->executes, 6000, 'an old snapshot does not matter');
-is($old->value("SELECT count(*) FROM feishu.flows WHERE (params->>'n')::int BETWEEN 2000 AND 7999"), '0', '... to which the flows are not there');
+is($old->value("SELECT count(*) FROM feishu.flows WHERE (params->>'n')::int BETWEEN 2000 AND 7999"),
+	'0', '... to which the flows are not there');
 $old->value('COMMIT');
 $mock->mark;
 
@@ -228,11 +254,22 @@ $mock->mark;
 $mock->fault(type => 'hold');
 enqueue($other, params => '{"n": 70}');
 $mock->wait_for(1, kind => 'execute');
-wait_until('the dispatcher waits', sub { $other->value("SELECT wait_event IS NOT NULL FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") eq 't' });
-is($other->value("SELECT backend_xmin IS NULL AND backend_xid IS NULL AND xact_start IS NULL FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'"),
-	't', 'no transaction and no snapshot is held while a request is under way');
-is($other->value('SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) '
-		  . "WHERE backend_type = 'feishu_flow dispatcher' AND locktype <> 'advisory'"), '0', '... no lock');
+wait_until(
+	'the dispatcher waits',
+	sub {
+		$other->value(
+			"SELECT wait_event IS NOT NULL FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher'") eq 't';
+	});
+is( $other->value(
+			"SELECT backend_xmin IS NULL AND backend_xid IS NULL AND xact_start IS NULL FROM pg_stat_activity "
+		  . "WHERE backend_type = 'feishu_flow dispatcher'"),
+	't',
+	'no transaction and no snapshot is held while a request is under way');
+is( $other->value(
+			'SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) '
+		  . "WHERE backend_type = 'feishu_flow dispatcher' AND locktype <> 'advisory'"),
+	'0',
+	'... no lock');
 $mock->well;
 arrived('... and it ends', 70);
 
@@ -249,7 +286,8 @@ foreach my $function (qw(cancel_flow retry_flow))
 	$session->value('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM feishu.flows');
 	my $unseen = enqueue($other, run_at => \"now() + interval '1 hour'", params => '{"n": 83}');
 	$other->value("SELECT feishu.cancel_flow($unseen)") if $function eq 'retry_flow';
-	fails_with($session, "SELECT feishu.$function($unseen)", '40001', "$function of a flow that is newer than the snapshot");
+	fails_with($session, "SELECT feishu.$function($unseen)",
+		'40001', "$function of a flow that is newer than the snapshot");
 	$session->value('ROLLBACK');
 	$other->value("SELECT feishu.cancel_flow($unseen)");
 }
@@ -263,8 +301,10 @@ $session->value('SET default_transaction_read_only = off');
 
 # somebody's defaults do not stop the dispatcher
 $session->value("ALTER DATABASE postgres SET default_transaction_read_only = on");
-$session->value("BEGIN READ WRITE; ALTER DATABASE postgres SET lock_timeout = '1ms'; ALTER DATABASE postgres SET default_transaction_isolation = 'serializable';"
-	  . "ALTER DATABASE postgres SET statement_timeout = '1ms'; ALTER DATABASE postgres SET idle_session_timeout = '1ms'; COMMIT");
+$session->value("BEGIN READ WRITE; ALTER DATABASE postgres SET lock_timeout = '1ms'; "
+	  . "ALTER DATABASE postgres SET default_transaction_isolation = 'serializable';"
+	  . "ALTER DATABASE postgres SET statement_timeout = '1ms'; "
+	  . "ALTER DATABASE postgres SET idle_session_timeout = '1ms'; COMMIT");
 my $pid = until_dispatcher($session);
 $session->value("SELECT pg_terminate_backend($pid)");
 until_dispatcher($session, $pid);
@@ -288,30 +328,42 @@ $first->quit;
 
 # ---- the trigger, from the row to the platform ----
 
-$session->value(q{CREATE TABLE watched (id int PRIMARY KEY, amount numeric);
+$session->value(
+	q{CREATE TABLE watched (id int PRIMARY KEY, amount numeric);
 	CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON watched FOR EACH ROW
 		EXECUTE FUNCTION feishu.flow_trigger('app', 'changed', '{"_id": 1111}',
-			'{"n": "$.new.id", "was": "$.old.id", "op": "$.op", "amount": "$.new.amount"}', '{"ordering_key": "$.new.id"}');
+			'{"n": "$.new.id", "was": "$.old.id", "op": "$.op", "amount": "$.new.amount"}',
+			'{"ordering_key": "$.new.id"}');
 	CREATE TRIGGER s AFTER INSERT ON watched REFERENCING NEW TABLE AS loaded FOR EACH STATEMENT
-		EXECUTE FUNCTION feishu.flow_trigger('app', 'loaded', '{"_id": 1111}', '{"n": "$.new_rows.size()", "ids": "$.new_rows[*].id"}')});
+		EXECUTE FUNCTION feishu.flow_trigger('app', 'loaded', '{"_id": 1111}',
+			'{"n": "$.new_rows.size()", "ids": "$.new_rows[*].id"}')}
+);
 $session->value('BEGIN; INSERT INTO watched SELECT g, g + 0.50 FROM generate_series(650, 652) g; ROLLBACK');
-$session->value('BEGIN; INSERT INTO watched VALUES (653, 1.10), (654, 2); SAVEPOINT a; INSERT INTO watched VALUES (655); ROLLBACK TO a;'
+$session->value(
+		'BEGIN; INSERT INTO watched VALUES (653, 1.10), (654, 2); SAVEPOINT a; INSERT INTO watched VALUES (655); '
+	  . 'ROLLBACK TO a;'
 	  . 'UPDATE watched SET amount = 1816970091484211.10 WHERE id = 653; COMMIT');
 until_ended($other);
-is(join('; ', sort map { "$_->{flow_id} $_->{json}{params}" =~ s/[ "]//gr } arrivals($mock)),
-	join('; ', sort 'changed{n:653,op:INSERT,was:null,amount:1.10}', 'changed{n:654,op:INSERT,was:null,amount:2}',
+is( join('; ', sort map { "$_->{flow_id} $_->{json}{params}" =~ s/[ "]//gr } arrivals($mock)),
+	join('; ',
+		sort 'changed{n:653,op:INSERT,was:null,amount:1.10}', 'changed{n:654,op:INSERT,was:null,amount:2}',
 		'changed{n:653,op:UPDATE,was:653,amount:1816970091484211.10}', 'loaded{n:2,ids:[653,654]}'),
 	'what rows became arrives, once for each row and once for the statement; nothing of what was rolled back');
-is(join(' ', map { $_->{json}{params} =~ /"op": "(\w+)"/ } grep { $_->{json}{params} =~ /"n": 653/ } arrivals($mock)), 'INSERT UPDATE', '... in order');
+is( join(' ', map { $_->{json}{params} =~ /"op": "(\w+)"/ } grep { $_->{json}{params} =~ /"n": 653/ } arrivals($mock)),
+	'INSERT UPDATE',
+	'... in order');
 $session->value('DROP TABLE watched');
 $mock->mark;
 
 # ---- triggers, cursors, deferred ----
 
-$session->value(q{CREATE TABLE orders (id int);
+$session->value(
+	q{CREATE TABLE orders (id int);
 	CREATE FUNCTION deferred() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
 		PERFORM feishu.enqueue_flow('app', 'flow', '{"_id": 1}', jsonb_build_object('n', NEW.id)); RETURN NULL; END$$;
-	CREATE CONSTRAINT TRIGGER t AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION deferred()});
+	CREATE CONSTRAINT TRIGGER t AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+		EXECUTE FUNCTION deferred()}
+);
 $session->value('BEGIN; INSERT INTO orders VALUES (700), (701); COMMIT');
 arrived('a deferred trigger', 700, 701);
 $session->value('BEGIN; INSERT INTO orders VALUES (702); ROLLBACK');
@@ -321,9 +373,13 @@ arrived('... that is rolled back');
 
 $session->value('CREATE TABLE wanted (n bigint); CREATE SEQUENCE number START 10000');
 $mock->reset;
-my $script = "SELECT nextval('number') AS n \\gset\nBEGIN;\nINSERT INTO wanted VALUES (:n);\n"
-  . 'SELECT ' . enqueue_call(params => \q{jsonb_build_object('n', :n::bigint)}) . ";\nSAVEPOINT a;\nSELECT "
-  . enqueue_call(params => \q{jsonb_build_object('n', - :n::bigint)}) . ";\nROLLBACK TO a;\n"
+my $script =
+	"SELECT nextval('number') AS n \\gset\nBEGIN;\nINSERT INTO wanted VALUES (:n);\n"
+  . 'SELECT '
+  . enqueue_call(params => \q{jsonb_build_object('n', :n::bigint)})
+  . ";\nSAVEPOINT a;\nSELECT "
+  . enqueue_call(params => \q{jsonb_build_object('n', - :n::bigint)})
+  . ";\nROLLBACK TO a;\n"
   . "\\set fate random(1, 2)\n\\if :fate = 1\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n";
 my $bench = pgbench_start($node, $script, '-c', '8', '-j', '2', '-t', '200');
 ok($bench->finish, '8 sessions commit and roll back');

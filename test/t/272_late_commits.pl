@@ -25,14 +25,22 @@ $session->value('CREATE ROLE role1; CREATE ROLE role2; CREATE ROLE role3; CREATE
 $session->value("SELECT feishu.pause_server('paused')");
 until_dispatcher($session);
 
-sub as_role { my ($who, $role, $work) = @_; $who->value("SET ROLE $role"); $work->(); $who->value('RESET ROLE'); return; }
+sub as_role
+{
+	my ($who, $role, $work) = @_;
+	$who->value("SET ROLE $role");
+	$work->();
+	$who->value('RESET ROLE');
+	return;
+}
 
 # Flows with higher ids are sent, so many ids after the last one.
 sub pass_by
 {
 	my ($ids) = @_;
 	$session->value("UPDATE feishu_internal.last_id SET id = id + $ids") if $ids > 0;
-	$session->value('SELECT feishu.wait_flow(' . enqueue($session, server => $_, params => $quiet) . ')') foreach qw(feishu known);
+	$session->value('SELECT feishu.wait_flow(' . enqueue($session, server => $_, params => $quiet) . ')')
+	  foreach qw(feishu known);
 	return;
 }
 
@@ -67,42 +75,61 @@ foreach my $ids (undef, 0)
 {
 	my $when = defined $ids ? 'late' : 'at once';
 	is_sent("$when: more flows than are read at a time", $ids, sub { many() });
-	is_sent('... and one that is to be sent later, for a server of which nothing was known', $ids, sub {
-		create_server($node, ++$new, { base_url => $mock->url });
-		many();
-		late_one(server => $new, soon());
-	});
-	is_sent('... many ids later', $ids, sub {
-		create_server($node, ++$new, { base_url => $mock->url });
-		many();
-		$session->value('UPDATE feishu_internal.last_id SET id = id + 12000');
-		late_one(server => $new, soon());
-	});
+	is_sent(
+		'... and one that is to be sent later, for a server of which nothing was known',
+		$ids,
+		sub {
+			create_server($node, ++$new, { base_url => $mock->url });
+			many();
+			late_one(server => $new, soon());
+		});
+	is_sent(
+		'... many ids later',
+		$ids,
+		sub {
+			create_server($node, ++$new, { base_url => $mock->url });
+			many();
+			$session->value('UPDATE feishu_internal.last_id SET id = id + 12000');
+			late_one(server => $new, soon());
+		});
 	is_sent('... or for one that had flows', $ids, sub { many(); late_one(server => 'known', soon()); });
-	is_sent('... and one that is to be sent at once', $ids, sub {
-		create_server($node, ++$new, { base_url => $mock->url });
-		many();
-		late_one(server => $_) foreach $new, 'known';
-	});
+	is_sent(
+		'... and one that is to be sent at once',
+		$ids,
+		sub {
+			create_server($node, ++$new, { base_url => $mock->url });
+			many();
+			late_one(server => $_) foreach $new, 'known';
+		});
 }
 
 # ---- many ids later ----
 
 is_sent('one after which many flows were sent', $FAR, sub { late_one() });
 is_sent('one that is to be sent later', $FAR, sub { late_one(server => 'known', soon()) });
-is_sent('one that is to be sent later, for a server of which nothing was known', $FAR, sub {
-	create_server($node, ++$new, { base_url => $mock->url });
-	late_one(server => $new, soon());
-});
+is_sent(
+	'one that is to be sent later, for a server of which nothing was known',
+	$FAR,
+	sub {
+		create_server($node, ++$new, { base_url => $mock->url });
+		late_one(server => $new, soon());
+	});
 
 # Its time came and went before it was committed, and other flows of the lane were sent at theirs.
 foreach my $ids (0, $FAR)
 {
-	is_sent("one that was to be sent in the meantime, $ids ids later", $ids, sub {
-		late_one(server => 'known', run_at => \"clock_timestamp() + interval '50 ms'");
-		my $other = enqueue($session, server => 'known', params => $quiet, run_at => \"clock_timestamp() + interval '200 ms'");
-		$session->value("SELECT feishu.wait_flow($other)");
-	});
+	is_sent(
+		"one that was to be sent in the meantime, $ids ids later",
+		$ids,
+		sub {
+			late_one(server => 'known', run_at => \"clock_timestamp() + interval '50 ms'");
+			my $other = enqueue(
+				$session,
+				server => 'known',
+				params => $quiet,
+				run_at => \"clock_timestamp() + interval '200 ms'");
+			$session->value("SELECT feishu.wait_flow($other)");
+		});
 }
 
 # All lanes are looked at from there on: what is under way then is not sent again, with ordering keys and without.
@@ -110,35 +137,48 @@ $mock->rules([ { kind => 'execute', flow_id => 'held' }, { type => 'hold' } ]);
 $late->value('BEGIN');
 late_one(server => $_), late_one(server => $_, soon()) foreach qw(known known2);
 enqueue($session, server => 'known', flow_id => 'held', params => $quiet, @$_)
-  foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ], [ ordering_key => 'key' ], [ ordering_key => 'key' ];
-enqueue($session, server => 'known2', flow_id => 'held', params => $quiet, @$_) foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ];
+  foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ], [ ordering_key => 'key' ],
+  [ ordering_key => 'key' ];
+enqueue($session, server => 'known2', flow_id => 'held', params => $quiet, @$_)
+  foreach [], [ run_at => \"clock_timestamp() + interval '50 ms'" ];
 $mock->wait_for(5, kind => 'execute', flow_id => 'held');
 pass_by($FAR);
 $late->value('COMMIT');
 until_ended($session, "flow_id = 'late'");
 pass_by(0);
-is($mock->count(kind => 'execute', flow_id => 'held'), 5, 'what is under way when a late one appears is not sent again');
+is($mock->count(kind => 'execute', flow_id => 'held'), 5,
+	'what is under way when a late one appears is not sent again');
 $mock->well;
 until_ended($session);
 is($mock->count(kind => 'execute', flow_id => 'held'), 6, '... nor what waits for it, before it ends');
 
 # Lanes of which nothing was known, before, between and behind those that were.
-as_role($session, $_, sub { $session->value('SELECT feishu.wait_flow(' . enqueue($session, server => 'known', params => $quiet) . ')') })
+as_role($session, $_,
+	sub { $session->value('SELECT feishu.wait_flow(' . enqueue($session, server => 'known', params => $quiet) . ')') })
   foreach qw(role2 role4);
-is_sent('flows of servers and roles of which nothing was known', $FAR, sub {
-	create_server($node, $_, { base_url => $mock->url }) foreach qw(a_first g_between zz_last);
-	late_one(server => $_) foreach qw(a_first g_between zz_last);
-	as_role($late, $_, sub { late_one(server => $_) foreach qw(known a_first g_between zz_last) }) foreach map { "role$_" } 1 .. 5;
-});
-is_sent('flows of the same, of which all is known by now', $FAR, sub {
-	as_role($late, $_, sub { late_one(server => $_) foreach qw(known a_first g_between zz_last) }) foreach map { "role$_" } 1 .. 5;
-});
+is_sent(
+	'flows of servers and roles of which nothing was known',
+	$FAR,
+	sub {
+		create_server($node, $_, { base_url => $mock->url }) foreach qw(a_first g_between zz_last);
+		late_one(server => $_) foreach qw(a_first g_between zz_last);
+		as_role($late, $_, sub { late_one(server => $_) foreach qw(known a_first g_between zz_last) })
+		  foreach map { "role$_" } 1 .. 5;
+	});
+is_sent(
+	'flows of the same, of which all is known by now',
+	$FAR,
+	sub {
+		as_role($late, $_, sub { late_one(server => $_) foreach qw(known a_first g_between zz_last) })
+		  foreach map { "role$_" } 1 .. 5;
+	});
 
 # ---- not to be sent any more ----
 
 # The slow poll ends what has expired, and has passed the time when this did before it could be seen.
 $node->append_conf('postgresql.conf', "feishu_flow.poll_interval = '100ms'");
 $node->reload;
+
 sub until_polled
 {
 	my $polled = enqueue($session, server => 'paused', expires_at => \"clock_timestamp() + interval '1 ms'");
@@ -160,7 +200,8 @@ foreach my $case ([ 0, 0, 'one' ], [ 0, $MANY, 'one after many others' ], [ $FAR
 
 # ---- of which nobody tells ----
 
-# The slow poll knows who had drawn ids. A key whose flows were sent has a floor, below which the dispatcher does not look.
+# The slow poll knows who had drawn ids. A key whose flows were sent has a floor, below which the dispatcher does not
+# look.
 foreach my $key (undef, 'key')
 {
 	my $like = enqueue($session, server => 'known', params => $quiet);
@@ -168,11 +209,16 @@ foreach my $key (undef, 'key')
 	$late->value('BEGIN; LOCK TABLE feishu_internal.last_id IN ROW EXCLUSIVE MODE');
 	enqueue_unheard($late, $like, server => 'known', id => $drawn);
 	$late->value("UPDATE feishu_internal.outbox SET ordering_key = 'key' WHERE id = $drawn") if defined $key;
-	$session->value('SELECT feishu.wait_flow(' . enqueue($session, server => 'known', params => $quiet, ordering_key => $key) . ')') foreach 1 .. 6;
+	$session->value(
+		'SELECT feishu.wait_flow(' . enqueue($session, server => 'known', params => $quiet, ordering_key => $key) . ')')
+	  foreach 1 .. 6;
 	until_polled() foreach 1 .. 3;
 	$late->value('COMMIT');
 	until_ended($session, "id = $drawn");
-	is(look($session, $drawn, 'state'), 'succeeded', 'one of which nobody tells is sent when its transaction commits' . (defined $key ? ', before others of its key' : ''));
+	is( look($session, $drawn, 'state'),
+		'succeeded',
+		'one of which nobody tells is sent when its transaction commits'
+		  . (defined $key ? ', before others of its key' : ''));
 }
 
 done_testing();

@@ -14,7 +14,9 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
-my $node = queue_cluster('main', streaming => 1,
+my $node = queue_cluster(
+	'main',
+	streaming => 1,
 	conf => "max_prepared_transactions = 10\nrestart_after_crash = on\nautovacuum = off\n");
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
@@ -62,10 +64,12 @@ foreach my $role (qw(postgres app reader))
 	is($as->value("SELECT lastval(), currval('own')"), "$value|$value", '... and what there was stays');
 	$as->value('BEGIN; SELECT ' . enqueue_call() . '; ROLLBACK');
 	is($as->value("SELECT lastval(), currval('own')"), "$value|$value", '... also when it is rolled back');
+
 	foreach my $table (qw(by_row by_statement))
 	{
 		my $id = $as->value("INSERT INTO $table (status) VALUES ('submitted') RETURNING id");
-		is($as->value("SELECT lastval(), currval('${table}_id_seq')"), "$id|$id", "... it is the id of the row whose trigger ($table) queues");
+		is($as->value("SELECT lastval(), currval('${table}_id_seq')"),
+			"$id|$id", "... it is the id of the row whose trigger ($table) queues");
 	}
 	is($as->value("SELECT nextval('own')"), $value + 1, '... and the next one follows');
 	$as->quit;
@@ -77,9 +81,12 @@ is($session->value('SELECT count(*) FROM feishu.flows') - $flows, 15, 'all of th
 $session->value('CREATE ROLE clerk LOGIN IN ROLE pg_read_all_data, pg_write_all_data');
 rises('a flow has an id');
 my $clerk = FeishuFlow::Session->new($node, user => 'clerk');
-is($clerk->value(q{SELECT string_agg(setval(c.oid, 1)::text, '') FROM pg_class c JOIN pg_depend d ON d.objid = c.oid AND d.classid = 'pg_class'::regclass
+is( $clerk->value(
+		q{SELECT string_agg(setval(c.oid, 1)::text, '')
+	FROM pg_class c JOIN pg_depend d ON d.objid = c.oid AND d.classid = 'pg_class'::regclass
 	WHERE c.relkind = 'S' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'feishu_flow')}),
-	'', 'a member of pg_write_all_data finds no sequence to set');
+	'',
+	'a member of pg_write_all_data finds no sequence to set');
 $clerk->ask('UPDATE feishu_internal.last_id SET id = 0');
 $clerk->ask('DELETE FROM feishu_internal.last_id');
 fails_with($clerk, 'INSERT INTO feishu_internal.last_id VALUES (1000000)', '42501', '... and no table to write to');
@@ -91,8 +98,10 @@ $clerk->quit;
 # ---- who has drawn holds the lock by which the dispatcher looks for late rows ----
 
 # the dispatcher locks all tables of the queue, now and then
-my $holds = q{SELECT count(*) FROM pg_locks WHERE relation = 'feishu_internal.last_id'::regclass AND mode = 'RowExclusiveLock'}
-  . q{ AND pid IS DISTINCT FROM (SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = current_database())};
+my $holds =
+	q{SELECT count(*) FROM pg_locks WHERE relation = 'feishu_internal.last_id'::regclass AND mode = 'RowExclusiveLock'}
+  . q{ AND pid IS DISTINCT FROM (SELECT pid FROM pg_stat_activity }
+  . q{WHERE backend_type = 'feishu_flow dispatcher' AND datname = current_database())};
 my $other = FeishuFlow::Session->new($node);
 $other->value('BEGIN; SAVEPOINT a; SELECT ' . enqueue_call());
 is($session->value($holds), '1', 'who has drawn an id in a savepoint is known');
@@ -124,8 +133,20 @@ $node->reload;
 
 # ---- sessions at once ----
 
-my $bench = pgbench_start($node, 'SELECT ' . enqueue_call() . " AS first \\gset\nSELECT " . enqueue_call() . " AS second \\gset\n"
-	  . "SELECT 1 / (:second > :first)::int;\n", '-c', '6', '-j', '2', '-t', '100');
+my $bench = pgbench_start(
+	$node,
+	'SELECT '
+	  . enqueue_call()
+	  . " AS first \\gset\nSELECT "
+	  . enqueue_call()
+	  . " AS second \\gset\n"
+	  . "SELECT 1 / (:second > :first)::int;\n",
+	'-c',
+	'6',
+	'-j',
+	'2',
+	'-t',
+	'100');
 ok($bench->finish, '6 sessions draw ids, which rise in each');
 rises('... and go on', $session->value('SELECT max(id) FROM feishu.flows'));
 rises('... and on');
@@ -136,7 +157,8 @@ foreach my $what ('VACUUM', 'VACUUM FULL', 'VACUUM FREEZE', 'ANALYZE')
 {
 	$session->value("$what feishu_internal.last_id");
 	rises("ids go on after $what");
-	is($session->value('SELECT count(*), max(id) FROM feishu_internal.last_id'), "1|$last", '... and the table has the last one');
+	is($session->value('SELECT count(*), max(id) FROM feishu_internal.last_id'),
+		"1|$last", '... and the table has the last one');
 }
 $session->value('BEGIN; UPDATE feishu_internal.last_id SET id = 5; ROLLBACK');
 rises('... after an UPDATE that was rolled back');
@@ -158,13 +180,18 @@ rises('... and after a VACUUM');
 
 $session->value('DELETE FROM feishu_internal.last_id');
 # a VACUUM leaves it to somebody's snapshot
-wait_until('the row is gone', sub {
-	$session->value('VACUUM feishu_internal.last_id');
-	return $session->value("SELECT pg_relation_size('feishu_internal.last_id')") eq '0';
-});
+wait_until(
+	'the row is gone',
+	sub {
+		$session->value('VACUUM feishu_internal.last_id');
+		return $session->value("SELECT pg_relation_size('feishu_internal.last_id')") eq '0';
+	});
 my $result = fails_with($session, 'SELECT ' . enqueue_call(), '55000', 'without its row no flow is queued');
-is($result->{message}, 'no id can be given to a flow', '... which is said');
-like($result->{hint}, qr/TRUNCATE feishu_internal\.last_id; INSERT INTO feishu_internal\.last_id/, '... with how to mend it');
+is($result->{message}, 'could not assign an id to a flow', '... which is said');
+like(
+	$result->{hint},
+	qr/TRUNCATE feishu_internal\.last_id; INSERT INTO feishu_internal\.last_id/,
+	'... with how to mend it');
 my $dispatcher = until_dispatcher($session);
 $session->value("SELECT pg_terminate_backend($dispatcher)");
 until_dispatcher($session, $dispatcher);
@@ -181,7 +208,10 @@ rises('... which can be mended as well');
 
 # ---- crashes ----
 
-foreach my $before ('SELECT 1', 'CHECKPOINT', 'VACUUM FULL feishu_internal.last_id', 'UPDATE feishu_internal.last_id SET id = id + 1')
+foreach my $before (
+	'SELECT 1', 'CHECKPOINT',
+	'VACUUM FULL feishu_internal.last_id',
+	'UPDATE feishu_internal.last_id SET id = id + 1')
 {
 	$session->value($before);
 	$other->value('BEGIN; SELECT ' . enqueue_call());

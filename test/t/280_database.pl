@@ -38,7 +38,8 @@ sub in_database { return FeishuFlow::Session->new($node, database => $_[0]); }
 
 sub dispatcher_in
 {
-	return $admin->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = '$_[0]'");
+	return $admin->value(
+		"SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname = '$_[0]'");
 }
 
 # ---- dump and restore ----
@@ -55,28 +56,38 @@ $node->command_ok([ 'pg_restore', '-d', $node->connstr('two'), $dump ], '... and
 my $two = in_database('two');
 until_dispatcher($two);
 is($two->value('SELECT count(*) FROM feishu.flows'), '0', 'no flow is in a dump: none is sent twice');
-is($two->value("SELECT count(*) FROM pg_foreign_server JOIN pg_user_mappings USING (srvname)"), '1', '... servers and mappings are');
+is($two->value("SELECT count(*) FROM pg_foreign_server JOIN pg_user_mappings USING (srvname)"),
+	'1', '... servers and mappings are');
 $id = enqueue($two, params => '{"n": 21}');
 succeeds($two, "SELECT feishu.wait_flow($id)", '... and the queue works');
 is(ends($two), 'succeeded 1', '... with what is queued there');
 $two->quit;
 
 # A role that is no superuser sees the options of its own mapping, and of others that there is one.
-$node->safe_psql('postgres', 'CREATE ROLE plain LOGIN; CREATE ROLE other; CREATE DATABASE theirs OWNER plain; CREATE DATABASE restored');
-$node->safe_psql('theirs', q{CREATE EXTENSION feishu_flow; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO plain; SET ROLE plain;
-	CREATE SERVER feishu FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '} . $mock->url . q{'); GRANT USAGE ON FOREIGN SERVER feishu TO other;
+$node->safe_psql('postgres',
+	'CREATE ROLE plain LOGIN; CREATE ROLE other; CREATE DATABASE theirs OWNER plain; CREATE DATABASE restored');
+$node->safe_psql(
+	'theirs', q{CREATE EXTENSION feishu_flow; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO plain; SET ROLE plain;
+	CREATE SERVER feishu FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url '}
+	  . $mock->url . q{'); GRANT USAGE ON FOREIGN SERVER feishu TO other;
 	CREATE USER MAPPING FOR other SERVER feishu OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')});
 my $plain = PostgreSQL::Test::Utils::tempdir() . '/plain';
-$node->command_ok([ 'pg_dump', '-Fc', '-f', $plain, '-d', $node->connstr('theirs') . ' user=plain' ], 'a role that is no superuser dumps its database');
+$node->command_ok([ 'pg_dump', '-Fc', '-f', $plain, '-d', $node->connstr('theirs') . ' user=plain' ],
+	'a role that is no superuser dumps its database');
 $node->command_ok([ 'pg_restore', '-e', '-d', $node->connstr('restored'), $plain ], '... it is restored');
 my $restored = in_database('restored');
 $restored->value('SET ROLE other');
-fails_with($restored, q{SELECT feishu.execute_flow('app', 'flow', '{"_id": 1}')}, '42704', '... without what that role must not see',
-	message => qr/user mapping for server "feishu" has no credentials/, hint => qr/ALTER USER MAPPING FOR other SERVER feishu OPTIONS \(ADD app_id/);
-my $credentials = q{ALTER USER MAPPING FOR other SERVER feishu OPTIONS (ADD app_id 'cli_mock', ADD app_secret 'mock-secret')};
+fails_with(
+	$restored, q{SELECT feishu.execute_flow('app', 'flow', '{"_id": 1}')}, '42704',
+	'... without what that role must not see',
+	message => qr/user mapping for server "feishu" has no credentials/,
+	hint => qr/ALTER USER MAPPING FOR other SERVER feishu OPTIONS \(ADD app_id/);
+my $credentials =
+  q{ALTER USER MAPPING FOR other SERVER feishu OPTIONS (ADD app_id 'cli_mock', ADD app_secret 'mock-secret')};
 $restored->value("RESET ROLE; $credentials; BEGIN; SET LOCAL ROLE other");
 $id = enqueue($restored, params => '{"n": 22}');
-$restored->value('RESET ROLE; ALTER USER MAPPING FOR other SERVER feishu OPTIONS (DROP app_id, DROP app_secret); COMMIT');
+$restored->value(
+	'RESET ROLE; ALTER USER MAPPING FOR other SERVER feishu OPTIONS (DROP app_id, DROP app_secret); COMMIT');
 until_true($restored, 'a flow waits', q{SELECT EXISTS (SELECT FROM feishu.dispatch_status WHERE paused)});
 $restored->value($credentials);
 succeeds($restored, "SELECT feishu.wait_flow($id)", '... until there are credentials');
@@ -134,7 +145,8 @@ until_ended($copy);
 started_once($mock, 20, '... and they start once');
 $copy->quit;
 under_way('renamed');
-gets_through("ALTER DATABASE renamed SET TABLESPACE pg_default", 'a database whose flows are under way gets a tablespace');
+gets_through("ALTER DATABASE renamed SET TABLESPACE pg_default",
+	'a database whose flows are under way gets a tablespace');
 $mock->well;
 $copy = in_database('renamed');
 until_ended($copy);
@@ -142,7 +154,10 @@ $copy->quit;
 under_way('renamed');
 gets_through('DROP DATABASE renamed', 'a database whose flows are under way is dropped');
 $mock->well;
-is($admin->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname IS NULL"), '0', '... its dispatcher is gone');
+is( $admin->value(
+		"SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname IS NULL"),
+	'0',
+	'... its dispatcher is gone');
 
 # ---- the extension dropped and created again ----
 
@@ -153,7 +168,10 @@ enqueue_many($session, 1, 20);
 $mock->wait_for(20, kind => 'execute');
 my $old = dispatcher($session);
 $begun = time();
-succeeds($session, "SET statement_timeout = '20s'; DROP EXTENSION feishu_flow CASCADE; RESET statement_timeout", 'the extension is dropped while flows are under way');
+succeeds(
+	$session,
+	"SET statement_timeout = '20s'; DROP EXTENSION feishu_flow CASCADE; RESET statement_timeout",
+	'the extension is dropped while flows are under way');
 cmp_ok(time() - $begun, '<', 10, '... at once');
 wait_until('the dispatcher is gone', sub { dispatcher_in('one') eq '' });
 wait_until('its process is, too', sub { !alive($old) });
@@ -166,7 +184,8 @@ $id = enqueue($session, params => '{"n": 22}');
 succeeds($session, "SELECT feishu.wait_flow($id)", 'a DROP that is rolled back is none');
 
 # under load: sessions queue what they can
-my $load = forked('load',
+my $load = forked(
+	'load',
 	sub {
 		my $in = in_database('one');
 		my $end = time() + 30;
@@ -190,7 +209,8 @@ $mock->wait_for(50, kind => 'execute');
 stop_process($load);
 until_ended($session);
 is(scalar @{ summary($mock)->{keys_started_twice} }, 0, 'no flow has started twice');
-is($session->value("SELECT count(*) FROM feishu.flows WHERE state <> 'succeeded'"), '0', '... and all that is there has succeeded');
+is($session->value("SELECT count(*) FROM feishu.flows WHERE state <> 'succeeded'"),
+	'0', '... and all that is there has succeeded');
 $session->quit;
 
 # ---- a worker process for each ----
@@ -200,9 +220,14 @@ foreach my $n (1 .. 30)
 {
 	$node->safe_psql("d$n", "CREATE EXTENSION feishu_flow") if $n % 2;
 }
-wait_until('15 databases have dispatchers',
-	sub { $admin->value("SELECT count(DISTINCT datname) FROM pg_stat_activity WHERE backend_type = 'feishu_flow dispatcher' AND datname ~ '^d'") == 15 });
-is($admin->value("SELECT count(*) FROM pg_stat_activity WHERE datname IN ('d2', 'd4', 'd30')"), '0', 'of 30 databases those with the extension have dispatchers, and no others');
+wait_until(
+	'15 databases have dispatchers',
+	sub {
+		$admin->value("SELECT count(DISTINCT datname) FROM pg_stat_activity "
+			  . "WHERE backend_type = 'feishu_flow dispatcher' AND datname ~ '^d'") == 15;
+	});
+is($admin->value("SELECT count(*) FROM pg_stat_activity WHERE datname IN ('d2', 'd4', 'd30')"),
+	'0', 'of 30 databases those with the extension have dispatchers, and no others');
 create_server($node, 'feishu', { base_url => $mock->url }, undef, 'd15');
 $session = in_database('d15');
 $id = enqueue($session, params => '{"n": 1}');

@@ -92,8 +92,8 @@ sub sends_with
 }
 
 # name => [ type, value by default, least, greatest value, values of an enum ], but for what is written to the log
-my %settings = map { my ($name, @of) = split /\|/, $_, -1; ($name => \@of) } split /\n/,
-  $admin->value(q{SELECT name, vartype, boot_val, min_val, max_val, array_to_string(enumvals, ',') FROM pg_settings
+my %settings = map { my ($name, @of) = split /\|/, $_, -1; ($name => \@of) } split /\n/, $admin->value(
+	q{SELECT name, vartype, boot_val, min_val, max_val, array_to_string(enumvals, ',') FROM pg_settings
 	WHERE context IN ('user', 'superuser') AND name !~ '\.|^log_|^trace_|^debug_p' ORDER BY name});
 my %of;
 push @{ $of{ $settings{$_}[0] } }, $_ foreach sort keys %settings;
@@ -101,10 +101,16 @@ push @{ $of{ $settings{$_}[0] } }, $_ foreach sort keys %settings;
 sends('settings as they are');
 
 sends_with('booleans', 50, map { $_ => $settings{$_}[1] eq 'on' ? 'off' : 'on' } @{ $of{bool} });
-my %others = map { my $name = $_; $name => [ grep { $_ ne $settings{$name}[1] } split /,/, $settings{$name}[4] ] } @{ $of{enum} };
+my %others = map {
+	my $name = $_;
+	$name => [ grep { $_ ne $settings{$name}[1] } split /,/, $settings{$name}[4] ]
+} @{ $of{enum} };
 foreach my $k (1 .. max(map { scalar @$_ } values %others))
 {
-	sends_with("enums, value $k", $k == 1 ? 10 : 1, map { $_ => $others{$_}[ $k - 1 ] } grep { @{ $others{$_} } >= $k } @{ $of{enum} });
+	sends_with(
+		"enums, value $k",
+		$k == 1 ? 10 : 1,
+		map { $_ => $others{$_}[ $k - 1 ] } grep { @{ $others{$_} } >= $k } @{ $of{enum} });
 }
 my @numbers = map { @{ $of{$_} } } qw(integer real);
 sends_with('least numbers', 60, map { $_ => $settings{$_}[2] } @numbers);
@@ -115,10 +121,20 @@ sends_with('no room for sorting', 2, work_mem => '64kB', temp_file_limit => 0);
 sends_with('exit_on_error', 1, exit_on_error => 'on');
 sends_with('a role', 1, role => 'bob');
 sends_with('a session authorization', 1, session_authorization => 'bob');
-sends_with('names', 6, search_path => 'public', default_tablespace => 'pg_global', TimeZone => 'Asia/Shanghai', DateStyle => 'German',
-	client_encoding => 'UTF8', temp_tablespaces => 'pg_default');
+sends_with(
+	'names', 6,
+	search_path => 'public',
+	default_tablespace => 'pg_global',
+	TimeZone => 'Asia/Shanghai',
+	DateStyle => 'German',
+	client_encoding => 'UTF8',
+	temp_tablespaces => 'pg_default');
 
-set_all('ALTER ROLE postgres IN DATABASE app', exit_on_error => 'on', enable_indexscan => 'off', default_transaction_read_only => 'on');
+set_all(
+	'ALTER ROLE postgres IN DATABASE app',
+	exit_on_error => 'on',
+	enable_indexscan => 'off',
+	default_transaction_read_only => 'on');
 sends('settings of a role');
 $admin->value('ALTER ROLE postgres IN DATABASE app RESET ALL');
 
@@ -131,13 +147,15 @@ sends('settings of the cluster');
 # What is logged of statements is meant for those of users: answers, and what was queued, are in the dispatcher's.
 my $from = -s $node->logfile;
 $admin->value("ALTER SYSTEM SET $_->[0] = '$_->[1]'")
-  foreach [ log_statement => 'all' ], [ log_min_duration_statement => 0 ], [ log_duration => 'on' ], [ log_parameter_max_length => -1 ];
+  foreach [ log_statement => 'all' ], [ log_min_duration_statement => 0 ], [ log_duration => 'on' ],
+  [ log_parameter_max_length => -1 ];
 $admin->value('SELECT pg_reload_conf()');
 sends('statements are logged');
 my $log = slurp_file($node->logfile, $from);
 like($log, qr/LOG:  .*statement: SELECT .*enqueue_flow/, '... those of sessions');
 unlike($log, qr/(?:INSERT INTO|UPDATE|DELETE FROM|FROM|JOIN) feishu_internal\.outbox/, '... and none of a dispatcher');
-$admin->value("ALTER SYSTEM RESET $_") foreach qw(log_statement log_min_duration_statement log_duration log_parameter_max_length);
+$admin->value("ALTER SYSTEM RESET $_")
+  foreach qw(log_statement log_min_duration_statement log_duration log_parameter_max_length);
 $admin->value('SELECT pg_reload_conf()');
 
 # ---- the list ----
@@ -149,7 +167,10 @@ my $server = $session->value('SHOW server_version_num');
 foreach my $line ($list =~ /^(\t\{"\w+", ".*?"\},?.*)$/mg)
 {
 	my ($name, $value, $since, $until) = $line =~ m{\{"(\w+)", "(.*?)"\},?(?:\s*/\* (?:since (\d+)|until (\d+)) \*/)?};
-	next if $since && $server < $since * 10000 || $until && $server >= ($until + 1) * 10000 || $name eq 'restrict_nonsystem_relation_kind';
+	next
+	  if $since && $server < $since * 10000
+	  || $until && $server >= ($until + 1) * 10000
+	  || $name eq 'restrict_nonsystem_relation_kind';
 	my $result = $session->ask("SELECT set_config('$name', '$value', false)");
 	is($result->{sqlstate}, '00000', "$name can be '$value'") or diag($result->{err});
 }

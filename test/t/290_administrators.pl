@@ -46,32 +46,42 @@ $session->value("SELECT pg_create_logical_replication_slot('all', 'pgoutput')");
 my $replica = FeishuFlow::Session->new($node, database => 'replica');
 $session->value("SELECT feishu.pause_server('feishu')");
 my @waiting = map { enqueue($session, params => '{"n": ' . ++$n . '}') } 1 .. 3;
-$replica->value('CREATE SUBSCRIPTION all_of_it CONNECTION ' . FeishuFlow::quote($node->connstr('postgres'))
+$replica->value('CREATE SUBSCRIPTION all_of_it CONNECTION '
+	  . FeishuFlow::quote($node->connstr('postgres'))
 	  . q{ PUBLICATION everything WITH (slot_name = 'all', create_slot = false)});
 # (each table by a worker of its own)
-until_true($replica, 'the flows and the pause are replicated', 'SELECT count(*) = 3 AND EXISTS (SELECT FROM feishu_internal.paused_server) FROM feishu_internal.outbox WHERE id IN (' . join(', ', @waiting) . ')');
+until_true(
+	$replica,
+	'the flows and the pause are replicated',
+	'SELECT count(*) = 3 AND EXISTS (SELECT FROM feishu_internal.paused_server) FROM feishu_internal.outbox '
+	  . 'WHERE id IN ('
+	  . join(', ', @waiting) . ')');
 $replica->value('ALTER SUBSCRIPTION all_of_it DISABLE');
 my $worker = until_dispatcher($replica);
 $replica->value("DELETE FROM feishu_internal.paused_server; SELECT pg_terminate_backend($worker)");
 until_dispatcher($replica, $worker);
 until_ended($replica);
-is($replica->value("SELECT DISTINCT state || ': ' || error FROM feishu.flows WHERE id >= $waiting[0]"),
+is( $replica->value("SELECT DISTINCT state || ': ' || error FROM feishu.flows WHERE id >= $waiting[0]"),
 	'cancelled: the database was copied while this flow was waiting; the original sends it',
 	'flows that were replicated from another database are not sent');
-is($replica->value("SELECT bool_and(feishu.retry_flow(id)) FROM feishu.flows WHERE id = $waiting[0]"), 't', '... unless one says so');
+is($replica->value("SELECT bool_and(feishu.retry_flow(id)) FROM feishu.flows WHERE id = $waiting[0]"),
+	't', '... unless one says so');
 until_ended($replica);
 is($replica->value("SELECT state FROM feishu.flows WHERE id = $waiting[0]"), 'succeeded', '... which is done');
 $replica->value('ALTER SUBSCRIPTION all_of_it SET (slot_name = NONE); DROP SUBSCRIPTION all_of_it');
-$session->value("SELECT pg_drop_replication_slot('all'); DROP PUBLICATION everything; SELECT feishu.resume_server('feishu')");
+$session->value(
+	"SELECT pg_drop_replication_slot('all'); DROP PUBLICATION everything; SELECT feishu.resume_server('feishu')");
 until_ended($session);
 
 # a table's rows are applied in a database that has the trigger: it fires if it is told to
 $_->value('CREATE TABLE note (id int PRIMARY KEY, body text)') foreach $session, $replica;
 $session->value("CREATE PUBLICATION notes FOR TABLE note; INSERT INTO note VALUES (0, 'was there before')");
 $session->value("SELECT pg_create_logical_replication_slot('notes', 'pgoutput')");
-$replica->value(q{CREATE TRIGGER tell AFTER INSERT OR UPDATE ON note FOR EACH ROW
+$replica->value(
+	q{CREATE TRIGGER tell AFTER INSERT OR UPDATE ON note FOR EACH ROW
 	EXECUTE FUNCTION feishu.flow_trigger('app', 'fromReplica', '{"_id": 1}', '{"n": "$.new.id"}')});
-$replica->value('CREATE SUBSCRIPTION notes CONNECTION ' . FeishuFlow::quote($node->connstr('postgres'))
+$replica->value('CREATE SUBSCRIPTION notes CONNECTION '
+	  . FeishuFlow::quote($node->connstr('postgres'))
 	  . q{ PUBLICATION notes WITH (slot_name = 'notes', create_slot = false, copy_data = false)});
 my $told = "SELECT count(*) FROM feishu.flows WHERE flow_id = 'fromReplica'";
 $session->value("INSERT INTO note VALUES (1, 'silent')");
@@ -82,7 +92,9 @@ $session->value("INSERT INTO note VALUES (2, 'told'); UPDATE note SET body = 'to
 until_true($replica, 'the rows are replicated', "(SELECT count(*) = 2 FROM note WHERE body LIKE 'told%')");
 is($replica->value($told), 2, '... unless it is ENABLE REPLICA: then flows are queued where they arrive');
 until_ended($replica);
-is($replica->value("SELECT string_agg(state, ' ') FROM feishu.flows WHERE flow_id = 'fromReplica'"), 'succeeded succeeded', '... and sent from there');
+is( $replica->value("SELECT string_agg(state, ' ') FROM feishu.flows WHERE flow_id = 'fromReplica'"),
+	'succeeded succeeded',
+	'... and sent from there');
 is($session->value($told), 0, '... and nowhere else');
 $replica->value('DROP SUBSCRIPTION notes');
 $session->value('DROP PUBLICATION notes');
@@ -92,7 +104,8 @@ $replica->quit;
 
 $session->value("ALTER TABLE feishu_internal.outbox ADD COLUMN note text DEFAULT 'none', ADD COLUMN more numeric");
 $id = is_sent('a table with more columns is filled');
-is($session->value("SELECT note, more IS NULL FROM feishu_internal.outbox WHERE id = $id"), 'none|t', '... these by their defaults');
+is($session->value("SELECT note, more IS NULL FROM feishu_internal.outbox WHERE id = $id"),
+	'none|t', '... these by their defaults');
 is_sent('... in a session that knew it before') foreach 1 .. 2;
 $session->value('ALTER TABLE feishu_internal.outbox DROP COLUMN note, DROP COLUMN more');
 is_sent('... and without them');
@@ -104,7 +117,8 @@ $session->value("CREATE INDEX mine ON feishu_internal.outbox USING $_; SET enabl
 # ---- what holds back flows ----
 
 my $mapping = "USER MAPPING FOR postgres SERVER lonely";
-$session->value('CREATE SERVER lonely FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url ' . FeishuFlow::quote($mock->url) . ')');
+$session->value(
+	'CREATE SERVER lonely FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url ' . FeishuFlow::quote($mock->url) . ')');
 
 # A flow that waits for a user mapping.
 sub held_flow
@@ -113,7 +127,10 @@ sub held_flow
 	$session->value('BEGIN');
 	my $held = enqueue($session, server => 'lonely', params => '{"n": ' . ++$n . '}');
 	$session->value("DROP $mapping; COMMIT");
-	until_true($session, 'the flow is held', "EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely' AND pause_reason ~ 'no user mapping')");
+	until_true(
+		$session,
+		'the flow is held',
+		"EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely' AND pause_reason ~ 'no user mapping')");
 	return $held;
 }
 
@@ -131,12 +148,16 @@ dispatch('off');
 $session->value("CREATE $mapping OPTIONS (app_id 'cli_mock', app_secret 'mock-secret')");
 dispatch('on');
 succeeds($session, "SELECT feishu.wait_flow($id)", 'a flow that was held is sent by another dispatcher');
-is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE server = 'lonely'"), '0', '... and dispatch_status does not say that the server is paused');
+is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE server = 'lonely'"),
+	'0', '... and dispatch_status does not say that the server is paused');
 $session->value("DROP $mapping");
 $id = held_flow();
 is($session->value("SELECT feishu.cancel_flow($id)"), 't', 'a flow that is held is cancelled');
 $session->value('CREATE SERVER another FOREIGN DATA WRAPPER feishu_flow');    # have all lanes looked at
-until_true($session, 'dispatch_status says no more of it', "NOT EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely')");
+until_true(
+	$session,
+	'dispatch_status says no more of it',
+	"NOT EXISTS (SELECT FROM feishu.dispatch_status WHERE server = 'lonely')");
 
 # ---- settings of the database ----
 
@@ -147,7 +168,10 @@ $before = dispatcher($session);
 my $other = FeishuFlow::Session->new($node);
 $session->value('BEGIN; SELECT FROM feishu_internal.claim FOR UPDATE');
 enqueue($other);
-until_true($session, 'the dispatcher waits for a lock', "EXISTS (SELECT FROM pg_locks WHERE pid = $before AND NOT granted)");
+until_true(
+	$session,
+	'the dispatcher waits for a lock',
+	"EXISTS (SELECT FROM pg_locks WHERE pid = $before AND NOT granted)");
 $session->value("SELECT pg_sleep(0.2)");    # longer than lock_timeout
 $session->value('ROLLBACK');
 is_sent('with a lock_timeout of the database flows are sent');
@@ -166,12 +190,20 @@ is(look($session, $id, 'state, attempts'), 'succeeded|1', '... and their ends ar
 # ---- default privileges ----
 
 $node->safe_psql('postgres', 'CREATE ROLE app LOGIN; CREATE DATABASE generous');
-$node->safe_psql('generous', join(';', (map { "ALTER DEFAULT PRIVILEGES GRANT ALL ON $_ TO app, PUBLIC" } qw(TABLES SEQUENCES SCHEMAS)), 'CREATE EXTENSION feishu_flow'));
-is($node->safe_psql('generous', <<'SQL'), 'dispatch_status SELECT, feishu USAGE, flows SELECT, stat_flows SELECT', "default privileges give nobody rights on the queue's tables");
+$node->safe_psql(
+	'generous',
+	join(';',
+		(map { "ALTER DEFAULT PRIVILEGES GRANT ALL ON $_ TO app, PUBLIC" } qw(TABLES SEQUENCES SCHEMAS)),
+		'CREATE EXTENSION feishu_flow'));
+is( $node->safe_psql('generous', <<'SQL'),
 SELECT string_agg(DISTINCT o || ' ' || privilege_type, ', ' ORDER BY o || ' ' || privilege_type)
-FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)
-  UNION ALL SELECT nspname, nspowner, (aclexplode(nspacl)).* FROM pg_namespace WHERE nspname IN ('feishu', 'feishu_internal')) AS g (o, owner)
+FROM (SELECT relname, relowner, (aclexplode(relacl)).* FROM pg_class
+    WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace)
+  UNION ALL SELECT nspname, nspowner, (aclexplode(nspacl)).* FROM pg_namespace
+    WHERE nspname IN ('feishu', 'feishu_internal')) AS g (o, owner)
 WHERE grantee <> owner
 SQL
+	'attempts SELECT, dispatch_status SELECT, feishu USAGE, flows SELECT, problems SELECT, stat_flows SELECT',
+	"default privileges give nobody rights on the queue's tables");
 
 done_testing();

@@ -13,7 +13,7 @@ use FeishuFlow;
 use FeishuQueue;
 use File::Copy ();
 use File::Temp ();
-use JSON::PP ();
+use JSON::PP   ();
 use Test::More;
 use YAML::XS ();
 
@@ -31,8 +31,10 @@ create_server($node, 'feishu', { base_url => $mock->url });
 create_server($node, 'down', { base_url => 'http://127.0.0.1:' . closed_port() });
 create_server($node, 'wrong', { base_url => $mock->url }, { app_id => 'cli_mock', app_secret => 'no' });
 create_server($node, 'stopped', { base_url => $mock->url });
-create_server($node, 'used_up', { base_url => $mock->url }, { app_id => 'cli_used_up', app_secret => 'used-up-secret' });
-create_server($node, 'limited', { base_url => $mock->url }, { app_id => 'cli_limited', app_secret => 'limited-secret' });
+create_server($node, 'used_up', { base_url => $mock->url },
+	{ app_id => 'cli_used_up', app_secret => 'used-up-secret' });
+create_server($node, 'limited', { base_url => $mock->url },
+	{ app_id => 'cli_limited', app_secret => 'limited-secret' });
 create_server($node, 'lonely', { base_url => $mock->url });
 $mock->config(apps => { cli_used_up => 'used-up-secret', cli_limited => 'limited-secret' });
 $mock->rules(
@@ -40,11 +42,14 @@ $mock->rules(
 	[ { kind => 'execute', app_id => 'cli_limited' }, { type => 'code', code => 99991400, reset => 300 } ]);
 my $session = FeishuFlow::Session->new($node);
 $session->value("SELECT feishu.pause_server('stopped')");
+
 foreach my $server (qw(feishu down wrong stopped used_up limited))
 {
-	$session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => '$server')) FROM generate_series(1, 8)");
+	$session->value("SELECT count(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => '$server')) "
+		  . "FROM generate_series(1, 8)");
 }
-$session->value("BEGIN; SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'lonely'); DROP USER MAPPING FOR PUBLIC SERVER lonely; COMMIT");
+$session->value("BEGIN; SELECT feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'lonely'); "
+	  . "DROP USER MAPPING FOR PUBLIC SERVER lonely; COMMIT");
 $session->value("SELECT feishu.enqueue_flow('app', 'refusedFlow', '{\"_id\": 1}')");
 $session->value("SELECT feishu.enqueue_flow('app', 'later', '{\"_id\": 1}', run_at => now() + interval '1 day')");
 $node->psql('postgres', PostgreSQL::Test::Utils::slurp_file("$folder/role.sql"), on_error_die => 1);
@@ -57,27 +62,34 @@ foreach my $query (@{ $collector->{queries} })
 {
 	my $name = $query->{query_name};
 	my $out = '';
-	my $ok = wait_until("$name has something to show", sub {
-		$node->psql('postgres', "SET ROLE feishu_flow_monitor; SELECT row_to_json(q) FROM ($query->{query}) q", stdout => \$out) == 0 or return 'failed';
-		return $name ne 'pauses' || $out =~ tr/\n// >= 5;    # and a line without an end
-	});
+	my $ok = wait_until(
+		"$name has something to show",
+		sub {
+			$node->psql(
+				'postgres',
+				"SET ROLE feishu_flow_monitor; SELECT row_to_json(q) FROM ($query->{query}) q",
+				stdout => \$out) == 0 or return 'failed';
+			return $name ne 'pauses' || $out =~ tr/\n// >= 5;    # and a line without an end
+		});
 	isnt($ok, 'failed', "query $name runs as the monitoring role");
 	$rows{$name} = [ map { JSON::PP::decode_json($_) } split /\n/, $out ];
 	cmp_ok(scalar @{ $rows{$name} }, '>', 0, "query $name has rows");
 	$columns{$name} = { map { $_ => 1 } keys %{ $rows{$name}[0] } };
 }
 
-my %labels;     # metric => { label => 1 }
+my %labels;    # metric => { label => 1 }
 foreach my $metric (@{ $collector->{metrics} })
 {
 	my $name = $metric->{metric_name};
 	my $query = $metric->{query_ref};
 	my @missing = grep { !$columns{$query}{$_} } @{ $metric->{key_labels} }, @{ $metric->{values} };
 	is("@missing", '', "$name: query $query has its columns");
-	my @odd = grep { !defined || !/^-?[0-9.]+(?:e[-+]?[0-9]+)?$/ } map { @{$_}{ @{ $metric->{values} } } } @{ $rows{$query} };
+	my @odd =
+	  grep { !defined || !/^-?[0-9.]+(?:e[-+]?[0-9]+)?$/ } map { @{$_}{ @{ $metric->{values} } } } @{ $rows{$query} };
 	is(scalar @odd, 0, "$name: values are numbers");
 	my %seen;
-	is(scalar(grep { $seen{ join '|', @{$_}{ @{ $metric->{key_labels} } } }++ } @{ $rows{$query} }), 0, "$name: labels tell the rows apart");
+	is(scalar(grep { $seen{ join '|', @{$_}{ @{ $metric->{key_labels} } } }++ } @{ $rows{$query} }),
+		0, "$name: labels tell the rows apart");
 	$labels{$name} = { map { $_ => 1 } @{ $metric->{key_labels} }, $metric->{value_label} // () };
 	is(scalar @{ $metric->{values} } == 1 || defined $metric->{value_label}, 1, "$name: several values have a label");
 	is($name =~ /_total$/ ? 'counter' : 'gauge', $metric->{type}, "$name: type");
@@ -85,8 +97,16 @@ foreach my $metric (@{ $collector->{metrics} })
 
 my ($paused) = grep { $_->{server} eq 'stopped' } @{ $rows{dispatch} };
 is($paused->{due}, 8, 'flows that are due');
-is_deeply({ map { $_->{server} => $_->{reason} } @{ $rows{pauses} } },
-	{ down => 'no_answer', wrong => 'credentials', stopped => 'by_hand', used_up => 'quota', limited => 'rate', lonely => 'setup' },
+is_deeply(
+	{ map { $_->{server} => $_->{reason} } @{ $rows{pauses} } },
+	{
+		down => 'no_answer',
+		wrong => 'credentials',
+		stopped => 'by_hand',
+		used_up => 'quota',
+		limited => 'rate',
+		lonely => 'setup'
+	},
 	'pauses are told apart');
 my ($well) = grep { $_->{server} eq 'feishu' } @{ $rows{dispatch} };
 is("$well->{due} $well->{queued}", '0 1', 'flows for later are queued and not due');
@@ -96,7 +116,8 @@ is($rows{workers}[0]{dispatchers}, 1, 'the dispatcher is seen');
 my $unloaded = new_cluster('unloaded', preload => 0);
 $unloaded->safe_psql('postgres', 'CREATE EXTENSION feishu_flow');
 my ($workers) = grep { $_->{query_name} eq 'workers' } @{ $collector->{queries} };
-is($unloaded->safe_psql('postgres', "SELECT dispatchers FROM ($workers->{query}) q"), '0', 'no dispatcher without preload');
+is($unloaded->safe_psql('postgres', "SELECT dispatchers FROM ($workers->{query}) q"),
+	'0', 'no dispatcher without preload');
 
 # ---- rules and dashboard ----
 
@@ -154,7 +175,8 @@ sub promtool
 	my ($installed) = grep { -x $_ } map { "$_/promtool" } split /:/, $ENV{PATH};
 	return $installed if defined $installed;
 	my $dir = File::Temp::tempdir(CLEANUP => 1);
-	IPC::Run::run([ 'sh', '-c', 'cd "$0" && apt-get -qq download prometheus && dpkg -x prometheus_*.deb .', $dir ], '>', '/dev/null', '2>', '/dev/null');
+	IPC::Run::run([ 'sh', '-c', 'cd "$0" && apt-get -qq download prometheus && dpkg -x prometheus_*.deb .', $dir ],
+		'>', '/dev/null', '2>', '/dev/null');
 	return -x "$dir/usr/bin/promtool" ? "$dir/usr/bin/promtool" : undef;
 }
 
@@ -175,8 +197,10 @@ SKIP:
 		my @arguments = @_;
 		return IPC::Run::run([ 'sh', '-c', 'cd "$0" && exec "$@"', $dir, $promtool, @arguments ], '>', \$out, '2>&1');
 	};
-	ok($run->('check', 'rules', 'feishu_flow.rules.yml', 'panels.yml'), 'promtool can read rules and panels') or diag($out);
-	ok($run->('test', 'rules', 'feishu_flow.rules.test.yml'), 'promtool: the alerts come when they should') or diag($out);
+	ok($run->('check', 'rules', 'feishu_flow.rules.yml', 'panels.yml'), 'promtool can read rules and panels')
+	  or diag($out);
+	ok($run->('test', 'rules', 'feishu_flow.rules.test.yml'), 'promtool: the alerts come when they should')
+	  or diag($out);
 }
 
 done_testing();

@@ -30,18 +30,24 @@ sub pair
 	$standby->start;
 	push @nodes, $primary, $standby;
 	my $session = FeishuFlow::Session->new($primary);
+
 	if ($synchronous)
 	{
 		$primary->append_conf('postgresql.conf', "synchronous_standby_names = '*'");
 		$primary->reload;
-		until_true($session, 'the standby is synchronous',
+		until_true(
+			$session,
+			'the standby is synchronous',
 			"SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'");
 	}
 	begin_anew($mock, $session);
 	return ($primary, $standby, $session);
 }
 
-sub started_numbers_of { return map { $_->{params}{n} // () } @{ $mock->control('GET', 'started') }; }
+sub started_numbers_of
+{
+	return map { $_->{params}{n} // () } @{ $mock->control('GET', 'started') };
+}
 
 # Those of the first list that are not in the second.
 sub missing
@@ -68,14 +74,18 @@ sub missing
 	$primary->wait_for_catchup($standby);
 	my $there = FeishuFlow::Session->new($standby);
 	is(dispatcher($there), '', 'on a standby there is no dispatcher');
-	is($there->value('SELECT count(*) FROM feishu.flows'), $session->value('SELECT count(*) FROM feishu.flows'), '... the flows are to be seen');
-	is($there->value("SELECT paused FROM feishu.dispatch_status WHERE paused") || 'f', 'f', '... and how the queue does');
+	is( $there->value('SELECT count(*) FROM feishu.flows'),
+		$session->value('SELECT count(*) FROM feishu.flows'),
+		'... the flows are to be seen');
+	is($there->value("SELECT paused FROM feishu.dispatch_status WHERE paused") || 'f',
+		'f', '... and how the queue does');
 	fails_with($there, 'SELECT ' . enqueue_call(), '25006', '... but none is queued there');
 	fails_with($there, "SELECT feishu.cancel_flow(max(id)) FROM feishu.flows", '25006', '... nor cancelled');
 	my ($done) = split /\n/, $session->value("SELECT id FROM feishu.flows WHERE state = 'succeeded' LIMIT 1");
 	like($there->value("SELECT feishu.wait_flow($done)"), qr/execution_id/, 'wait_flow works there');
 	$mock->rules([ { kind => 'execute', flow_id => 'flow' }, { type => 'headers_hang' } ]);
-	like(succeeds($there, flow(params => '{"call": 1}'), 'so does execute_flow'), qr/execution_id/, '... which is answered');
+	like(succeeds($there, flow(params => '{"call": 1}'), 'so does execute_flow'),
+		qr/execution_id/, '... which is answered');
 	$session->quit;
 	$primary->stop('immediate');
 	$mock->well;
@@ -83,7 +93,8 @@ sub missing
 	until_dispatcher($there);
 	until_ended($there);
 	started_once($mock, 401, 'after the promotion all are sent, and each started once');
-	is($there->value("SELECT count(*) FROM feishu.flows WHERE state NOT IN ('succeeded', 'unconfirmed')"), '0', '... and have ended well');
+	is($there->value("SELECT count(*) FROM feishu.flows WHERE state NOT IN ('succeeded', 'unconfirmed')"),
+		'0', '... and have ended well');
 	my $id = enqueue($there, params => '{"n": 401}');
 	succeeds($there, "SELECT feishu.wait_flow($id)", '... and the queue goes on');
 	$there->quit;
@@ -108,9 +119,13 @@ sub client
 			usleep(50_000);
 			next;
 		}
-		my $result = $session->ask("BEGIN; INSERT INTO wanted VALUES ($n); SAVEPOINT a; "
-			  . 'SELECT ' . enqueue_call(params => "{\"n\": -$n}") . '; ROLLBACK TO a; '
-			  . 'SELECT ' . enqueue_call(params => "{\"n\": $n}", $n % 2 ? (idempotent_key => "key-$n") : ())
+		my $result =
+		  $session->ask("BEGIN; INSERT INTO wanted VALUES ($n); SAVEPOINT a; "
+			  . 'SELECT '
+			  . enqueue_call(params => "{\"n\": -$n}")
+			  . '; ROLLBACK TO a; '
+			  . 'SELECT '
+			  . enqueue_call(params => "{\"n\": $n}", $n % 2 ? (idempotent_key => "key-$n") : ())
 			  . '; COMMIT');
 		print $acknowledged "$n\n" if $result->{sqlstate} eq '00000';
 		if ($result->{closed} || $result->{sqlstate} eq '25006')
@@ -130,7 +145,10 @@ foreach my $synchronous (1, 0)
 		[ { kind => 'execute' }, { type => 'reset_after' }, probability => 0.1 ],
 		[ { kind => 'execute' }, { type => 'latency', ms => [ 0, 30 ] } ]);
 	my @files = map { PostgreSQL::Test::Utils::tempdir() . "/acknowledged$_" } 1 .. 4;
-	my @clients = map { my $i = $_; forked('client', sub { client($i, $primary, $standby, $files[ $i - 1 ]) }) } 1 .. 4;
+	my @clients = map {
+		my $i = $_;
+		forked('client', sub { client($i, $primary, $standby, $files[ $i - 1 ]) })
+	} 1 .. 4;
 	$mock->wait_for(300, kind => 'execute');
 	$session->quit;
 	if (!$synchronous)
@@ -138,8 +156,12 @@ foreach my $synchronous (1, 0)
 		# it falls behind
 		$standby->stop;
 		my $last = $primary->safe_psql('postgres', 'SELECT max(id) FROM feishu.flows');
-		wait_until('flows are sent that it has not got',
-			sub { $primary->safe_psql('postgres', "SELECT count(*) >= 20 FROM feishu.flows WHERE id > $last AND state = 'succeeded'") eq 't' });
+		wait_until(
+			'flows are sent that it has not got',
+			sub {
+				$primary->safe_psql('postgres',
+					"SELECT count(*) >= 20 FROM feishu.flows WHERE id > $last AND state = 'succeeded'") eq 't';
+			});
 	}
 	kill_postmaster($primary);
 	$standby->start if !$synchronous;
@@ -155,15 +177,24 @@ foreach my $synchronous (1, 0)
 	my @acknowledged = map { split /\n/, slurp_file($_) } @files;
 	my @started = started_numbers_of();
 	note(scalar(@wanted) . ' committed, ' . scalar(@acknowledged) . ' acknowledged: ' . ends($session));
-	is($session->value("SELECT count(*) FROM feishu.flows f FULL JOIN wanted w ON w.n = (f.params->>'n')::bigint WHERE f.id IS NULL OR w.n IS NULL"),
-		'0', "$mode: a standby promoted under load has the flows of the transactions that it has");
+	is( $session->value(
+				"SELECT count(*) FROM feishu.flows f FULL JOIN wanted w ON w.n = (f.params->>'n')::bigint "
+			  . "WHERE f.id IS NULL OR w.n IS NULL"),
+		'0',
+		"$mode: a standby promoted under load has the flows of the transactions that it has");
 	is(join(' ', missing(\@wanted, \@started)), '', '... none is lost');
 	is(summary($mock)->{started}, summary($mock)->{distinct_params}, '... none started twice');
-	is($session->value("SELECT count(*) FROM feishu.flows WHERE state NOT IN ('succeeded', 'unconfirmed')"),
-		$synchronous ? '0' : $session->value("SELECT count(*) FROM feishu.flows WHERE state = 'failed' AND sqlstate = 'LK409'"),
+	is( $session->value("SELECT count(*) FROM feishu.flows WHERE state NOT IN ('succeeded', 'unconfirmed')"),
+		$synchronous
+		? '0'
+		: $session->value("SELECT count(*) FROM feishu.flows WHERE state = 'failed' AND sqlstate = 'LK409'"),
 		'... all end well')
-	  or diag($session->value("SELECT state, sqlstate, error, attempts, own_key, unanswered, count(*) FROM feishu_internal.outbox WHERE state NOT IN ('s', 'u') GROUP BY 1, 2, 3, 4, 5, 6"));
+	  or diag(
+		$session->value(
+				"SELECT state, sqlstate, error, attempts, own_key, unanswered, count(*) FROM feishu_internal.outbox "
+			  . "WHERE state NOT IN ('s', 'u') GROUP BY 1, 2, 3, 4, 5, 6"));
 	my @others = missing(\@started, \@wanted);
+
 	if ($synchronous)
 	{
 		is(join(' ', missing(\@acknowledged, \@wanted)), '', '... no commit that was acknowledged is lost');
@@ -194,9 +225,11 @@ foreach my $synchronous (1, 0)
 	$mock->fault(type => 'headers_hang');
 	$mock->mark;
 	$session->value("SET synchronous_commit = local; SELECT feishu.resume_server('feishu')");
-	wait_until('the flows are sent, or their claim waits for the standby',
+	wait_until(
+		'the flows are sent, or their claim waits for the standby',
 		sub {
-			$mock->executes > 0 || $session->value("SELECT count(*) FROM pg_stat_activity "
+			$mock->executes > 0
+			  || $session->value("SELECT count(*) FROM pg_stat_activity "
 				  . "WHERE backend_type = 'feishu_flow dispatcher' AND wait_event = 'SyncRep'");
 		});
 	$session->quit;
@@ -213,7 +246,8 @@ foreach my $synchronous (1, 0)
 
 foreach my $node (@nodes)
 {
-	my ($bad) = slurp_file($node->logfile) =~ /^(.*(?:PANIC|Segmentation|signal 11|signal 6|TRAP|does not have one row).*)$/m;
+	my ($bad) =
+	  slurp_file($node->logfile) =~ /^(.*(?:PANIC|Segmentation|signal 11|signal 6|TRAP|does not have one row).*)$/m;
 	is($bad, undef, 'no process of ' . $node->name . ' failed by itself');
 }
 

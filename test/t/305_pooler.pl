@@ -15,7 +15,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-my ($pgbouncer) = grep { -x $_ } '/usr/sbin/pgbouncer', '/usr/local/sbin/pgbouncer', '/usr/bin/pgbouncer', '/usr/local/bin/pgbouncer';
+my ($pgbouncer) = grep { -x $_ } '/usr/sbin/pgbouncer', '/usr/local/sbin/pgbouncer', '/usr/bin/pgbouncer',
+  '/usr/local/bin/pgbouncer';
 plan skip_all => 'no pgbouncer, see script/bootstrap' if !defined $pgbouncer;
 
 # On the other side of each of these waits are ten minutes.
@@ -33,7 +34,10 @@ my $alone = new_cluster('alone', preload => 0, conf => $conf);
 foreach my $cluster ($node, $alone)
 {
 	create_server($cluster, 'feishu', { base_url => $mock->url });
-	create_server($cluster, 'other', { base_url => $mock->url }, { app_id => 'cli_other', app_secret => 'other-secret' });
+	create_server(
+		$cluster, 'other',
+		{ base_url => $mock->url },
+		{ app_id => 'cli_other', app_secret => 'other-secret' });
 	create_server($cluster, 'away', { base_url => 'http://127.0.0.1:' . closed_port() });
 	$cluster->safe_psql('postgres', <<'SQL');
 ALTER DATABASE postgres SET feishu_flow.server = 'feishu';
@@ -51,7 +55,7 @@ SQL
 	$cluster->safe_psql('postgres', 'ALTER SERVER apps OPTIONS (ADD base_url ' . quote($mock->url) . ')');
 }
 $node->safe_psql('postgres',
-	"ALTER ROLE alice SET statement_timeout = '$SOON'; ALTER ROLE bob SET feishu_flow.server = 'apps'; "
+		"ALTER ROLE alice SET statement_timeout = '$SOON'; ALTER ROLE bob SET feishu_flow.server = 'apps'; "
 	  . "ALTER ROLE bob SET client_connection_check_interval = '100ms'");
 
 # ---- pgbouncer, which has one server connection for each mode and role ----
@@ -68,9 +72,13 @@ my $superuser = getpwuid($<);
 append_to_file("$dir/users", join('', map { "\"$_\" \"\"\n" } $superuser, qw(alice bob nobody)));
 my @modes = qw(session transaction statement);
 append_to_file("$dir/pgbouncer.ini",
-	"[databases]\n"
+		"[databases]\n"
 	  . join('', map { "$_ = host=" . $node->host . ' port=' . $node->port . " dbname=postgres pool_mode=$_\n" } @modes)
-	  . 'alone = host=' . $alone->host . ' port=' . $alone->port . " dbname=postgres pool_mode=transaction\n"
+	  . 'alone = host='
+	  . $alone->host
+	  . ' port='
+	  . $alone->port
+	  . " dbname=postgres pool_mode=transaction\n"
 	  . <<"CONF");
 [pgbouncer]
 unix_socket_dir = $pooler->{dir}
@@ -91,19 +99,23 @@ sub client
 
 # Waits until a client of the pool has to wait for its server connection.
 my $watch = FeishuFlow::Session->new($node);
+
 sub until_busy
 {
 	my ($database) = @_;
-	wait_until('a client waits for the server connection', sub {
-		my ($out) = run_command([ 'psql', '-XAtqF', ' ', '-d', $pooler->connstr('pgbouncer'), '-c', 'SHOW POOLS' ]);
-		# database, user, active clients, waiting ones
-		return $out =~ /^\Q$database\E \S+ 1 1 /m;
-	});
+	wait_until(
+		'a client waits for the server connection',
+		sub {
+			my ($out) = run_command([ 'psql', '-XAtqF', ' ', '-d', $pooler->connstr('pgbouncer'), '-c', 'SHOW POOLS' ]);
+			# database, user, active clients, waiting ones
+			return $out =~ /^\Q$database\E \S+ 1 1 /m;
+		});
 	return;
 }
 
 # A flow that is queued now arrives, and so would have what was to be sent before.
 my $later = 0;
+
 sub flow_later_arrives
 {
 	$later++;
@@ -167,7 +179,9 @@ foreach my $mode (qw(transaction statement))
 
 	# ---- cancel ----
 
-	my $many = q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}') OVER () AS r FROM generate_series(1, 50)) AS s};
+	my $many =
+		q{SELECT count((r).response) FROM (SELECT feishu.execute_flows('a', 'b', '{"_id": 1}') OVER () AS r }
+	  . q{FROM generate_series(1, 50)) AS s};
 	is($client->value($many), 50, 'many calls at once');
 	foreach my $case ([ 'a call', flow() ], [ 'execute_flows', $many ], [ 'wait_flow', undef ])
 	{
@@ -181,7 +195,10 @@ foreach my $mode (qw(transaction statement))
 		{
 			my $id = enqueue($victim, run_at => \"now() + interval '1 day'");
 			$victim->send("SELECT feishu.wait_flow($id, '10min')");
-			until_true($watch, 'wait_flow waits', "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $backend");
+			until_true(
+				$watch,
+				'wait_flow waits',
+				"SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $backend");
 		}
 		my ($result, $seconds) = interrupt($victim);
 		is($result->{sqlstate}, '57014', "$name is cancelled through the pooler");
@@ -225,9 +242,13 @@ foreach my $mode (qw(transaction statement))
 	$mock->wait_for(1, kind => 'execute', flow_id => 'slow');
 	is($second->value('SELECT 1'), '1', 'the server connection is free while a queued flow is under way');
 	$client->send("SELECT feishu.wait_flow($slow, '10min')");
-	until_true($watch, 'wait_flow waits', "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $backend");
+	until_true(
+		$watch,
+		'wait_flow waits',
+		"SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $backend");
 	$mock->well;
-	like(succeeds($client, $client->result, 'wait_flow returns through the pooler'), qr/execution_id/, '... the answer');
+	like(succeeds($client, $client->result, 'wait_flow returns through the pooler'), qr/execution_id/,
+		'... the answer');
 	my $refused = enqueue($client, flow_id => 'refusedFlow');
 	fails_with($second, "SELECT feishu.wait_flow($refused)", 'LK400', '... or raises the error');
 	succeeds($client, 'INSERT INTO orders VALUES (1)', 'a trigger queues');
@@ -246,20 +267,31 @@ foreach my $mode (qw(transaction statement))
 		$mock->wait_for(2, kind => 'execute', flow_id => 'fromTrigger');
 		pass('... and all after it');
 
-		$client->value('BEGIN; SELECT ' . enqueue_call(flow_id => 'rolledBack') . '; INSERT INTO orders VALUES (3); ROLLBACK');
+		$client->value(
+			'BEGIN; SELECT ' . enqueue_call(flow_id => 'rolledBack') . '; INSERT INTO orders VALUES (3); ROLLBACK');
 		my $leaver = client($mode);
 		$leaver->value('BEGIN; SELECT ' . enqueue_call(flow_id => 'rolledBack'));
 		$leaver->quit;
-		until_true($watch, 'the pooler has closed the connection', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $backend");
+		until_true(
+			$watch,
+			'the pooler has closed the connection',
+			"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $backend");
 		flow_later_arrives();
-		is($mock->count(kind => 'execute', flow_id => 'rolledBack') . ' ' . $mock->count(kind => 'execute', flow_id => 'fromTrigger'),
-			'0 2', 'what was rolled back is never sent, nor what a client queued that left without a commit');
+		is( $mock->count(kind => 'execute', flow_id => 'rolledBack') . ' '
+			  . $mock->count(kind => 'execute', flow_id => 'fromTrigger'),
+			'0 2',
+			'what was rolled back is never sent, nor what a client queued that left without a commit');
 		$backend = $second->value('SELECT pg_backend_pid()');
 
 		$mock->mark;
-		succeeds($client, "BEGIN; SET LOCAL feishu_flow.server = 'other'; " . flow() . '; COMMIT', 'a call with SET LOCAL feishu_flow.server');
+		succeeds(
+			$client,
+			"BEGIN; SET LOCAL feishu_flow.server = 'other'; " . flow() . '; COMMIT',
+			'a call with SET LOCAL feishu_flow.server');
 		is($mock->count(kind => 'execute', app_id => 'cli_other'), 1, '... goes to that server');
-		succeeds($client, "BEGIN; SET LOCAL feishu_flow.server = 'other'; SELECT " . enqueue_call(flow_id => 'toOther') . '; COMMIT',
+		succeeds(
+			$client,
+			"BEGIN; SET LOCAL feishu_flow.server = 'other'; SELECT " . enqueue_call(flow_id => 'toOther') . '; COMMIT',
 			'so does a flow that is queued');
 		$mock->wait_for(1, kind => 'execute', app_id => 'cli_other', flow_id => 'toOther');
 		$mock->mark;
@@ -294,8 +326,8 @@ foreach my $mode (qw(transaction statement))
 	is($next->pid, $backend, 'the next client has the same server connection');
 	$mock->mark;
 	succeeds($next, flow(), '... on which a call works after DISCARD ALL');
-	is($mock->count(kind => 'execute', app_id => 'cli_mock') . ' ' . $mock->token_requests, '1 0',
-		'... with its own credentials, and the token that is known');
+	is($mock->count(kind => 'execute', app_id => 'cli_mock') . ' ' . $mock->token_requests,
+		'1 0', '... with its own credentials, and the token that is known');
 	$next->quit;
 }
 
@@ -315,12 +347,15 @@ foreach my $database ('transaction', 'alone')
 	fails_with($second, as_role('nobody'), '42704', '... but not a role without credentials');
 	$second->value('ROLLBACK');
 	$mock->mark;
+
 	foreach my $turn (1 .. 2)
 	{
 		succeeds($second, as_role('alice'), '... again the first');
 		succeeds($client, as_role('bob'), '... the second');
 	}
-	is(join(' ', map { $_->{app_id} } arrivals($mock)), 'cli_alice cli_bob cli_alice cli_bob', '... each with its own token');
+	is( join(' ', map { $_->{app_id} } arrivals($mock)),
+		'cli_alice cli_bob cli_alice cli_bob',
+		'... each with its own token');
 	is($mock->token_requests, 0, '... which is kept while the server connection changes hands');
 	fails_with($client, as_role('nobody'), '42704', '... and the role without credentials has nobody\'s');
 	$client->value('ROLLBACK');

@@ -25,14 +25,21 @@ my @checksums = (extra => ['--data-checksums']);
 my $old = queue_cluster('old', install_path => $older, conf => $conf, @checksums);
 my $new = queue_cluster('new', conf => $conf, @checksums);
 my $bare = queue_cluster('bare', conf => $conf);
-note('from ' . $old->safe_psql('postgres', 'SHOW server_version') . ' to ' . $new->safe_psql('postgres', 'SHOW server_version'));
+note(   'from '
+	  . $old->safe_psql('postgres', 'SHOW server_version') . ' to '
+	  . $new->safe_psql('postgres', 'SHOW server_version'));
 $new->stop;
 
 # ---- the old cluster, whose roles and databases were not made in one go ----
 
-$old->safe_psql('postgres', $_) foreach (
+$old->safe_psql('postgres', $_)
+  foreach (
 	(map { ("CREATE ROLE gone$_", "CREATE DATABASE gone$_", "DROP ROLE gone$_", "DROP DATABASE gone$_") } 1 .. 3),
-	'CREATE ROLE alice', 'CREATE ROLE gone', 'CREATE ROLE bob', 'DROP ROLE gone', 'CREATE DATABASE app');
+	'CREATE ROLE alice',
+	'CREATE ROLE gone',
+	'CREATE ROLE bob',
+	'DROP ROLE gone',
+	'CREATE DATABASE app');
 foreach my $database (qw(postgres app))
 {
 	create_server($old, 'feishu', { base_url => $mock->url }, undef, $database);
@@ -47,7 +54,8 @@ CREATE USER MAPPING FOR bob SERVER apps OPTIONS (app_id 'cli_bob', app_secret 'b
 GRANT USAGE ON FOREIGN SERVER apps TO alice, bob;
 CREATE TABLE orders (id int PRIMARY KEY);
 CREATE TRIGGER queue_flow AFTER INSERT ON orders FOR EACH ROW
-    EXECUTE FUNCTION feishu.flow_trigger('app', 'fromTrigger', '{"_id": 1}', '{"n": "\$.new.id"}', '{"ordering_key": "orders"}');
+    EXECUTE FUNCTION feishu.flow_trigger('app', 'fromTrigger', '{"_id": 1}', '{"n": "\$.new.id"}',
+        '{"ordering_key": "orders"}');
 SQL
 my ($elsewhere, $session) = map { FeishuFlow::Session->new($old, database => $_) } qw(postgres app);
 
@@ -103,16 +111,21 @@ sub inventory
 		'flows' => 'SELECT f FROM feishu.flows f ORDER BY id',
 		'rows of the queue' => 'SELECT o FROM feishu_internal.outbox o ORDER BY id',
 		'claims' => 'SELECT c FROM feishu_internal.claim c',
-		'database of the claims' => 'SELECT datname FROM feishu_internal.claim c JOIN pg_database d ON d.oid = c.database',
+		'database of the claims' =>
+		  'SELECT datname FROM feishu_internal.claim c JOIN pg_database d ON d.oid = c.database',
 		'pauses' => 'SELECT p FROM feishu_internal.paused_server p',
-		'dispatch_status' => 'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status ORDER BY server',
+		'dispatch_status' =>
+		  'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status '
+		  . 'ORDER BY server',
 		'the last id' => 'SELECT id FROM feishu_internal.last_id',
 		'servers and mappings' => $mappings,
-		'objects of the extension' => 'SELECT pg_describe_object(classid, objid, 0) FROM pg_depend WHERE deptype = \'e\' '
+		'objects of the extension' =>
+		  'SELECT pg_describe_object(classid, objid, 0) FROM pg_depend WHERE deptype = \'e\' '
 		  . "AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'feishu_flow') "
 		  . "AND classid <> 'pg_type'::regclass ORDER BY 1",
 		'rights' => 'SELECT relname, relacl, relrowsecurity FROM pg_class '
-		  . "WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace) AND relkind <> 'i' AND relname !~ '^pg_toast' ORDER BY 1",
+		  . "WHERE relnamespace IN ('feishu'::regnamespace, 'feishu_internal'::regnamespace) AND relkind <> 'i' "
+		  . "AND relname !~ '^pg_toast' ORDER BY 1",
 		'rights of functions' => 'SELECT oid::regprocedure, proacl FROM pg_proc '
 		  . "WHERE pronamespace = 'feishu'::regnamespace ORDER BY oid::regprocedure::text");
 	$_ = $session->value($_) foreach values %found;
@@ -145,10 +158,13 @@ chdir PostgreSQL::Test::Utils::tempdir();
 command_ok(
 	[
 		'pg_upgrade', '--no-sync',
-		'--old-datadir', $old->data_dir, '--new-datadir', $new->data_dir,
-		'--old-bindir', "$older/bin", '--new-bindir', $new->config_data('--bindir'),
+		'--old-datadir', $old->data_dir,
+		'--new-datadir', $new->data_dir,
+		'--old-bindir', "$older/bin",
+		'--new-bindir', $new->config_data('--bindir'),
 		'--socketdir', PostgreSQL::Test::Utils::tempdir_short(),
-		'--old-port', $old->port, '--new-port', $new->port
+		'--old-port', $old->port,
+		'--new-port', $new->port
 	],
 	'pg_upgrade');
 $new->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
@@ -175,7 +191,9 @@ foreach my $role (qw(alice bob))
 	my @apps = map { $_->{app_id} } grep { $_->{json}{params} =~ /"n": ?4/ } arrivals($mock, app_id => "cli_$role");
 	is(scalar(@apps), 10, "what was under way of $role is sent again, with the credentials of $role");
 }
-is(ends($session, "server = 'apps' AND role IN ('alice', 'bob')"), 'succeeded 10, unconfirmed 10', '... and starts, unless it had');
+is( ends($session, "server = 'apps' AND role IN ('alice', 'bob')"),
+	'succeeded 10, unconfirmed 10',
+	'... and starts, unless it had');
 is(ends($session, "server = 'paused'"), 'queued 60', 'a paused server stays paused');
 is(look($session, $delayed, 'state, attempts'), 'queued|0', 'what is to be sent later waits');
 is(ends($session, "server = 'away'"), 'retrying 3', 'what is to be tried again, too');
@@ -183,18 +201,23 @@ is($session->value("SELECT feishu.cancel_flow($delayed)"), 't', 'a flow of the o
 alter_server($session, 'away', 'SET', base_url => $mock->url);
 $session->value("SELECT feishu.resume_server('$_')") foreach qw(paused away);
 until_ended($session);
-is(join(' ', grep { $_ > 350 && $_ <= 360 } started_numbers($mock)), join(' ', 351 .. 360), 'flows of an ordering key are sent in their order');
+is( join(' ', grep { $_ > 350 && $_ <= 360 } started_numbers($mock)),
+	join(' ', 351 .. 360),
+	'flows of an ordering key are sent in their order');
 is(join(' ', grep { $_ > 500 } started_numbers($mock)), join(' ', 501 .. 505), '... those of a trigger, too');
 my $copy = FeishuFlow::Session->new($new, database => 'copy');
 until_ended($copy);
-is(ends($copy), 'cancelled 90, failed 1, succeeded 25', 'a copy of the database, made before, cancels what it has of the other');
+is( ends($copy),
+	'cancelled 90, failed 1, succeeded 25',
+	'a copy of the database, made before, cancels what it has of the other');
 started_once($mock, 25 + 3 + 60 + 20 + 10 + 5, 'each flow of the old queue has started once, and none is lost');
 is(ends($session, "state NOT IN ('succeeded', 'unconfirmed')"), 'cancelled 2, failed 1', '... none has failed for it');
 
 my $last = $session->value('SELECT max(id) FROM feishu.flows');
 $session->value('INSERT INTO orders VALUES (601)');
 until_ended($session);
-is($session->value("SELECT state, id > $last FROM feishu.flows ORDER BY id DESC LIMIT 1"), 'succeeded|t', 'the trigger and the queue go on');
+is($session->value("SELECT state, id > $last FROM feishu.flows ORDER BY id DESC LIMIT 1"),
+	'succeeded|t', 'the trigger and the queue go on');
 is($session->value("SELECT feishu.retry_flow($refused)"), 't', 'what had failed before can be retried');
 until_ended($session);
 like($session->value(flow(server => 'feishu')), qr/execution_id/, 'a call is answered');
@@ -208,7 +231,8 @@ $new->stop;
 $old->adjust_conf('postgresql.conf', 'feishu_flow.dispatch', 'off');
 $old->start;
 my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump.sql';
-$new->command_ok([ 'pg_dumpall', '-f', $dump, '-d', $old->connstr('postgres') ], 'pg_dumpall of the new version dumps the old one');
+$new->command_ok([ 'pg_dumpall', '-f', $dump, '-d', $old->connstr('postgres') ],
+	'pg_dumpall of the new version dumps the old one');
 my ($out, $err) = run_command([ 'psql', '-Xq', '-f', $dump, '-d', $bare->connstr('postgres') ]);
 is(join("\n", grep { /ERROR/ && !/role ".*" already exists/ } split /\n/, $err), '', '... and the new one takes it');
 $session = FeishuFlow::Session->new($bare, database => 'app');
@@ -227,7 +251,8 @@ $session->quit;
 
 foreach my $cluster ($old, $new, $bare)
 {
-	my ($bad) = slurp_file($cluster->logfile) =~ /^(.*(?:PANIC|Segmentation|signal 11|signal 6|TRAP|does not have one row).*)$/m;
+	my ($bad) =
+	  slurp_file($cluster->logfile) =~ /^(.*(?:PANIC|Segmentation|signal 11|signal 6|TRAP|does not have one row).*)$/m;
 	is($bad, undef, 'no process of ' . $cluster->name . ' failed by itself');
 }
 

@@ -29,7 +29,8 @@ plan(skip_all => 'this PostgreSQL speaks no other languages') if $configured !~ 
 # ---- the catalog ----
 
 # A copy of the sources, for init-po writes into them.
-run_quietly('cp', '-r', "$root/Makefile", "$root/nls.mk", "$root/po", "$root/src", "$root/feishu_flow.control", "$root/feishu_flow--1.0.sql", $dir);
+run_quietly('cp', '-r', "$root/Makefile", "$root/nls.mk", "$root/po", "$root/src", "$root/feishu_flow.control",
+	"$root/feishu_flow--1.0.sql", $dir);
 my ($ok, $out) = run_quietly('make', '-C', $dir, "PG_CONFIG=$ENV{PG_CONFIG}", 'init-po');
 ok($ok, 'the messages of the sources can be collected') or diag($out);
 
@@ -48,9 +49,11 @@ sub catalog
 my %template = catalog("$dir/po/feishu_flow.pot");
 my %chinese = catalog("$root/po/zh_CN.po");
 cmp_ok(scalar keys %template, '>', 250, 'there are messages');
-is_deeply([ grep { !defined $chinese{$_} || $chinese{$_} eq '' } sort keys %template ], [], 'all of them are translated');
+is_deeply([ grep { !defined $chinese{$_} || $chinese{$_} eq '' } sort keys %template ],
+	[], 'all of them are translated');
 is_deeply([ grep { !exists $template{$_} } sort keys %chinese ], [], 'nothing is translated that is no longer said');
-is_deeply([ grep { $chinese{$_} !~ /[\x80-\xff]/ && $_ =~ /[a-z]{3} [a-z]/ } sort keys %template ], [], 'translations are Chinese');
+is_deeply([ grep { $chinese{$_} !~ /[\x80-\xff]/ && $_ =~ /[a-z]{3} [a-z]/ } sort keys %template ],
+	[], 'translations are Chinese');
 ($ok, $out) = run_quietly('msgfmt', '-c', '-o', '/dev/null', "$root/po/zh_CN.po");
 ok($ok, 'placeholders agree') or diag($out);
 
@@ -59,7 +62,8 @@ my @without;
 foreach my $file (glob "$root/src/*.c $root/src/*/*.c")
 {
 	my $text = slurp_file($file);
-	push @without, $file if $text =~ /\bereport\(|\berrcontext\(|\W_\(/ && $text !~ m{#include "base/nls\.h"} && $file !~ /nls\.c$/;
+	push @without, $file
+	  if $text =~ /\bereport\(|\berrcontext\(|\W_\(/ && $text !~ m{#include "base/nls\.h"} && $file !~ /nls\.c$/;
 }
 is("@without", '', 'every file with messages includes base/nls.h');
 
@@ -76,11 +80,14 @@ SKIP:
 	my $node = new_cluster('chinese', conf => "lc_messages = 'zh_CN.UTF-8'\nfeishu_flow.poll_interval = '1s'\n");
 	create_server($node, 'feishu', { base_url => $mock->url });
 	my $err = '';
+	my $advice = '请在开发者后台为应用添加权限';
 	my %call = (
 		"SELECT feishu.execute_flow('app', 'noScope', '{\"_id\": 1}')" =>
-		  qr/无法执行流程 "app\/noScope"：应用缺少权限.*HTTP 状态 400，错误码 99991672.*请在开发者后台为应用添加权限/s,
+		  qr/无法执行流程 "app\/noScope"：应用缺少权限.*HTTP 状态 400，错误码 99991672.*$advice/s,
 		"SELECT feishu.execute_flow('', 'f', '{\"_id\": 1}')" => qr/参数 "namespace" 不能为空/,
-		"ALTER SERVER feishu OPTIONS (SET base_url 'ftp://x')" => qr/选项 "base_url" 必须以 "http:\/\/" 或 "https:\/\/" 开头/);
+		"ALTER SERVER feishu OPTIONS (SET base_url 'ftp://x')" =>
+		  qr/选项 "base_url" 必须以 "http:\/\/" 或 "https:\/\/" 开头/);
+
 	foreach my $sql (sort keys %call)
 	{
 		$node->psql('postgres', $sql, stderr => \$err);
@@ -89,7 +96,10 @@ SKIP:
 		my $wanted = do { my $text = "$call{$sql}"; utf8::decode($text); qr/$text/ };
 		like($err, $wanted, "in Chinese: $sql");
 	}
-	$node->psql('postgres', "SET lc_messages = 'C'; SELECT feishu.execute_flow('', 'f', '{\"_id\": 1}')", stderr => \$err);
+	$node->psql(
+		'postgres',
+		"SET lc_messages = 'C'; SELECT feishu.execute_flow('', 'f', '{\"_id\": 1}')",
+		stderr => \$err);
 	like($err, qr/argument "namespace" must not be empty/, 'and in English, on request');
 
 	# What the dispatcher writes into the queue is Chinese, whatever the language of the session that queues.
@@ -97,11 +107,15 @@ SKIP:
 	$english->value("SET lc_messages = 'C'");
 	my $why = sub {
 		my $id = $english->value("SELECT feishu.enqueue_flow($_[0])");
-		return wait_until('the flow has failed', sub { $english->value("SELECT error FROM feishu.flows WHERE id = $id AND state = 'failed'") });
+		return wait_until('the flow has failed',
+			sub { $english->value("SELECT error FROM feishu.flows WHERE id = $id AND state = 'failed'") });
 	};
-	is($why->("'app', 'refusedFlow', '{\"_id\": 1}'"), '参数被拒绝；HTTP 状态 400；param is invalid', 'in Chinese: why a flow has failed, as the page of the queue shows it');
+	is( $why->("'app', 'refusedFlow', '{\"_id\": 1}'"),
+		'参数被拒绝；HTTP 状态 400；param is invalid',
+		'in Chinese: why a flow has failed, as the page of the queue shows it');
 	$english->value("SELECT feishu.pause_server('feishu')");
-	is($why->("'app', 'f', '{\"_id\": 1}', expires_at => clock_timestamp() + interval '10 ms'"), '在发送之前已过期', '... and that one has expired');
+	is($why->("'app', 'f', '{\"_id\": 1}', expires_at => clock_timestamp() + interval '10 ms'"),
+		'在发送之前已过期', '... and that one has expired');
 	$english->value("SELECT feishu.resume_server('feishu')");
 
 	# What monitoring looks at stays the same in every language.
@@ -109,9 +123,11 @@ SKIP:
 	$mock->config(apps => { cli_mock => 'another' });
 	my $session = FeishuFlow::Session->new($node);
 	$node->safe_psql('postgres', "ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_secret 'wrong')");
-	$node->safe_psql('postgres', "SELECT count(feishu.enqueue_flow('app', 'f', '{\"_id\": 1}')) FROM generate_series(1, 3)");
-	is(wait_until('the app is paused', sub { $session->value('SELECT pause_reason FROM feishu.dispatch_status') }),
-		'the credentials were refused', 'pause_reason is not translated');
+	$node->safe_psql('postgres',
+		"SELECT count(feishu.enqueue_flow('app', 'f', '{\"_id\": 1}')) FROM generate_series(1, 3)");
+	is( wait_until('the app is paused', sub { $session->value('SELECT pause_reason FROM feishu.dispatch_status') }),
+		'the credentials were refused',
+		'pause_reason is not translated');
 }
 
 done_testing();

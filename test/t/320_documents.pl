@@ -10,18 +10,19 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
-use Cwd qw(abs_path);
+use Cwd            qw(abs_path);
 use File::Basename qw(basename dirname);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $root = "$FindBin::RealBin/../..";
-my @documents = grep { -f } map { glob "$root/$_" } 'README*.md', 'CONTRIBUTING*.md', 'CHANGELOG.md', 'docs/*.md', 'docs/*/*.md', 'monitoring/*.md';
+my @documents = grep { -f } map { glob "$root/$_" } 'README*.md', 'CONTRIBUTING*.md', 'CHANGELOG.md', 'docs/*.md',
+  'docs/*/*.md', 'monitoring/*.md';
 my %text = map { $_ => slurp_file($_) } @documents;
 
 # Pages in English, and the same in Chinese.
 my %chinese = (
-	(map { ("$root/$_.md" => "$root/$_.zh-CN.md") } qw(README CONTRIBUTING)),
+	(map { ("$root/$_.md" => "$root/$_.zh-CN.md") } qw(README CONTRIBUTING monitoring/README)),
 	map { ($_ => dirname($_) . '/zh-CN/' . basename($_)) } glob "$root/docs/*.md");
 my @errors = ("$root/docs/errors.md", "$root/docs/zh-CN/errors.md");
 my @references = ("$root/docs/reference.md", "$root/docs/zh-CN/reference.md");
@@ -67,8 +68,8 @@ foreach my $page (@errors)
 }
 
 # Those of PostgreSQL that the sources name.
-my %of_postgres = slurp_file(`$ENV{PG_CONFIG} --includedir-server` =~ s/\n//r . '/utils/errcodes.h')
-  =~ /#define (ERRCODE_\w+) MAKE_SQLSTATE\((.*?)\)/g;
+my %of_postgres = slurp_file(`$ENV{PG_CONFIG} --includedir-server` =~ s/\n//r . '/utils/errcodes.h') =~
+  /#define (ERRCODE_\w+) MAKE_SQLSTATE\((.*?)\)/g;
 my %raised = map { $_ => 1 } map { slurp_file($_) =~ /errcode\((ERRCODE_\w+)\)/g } glob "$root/src/*.c $root/src/*/*.c";
 my @own = map { $of_postgres{$_} =~ s/[', ]//gr } grep { $of_postgres{$_} } sort keys %raised;
 cmp_ok(scalar @own, '>', 15, 'PostgreSQL\'s own SQLSTATEs are found in the sources');
@@ -93,9 +94,12 @@ my $node = new_cluster('documents');
 $node->safe_psql('postgres', 'CREATE EXTENSION feishu_flow');
 my %names = (
 	settings => "SELECT name FROM pg_settings WHERE name LIKE 'feishu_flow.%'",
-	functions => "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace AND has_function_privilege('pg_monitor', oid, 'EXECUTE')",
-	columns => "SELECT DISTINCT attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'feishu'::regnamespace AND relkind = 'v' AND attnum > 0",
-	arguments => "SELECT DISTINCT unnest(proargnames) FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace AND proname NOT LIKE '%validator' AND proname <> 'stat_flows'");
+	functions => "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'feishu'::regnamespace "
+	  . "AND has_function_privilege('pg_monitor', oid, 'EXECUTE')",
+	columns => "SELECT DISTINCT attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid "
+	  . "WHERE relnamespace = 'feishu'::regnamespace AND relkind = 'v' AND attnum > 0",
+	arguments => "SELECT DISTINCT unnest(proargnames) FROM pg_proc "
+	  . "WHERE pronamespace = 'feishu'::regnamespace AND proname NOT LIKE '%validator' AND proname <> 'stat_flows'");
 foreach my $what (sort keys %names)
 {
 	my @names = split /\n/, $node->safe_psql('postgres', $names{$what});
@@ -112,7 +116,11 @@ my %setting = map { $_ => 1 } split /\n/, $node->safe_psql('postgres', $names{se
 foreach my $document (@documents)
 {
 	my %seen = map { $_ => 1 } $text{$document} =~ /\b(feishu_flow\.[a-z][a-z_]+)\b/g;
-	my @no = grep { !$setting{$_} && !/\.(?:c|h|so|md|yml|rules|rules\.test|collector|dashboard|control|conf|json|pot?|sql)$/ && !-e "$root/$_" } sort keys %seen;
+	my @no = grep {
+			 !$setting{$_}
+		  && !/\.(?:c|h|so|md|yml|rules|rules\.test|collector|dashboard|control|conf|json|pot?|sql)$/
+		  && !-e "$root/$_"
+	} sort keys %seen;
 	is("@no", '', "$document names no setting that there is not");
 }
 
@@ -191,10 +199,10 @@ sub frame
 	my @sections;
 	foreach my $line (split /\n/, $markdown)
 	{
-		if ($line =~ /^(#+) /) { push @sections, { heading => $1 }; }
+		if    ($line =~ /^(#+) /)           { push @sections, { heading => $1 }; }
 		elsif ($line =~ /^(CODE|MERMAID)$/) { $sections[-1]{$1}++; }
-		elsif ($line =~ /^ *(?:-|\d+\.) /) { $sections[-1]{items}++; }
-		elsif ($line =~ / \| /) { $sections[-1]{'rows with ' . (() = $line =~ /(?<!\\) \| /g) . ' bars'}++; }
+		elsif ($line =~ /^ *(?:-|\d+\.) /)  { $sections[-1]{items}++; }
+		elsif ($line =~ / \| /) { $sections[-1]{ 'rows with ' . (() = $line =~ /(?<!\\) \| /g) . ' bars' }++; }
 	}
 	return { blocks => \@blocks, sections => \@sections };
 }
@@ -216,7 +224,7 @@ foreach my $page (sort keys %chinese)
 	is_deeply($other->{sections}, $english->{sections}, '... and in each section its lists, tables and diagrams');
 	my ($there) = $text{$page} =~ /^English \| \[.*?\]\((\S+?)\)/m;
 	my ($back) = $text{$translation} =~ /^\[English\]\((\S+?)\) \|/m;
-	is(abs_path(dirname($page) . '/' . ($there // '')) // '', abs_path($translation), '... which it leads to');
+	is(abs_path(dirname($page) . '/' . ($there       // '')) // '', abs_path($translation), '... which it leads to');
 	is(abs_path(dirname($translation) . '/' . ($back // '')) // '', abs_path($page), '... and back');
 }
 my %known = map { $_ => 1 } %chinese;

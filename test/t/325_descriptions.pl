@@ -28,12 +28,25 @@ sub rows { my ($sql) = @_; return split /\n/, $node->safe_psql('postgres', $sql)
 # ---- everything is described ----
 
 my $ours = "= 'feishu'::regnamespace";
-is_deeply([ rows("SELECT attrelid::regclass || '.' || attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
-		  . " WHERE relnamespace $ours AND relkind = 'v' AND attnum > 0 AND col_description(attrelid, attnum) IS NULL") ],
-	[], 'every column of every view has a description');
-is_deeply([ rows("SELECT oid::regclass::text FROM pg_class WHERE relnamespace $ours AND relkind = 'v' AND obj_description(oid, 'pg_class') IS NULL"
-		  . " UNION ALL SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace $ours AND obj_description(oid, 'pg_proc') IS NULL") ],
-	[], '... and so have views and functions');
+is_deeply(
+	[
+		rows(
+				"SELECT attrelid::regclass || '.' || attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
+			  . " WHERE relnamespace $ours AND relkind = 'v' AND attnum > 0 "
+			  . "AND col_description(attrelid, attnum) IS NULL")
+	],
+	[],
+	'every column of every view has a description');
+is_deeply(
+	[
+		rows(
+				"SELECT oid::regclass::text FROM pg_class WHERE relnamespace $ours AND relkind = 'v' "
+			  . "AND obj_description(oid, 'pg_class') IS NULL"
+			  . " UNION ALL SELECT oid::regprocedure::text FROM pg_proc "
+			  . "WHERE pronamespace $ours AND obj_description(oid, 'pg_proc') IS NULL")
+	],
+	[],
+	'... and so have views and functions');
 
 # ---- 120 columns ----
 

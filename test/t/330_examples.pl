@@ -13,11 +13,12 @@ use FeishuQueue;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# The front page, and the others in its order, but that on Citus: test/citus/040_page.pl has a cluster for it.
+# The front page, and the others in its order, but that on Citus: test/citus/040_page.pl
+# has a cluster for the one, 335 a database for the other.
 my $root = "$FindBin::RealBin/../..";
 my $front = slurp_file("$root/README.md");
 my ($contents) = $front =~ /^## Documentation\n(.*?)^## /ms;
-my @pages = ('README.md', grep { $_ ne 'docs/citus.md' } $contents =~ /^\[.*?\]\((\S+\.md)\) \|/mg);
+my @pages = ('README.md', grep { $_ !~ m{^docs/citus\.md$} } $contents =~ /^\[.*?\]\((\S+\.md)\) \|/mg);
 cmp_ok(scalar @pages, '>', 10, "pages: @pages");
 my %text = map { $_ => slurp_file("$root/$_") } @pages;
 my ($apps) = $front =~ m{^python3 test/feishu_mock\.py --port 8080 (--app .*)$}m;
@@ -29,7 +30,8 @@ my $node = new_cluster('examples');
 my @examples;
 foreach my $page (@pages)
 {
-	push @examples, { page => $page, sql => $1, shown => $2 } while $text{$page} =~ /^ *```sql\n(.*?)^ *```\n(?:\n```\n(.*?)^```\n)?/msg;
+	push @examples, { page => $page, sql => $1, shown => $2 }
+	  while $text{$page} =~ /^ *```sql\n(.*?)^ *```\n(?:\n```\n(.*?)^```\n)?/msg;
 }
 cmp_ok(scalar(@examples), '>', 60, 'there are examples: ' . @examples);
 cmp_ok(scalar(grep { defined $_->{shown} } @examples), '>', 5, '... some with what they give');
@@ -50,10 +52,12 @@ sub shape
 }
 
 my $script = PostgreSQL::Test::Utils::tempdir() . '/examples.sql';
-append_to_file($script, "\\echo example-$_\n\\warn example-$_\n" . for_the_mock($examples[$_]{sql})) foreach 0 .. $#examples;
+append_to_file($script, "\\echo example-$_\n\\warn example-$_\n" . for_the_mock($examples[$_]{sql}))
+  foreach 0 .. $#examples;
 append_to_file($script, "\\echo example-end\n\\warn example-end\n");
 my ($out, $err) = ('', '');
-IPC::Run::run([ 'psql', '-X', '-d', $node->connstr('postgres'), '-f', $script ], '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(2 * $FeishuFlow::PATIENCE));
+IPC::Run::run([ 'psql', '-X', '-d', $node->connstr('postgres'), '-f', $script ],
+	'<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(2 * $FeishuFlow::PATIENCE));
 like($out, qr/^example-end$/m, 'all examples are run');
 
 my (@failed, @differ);
@@ -73,8 +77,11 @@ is(join("\n", @differ), '', 'what is shown is what they give');
 
 my $session = FeishuFlow::Session->new($node);
 until_ended($session, "run_at < now() + interval '1 hour'");
-is($session->value("SELECT string_agg(DISTINCT flow_id || ' ' || state || ' ' || coalesce(sqlstate, ''), ', ') FROM feishu.flows WHERE state NOT IN ('succeeded', 'cancelled')"),
-	'refusedFlow failed LK400', 'what they queue is sent, and succeeds but for what is to be refused');
+is( $session->value(
+		"SELECT string_agg(DISTINCT flow_id || ' ' || state || ' ' || coalesce(sqlstate, ''), ', ') FROM feishu.flows "
+		  . "WHERE state NOT IN ('succeeded', 'cancelled')"),
+	'refusedFlow failed LK400',
+	'what they queue is sent, and succeeds but for what is to be refused');
 cmp_ok($mock->started, '>', 20, '... on the platform');
 
 # Who comes from the front page may read any other one next.  Roles are there already.
@@ -85,8 +92,10 @@ foreach my $page (grep { $_ ne 'README.md' } @pages)
 	next if $sql eq '';
 	my $own_mock = FeishuFlow::Mock->start(split / /, $apps);
 	$node->safe_psql('postgres', 'CREATE DATABASE one_page');
-	my (undef, undef, $said) = $node->psql('one_page', for_the_mock($setting_up . $sql, $own_mock->url), on_error_stop => 0);
-	is(join("\n", grep { /ERROR|FATAL/ && !/role "\w+" already exists/ } split /\n/, $said), '', "$page works after the front page alone");
+	my (undef, undef, $said) =
+	  $node->psql('one_page', for_the_mock($setting_up . $sql, $own_mock->url), on_error_stop => 0);
+	is(join("\n", grep { /ERROR|FATAL/ && !/role "\w+" already exists/ } split /\n/, $said),
+		'', "$page works after the front page alone");
 	$node->safe_psql('postgres', 'DROP DATABASE one_page');
 	$own_mock->stop;
 }
@@ -105,7 +114,9 @@ my ($table) = map { $_->{sql} } grep { $_->{sql} =~ /CREATE TABLE orders/ } @exa
 my @copied = grep { /^CREATE TRIGGER/m && /'submitted'/ } map { $_->{sql} } @examples;
 cmp_ok(scalar @copied, '>', 2, 'there are triggers for submitted orders');
 push @copied, slurp_file("$root/script/demo.d/2_queue.sql") =~ /^(CREATE TRIGGER .*?;\n\nCREATE TRIGGER .*?;\n)/ms;
-my $save = q{UPDATE orders SET item = 'saved', owner_email = 'li@example.com', amount = 1, status = 'submitted', execution_id = NULL WHERE id = };
+my $save =
+	q{UPDATE orders SET item = 'saved', owner_email = 'li@example.com', amount = 1, status = 'submitted', }
+  . q{execution_id = NULL WHERE id = };
 foreach my $copied (@copied)
 {
 	my ($what) = $copied =~ /^(CREATE TRIGGER .*)/m;
@@ -114,7 +125,8 @@ foreach my $copied (@copied)
 	$session->value($copied =~ s/^(?:DROP|CREATE ROLE) .*\n//mgr);
 	$session->value("INSERT INTO orders (item, owner_email) VALUES ('new', 'li\@example.com')") if $copied !~ /INSERT/;
 	my $counted = $mock->count(kind => 'execute', flow_id => 'approveOrder_99c656599f');
-	$session->value("INSERT INTO orders (item, owner_email, status) VALUES ('new', 'li\@example.com', 'submitted')") if $copied =~ /INSERT/;
+	$session->value("INSERT INTO orders (item, owner_email, status) VALUES ('new', 'li\@example.com', 'submitted')")
+	  if $copied =~ /INSERT/;
 	$session->value("$save 1; $save 3; $save 3; UPDATE orders SET amount = 2");
 	until_ended($session, "run_at < now() + interval '1 hour'");
 	is($mock->count(kind => 'execute', flow_id => 'approveOrder_99c656599f') - $counted, 2, "one flow an order: $what");
@@ -123,7 +135,8 @@ foreach my $copied (@copied)
 # A new session each: it has the server that the page makes the role's default.
 foreach my $role (qw(app hr))
 {
-	my ($code, undef, $said) = $node->psql('postgres', "SELECT feishu.execute_flow('package_1', 'echoParams')", extra_params => [ '-U', $role ]);
+	my ($code, undef, $said) =
+	  $node->psql('postgres', "SELECT feishu.execute_flow('package_1', 'echoParams')", extra_params => [ '-U', $role ]);
 	is("$code $said", '0 ', "the role $role can start flows");
 }
 

@@ -56,7 +56,9 @@ sub close_work
 sub handled
 {
 	my ($flow) = @_;
-	until_true($session, "the handler of flow $flow was called",
+	until_true(
+		$session,
+		"the handler of flow $flow was called",
 		"SELECT on_end_state IN ('succeeded', 'failed') FROM feishu.flows WHERE id = $flow");
 	return look($session, $flow, 'on_end_state, on_end_attempts');
 }
@@ -93,14 +95,16 @@ open_work();
 
 # ---- DDL on the database ----
 
-foreach my $case (
-	[ 'an idle session', sub { $id = enqueue($app, on_end => 'public.note'); handled($id); } ],
+foreach my $case ([ 'an idle session', sub { $id = enqueue($app, on_end => 'public.note'); handled($id); } ],
 	[ 'a handler that hangs', \&hang ])
 {
 	my ($name, $prepare) = @$case;
 	$prepare->();
 	close_work();
-	is_quick($maintenance, 'ALTER DATABASE work RENAME TO work2; ALTER DATABASE work2 RENAME TO work', "$name leaves for ALTER DATABASE");
+	is_quick(
+		$maintenance,
+		'ALTER DATABASE work RENAME TO work2; ALTER DATABASE work2 RENAME TO work',
+		"$name leaves for ALTER DATABASE");
 	connect_work();
 	let_go();
 	$prepare->();
@@ -111,11 +115,13 @@ foreach my $case (
 	$maintenance->value('DROP DATABASE copy');
 	$prepare->();
 	is_quick($session, 'DROP EXTENSION feishu_flow CASCADE', "$name leaves for DROP EXTENSION");
-	until_true($maintenance, 'it has left', "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
+	until_true($maintenance, 'it has left',
+		"SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
 	close_work();
 	open_work();
 	$prepare->();
-	like(look($session, $id, "coalesce(on_end_error, 'none')"), qr/^none$/, '... and handlers are called when it is there again');
+	like(look($session, $id, "coalesce(on_end_error, 'none')"),
+		qr/^none$/, '... and handlers are called when it is there again');
 	close_work();
 	is_quick($maintenance, 'DROP DATABASE work', "$name leaves for DROP DATABASE");
 	$maintenance->value('CREATE DATABASE work');
@@ -134,17 +140,21 @@ close_work();
 $maintenance->value('CREATE DATABASE copy TEMPLATE work');
 my $copy = FeishuFlow::Session->new($node, database => 'copy');
 until_true($copy, 'the copy is known for one', "SELECT state = 'cancelled' FROM feishu.flows WHERE id = $id");
-is($copy->value("SELECT string_agg(coalesce(on_end_state, 'none'), ' ' ORDER BY id) FROM feishu.flows"), 'none failed failed',
+is( $copy->value("SELECT string_agg(coalesce(on_end_state, 'none'), ' ' ORDER BY id) FROM feishu.flows"),
+	'none failed failed',
 	'handlers of a copy are not called');
 like($copy->value("SELECT on_end_error FROM feishu.flows WHERE id = $waits"), qr/copied/, '... which says why');
 is($copy->value('SELECT count(*) FROM public.journal'), 0, '... and have no effect');
 $copy->quit;
 $maintenance->value('DROP DATABASE copy');
 connect_work();
-$session->value('CREATE OR REPLACE FUNCTION public.hang(f feishu.flows) RETURNS void LANGUAGE sql AS $$SELECT public.note(f)$$');
+$session->value(
+	'CREATE OR REPLACE FUNCTION public.hang(f feishu.flows) RETURNS void LANGUAGE sql AS $$SELECT public.note(f)$$');
 $session->value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
 like(handled($waits), qr/^succeeded/, '... those of the original are');
-is($session->value('SELECT string_agg(id::text, \' \' ORDER BY n) FROM public.journal'), "$ended $waits", '... in the order of the ends');
+is( $session->value('SELECT string_agg(id::text, \' \' ORDER BY n) FROM public.journal'),
+	"$ended $waits",
+	'... in the order of the ends');
 
 # ---- between enqueue and end ----
 
@@ -163,31 +173,38 @@ sub meanwhile
 
 my $mine = 'FUNCTION public.mine(f feishu.flows) RETURNS void LANGUAGE sql AS';
 $session->value("CREATE $mine 'SELECT public.note(f)'");
-is(meanwhile("CREATE OR REPLACE $mine \$\$INSERT INTO public.journal (id, what) VALUES ((f).id, 'new')\$\$"), 'succeeded|1', 'a function that is replaced');
+is(meanwhile("CREATE OR REPLACE $mine \$\$INSERT INTO public.journal (id, what) VALUES ((f).id, 'new')\$\$"),
+	'succeeded|1', 'a function that is replaced');
 is($session->value("SELECT what FROM public.journal WHERE id = $id"), 'new', '... is called as it is then');
 is(meanwhile('ALTER FUNCTION public.mine RENAME TO yours'), 'failed|3', 'a function that is renamed is not found');
-like(look($session, $id, 'on_end_error'), qr/function public.mine\(feishu.flows\) does not exist/, '... and that is told');
+like(
+	look($session, $id, 'on_end_error'),
+	qr/function public.mine\(feishu.flows\) does not exist/,
+	'... and that is told');
 $session->value('ALTER FUNCTION public.yours RENAME TO mine');
 is($session->value("SELECT feishu.retry_handler($id)"), 't', '... until it is there again');
 is(handled($id), 'succeeded|1', '... and retried');
 is(meanwhile('DROP FUNCTION public.mine'), 'failed|3', 'a function that is dropped');
 $session->value("CREATE $mine 'SELECT public.note(f)'");
-is(meanwhile('REVOKE EXECUTE ON FUNCTION public.mine FROM PUBLIC'), 'failed|3', 'a function that may not be executed any more');
+is(meanwhile('REVOKE EXECUTE ON FUNCTION public.mine FROM PUBLIC'),
+	'failed|3', 'a function that may not be executed any more');
 $session->value('GRANT EXECUTE ON FUNCTION public.mine TO PUBLIC');
 is(meanwhile('ALTER ROLE app RENAME TO renamed'), 'succeeded|1', 'a role that is renamed');
 is($session->value("SELECT what FROM public.journal WHERE id = $id"), 'renamed', '... has its handlers called');
 $session->value('ALTER ROLE renamed RENAME TO app');
-$session->value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
+$session->value(
+	"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'feishu_flow handler'");
 is(meanwhile('REVOKE CONNECT ON DATABASE work FROM PUBLIC'), 'failed|3', 'a role that may not connect any more');
 like(look($session, $id, 'on_end_error'), qr/may not connect/, '... and that is told');
 $session->value('GRANT CONNECT ON DATABASE work TO PUBLIC');
-is(meanwhile("ALTER ROLE app SET session_preload_libraries = 'nothing'"), 'failed|3', 'a role that can have no session');
-like(look($session, $id, 'on_end_error'), qr/no session could be begun/, '... and that is told');
+is(meanwhile("ALTER ROLE app SET session_preload_libraries = 'nothing'"), 'failed|3',
+	'a role that can have no session');
+like(look($session, $id, 'on_end_error'), qr/could not start a session/, '... and that is told');
 $session->value('ALTER ROLE app RESET ALL');
 $session->value('CREATE ROLE short LOGIN');
 my $short = FeishuFlow::Session->new($node, database => 'work', user => 'short');
 is(meanwhile('DROP ROLE short', 'public.note', $short), 'failed|', 'a role that is dropped');
-like(look($session, $id, 'on_end_error'), qr/does not exist/, '... and that is told');
+like(look($session, $id, 'on_end_error'), qr/no longer exists/, '... and that is told');
 $id = enqueue($app, on_end => 'public.mine');
 is(handled($id), 'succeeded|1', 'after all that a handler is called as ever');
 
@@ -209,10 +226,13 @@ $session->value(q{CREATE FUNCTION public.crash(f feishu.flows) RETURNS void LANG
 	  . q{$$BEGIN PERFORM public.note(f); COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID; sleep 10'; END$$});
 my $root = FeishuFlow::Session->new($node, database => 'work', user => 'root');
 $id = enqueue($root, on_end => 'public.crash');
-wait_until('the handler is given up', sub {
-	my ($result, $out) = $node->psql('work', "SELECT on_end_state, on_end_attempts FROM feishu.flows WHERE id = $id");
-	return ($out // '') eq 'failed|3';
-});
+wait_until(
+	'the handler is given up',
+	sub {
+		my ($result, $out) =
+		  $node->psql('work', "SELECT on_end_state, on_end_attempts FROM feishu.flows WHERE id = $id");
+		return ($out // '') eq 'failed|3';
+	});
 pass('a handler that brings down the server is given up after its attempts');
 connect_work();
 $maintenance = FeishuFlow::Session->new($node);
@@ -221,14 +241,16 @@ is($session->value("SELECT count(*) FROM public.journal WHERE id = $id"), 0, '..
 
 # ---- shutdown ----
 
-$session->value("CREATE OR REPLACE FUNCTION public.hang(f feishu.flows) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(600)'");
+$session->value(
+	"CREATE OR REPLACE FUNCTION public.hang(f feishu.flows) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(600)'");
 hang();
 my $begun = time();
 $node->stop('fast');
 cmp_ok(time() - $begun, '<', 10 * $FeishuFlow::SLOW, 'a fast shutdown does not wait for a handler');
 $node->start;
 connect_work();
-$session->value('CREATE OR REPLACE FUNCTION public.hang(f feishu.flows) RETURNS void LANGUAGE sql AS $$SELECT public.note(f)$$');
+$session->value(
+	'CREATE OR REPLACE FUNCTION public.hang(f feishu.flows) RETURNS void LANGUAGE sql AS $$SELECT public.note(f)$$');
 $session->value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
 like(handled($id), qr/^succeeded/, '... and it is called after the start');
 

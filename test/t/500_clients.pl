@@ -21,12 +21,16 @@ my $programs = "$root/test/clients";
 
 # Debian's python3 has Debian's packages, whatever stands first in PATH; so for Go.
 my $python = $ENV{CLIENTS_PYTHON} // '/usr/bin/python3';
-my $node_path = join(':', grep { defined && length } $ENV{NODE_PATH},
+my $node_path = join(':',
+	grep { defined && length } $ENV{NODE_PATH},
 	map { "/usr/$_" } qw(share/nodejs lib/node_modules local/lib/node_modules));
 my $jar = $ENV{CLIENTS_JDBC} // '/usr/share/java/postgresql.jar';
 my $go = PostgreSQL::Test::Utils::tempdir();
-my %environment_of_go =
-  (GO111MODULE => 'off', GOPATH => $ENV{CLIENTS_GOPATH} // '/usr/share/gocode', GOCACHE => "$go/cache", GOFLAGS => '');
+my %environment_of_go = (
+	GO111MODULE => 'off',
+	GOPATH => $ENV{CLIENTS_GOPATH} // '/usr/share/gocode',
+	GOCACHE => "$go/cache",
+	GOFLAGS => '');
 
 sub python
 {
@@ -34,15 +38,34 @@ sub python
 	return { try => [ $python, '-c', "import $module" ], run => [ $python, '-B', "$programs/$file.py" ] };
 }
 
+# A program and what all share; change: what is to be done to its source.
 sub go_program
 {
-	my ($name, $package) = @_;
+	my ($name, $package, $source, $change) = @_;
+	my $dir = "$go/source_of_$name";
+	mkdir($dir) or die "$dir: $!";
+	foreach my $file ("$source.go", 'check.go')
+	{
+		local $_ = slurp_file("$programs/go/$file");
+		$change->() if $change;
+		append_to_file("$dir/$file", $_);
+	}
 	return {
 		try => [ 'go', 'list', $package ],
-		build => [ 'go', 'build', '-o', "$go/$name", "$programs/$name/main.go" ],
+		build => [ 'go', 'build', '-o', "$go/$name", "$dir/$source.go", "$dir/check.go" ],
 		run => ["$go/$name"],
 		env => \%environment_of_go
 	};
+}
+
+# Changes $_, a program of pgx 5, into one of pgx 4: the same but for some names.
+sub as_pgx_4
+{
+	s!jackc/pgx/v5/pgconn!jackc/pgconn!;
+	s!jackc/pgx/v5!jackc/pgx/v4!g;
+	s!pgxpool\.New\(!pgxpool.Connect(!;
+	s!pgx\.BeginFunc\(ctx, (\w+), !$1.BeginFunc(ctx, !g;
+	return;
 }
 
 my %clients = (
@@ -65,9 +88,9 @@ my %clients = (
 		try => [ 'sh', '-c', 'command -v javac && test -e "$0"', $jar ],
 		run => [ 'java', '-Dfile.encoding=UTF-8', '-Dstdout.encoding=UTF-8', '-cp', $jar, "$programs/Jdbc.java" ]
 	},
-	go_pgx => go_program('go_pgx', 'github.com/jackc/pgx/v4/pgxpool'),
-	go_pgx5 => go_program('go_pgx5', 'github.com/jackc/pgx/v5/pgxpool'),
-	go_pq => go_program('go_pq', 'github.com/lib/pq'));
+	go_pgx => go_program('go_pgx', 'github.com/jackc/pgx/v4/pgxpool', 'pgx', \&as_pgx_4),
+	go_pgx5 => go_program('go_pgx5', 'github.com/jackc/pgx/v5/pgxpool', 'pgx'),
+	go_pq => go_program('go_pq', 'github.com/lib/pq', 'pq'));
 
 my @wanted = split ' ', $ENV{CLIENTS} // 'psycopg_3 sqlalchemy_session php_pdo';
 @wanted = sort keys %clients if "@wanted" eq 'all';
@@ -89,7 +112,8 @@ $node->safe_psql('postgres', <<'SQL');
 CREATE ROLE app LOGIN CREATEDB;
 GRANT CREATE ON SCHEMA public TO app;
 SET ROLE app;
-CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, item text NOT NULL, status text DEFAULT 'draft');
+CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    item text NOT NULL, status text DEFAULT 'draft');
 CREATE TRIGGER order_flow AFTER INSERT ON orders FOR EACH ROW
     EXECUTE FUNCTION feishu.flow_trigger('package_7344545d87__c', 'fromTrigger', '{"_id": 1}',
         '{"order": "$.new.id"}', '{"server": "feishu"}');
@@ -112,7 +136,8 @@ sub run_quietly
 	my ($command, %environment) = @_;
 	local %ENV = (%ENV, %environment);
 	my $said = '';
-	my $good = eval { IPC::Run::run($command, '<', \undef, '>&', \$said, IPC::Run::timeout(3 * $FeishuFlow::PATIENCE)) };
+	my $good =
+	  eval { IPC::Run::run($command, '<', \undef, '>&', \$said, IPC::Run::timeout(3 * $FeishuFlow::PATIENCE)) };
 	$said .= $@ if $@;
 	return ($good, $said);
 }
@@ -125,7 +150,7 @@ foreach my $name (@wanted)
 	my ($there) = run_quietly($client->{try}, %environment);
 	if (!$there)
 	{
-		SKIP: { skip "$name: not installed", 1; }
+	  SKIP: { skip "$name: not installed", 1; }
 		next;
 	}
 	if ($client->{build})
@@ -157,8 +182,8 @@ foreach my $name (@wanted)
 	is($mock->count(kind => 'execute', flow_id => 'fromTrigger'), 1, "$name: so is what a trigger queued");
 	is($mock->count(kind => 'execute', flow_id => 'rolledBack'), 0, "$name: what was rolled back is not");
 	my $hanging = $mock->count(kind => 'execute', flow_id => 'hangingFlow');
-	is($mock->wait_for($hanging, kind => 'execute', flow_id => 'hangingFlow', state => 'aborted'), $hanging,
-		"$name: no call lives on");
+	is($mock->wait_for($hanging, kind => 'execute', flow_id => 'hangingFlow', state => 'aborted'),
+		$hanging, "$name: no call lives on");
 }
 note("ran $ran programs");
 

@@ -16,7 +16,8 @@ plan skip_all => 'no pg_cron' if !-e "$share/extension/pg_cron.control";
 
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main', conf => "cron.database_name = 'postgres'\n");
-$node->append_conf('postgresql.conf', "shared_preload_libraries = 'pg_cron, feishu_flow'\ncron.host = '" . $node->host . "'");
+$node->append_conf('postgresql.conf',
+	"shared_preload_libraries = 'pg_cron, feishu_flow'\ncron.host = '" . $node->host . "'");
 $node->restart;
 create_server($node, 'feishu', { base_url => $mock->url, operator => '{"_id": 1}' });
 $node->safe_psql('postgres', <<'SQL');
@@ -52,20 +53,24 @@ foreach my $workers ('off', 'on')
 	$mock->reset;
 	$node->restart;
 	my $session = FeishuFlow::Session->new($node);
-	until_true($session, 'all jobs have run',
+	until_true(
+		$session,
+		'all jobs have run',
 		"SELECT count(*) = 7 FROM cron.job_run_details WHERE status IN ('succeeded', 'failed')");
 	my $runs = 'FROM cron.job_run_details JOIN cron.job USING (jobid) WHERE';
-	is($session->value("SELECT string_agg(jobname, ' ' ORDER BY jobname) $runs status = 'succeeded'"),
-		'again call nightly-report procedure', "$how: jobs of one command end well");
-	like($session->value("SELECT return_message $runs jobname = 'refused'"), qr/refused/, '... and pg_cron keeps what went wrong');
+	is( $session->value("SELECT string_agg(jobname, ' ' ORDER BY jobname) $runs status = 'succeeded'"),
+		'again call nightly-report procedure',
+		"$how: jobs of one command end well");
+	like($session->value("SELECT return_message $runs jobname = 'refused'"),
+		qr/refused/, '... and pg_cron keeps what went wrong');
 	until_ended($session);
-	is($mock->count(kind => 'execute', flow_id => 'nightlyReport'), 1,
-		'... a key queues the night\'s flow once, whichever job comes first');
+	is($mock->count(kind => 'execute', flow_id => 'nightlyReport'),
+		1, '... a key queues the night\'s flow once, whichever job comes first');
 	is($mock->count(kind => 'execute', flow_id => 'called'), 1, '... a call of a job');
-	is($mock->count(kind => 'execute', flow_id => 'calledAfterCommit'), 1,
-		'... that of a procedure that commits, but not beside another command');
-	is($mock->count(kind => 'execute', flow_id => 'rolledBack'), 0,
-		'... what a job of two commands queued is rolled back with its error');
+	is($mock->count(kind => 'execute', flow_id => 'calledAfterCommit'),
+		1, '... that of a procedure that commits, but not beside another command');
+	is($mock->count(kind => 'execute', flow_id => 'rolledBack'),
+		0, '... what a job of two commands queued is rolled back with its error');
 	$session->quit;
 }
 

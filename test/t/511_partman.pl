@@ -1,6 +1,6 @@
 
-# Row movement: rows that an UPDATE or pg_partman moves to another partition fire INSERT, and a key has their flow queued
-# once.  The part of pg_partman is skipped without it.
+# Row movement: rows that an UPDATE or pg_partman moves to another partition fire INSERT, and a key has their flow
+# queued once.  The part of pg_partman is skipped without it.
 
 use strict;
 use warnings;
@@ -31,7 +31,8 @@ my $inserted = $each_time =~ s/WHEN(?! \()/insert/gr;
 my $updated = $each_time =~ s/WHEN(?! \()/update/gr;
 
 my $root = "$FindBin::RealBin/../..";
-examples_are_tested($_, 4, glob("$root/test/t/51*.pl")) foreach "$root/docs/neighbours.md", "$root/docs/zh-CN/neighbours.md";
+examples_are_tested($_, 4, glob("$root/test/t/51*.pl"))
+  foreach "$root/docs/neighbours.md", "$root/docs/zh-CN/neighbours.md";
 
 # ---- an UPDATE that moves the row ----
 
@@ -43,7 +44,8 @@ SQL
 $session->value("INSERT INTO orders VALUES (1, 'draft', '2026-01-01')");
 $session->value("UPDATE orders SET status = 'submitted' WHERE id = 1");
 until_ended($session);
-is(ends($session, "flow_id = 'update'"), '', 'a trigger for UPDATE does not fire for a row that moves to another partition');
+is(ends($session, "flow_id = 'update'"),
+	'', 'a trigger for UPDATE does not fire for a row that moves to another partition');
 is(ends($session, "flow_id = 'once'"), 'succeeded 1', 'one for INSERT OR UPDATE does, as INSERT');
 $session->value("UPDATE orders SET at = at WHERE id = 1");
 $session->value("UPDATE orders SET status = 'draft' WHERE id = 1; UPDATE orders SET status = 'submitted' WHERE id = 1");
@@ -63,7 +65,8 @@ CREATE TABLE orders (id bigint, status text, at date NOT NULL) PARTITION BY RANG
 CREATE SCHEMA partman;
 CREATE EXTENSION pg_partman SCHEMA partman;
 SQL
-	my $version = $session->value("SELECT split_part(extversion, '.', 1)::int FROM pg_extension WHERE extname = 'pg_partman'");
+	my $version =
+	  $session->value("SELECT split_part(extversion, '.', 1)::int FROM pg_extension WHERE extname = 'pg_partman'");
 	my $native = $version < 5 ? ", p_type => 'native'" : '';
 	my $month = $version < 5 ? 'monthly' : '1 month';
 	$session->value("SELECT partman.create_parent('public.orders', 'at', p_interval => '$month'$native)");

@@ -23,7 +23,8 @@ $node->restart;
 create_server($node, 'feishu', { base_url => $mock->url });
 my $session = FeishuFlow::Session->new($node);
 my $audit = sub { return join('', slurp_file($node->logfile) =~ /^(.*AUDIT: .*\n)/mg); };
-like($audit->(), qr/CREATE USER MAPPING.*mock-secret/, 'the audit has the text of CREATE USER MAPPING, secret included');
+like($audit->(), qr/CREATE USER MAPPING.*mock-secret/,
+	'the audit has the text of CREATE USER MAPPING, secret included');
 
 my $before = length $audit->();
 $session->value(<<'SQL');
@@ -33,7 +34,8 @@ SET LOCAL log_statement = 'none';
 ALTER USER MAPPING FOR PUBLIC SERVER feishu OPTIONS (SET app_secret 'mock-secret');
 COMMIT;
 SQL
-unlike(slurp_file($node->logfile) =~ s/^.*CREATE USER MAPPING.*$//mgr, qr/mock-secret/, '... but not that of ALTER USER MAPPING without an audit');
+unlike(slurp_file($node->logfile) =~ s/^.*CREATE USER MAPPING.*$//mgr,
+	qr/mock-secret/, '... but not that of ALTER USER MAPPING without an audit');
 succeeds($session, flow(params => '{"text": "in the call"}'), 'a call');
 my $id = enqueue($session, params => '{"text": "in the queue"}');
 until_state($session, $id, 'succeeded');

@@ -40,8 +40,15 @@ my ($n, $backends) = (0, '');
 foreach my $node ($primary, $standby)
 {
 	# all that may be balanced goes to the standby
-	$backends .= "backend_hostname$n = '" . $node->host . "'\nbackend_port$n = " . $node->port . "\nbackend_weight$n = $n\n"
-	  . "backend_data_directory$n = '" . $node->data_dir . "'\nbackend_flag$n = 'DISALLOW_TO_FAILOVER'\n";
+	$backends .=
+		"backend_hostname$n = '"
+	  . $node->host
+	  . "'\nbackend_port$n = "
+	  . $node->port
+	  . "\nbackend_weight$n = $n\n"
+	  . "backend_data_directory$n = '"
+	  . $node->data_dir
+	  . "'\nbackend_flag$n = 'DISALLOW_TO_FAILOVER'\n";
 	$n++;
 }
 my $conf = <<"CONF" . $backends;
@@ -73,24 +80,35 @@ foreach my $list ('', "write_function_list = 'nextval,setval,feishu\\..*'\n")
 	note($list);
 	unlink "$dir/pgpool.conf";
 	append_to_file("$dir/pgpool.conf", "$conf$list");
-	my ($pid) = start_process('pgpool', $pgpool, '-n', '-f', "$dir/pgpool.conf", '-F', "$dir/pcp.conf", '-a', "$dir/pool_hba.conf");
+	my ($pid) = start_process('pgpool', $pgpool, '-n', '-f', "$dir/pgpool.conf", '-F', "$dir/pcp.conf", '-a',
+		"$dir/pool_hba.conf");
 	wait_until('Pgpool-II listens', sub { IO::Socket::UNIX->new(Peer => "$pooler->{dir}/.s.PGSQL.9999") });
 	my $client;
-	wait_until('Pgpool-II lets us in', sub { $client = eval { FeishuFlow::Session->new($pooler) } });
+	wait_until(
+		'Pgpool-II lets us in',
+		sub {
+			$client = eval { FeishuFlow::Session->new($pooler) }
+		});
 	wait_until('Pgpool-II knows the primary', sub { $client->value('SHOW pool_nodes') =~ /primary.*\n.*standby/ });
 
 	is($client->value("SELECT current_setting('port')"), $standby->port, 'what only reads goes to the standby');
 	my $id = succeeds($client, "SELECT feishu.enqueue_flow('app', 'queued')", 'enqueue_flow goes to the primary');
 	$mock->wait_for(1, kind => 'execute', flow_id => 'queued');
-	like(succeeds($client, "SELECT feishu.wait_flow($id)", 'so does wait_flow'), qr/execution_id/, '... and returns the answer');
+	like(succeeds($client, "SELECT feishu.wait_flow($id)", 'so does wait_flow'),
+		qr/execution_id/, '... and returns the answer');
 	succeeds($client, flow(), 'execute_flow');
-	my $calls = $primary->safe_psql('postgres', "SELECT sum(calls) FROM feishu.stat_flows WHERE flow_id LIKE 'approve%'");
+	my $calls =
+	  $primary->safe_psql('postgres', "SELECT sum(calls) FROM feishu.stat_flows WHERE flow_id LIKE 'approve%'");
 	cmp_ok($calls, '>', $called, '... goes there, too');
 	$called = $calls;
-	my $later = succeeds($client, "SELECT feishu.enqueue_flow('app', 'later', run_at => now() + interval '1 day')", 'a flow for later');
+	my $later = succeeds(
+		$client,
+		"SELECT feishu.enqueue_flow('app', 'later', run_at => now() + interval '1 day')",
+		'a flow for later');
 	is(succeeds($client, "SELECT feishu.cancel_flow($later)", 'cancel_flow'), 't', '... cancels on the primary');
 	succeeds($client, "SELECT feishu.pause_server('feishu')", 'pause_server');
-	is($primary->safe_psql('postgres', "SELECT paused FROM feishu.dispatch_status WHERE server = 'feishu'"), 't', '... there');
+	is($primary->safe_psql('postgres', "SELECT paused FROM feishu.dispatch_status WHERE server = 'feishu'"),
+		't', '... there');
 	succeeds($client, "SELECT feishu.resume_server('feishu')", 'resume_server');
 	my $with = "WITH q AS MATERIALIZED (SELECT feishu.enqueue_flow('app', 'inWith') AS id) SELECT count(*) FROM q";
 	is(succeeds($client, $with, 'enqueue_flow in WITH'), 1, '... is found, too');

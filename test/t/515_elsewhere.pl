@@ -41,8 +41,7 @@ run_command([ 'localedef', '-i', 'zh_CN', '-f', 'UTF-8', "$dir/zh_CN.UTF-8" ]);
 $ENV{LOCPATH} = $dir if -d "$dir/zh_CN.UTF-8";
 
 my $mock = FeishuFlow::Mock->start;
-foreach my $layout (
-	[ 'DESTDIR', $there . config('sharedir'), $there . config('pkglibdir') ],
+foreach my $layout ([ 'DESTDIR', $there . config('sharedir'), $there . config('pkglibdir') ],
 	[ 'side by side', "$flat/share", "$flat/lib" ])
 {
 	my ($name, $share, $lib) = @$layout;
@@ -59,11 +58,15 @@ CONF
 	my ($pid) = ($session->pid);
 	like(slurp_file("/proc/$pid/maps"), qr{\Q$lib/feishu_flow.so\E}, '... with the library from there');
 	unlike(slurp_file("/proc/$pid/maps"), qr{(?<!\Q$lib\E)/feishu_flow\.so}, '... alone');
-	SKIP:
+  SKIP:
 	{
 		skip 'no locale zh_CN can be made here', 1 if !$ENV{LOCPATH} || !defined $catalog;
 		$session->value("SET lc_messages = 'zh_CN.UTF-8'");
-		fails_with($session, flow(flow_id => ''), '22023', '... speaks Chinese, with the catalog from there', message => qr/不能什么都没有/);
+		fails_with(
+			$session, flow(flow_id => ''),
+			'22023',
+			'... speaks Chinese, with the catalog from there',
+			message => qr/不能什么都没有/);
 	}
 	$session->quit;
 	$node->stop;

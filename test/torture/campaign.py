@@ -40,8 +40,8 @@ SHOWN = 10  # findings of a kind that are printed
 
 # What no server should log: a process that fails by itself (not by kill -9), data that is not as it should be.
 BAD_LOG = re.compile(r"PANIC|TRAP:|terminated by signal (?!9:)|does not have one row|: XX\d\d\d:")
-# PostgreSQL's own, with no extension loaded, too: the postmaster is killed while a session waits for parallel workers of
-# a query that was compiled. Its transaction is not cleaned up then, and the end of the session finds what is left.
+# PostgreSQL's own, with no extension loaded, too: the postmaster is killed while a session waits for parallel workers
+# of a query that was compiled. Its transaction is not cleaned up then, and the end of the session finds what is left.
 ORPHANED = re.compile(r"\[(\d+)\] .*FATAL: +postmaster exited during a parallel transaction")
 JIT_LEFT = re.compile(r"\[(\d+)\] .*PANIC: +LLVMJitContext in use count not 0 at exit")
 # Nor that one of ours fails or ends by itself. A server that is shut down ends it.
@@ -68,7 +68,8 @@ class Campaign:
         self.random.shuffle(fronts)
         self.peers = Peers(front, name, random.Random(self.random.random()), fronts)
         self.pair = servers.Pair(options.bin, options.work)
-        self.memory = self.others_memory = 0  # the most that a dispatcher, and another, was seen to have for itself, in kB
+        # The most that a dispatcher, and another, was seen to have for itself, in kB.
+        self.memory = self.others_memory = 0
         self.memory_at = 0
         session = self.pair.session()
         create_schema(session, self.platform, APPS, self.peers)
@@ -114,7 +115,8 @@ class Campaign:
         self.siege.check(lambda what, text: findings[what].append(text))
         if self.memory > MOST_MEMORY:
             at = time.strftime("%H:%M:%S", time.gmtime(self.memory_at))
-            findings["unbounded"].append(f"a dispatcher had {self.memory >> 10} MB for itself at {at}; see the servers' logs")
+            findings["unbounded"].append(f"a dispatcher had {self.memory >> 10} MB for itself at {at}; "
+                                         "see the servers' logs")
         for problem, number in self.journal.errors.items():
             findings["went wrong by itself"].append(f"a client saw {problem} ({number} times)")
         self.report(truth, findings)
@@ -204,16 +206,21 @@ class Campaign:
     def report(self, truth, findings):
         counts = self.journal.counts
         ends = collections.Counter(ENDS[flow.state] for _, _, flow in truth.every())
-        say(f"{self.seconds:.0f} s of load, {counts['committed']} transactions committed, {counts['rolled back']} rolled back, "
-            f"{counts['unknown']} unknown; {counts['calls']} calls, {counts['cancelled']} cancelled, {counts['retried']} retried, "
+        say(f"{self.seconds:.0f} s of load, {counts['committed']} transactions committed, "
+            f"{counts['rolled back']} rolled back, "
+            f"{counts['unknown']} unknown; {counts['calls']} calls, {counts['cancelled']} cancelled, "
+            f"{counts['retried']} retried, "
             f"{counts['waited for']} waited for")
         say(f"flows: {len(truth.markers)} committed: {listed(ends)}; "
-            + (f"the queue was empty after {self.drained:.1f} s" if self.drained is not None else "the queue did not empty"))
-        say(f"platform: {truth.count_requests} requests, {truth.count_started} started; phases: {listed(self.luck.phases)}; "
+            + (f"the queue was empty after {self.drained:.1f} s"
+               if self.drained is not None else "the queue did not empty"))
+        say(f"platform: {truth.count_requests} requests, {truth.count_started} started; phases: "
+            f"{listed(self.luck.phases)}; "
             f"faults: {listed(self.platform.fired)}; {self.luck.rotations} secrets rotated")
         say(f"before it: {listed(self.peers.phases)}")
         say(f"bounds: at most {truth.most_at_once} requests of queued flows at once, of {servers.IN_FLIGHT}; "
-            f"the dispatcher had {self.memory / 1024:.0f} MB at most, of others one {self.others_memory / 1024:.0f}; {len(truth.calls_ended)} calls cancelled; "
+            f"the dispatcher had {self.memory / 1024:.0f} MB at most, of others one {self.others_memory / 1024:.0f}; "
+            f"{len(truth.calls_ended)} calls cancelled; "
             f"{counts['refused by a full disk']} statements refused by a full disk")
         say(f"kills: {sum(self.killer.done.values())}: {listed(self.killer.done)}; "
             f"at most {self.killer.slowest[0]:.1f} s ({self.killer.slowest[1]}) until all was in place again")

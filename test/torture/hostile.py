@@ -21,7 +21,8 @@ SHARED = ("feishu", "feishu", "http2", "oauth")  # servers of others, and their 
 
 # In every phase of the platform.
 RULES = [{"match": {"kind": "execute", "flow_id": HANGS}, "fault": {"type": "hang"}},
-         {"match": {"kind": "execute", "flow_id": BOMBS}, "probability": 0.5, "fault": {"type": "gzip_bomb", "bytes": 14 << 20}},
+         {"match": {"kind": "execute", "flow_id": BOMBS}, "probability": 0.5,
+          "fault": {"type": "gzip_bomb", "bytes": 14 << 20}},
          {"match": {"kind": "execute", "flow_id": BOMBS}, "fault": {"type": "gzip_bomb", "bytes": 128 << 20}}]
 
 SCHEMA = f"""
@@ -38,7 +39,8 @@ SERVERS = """
 SET ROLE {role};
 DO $$ BEGIN
   FOR i IN 1..{count} LOOP
-    EXECUTE format('CREATE SERVER evil_%s FOREIGN DATA WRAPPER feishu_flow OPTIONS (base_url %L, timeout %L, max_rate %L)',
+    EXECUTE format('CREATE SERVER evil_%s FOREIGN DATA WRAPPER feishu_flow '
+                   'OPTIONS (base_url %L, timeout %L, max_rate %L)',
                    i, '{url}', CASE WHEN i % 3 = 0 THEN '8s' ELSE '2s' END, '100');
     EXECUTE format('CREATE USER MAPPING FOR PUBLIC SERVER evil_%s OPTIONS (app_id %L, app_secret %L)', i,
                    'evil_' || i, 'secret-evil-' || i);
@@ -47,8 +49,10 @@ END $$;
 RESET ROLE;
 """
 
-# What the role without rights tries; a name of the schema feishu_internal, or of what everybody may see, is to be put in.
-FORBIDDEN = ("LOCK TABLE {table}", "LOCK TABLE {table} IN ACCESS SHARE MODE", "CREATE RULE r AS ON INSERT TO {table} DO NOTHING",
+# What the role without rights tries; a name of the schema feishu_internal, or of what everybody may see, is to be put
+# in.
+FORBIDDEN = ("LOCK TABLE {table}", "LOCK TABLE {table} IN ACCESS SHARE MODE",
+             "CREATE RULE r AS ON INSERT TO {table} DO NOTHING",
              "CREATE TRIGGER t BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION feishu.flow_trigger()",
              "ALTER TABLE {table} SET (fillfactor = 50)", "TRUNCATE {table}", "DROP TABLE {table}",
              "CREATE INDEX ON {table} ((1))", "COMMENT ON TABLE {table} IS 'x'", "SELECT FROM {table} FOR UPDATE",
@@ -79,7 +83,8 @@ class Hostile(Worker):
         return f"evil_{self.random.randint(1, SERVER_COUNT)}"
 
     def may_queue(self):
-        waiting = self.session.value("SELECT count(*) FROM feishu.flows WHERE state IN ('queued', 'sending', 'retrying')")
+        waiting = self.session.value("SELECT count(*) FROM feishu.flows "
+                                     "WHERE state IN ('queued', 'sending', 'retrying')")
         return int(waiting) < BACKLOG
 
     def many(self, kind, flow_id, count, params="jsonb_build_object('n', n)", server="'feishu'", rest=""):
@@ -87,9 +92,9 @@ class Hostile(Worker):
         def work(transaction):
             first = self.next_number + 1
             transaction.numbers += [self.number_one() for _ in range(count)]
-            self.session.ask(f"INSERT INTO marker SELECT n, feishu.enqueue_flow('app', '{flow_id}', {OPERATOR}, {params}, "
-                             f"server => {server}, max_attempts => {self.random.randint(1, 3)}{rest}), '{kind}' "
-                             f"FROM generate_series({first}, {first + count - 1}) n")
+            self.session.ask(f"INSERT INTO marker SELECT n, feishu.enqueue_flow('app', '{flow_id}', {OPERATOR}, "
+                             f"{params}, server => {server}, max_attempts => {self.random.randint(1, 3)}{rest}), "
+                             f"'{kind}' FROM generate_series({first}, {first + count - 1}) n")
             self.journal.count("hostile flows", count)
         if self.transact(work):
             self.remember(range(self.next_number - count + 1, self.next_number + 1))
@@ -107,8 +112,8 @@ class Hostile(Worker):
 
     def refused_numbers(self):
         """More than max_request_size: 22023, at once."""
-        self.refused(f"SELECT feishu.enqueue_flow('app', '{NUMBERS}', {OPERATOR}, numbers(0, {self.random.randint(200, 8300)}, "
-                     "131071))", "22023")
+        self.refused(f"SELECT feishu.enqueue_flow('app', '{NUMBERS}', {OPERATOR}, "
+                     f"numbers(0, {self.random.randint(200, 8300)}, 131071))", "22023")
 
     def called_numbers(self):
         n = self.number_one()

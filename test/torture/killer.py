@@ -17,9 +17,9 @@ class Killer(threading.Thread):
     """Kills until stopped. pause: mean seconds between two of them; plan: what to do first, in this order."""
 
     # What is killed how often.
-    WEIGHTS = {"dispatcher": 6, "handler": 4, "launcher": 2, "backend": 4, "other process": 2, "postmaster": 4, "terminate dispatcher": 3,
-               "immediate restart": 2, "fast restart": 2, "standby": 2, "mock": 3, "failover": 3, "starve": 4,
-               "fill disk": 4}
+    WEIGHTS = {"dispatcher": 6, "handler": 4, "launcher": 2, "backend": 4, "other process": 2, "postmaster": 4,
+               "terminate dispatcher": 3, "immediate restart": 2, "fast restart": 2, "standby": 2, "mock": 3,
+               "failover": 3, "starve": 4, "fill disk": 4}
     OTHERS = ("checkpointer", "background writer", "walwriter", "walsender", "autovacuum launcher")
 
     def __init__(self, pair, platform, seed, pause, plan=()):
@@ -54,7 +54,8 @@ class Killer(threading.Thread):
             raise self.problem
 
     def kill_one(self, *titles):
-        """kill -9 of a process of the primary whose title has one of these words; all others end, too, and start anew."""
+        """kill -9 of a process of the primary whose title has one of these words; all others end, too, and
+        start anew."""
         found = [pid for pid, title in self.pair.primary.processes().items() if any(t in title for t in titles)]
         if not found:
             return False

@@ -24,7 +24,7 @@ SCHEMA = """
 CREATE EXTENSION feishu_flow;
 CREATE ROLE app1 LOGIN;
 CREATE ROLE app2 LOGIN;
-CREATE TABLE marker (n bigint PRIMARY KEY, flow bigint, kind text NOT NULL);
+CREATE TABLE marker (n bigint PRIMARY KEY, flow bigint, kind text NOT NULL, step bigserial);
 CREATE TABLE cancelled (n bigint NOT NULL);
 CREATE TABLE retried (n bigint NOT NULL, new_key boolean NOT NULL);
 CREATE TABLE orders (n bigint PRIMARY KEY, lane text NOT NULL);
@@ -36,6 +36,7 @@ CREATE TRIGGER batch_flow AFTER INSERT ON batch REFERENCING NEW TABLE AS added F
   '{"server": "oauth"}');
 GRANT SELECT, INSERT ON marker, cancelled, retried, orders, batch TO app1, app2;
 GRANT INSERT ON marker TO PUBLIC;
+GRANT USAGE ON SEQUENCE marker_step_seq TO PUBLIC;
 CREATE TABLE handled (step bigserial, flow bigint NOT NULL);
 GRANT ALL ON handled, handled_step_seq TO app1, app2;
 -- a handler that fails, and ends its session, at random
@@ -77,7 +78,8 @@ class Worker(threading.Thread):
 
     # How often each is done, of all.
     STEPS = {"queue": 30, "nested": 10, "rows": 8, "batch": 4, "prepared": 3, "linger": 2, "vanish": 2, "cancel": 12,
-             "far": 5, "retry": 5, "call": 8, "impatient_call": 2, "wait": 4, "pause": 1, "spread": 0.5, "bulk": 0.1}
+             "far": 5, "retry": 5, "call": 8, "impatient_call": 2, "wait": 4, "pause": 1, "save": 8, "spread": 0.5,
+             "bulk": 0.1}
     # And of the flows queued which way.
     KINDS = {"plain": 10, "own": 3, "ordered": 8, "later": 4, "few": 3, "brief": 2, "refused": 2, "rejected": 1,
              "large": 1, "huge": 0.15, "pair": 1}
@@ -122,7 +124,7 @@ class Worker(threading.Thread):
         self.next_number += 1
         return self.next_number
 
-    def enqueue(self, transaction, kind=None):
+    def enqueue(self, transaction, kind=None, replace_key=None):
         """Queues a flow of some kind; one statement."""
         kind = kind or self.random.choices(list(self.KINDS), self.KINDS.values())[0]
         n, key = self.number_one(), None
@@ -149,6 +151,10 @@ class Worker(threading.Thread):
             arguments["on_end"] = "'public.handle'"
         operator, params = OPERATOR, None
         padding = ", \"padding\": \"" + "x" * self.random.randint(1000, 200000) + "\"" if kind == "large" else ""
+        if replace_key:
+            arguments["replace_key"] = f"'{replace_key}'"
+            arguments["server"] = "'feishu'"
+            arguments["run_at"] = f"now() + '{self.random.uniform(-1, 2):.6f} s'"
         if key:
             arguments["idempotent_key"] = f"'{key}'"
         if kind == "huge":
@@ -193,6 +199,23 @@ class Worker(threading.Thread):
         numbers = []
         if self.transact(lambda t: numbers.extend(self.enqueue(t) for _ in range(self.random.choice((1, 1, 1, 2, 5))))):
             self.remember(numbers)
+
+    def save(self):
+        """Of what others save, too, the last values count. One key a transaction: two could deadlock."""
+        key = f"saved-{self.random.randint(0, 9)}"
+
+        def work(transaction):
+            self.enqueue(transaction, "saved", key)
+            if self.random.random() < 0.3:
+                self.session.ask("SAVEPOINT s")
+                mark = transaction.mark()
+                self.enqueue(transaction, "saved", key)
+                if self.random.random() < 0.5:
+                    self.session.ask("ROLLBACK TO s")
+                    transaction.undo_to(mark)
+            if self.random.random() < 0.1:
+                time.sleep(self.random.uniform(0, 0.5))
+        self.transact(work)
 
     def spread(self):
         """A flow or two of each of many roles."""
@@ -247,7 +270,8 @@ END $$; RESET ROLE""")
             transaction.numbers += [self.number_one() for _ in range(count)]
             self.session.ask(f"INSERT INTO orders SELECT n, 'rows-{self.number}-' || n % 3 "
                              f"FROM generate_series({first}, {first + count - 1}) n")
-            self.session.ask(f"INSERT INTO marker SELECT n, NULL, 'row' FROM generate_series({first}, {first + count - 1}) n")
+            self.session.ask(f"INSERT INTO marker SELECT n, NULL, 'row' "
+                             f"FROM generate_series({first}, {first + count - 1}) n")
         self.transact(work)
 
     def batch(self):
@@ -351,10 +375,11 @@ END $$; RESET ROLE""")
             return
         n, flow = self.random.choice(self.recent)
         new_key = self.random.choice(("true", "false"))
+        repair = self.random.choice(("NULL", "NULL", f"'{{\"n\": {n}, \"repaired\": true}}'"))
         done = []
 
         def work(_):
-            if self.session.value(f"SELECT feishu.retry_flow({flow}, {new_key})") == "t":
+            if self.session.value(f"SELECT feishu.retry_flow({flow}, {new_key}, {repair})") == "t":
                 self.session.ask(f"INSERT INTO retried VALUES ({n}, {new_key})")
                 done.append(n)
         if self.transact(work) and done:

@@ -38,14 +38,29 @@ SELECT o.params->>'n', o.id, o.roleid, o.state, coalesce(o.handler_state, 'waiti
 FROM feishu_internal.outbox o LEFT JOIN handled h ON h.flow = o.id
 WHERE o.on_end IS NOT NULL AND o.state <> 'q' GROUP BY o.id ORDER BY o.roleid, o.end_number
 """
+# Flows with attempts that went wrong, or that should have some: their rows, the first and the last, and the count.
+ATTEMPTS = """
+SELECT o.id, o.params->>'n', o.state, o.attempts, coalesce(o.failures, 0), count(a.flow), coalesce(min(a.attempt), 0),
+  coalesce(max(a.attempt), 0)
+FROM feishu_internal.outbox o LEFT JOIN feishu_internal.attempt a ON a.flow = o.id
+WHERE o.state <> 'q' GROUP BY o.id
+HAVING o.attempts <> (o.state = 's')::int OR o.failures IS NOT NULL OR count(a.flow) > 0
+"""
+ATTEMPTS_KEPT = 100
+# Those that are nobody's.
+ORPHANS = """
+SELECT flow, count(*) FROM feishu_internal.attempt a
+WHERE NOT EXISTS (SELECT FROM feishu_internal.outbox o WHERE o.id = a.flow) GROUP BY flow
+"""
 Flow = collections.namedtuple("Flow", "n id state unanswered attempts server lane key execution_id sqlstate error role")
 
 ENDS = {"q": "unfinished", "s": "succeeded", "f": "failed", "u": "unconfirmed", "c": "cancelled"}
-FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded", "ghosts", "held up",
-         "dispatcher deaths", "went wrong by itself")
+FATAL = ("lost", "started twice", "handled twice", "uncommitted", "wrong record", "fifo", "stuck", "unbounded",
+         "ghosts", "held up", "dispatcher deaths", "went wrong by itself")
 NOTES = ("given up after an attempt that was not answered, and had run",
-         "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read")
-GAVE_UP, NOT_RUN, GARBLED = NOTES
+         "cancelled or refused after such an attempt, and had not run", "refused in words that could not be read",
+         "replaced after a crash, and had run")
+GAVE_UP, NOT_RUN, GARBLED, REPLACED = NOTES
 LIMITED = next(app for app, name in APPS.items() if name == "limited")
 CALLS = ("callFlow", "slowCall")
 NUMBER = re.compile(r'"n": ?(\d+)')  # params may have been cut
@@ -74,11 +89,16 @@ class Truth:
             self.flows[flow.n].append(flow)
         self.markers = {int(n): (flow and int(flow), kind)
                         for n, flow, kind in session.ask("SELECT n, flow, kind FROM marker")}
+        # flow id -> numbers that were saved with it, in this order
+        self.saved = collections.defaultdict(list)
+        for n, flow in session.ask("SELECT n, flow FROM marker WHERE kind = 'saved' ORDER BY step"):
+            self.saved[int(flow)].append(int(n))
         self.cancelled = {int(n) for n, in session.ask("SELECT n FROM cancelled")}
         self.retried = collections.defaultdict(list)
         for n, new_key in session.ask("SELECT n, new_key FROM retried"):
             self.retried[int(n)].append(new_key == "t")
         self.handled = session.ask(HANDLED)
+        self.attempts, self.orphans = session.ask(ATTEMPTS), session.ask(ORPHANS)
         self.calls_ended = {key: (float(at), context) for key, at, context in
                             session.ask("SELECT key, extract(epoch FROM at), context FROM ended")}
         self.calls_ended.update(journal.ended)
@@ -119,8 +139,8 @@ class Truth:
 
 
 def ended_at(line):
-    """When a request was over for its client. That a stream of HTTP/2 is reset may wait behind what is large, of others;
-    its timeout is known."""
+    """When a request was over for its client. That a stream of HTTP/2 is reset may wait behind what is large, of
+    others; its timeout is known."""
     if not line["aborted"]:
         return line["done"]
     at_last = line["time"] + servers.TIMEOUT if "x-front" in line["headers"] else line["done"]
@@ -131,7 +151,7 @@ def reconcile(truth):
     """-> {finding: [text]}"""
     found = collections.defaultdict(list)
     for check in (check_committed, check_uncommitted, check_ends, check_cancelled, check_keys, check_calls, check_order,
-                  check_bound, check_ghosts, check_handlers):
+                  check_bound, check_ghosts, check_handlers, check_attempts):
         check(truth, lambda what, text: found[what].append(text))
     return found
 
@@ -148,6 +168,12 @@ def check_committed(truth, report):
             # its key was queued by the one before it
             if flows or truth.started.get(n) or number not in (None, truth.markers[n - 1][0]):
                 report("wrong record", f"{n}: its key was queued again, as {number}")
+        elif kind == "saved" and truth.saved[number][-1] != n:
+            # a claim that a crash has lost may have sent it
+            if flows:
+                report("lost", f"{n}: was replaced in flow {number}, by {truth.saved[number]}, and is there")
+            elif truth.started.get(n):
+                report(REPLACED, f"{n}: was replaced in flow {number}, by {truth.saved[number]}, and started")
         elif not flows:
             report("lost", f"{n} ({kind}): committed, and not in the queue")
         elif len(flows) > 1 or number not in (None, flows[0].id):
@@ -174,6 +200,21 @@ def check_handlers(truth, report):
             last[role] = (steps[0], what)
 
 
+def check_attempts(truth, report):
+    """Each attempt that went wrong has a row, of the last ones of a flow, and nothing else has; but for a flow that was
+    repaired and had none."""
+    for number, n, state, *counts in truth.attempts:
+        attempts, failures, rows, first, last = map(int, counts)
+        wrong = attempts - (state == "s")
+        retried = n is not None and truth.retried.get(int(n))
+        if failures != last or rows != min(last, ATTEMPTS_KEPT) or rows and first != last - rows + 1 or \
+                (last < wrong if retried else last != wrong):
+            report("wrong record", f"flow {number} ({n}): {ENDS[state]} after {attempts} attempts, "
+                   f"{failures} went wrong, and there are {rows} rows of these, {first} to {last}; retried {retried}")
+    for number, rows in truth.orphans:
+        report("wrong record", f"flow {number} is gone, and {rows} of its attempts are not")
+
+
 def check_uncommitted(truth, report):
     for n in truth.flows.keys() - truth.markers.keys():
         report("wrong record", f"{n}: in the queue, and not committed")
@@ -186,7 +227,8 @@ def check_ends(truth, report):
     """Each flow has the end that the platform's records bear out."""
     for n, kind, flow in truth.every():
         what = (f"{n} ({kind}): {ENDS[flow.state]} after {flow.attempts} attempts, unanswered {flow.unanswered}, "
-                f"{flow.sqlstate} {flow.error}; flow {flow.id}, started {truth.started.get(n)}, retried {truth.retried.get(n)}")
+                f"{flow.sqlstate} {flow.error}; flow {flow.id}, started {truth.started.get(n)}, "
+                f"retried {truth.retried.get(n)}")
         started, retries = truth.started.get(n, []), truth.retried.get(n, [])
         if len(started) > 1 + sum(retries):
             report("started twice", what)
@@ -198,8 +240,9 @@ def check_ends(truth, report):
             report("wrong record", what + f": execution {flow.execution_id}")
         elif flow.state == "u" and not started:
             # a refusal that may have been for the key, or nobody asked again
-            report(NOT_RUN if flow.unanswered and (kind in REFUSED or refused_large(kind, flow) or TOO_LATE in flow.error or
-                             EXHAUSTED in flow.error) else "lost", what)
+            report(NOT_RUN if flow.unanswered and (kind in REFUSED or refused_large(kind, flow)
+                                                   or TOO_LATE in flow.error or EXHAUSTED in flow.error)
+                   else "lost", what)
         elif flow.state == "f" and not retries and flow.sqlstate not in MAY_FAIL.get(kind, ()) and \
                 not refused_large(kind, flow):
             # a refusal of which only the HTTP status could be read
@@ -249,8 +292,8 @@ def check_calls(truth, report):
 
 
 def check_order(truth, report):
-    """Of an ordering key, a flow goes when all before it have ended: their last request came before its first. Those that
-    were retried have left the line."""
+    """Of an ordering key, a flow goes when all before it have ended: their last request came before its first. Those
+    that were retried have left the line."""
     lanes = collections.defaultdict(list)
     for n, kind, flow in truth.every():
         # a client queues an ordering key's flows one after the other, but not in the order of their ends with PREPARE
@@ -261,7 +304,8 @@ def check_order(truth, report):
         for _, n, kind in sorted(flows):
             times = [at for at, _ in truth.requests[n]]
             if min(times) < before:
-                report("fifo", f"{n} ({kind}) of {lane}: sent {before - min(times):.3f} s before the last request of {whose}")
+                report("fifo", f"{n} ({kind}) of {lane}: sent {before - min(times):.3f} s before the last request of "
+                       f"{whose}")
             if max(times) > before:
                 before, whose = max(times), n
 

@@ -125,7 +125,8 @@ class Server:
             file.write(text)
 
     def initialize(self):
-        self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
+                 "--no-sync")
         self.configure(CONFIGURATION.format(work=self.work, port=self.port, timeout=TIMEOUT, in_flight=IN_FLIGHT))
 
     def copy(self, primary):
@@ -199,7 +200,7 @@ class Server:
 
 
 class Pair:
-    """The primary of the moment and its standby. Its methods are for one thread, that which kills; sessions are for all."""
+    """The primary of the moment and its standby. Its methods are for one thread, that which kills; sessions for all."""
 
     def __init__(self, bindir, work):
         self.bindir, self.work, self.number = bindir, work, 0
@@ -239,7 +240,8 @@ class Pair:
                   lambda: session.value("SHOW synchronous_standby_names") == "*")
             position = session.value("SELECT pg_current_wal_lsn()")
             until("the standby has caught up", lambda: session.value(
-                f"SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND flush_lsn >= '{position}'") == "1")
+                "SELECT count(*) FROM pg_stat_replication "
+                f"WHERE sync_state = 'sync' AND flush_lsn >= '{position}'") == "1")
         finally:
             session.close()
 

@@ -118,6 +118,7 @@ class Siege:
         for what in ("flows", "calls"):
             times = sorted(sum((getattr(witness, what) for witness in self.witnesses), []))
             longest = ", ".join(f"{w.server} {max(getattr(w, what), default=0):.2f}" for w in self.witnesses)
-            parts.append(f"{len(times)} {what} of others, half of them within {times[len(times) // 2]:.2f} s, the longest: {longest} s"
+            parts.append(f"{len(times)} {what} of others, half of them within {times[len(times) // 2]:.2f} s, "
+                         f"the longest: {longest} s"
                          if times else f"no {what}")
         return f"{'; '.join(parts)}; before, others' flows were sent after {self.before:.1f} s"

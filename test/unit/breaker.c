@@ -137,7 +137,8 @@ test_own_trouble(void)
 	(void) fail(1, 4);
 	is(breakers_note_answer(&breakers, 2, false), 0, "... nor do four calls while nobody is answered");
 	(void) fail(1, 5);
-	is(breakers_note_answer(&breakers, 2, false), BREAKER_PROBE_DUE, "nobody was answered for five calls: the next answer lets it probe again");
+	is(breakers_note_answer(&breakers, 2, false), BREAKER_PROBE_DUE,
+	   "nobody was answered for five calls: the next answer lets it probe again");
 	is(breakers_note_answer(&breakers, 1, false), BREAKER_ROLE_CLOSED, "its own answer ends that");
 	is(breakers_note_answer(&breakers, 2, false), 0, "... and others' are no news");
 
@@ -223,7 +224,8 @@ test_all(void)
 	is(held(1), 0, "... that of the role, too");
 	begin();
 	(void) fail(1, 5);
-	is(breakers_note_answer(&breakers, 2, true), BREAKER_CLOSED | BREAKER_ROLE_CLOSED, "... also where there are roles' alone");
+	is(breakers_note_answer(&breakers, 2, true), BREAKER_CLOSED | BREAKER_ROLE_CLOSED,
+	   "... also where there are roles' alone");
 	begin();
 	(void) fail(1, 4);
 	is(breakers_note_answer(&breakers, 2, true), 0, "... and tells of none where there is none");

@@ -333,7 +333,8 @@ test_stops(void)
 	(void) is_sent(&place, NOW);
 	(void) report(LIMITER_REPORT_CREDENTIALS);
 	(void) report(LIMITER_REPORT_ANSWERED);
-	is(report_at(&place, LIMITER_REPORT_QUOTA, NOW), 0, "a refusal of what was sent before an answer does not pause it anew");
+	is(report_at(&place, LIMITER_REPORT_QUOTA, NOW), 0,
+	   "a refusal of what was sent before an answer does not pause it anew");
 	is(report(LIMITER_REPORT_CREDENTIALS), GATE_PAUSED, "... one of now does");
 	is(report(LIMITER_REPORT_QUOTA), GATE_PAUSED, "... another reason is told");
 	is(report(LIMITER_REPORT_CREDENTIALS), GATE_PAUSED, "... each");
@@ -343,7 +344,8 @@ test_stops(void)
 	is(report(LIMITER_REPORT_REACHED), GATE_RESUMED, "... and so does base_url that answers");
 	is(report(LIMITER_REPORT_TROUBLE) | report(LIMITER_REPORT_REFUSED), 0, "trouble is no pause");
 	(void) report(LIMITER_REPORT_CREDENTIALS);
-	is(report(LIMITER_REPORT_REFUSED) | report(LIMITER_REPORT_NOTHING), 0, "what is no answer to a flow does not end one");
+	is(report(LIMITER_REPORT_REFUSED) | report(LIMITER_REPORT_NOTHING), 0,
+	   "what is no answer to a flow does not end one");
 	is(report(LIMITER_REPORT_TROUBLE), 0, "... nor does trouble");
 
 	/* a trial under way when the pause is ended, and begins anew */
@@ -451,16 +453,19 @@ test_breakers(void)
 	(void) report(LIMITER_REPORT_CREDENTIALS);
 	for (int n = 0; n < 5; n++)
 		(void) report(LIMITER_REPORT_TROUBLE);
-	is(report(LIMITER_REPORT_ANSWERED), BREAKER_ROLE_CLOSED | GATE_RESUMED, "an answer may end both a pause and a breaker");
+	is(report(LIMITER_REPORT_ANSWERED), BREAKER_ROLE_CLOSED | GATE_RESUMED,
+	   "an answer may end both a pause and a breaker");
 	(void) report(LIMITER_REPORT_CREDENTIALS);
 	for (int n = 0; n < 5; n++)
 		(void) report(LIMITER_REPORT_TROUBLE);
-	is(report(LIMITER_REPORT_REACHED), BREAKER_ROLE_CLOSED | BREAKER_CLOSED | GATE_RESUMED, "... and so may one to who checks");
+	is(report(LIMITER_REPORT_REACHED), BREAKER_ROLE_CLOSED | BREAKER_CLOSED | GATE_RESUMED,
+	   "... and so may one to who checks");
 	begin();
 	for (int n = 0; n < 5; n++)
 		(void) report(LIMITER_REPORT_TROUBLE);
 	server.userid = 2;
-	is(report(LIMITER_REPORT_REACHED), BREAKER_ROLE_CLOSED | BREAKER_CLOSED, "base_url that answers who checks closes all");
+	is(report(LIMITER_REPORT_REACHED), BREAKER_ROLE_CLOSED | BREAKER_CLOSED,
+	   "base_url that answers who checks closes all");
 
 	/* of several roles */
 	begin();
@@ -522,9 +527,12 @@ test_rate_pause(void)
 
 	begin();
 	is(gate_report(&gate, 1, &place, LIMITER_REPORT_RATE, 1, NOW, true), GATE_RATE, "the first is told");
-	is(gate_report(&gate, 1, &place, LIMITER_REPORT_RATE, 1, NOW + SECONDS(60), true), 0, "... and no other within a minute");
-	is(gate_report(&gate, 1, &place, LIMITER_REPORT_RATE, 1, NOW + SECONDS(120) + 1, true), GATE_RATE, "... but one later");
-	is(gate_report(&gate, 1, &place, LIMITER_REPORT_RATE, 1, NOW, true), GATE_RATE, "... and when the clock was set back");
+	is(gate_report(&gate, 1, &place, LIMITER_REPORT_RATE, 1, NOW + SECONDS(60), true), 0,
+	   "... and no other within a minute");
+	is(gate_report(&gate, 1, &place, LIMITER_REPORT_RATE, 1, NOW + SECONDS(120) + 1, true), GATE_RATE,
+	   "... but one later");
+	is(gate_report(&gate, 1, &place, LIMITER_REPORT_RATE, 1, NOW, true), GATE_RATE,
+	   "... and when the clock was set back");
 
 	(void) pause_of(0.9);
 	is(gate_pause_is_unkept(&gate, NOW), 0, "a short pause is not written");

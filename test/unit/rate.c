@@ -119,10 +119,12 @@ test_foretelling(void)
 	now = EPOCH + 3 * PART;
 	for (int i = 0; i < 5; i++)
 		rate_count(&history, now);
-	is(ready(&history, ten_a_second, 1, now), 18 * PART, "all of them have gone: the next waits for the first to be over");
+	is(ready(&history, ten_a_second, 1, now), 18 * PART,
+	   "all of them have gone: the next waits for the first to be over");
 	is(ready(&history, ten_a_second, 5, now), 18 * PART, "... and four others with it");
 	is(ready(&history, ten_a_second, 6, now), 21 * PART, "... but no more");
-	is(ready(&history, ten_a_second, 11, now), (18 + 21) * PART, "... more than the rate has wait for another window, too");
+	is(ready(&history, ten_a_second, 11, now), (18 + 21) * PART,
+	   "... more than the rate has wait for another window, too");
 	is(ready(&history, ten_a_second, 1, EPOCH + 21 * PART - 1), 1, "the first are looked at to the end");
 	is(ready(&history, ten_a_second, 5, EPOCH + 21 * PART), 0, "... and not longer");
 	is(ready(&history, ten_a_second, 6, EPOCH + 21 * PART), 3 * PART, "... but the others are");
@@ -176,9 +178,11 @@ test_uncounting(void)
 	rate_count(&history, EPOCH);
 	rate_count_many(&history, 10, EPOCH + 21 * PART);
 	rate_uncount(&history, EPOCH, 0);
-	is(ready(&history, ten_a_second, 1, EPOCH + 21 * PART), 21 * PART, "... one from before that is not, from the part in its place");
+	is(ready(&history, ten_a_second, 1, EPOCH + 21 * PART), 21 * PART,
+	   "... one from before that is not, from the part in its place");
 	rate_uncount(&history, EPOCH + 42 * PART, 0);
-	is(ready(&history, ten_a_second, 1, EPOCH + 21 * PART), 21 * PART, "... nor is one from after a clock was set back");
+	is(ready(&history, ten_a_second, 1, EPOCH + 21 * PART), 21 * PART,
+	   "... nor is one from after a clock was set back");
 
 	is(rate_is_stale(EPOCH, EPOCH + PART), 0, "a request that goes out within a part is in time");
 	is(rate_is_stale(EPOCH, EPOCH + PART + 1), 1, "... later it is not");
@@ -190,7 +194,8 @@ test_clock(void)
 	RateHistory history = {0};
 
 	rate_count_many(&history, 10, EPOCH);
-	is(ready(&history, ten_a_second, 1, EPOCH - 20 * PART), 41 * PART, "a clock that was set back a little: they count");
+	is(ready(&history, ten_a_second, 1, EPOCH - 20 * PART), 41 * PART,
+	   "a clock that was set back a little: they count");
 	is(ready(&history, ten_a_second, 1, EPOCH - 21 * PART), 42 * PART, "... by a window: likewise");
 	is(ready(&history, ten_a_second, 1, EPOCH - SECONDS(3600)), 0, "... by more than a window: they do not");
 	rate_count_many(&history, 10, EPOCH);

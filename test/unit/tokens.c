@@ -27,6 +27,7 @@
 /* ---------- What those files have from others ---------- */
 
 int			MyProcPid = 4711;
+double		feishu_guc_rate_share = 1.0;
 int			feishu_guc_max_apps = 5;
 int			feishu_guc_retry_base_delay = 1000;
 int			feishu_guc_retry_max_delay = 300 * 1000;
@@ -172,14 +173,14 @@ errfinish(const char *file, int line, const char *function)
 }
 
 int
-errmsg(const char *format,...)
+errmsg(const char *format, ...)
 {
-	losses += strstr(format, "has forgotten the access token") != NULL;
+	losses += strstr(format, "has dropped the access token") != NULL;
 	return 0;
 }
 
 int
-errhint(const char *format,...)
+errhint(const char *format, ...)
 {
 	return 0;
 }
@@ -514,7 +515,7 @@ test_refusals(void)
 static void
 test_asking(void)
 {
-	TokenAsked	asked = {.database = 5,.serverid = 77,.userid = 88};
+	TokenAsked	asked = {.database = 5, .serverid = 77, .userid = 88};
 	TokenAsked	found[3];
 
 	begin();
@@ -628,6 +629,19 @@ test_room(void)
 	now += SECONDS(6000);
 	(void) gets(caller(0, 5, 99));
 	is(app_find(&callers[5].key)->payer, InvalidOid, "an app that two pay for is nobody's");
+
+	/* tokens that have expired */
+	begin();
+	for (int app = 1; app <= 5; app++)
+	{
+		(void) gets(caller(app, app, 10 + app));
+		token_cache_store(&callers[app], "some", 7200, now);
+	}
+	now += SECONDS(7200);
+	is(gets(caller(6, 6, 16)), TOKEN_FETCH, "an app whose token has expired makes room");
+	is(token_find(&callers[6].key) != NULL, 1, "... for another");
+	is(losses, 0, "... which is no loss");
+	token_cache_abandon(&callers[6]);
 
 	/* places in use */
 	begin();

@@ -7,45 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
-	"time"
 
 	"github.com/lib/pq"
 )
 
-const ns = "package_7344545d87__c"
-const waits = "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'"
-
-func ok(good bool, name string) {
-	if good {
-		fmt.Println("ok - " + name)
-	} else {
-		fmt.Println("not ok - " + name)
-	}
-}
-
-func equal[T comparable](got, expected T, name string) {
-	ok(got == expected, name)
-	if got != expected {
-		fmt.Println("got", got, "expected", expected)
-	}
-}
-
-func must(err error) {
-	if err != nil {
-		ok(false, err.Error())
-		os.Exit(1)
-	}
-}
-
 func main() {
 	ctx := context.Background()
-	seconds, err := strconv.ParseFloat(os.Getenv("CLIENT_PATIENCE"), 64)
-	if err != nil {
-		seconds = 60
-	}
-	patience := fmt.Sprintf("%g s", seconds)
+	limit := fmt.Sprintf("%g s", patience.Seconds())
 	db, err := sql.Open("postgres", "sslmode=disable")
 	must(err)
 	db.SetMaxOpenConns(1)
@@ -64,7 +32,7 @@ func main() {
 	must(tx.Commit())
 
 	var answer []byte
-	must(db.QueryRow("SELECT feishu.wait_flow($1, $2)", flow, patience).Scan(&answer))
+	must(db.QueryRow("SELECT feishu.wait_flow($1, $2)", flow, limit).Scan(&answer))
 	var body struct {
 		Code int `json:"code"`
 	}
@@ -76,7 +44,7 @@ func main() {
 	var total int64
 	var none sql.NullString
 	must(db.QueryRow("SELECT (p ->> 'total')::bigint, p ->> 'none' FROM feishu.out_params(feishu.execute_flow($1, $2, $3, $4, $5, $6, $7, $8, $9)) AS p",
-		ns, "echoParams", nil, `{"total": 9223372036854775807}`, false, nil, `["a"]`, "feishu", patience).Scan(&total, &none))
+		ns, "echoParams", nil, `{"total": 9223372036854775807}`, false, nil, `["a"]`, "feishu", limit).Scan(&total, &none))
 	equal(total, 1<<63-1, "an integer of 64 bits keeps its digits")
 	ok(!none.Valid, "NULL comes back")
 
@@ -98,10 +66,10 @@ func main() {
 	// A context that ends sends a cancel request.
 	short, cancel := context.WithCancel(ctx)
 	go func() {
-		deadline := time.Now().Add(time.Duration(seconds * float64(time.Second)))
-		for found := false; !found && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		waitUntil(func() (found bool) {
 			must(watch.QueryRow(waits, pid).Scan(&found))
-		}
+			return
+		})
 		cancel()
 	}()
 	_, err = db.ExecContext(short, "SELECT feishu.execute_flow($1, $2)", ns, "hangingFlow")

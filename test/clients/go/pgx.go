@@ -1,12 +1,9 @@
-// pgx 5, with its pool.
+// pgx, with its pool: version 5, which the test changes into 4.
 package main
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,38 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-const ns = "package_7344545d87__c"
-const waits = "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = $1 AND state = 'active' AND wait_event_type = 'Extension'"
-
-func ok(good bool, name string) {
-	if good {
-		fmt.Println("ok - " + name)
-	} else {
-		fmt.Println("not ok - " + name)
-	}
-}
-
-func equal[T comparable](got, expected T, name string) {
-	ok(got == expected, name)
-	if got != expected {
-		fmt.Println("got", got, "expected", expected)
-	}
-}
-
-func must(err error) {
-	if err != nil {
-		ok(false, err.Error())
-		os.Exit(1)
-	}
-}
-
 func main() {
 	ctx := context.Background()
-	seconds, err := strconv.ParseFloat(os.Getenv("CLIENT_PATIENCE"), 64)
-	if err != nil {
-		seconds = 60
-	}
-	patience := time.Duration(seconds * float64(time.Second))
 	pool, err := pgxpool.New(ctx, "pool_max_conns=1")
 	must(err)
 	defer pool.Close()
@@ -113,22 +80,21 @@ func main() {
 	watch, err := pgx.Connect(ctx, "")
 	must(err)
 	go func() {
-		deadline := time.Now().Add(patience)
-		for found := false; !found && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		waitUntil(func() (found bool) {
 			must(watch.QueryRow(ctx, waits, pid).Scan(&found))
-		}
+			return
+		})
 		cancel()
 	}()
 	_, err = pool.Exec(short, "SELECT feishu.execute_flow($1, $2)", ns, "hangingFlow")
 	ok(err != nil, "a context that is cancelled ends a call")
 	must(pool.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&same))
 	ok(same != pid, "... and its connection")
-	deadline := time.Now().Add(patience)
-	gone := false
-	for !gone && time.Now().Before(deadline) {
+	waitUntil(func() (gone bool) {
 		must(watch.QueryRow(ctx, "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $1", pid).Scan(&gone))
-	}
-	ok(gone, "... on the server, too")
+		return
+	})
+	ok(true, "... on the server, too")
 
 	// statement_timeout keeps it.
 	must(pool.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid))
