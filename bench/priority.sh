@@ -21,15 +21,18 @@ bench_priority() {
 		priority => -1)) FROM generate_series(1, $PRIORITY_BACKLOG)" >/dev/null
 	sql "CHECKPOINT"
 	printf "SELECT feishu.enqueue_flow('package_7344545d87__c', 'deleteObject_99c656599f', '{\"_id\": 1}', %s);\n%s\n" \
-		"jsonb_build_object('xid', pg_current_xact_id()::text::bigint)" "\\sleep $PRIORITY_GAP_MS ms" >"$WORK/scripts/above.sql"
+		"jsonb_build_object('xid', pg_current_xact_id()::text::bigint)" "\\sleep $PRIORITY_GAP_MS ms" \
+		>"$WORK/scripts/above.sql"
 	from=$(sql "SELECT pg_current_xact_id()")
 	sql "SELECT feishu.resume_server('feishu')" >/dev/null
 	wait_until 20 backlog_begun || die "the backlog is not sent"
 	progress "$PRIORITY_FLOWS flows at 0"
-	as_owner "$PG_BIN/pgbench" -h "$WORK/sock" -p "$PORT" -U postgres -n -c 1 -t "$PRIORITY_FLOWS" -f "$WORK/scripts/above.sql" \
-		postgres >"$WORK/pgbench.log" 2>&1 || { cat "$WORK/pgbench.log" >&2; die "pgbench failed"; }
+	as_owner "$PG_BIN/pgbench" -h "$WORK/sock" -p "$PORT" -U postgres -n -c 1 -t "$PRIORITY_FLOWS" \
+		-f "$WORK/scripts/above.sql" postgres >"$WORK/pgbench.log" 2>&1 ||
+		{ cat "$WORK/pgbench.log" >&2; die "pgbench failed"; }
 	wait_until 30 none_above || die "flows stayed in the queue"
-	[ "$(sql "SELECT EXISTS (SELECT FROM feishu_internal.outbox WHERE state = 'q')")" = t ] || die "the backlog was too short"
+	[ "$(sql "SELECT EXISTS (SELECT FROM feishu_internal.outbox WHERE state = 'q')")" = t ] ||
+		die "the backlog was too short"
 	progress ""
 	printf '%-40s %9s %9s %9s %9s\n' "commit to wire, ms" flows p50 p99 highest
 	latency_line "above a backlog of $PRIORITY_BACKLOG" "$from"

@@ -19,11 +19,14 @@ create_server($node, 'feishu', { base_url => $mock->url });
 create_server($node, 'narrow', { base_url => $mock->url, max_concurrency => 1 });
 my $session = FeishuFlow::Session->new($node);
 
-sub pause { $session->value("SELECT feishu.pause_server('$_[0]')"); return; }
+sub pause  { $session->value("SELECT feishu.pause_server('$_[0]')");  return; }
 sub resume { $session->value("SELECT feishu.resume_server('$_[0]')"); return; }
 
 # The priorities of the requests, in the order in which they arrived: they are the flow's id, too.
-sub order { return map { $_->{flow_id} } sort { $a->{time} <=> $b->{time} } arrivals($mock); }
+sub order
+{
+	return map { $_->{flow_id} } sort { $a->{time} <=> $b->{time} } arrivals($mock);
+}
 
 sub queue_at
 {
@@ -38,13 +41,19 @@ my $id = enqueue($session, server => 'feishu', priority => \'-1');
 is(look($session, $id, 'priority'), '-1', 'feishu.flows has the priority of a flow');
 is(look($session, enqueue($session, server => 'feishu'), 'priority'), '0', '... which is 0 when none was given');
 is(look($session, enqueue($session, server => 'feishu', priority => \'NULL'), 'priority'), '0', '... or NULL');
-fails_with($session, 'SELECT ' . enqueue_call(server => 'feishu', priority => \$_), '22023', "... and not $_") foreach 101, -101, 2147483647;
-$session->value(q{CREATE TABLE orders (p text);
+fails_with($session, 'SELECT ' . enqueue_call(server => 'feishu', priority => \$_), '22023', "... and not $_")
+  foreach 101, -101, 2147483647;
+$session->value(
+	q{CREATE TABLE orders (p text);
 	CREATE TRIGGER t AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION
 	feishu.flow_trigger('app', 'flow', '{"_id": 1111}', '{}', '{"server": "feishu", "priority": "$.new.p"}')});
 $session->value(q{INSERT INTO orders VALUES ('7'), (NULL)});
-is($session->value('SELECT string_agg(priority::text, $$ $$ ORDER BY id) FROM (SELECT id, priority FROM feishu.flows ORDER BY id DESC LIMIT 2) f'),
-	'7 0', 'it is an option of the trigger');
+is( $session->value(
+		'SELECT string_agg(priority::text, $$ $$ ORDER BY id) FROM feishu.flows
+	WHERE id > (SELECT max(id) - 2 FROM feishu.flows)'
+	),
+	'7 0',
+	'it is an option of the trigger');
 fails_with($session, qq{INSERT INTO orders VALUES ('$_')}, '22023', "... but not $_") foreach 'high', '1000';
 resume('feishu');
 until_ended($session);
@@ -69,7 +78,10 @@ until_ended($session);
 @order = order();
 my ($last) = grep { $order[$_] eq 'p0' } reverse 0 .. $#order;
 my @lower = grep { $_ ne 'p0' } @order[ 0 .. $last ];
-like("@lower", qr/^(p-1 p-2 p-1 p-2 p-1|p-2 p-1 p-2 p-1 p-2)$/, '... and one place in eight goes to lower ones, in turns');
+like(
+	"@lower",
+	qr/^(p-1 p-2 p-1 p-2 p-1|p-2 p-1 p-2 p-1 p-2)$/,
+	'... and one place in eight goes to lower ones, in turns');
 
 # ---- a backlog ----
 
@@ -81,7 +93,10 @@ $mock->wait_for(24, kind => 'execute', flow_id => 'p-1');
 foreach (1 .. 10)
 {
 	$id = enqueue($session, server => 'feishu', flow_id => 'p0');
-	succeeds($session, "SELECT feishu.wait_flow($id, '60 s')", "flow $_: a backlog below that has all places is no obstacle");
+	succeeds(
+		$session,
+		"SELECT feishu.wait_flow($id, '60 s')",
+		"flow $_: a backlog below that has all places is no obstacle");
 }
 is($mock->count(kind => 'execute', flow_id => 'p-1'), 24, '... though none of it has ended');
 $mock->rules([ { kind => 'execute', flow_id => 'p-1' }, { type => 'latency', ms => 20 } ]);
@@ -123,7 +138,10 @@ my $like = enqueue($session, server => 'feishu');
 enqueue($session, server => 'narrow');
 until_ended($session);
 my @unheard = map { enqueue_unheard($session, $like, server => $_) } qw(feishu feishu narrow narrow);
-$session->value("UPDATE feishu_internal.outbox SET priority = (ARRAY[33, 0, -33, -100])[id - $unheard[0] + 1] WHERE id >= $unheard[0]");
+$session->value(
+	"UPDATE feishu_internal.outbox SET priority = (ARRAY[33, 0, -33, -100])[id - $unheard[0] + 1]
+	WHERE id >= $unheard[0]"
+);
 $session->value(q{ALTER SYSTEM SET feishu_flow.poll_interval = '1s'; SELECT pg_reload_conf()});
 until_ended($session);
 is(ends($session, "id >= $unheard[0]"), 'succeeded 4', 'and those of which nobody told it');
@@ -143,13 +161,50 @@ is($mock->count(kind => 'execute', flow_id => 'late'), 1, 'a transaction that co
 
 begin_anew($mock, $session, 'feishu');
 pause('feishu');
-enqueue($session, server => 'feishu', flow_id => "s$_", priority => \$_, ordering_key => 'one') foreach -1, 5, 0, -100, 100, -1;
+enqueue($session, server => 'feishu', flow_id => "s$_", priority => \$_, ordering_key => 'one')
+  foreach -1, 5, 0, -100, 100, -1;
 queue_at(3, 50, server => 'feishu');
 resume('feishu');
 until_ended($session);
-is(join(' ', grep { /^s/ } order()), 's-1 s5 s0 s-100 s100 s-1', 'an ordering key goes over priorities, in the order of ids');
+is( join(' ', grep { /^s/ } order()),
+	's-1 s5 s0 s-100 s100 s-1',
+	'an ordering key goes over priorities, in the order of ids');
 my @keyed = sort { $a->{time} <=> $b->{time} } grep { $_->{flow_id} =~ /^s/ } arrivals($mock);
 is(scalar(grep { $keyed[$_]{time} < $keyed[ $_ - 1 ]{done} } 1 .. $#keyed), 0, '... one after the other');
+
+# ---- a flow that is replaced ----
+
+begin_anew($mock, $session, 'narrow');
+pause('narrow');
+my $replaced = enqueue($session, server => 'narrow', flow_id => 'p-1', priority => \'-1', replace_key => 'r');
+my $lowered = enqueue($session, server => 'narrow', flow_id => 'p50', priority => \'50', replace_key => 'l');
+queue_at(0, 3, server => 'narrow');
+is(enqueue($session, server => 'narrow', flow_id => 'p9', priority => \'9', replace_key => 'r'),
+	$replaced, 'a flow that is replaced');
+is(look($session, $replaced, 'priority'), '9', '... has the priority of the last one');
+is(enqueue($session, server => 'narrow', flow_id => 'p-9', priority => \'-9', replace_key => 'l'),
+	$lowered, '... lower ones, too');
+resume('narrow');
+until_ended($session);
+is(join(' ', order()), 'p9 p0 p0 p0 p-9', '... and is sent by that');
+
+begin_anew($mock, $session, 'feishu');
+$mock->rules([ { kind => 'execute', flow_id => 'p0' }, { type => 'hold' } ]);
+queue_at(0, 100, server => 'feishu');
+$mock->wait_for(24, kind => 'execute', flow_id => 'p0');
+$replaced = enqueue($session, server => 'feishu', flow_id => 'p-1', priority => \'-1', replace_key => 'r');
+is(enqueue($session, server => 'feishu', flow_id => 'p9', priority => \'9', replace_key => 'r'),
+	$replaced, 'a flow that waits behind a backlog');
+succeeds(
+	$session,
+	"SELECT feishu.wait_flow($replaced, '60 s')",
+	'... is sent at once when it is replaced by one above it');
+is($mock->count(kind => 'execute', flow_id => 'p0'), 24, '... though none of that has ended');
+$mock->rules;
+$mock->release;
+until_ended($session);
+is($mock->count(kind => 'execute', flow_id => 'p9') . ' ' . $mock->count(kind => 'execute', flow_id => 'p-1'),
+	'1 0', '... once');
 
 # ---- a role that is gone ----
 
