@@ -8,16 +8,17 @@ PAUSED_FLOWS=400
 PAUSED_GAP_MS=20
 PAUSED_RATIO=3
 PAUSED_WAIT_MS=2000
+PAUSED_OTHER="feishu.enqueue_flow('package_7344545d87__c', 'deleteObject_99c656599f', '{\"_id\": 1}',
+	jsonb_build_object('xid', pg_current_xact_id()::text::bigint))"
 
 bench_paused() {
-	local from behind resumed empty p50 waited
+	local behind resumed empty p50 waited ratio
 	dispatch_prepare
 	wait_until 20 test -n "$(dispatcher_pid)" || die "no dispatcher"
 	as_owner "$WORK/arrival" >"$WORK/arrival.log" &
 	wait_until 10 test -s "$WORK/arrival.log" || die "bench/arrival.c did not start"
 	sql "ALTER SERVER feishu OPTIONS (SET base_url 'http://127.0.0.1:$(head -n 1 "$WORK/arrival.log")')"
-	printf "SELECT feishu.enqueue_flow('package_7344545d87__c', 'deleteObject_99c656599f', '{\"_id\": 1}', %s);\n%s\n" \
-		"jsonb_build_object('xid', pg_current_xact_id()::text::bigint)" "\\sleep $PAUSED_GAP_MS ms" >"$WORK/scripts/other.sql"
+	printf "SELECT %s;\n%s\n" "$(tr '\n\t' '  ' <<<"$PAUSED_OTHER")" "\\sleep $PAUSED_GAP_MS ms" >"$WORK/scripts/other.sql"
 	printf '%-40s %9s %9s %9s %9s\n' "commit to wire, ms" flows p50 p99 highest
 	paused_run "empty queue"
 	paused_run "empty queue"
@@ -27,8 +28,7 @@ bench_paused() {
 	sql "SELECT feishu.pause_server('feishu')" >/dev/null
 	sql "SELECT count(feishu.enqueue_flow('package_7344545d87__c', 'backlog', '{\"_id\": 1}', '{}'))
 		FROM generate_series(1, $PAUSED_BACKLOG)" >/dev/null
-	behind=$(sql "SELECT pg_current_xact_id() FROM (SELECT feishu.enqueue_flow('package_7344545d87__c', 'deleteObject_99c656599f',
-		'{\"_id\": 1}', jsonb_build_object('xid', pg_current_xact_id()::text::bigint)) OFFSET 0) AS e")
+	behind=$(sql "SELECT pg_current_xact_id() FROM (SELECT $PAUSED_OTHER OFFSET 0) AS e")
 	sql "CHECKPOINT"
 	sql "SELECT feishu.pause_flow('feishu', 'package_7344545d87__c', 'backlog')" >/dev/null
 	resumed=$(sql "SELECT pg_current_xact_id() FROM (SELECT feishu.resume_server('feishu') OFFSET 0) AS r")
@@ -42,9 +42,11 @@ bench_paused() {
 	paused_run "a backlog is out of the way"
 	sql "SELECT feishu.resume_flow('feishu', 'package_7344545d87__c', 'backlog')" >/dev/null
 	progress ""
-	verdict "$(at_most "$(awk -v a="$p50" -v b="$empty" 'BEGIN { printf "%.2f", a / b }')" "$PAUSED_RATIO")" \
-		"beside $PAUSED_BACKLOG paused flows, p50 = $(awk -v a="$p50" -v b="$empty" 'BEGIN { printf "%.2f", a / b }') of that of an empty queue (at most $PAUSED_RATIO)"
-	verdict "$(at_most "$waited" "$PAUSED_WAIT_MS")" "the flow behind them is on the wire after $waited ms (at most $PAUSED_WAIT_MS)"
+	ratio=$(awk -v a="$p50" -v b="$empty" 'BEGIN { printf "%.2f", a / b }')
+	verdict "$(at_most "$ratio" "$PAUSED_RATIO")" \
+		"beside $PAUSED_BACKLOG paused flows, p50 = $ratio of that of an empty queue (at most $PAUSED_RATIO)"
+	verdict "$(at_most "$waited" "$PAUSED_WAIT_MS")" \
+		"the flow behind them is on the wire after $waited ms (at most $PAUSED_WAIT_MS)"
 	say
 }
 
@@ -52,15 +54,16 @@ bench_paused() {
 paused_run() {
 	local from
 	from=$(sql "SELECT pg_current_xact_id()")
-	as_owner "$PG_BIN/pgbench" -h "$WORK/sock" -p "$PORT" -U postgres -n -c 1 -t "$PAUSED_FLOWS" -f "$WORK/scripts/other.sql" \
-		postgres >"$WORK/pgbench.log" 2>&1 || { cat "$WORK/pgbench.log" >&2; die "pgbench failed"; }
+	as_owner "$PG_BIN/pgbench" -h "$WORK/sock" -p "$PORT" -U postgres -n -c 1 -t "$PAUSED_FLOWS" \
+		-f "$WORK/scripts/other.sql" postgres >"$WORK/pgbench.log" 2>&1 || { cat "$WORK/pgbench.log" >&2; die "pgbench failed"; }
 	wait_until 30 paused_others_sent || die "flows stayed in the queue"
 	progress ""
 	latency_line "$1" "$from"
 }
 
 paused_others_sent() { [ "$(sql "SELECT NOT EXISTS (SELECT FROM feishu_internal.outbox
-	WHERE flow_id <> 'backlog' AND state = 'q' AND id > (SELECT max(id) - $PAUSED_FLOWS FROM feishu_internal.outbox))")" = t ]; }
+	WHERE flow_id <> 'backlog' AND state = 'q'
+	AND id > (SELECT max(id) - $PAUSED_FLOWS FROM feishu_internal.outbox))")" = t ]; }
 
 paused_out_of_the_way() { [ "$(sql "SELECT count(*) = $PAUSED_BACKLOG FROM feishu_internal.outbox
 	WHERE state = 'q' AND next_at = 'infinity'")" = t ]; }

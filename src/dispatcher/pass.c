@@ -31,7 +31,7 @@
 #include "dispatcher/transaction.h"
 
 /* Rows looked at in a transaction, of all lanes; but so many of each. */
-#define PASS_ROWS			16384
+#define PASS_ROWS			8192
 #define PASS_LANE_ROWS		256
 
 /*
