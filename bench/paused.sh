@@ -18,7 +18,8 @@ bench_paused() {
 	as_owner "$WORK/arrival" >"$WORK/arrival.log" &
 	wait_until 10 test -s "$WORK/arrival.log" || die "bench/arrival.c did not start"
 	sql "ALTER SERVER feishu OPTIONS (SET base_url 'http://127.0.0.1:$(head -n 1 "$WORK/arrival.log")')"
-	printf "SELECT %s;\n%s\n" "$(tr '\n\t' '  ' <<<"$PAUSED_OTHER")" "\\sleep $PAUSED_GAP_MS ms" >"$WORK/scripts/other.sql"
+	printf "SELECT %s;\n%s\n" "$(tr '\n\t' '  ' <<<"$PAUSED_OTHER")" \
+		"\\sleep $PAUSED_GAP_MS ms" >"$WORK/scripts/other.sql"
 	printf '%-40s %9s %9s %9s %9s\n' "commit to wire, ms" flows p50 p99 highest
 	paused_run "empty queue"
 	paused_run "empty queue"
@@ -55,7 +56,8 @@ paused_run() {
 	local from
 	from=$(sql "SELECT pg_current_xact_id()")
 	as_owner "$PG_BIN/pgbench" -h "$WORK/sock" -p "$PORT" -U postgres -n -c 1 -t "$PAUSED_FLOWS" \
-		-f "$WORK/scripts/other.sql" postgres >"$WORK/pgbench.log" 2>&1 || { cat "$WORK/pgbench.log" >&2; die "pgbench failed"; }
+		-f "$WORK/scripts/other.sql" postgres >"$WORK/pgbench.log" 2>&1 ||
+		{ cat "$WORK/pgbench.log" >&2; die "pgbench failed"; }
 	wait_until 30 paused_others_sent || die "flows stayed in the queue"
 	progress ""
 	latency_line "$1" "$from"

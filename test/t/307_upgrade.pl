@@ -114,6 +114,7 @@ sub inventory
 		'database of the claims' =>
 		  'SELECT datname FROM feishu_internal.claim c JOIN pg_database d ON d.oid = c.database',
 		'pauses' => 'SELECT p FROM feishu_internal.paused_server p',
+		'pauses of flows' => 'SELECT p FROM feishu_internal.paused_flow p',
 		'dispatch_status' =>
 		  'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status '
 		  . 'ORDER BY server',
