@@ -46,6 +46,7 @@ OBJS = \
 	src/call/answer.o \
 	src/call/call.o \
 	src/call/call_end.o \
+	src/call/clocks.o \
 	src/call/outcome.o \
 	src/call/report.o \
 	src/call/sandbox.o \

@@ -422,6 +422,8 @@ CREATE TABLE feishu_internal.held_lane (
     roleid oid NOT NULL,
     reason text NOT NULL,
     resume_at timestamptz,
+    pause text CHECK (pause IN ('credentials', 'quota')),   -- of the app
+    since timestamptz NOT NULL,                             -- of that, or of the hold
     PRIMARY KEY (server, roleid)
 ) USING heap;
 
@@ -810,6 +812,17 @@ LANGUAGE C VOLATILE PARALLEL SAFE;
 COMMENT ON FUNCTION feishu.stat_evictions() IS
 'How often the statistics of a flow were dropped for those of another since the server started, in all databases. If it grows, raise feishu_flow.track_flows.';
 
+CREATE FUNCTION feishu.clocks_apart(
+    OUT serverid oid,
+    OUT behind bigint,
+    OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'feishu_clocks_apart'
+LANGUAGE C VOLATILE PARALLEL SAFE ROWS 10;
+
+COMMENT ON FUNCTION feishu.clocks_apart() IS
+'Servers whose platform says another time than the database host, and by how many seconds the host is behind; for the view feishu.problems.';
+
 CREATE FUNCTION feishu.stat_reset()
 RETURNS void
 AS 'MODULE_PATHNAME', 'feishu_stat_reset'
@@ -840,7 +853,21 @@ backlog AS MATERIALIZED
                      WHERE finished_at > now() - interval '10 min' AND state <> 'c'
                      ORDER BY finished_at DESC LIMIT 10000) o) f
          GROUP BY f.server, f.since) r ON r.server = s.server
-     WHERE s.due > 0 AND s.due / r.rate < 1e9)
+     WHERE s.due > 0 AND s.due / r.rate < 1e9),
+held AS MATERIALIZED
+    (SELECT l.server, pg_get_userbyid(l.roleid)::text AS role, l.reason, f.oid AS serverid, s.oldest_due AS since,
+        has_server_privilege(l.roleid, f.oid, 'USAGE') AS usage, m.mapping,
+        w.server_owner <> f.srvowner AS of_another, s.queued AS count, w.id AS example, l.since AS paused_since,
+        CASE WHEN has_server_privilege(l.roleid, f.oid, 'USAGE') AND m.mapping IS NOT NULL
+                  AND w.server_owner = f.srvowner THEN l.pause END AS pause
+     FROM feishu_internal.held_lane l JOIN status s ON s.server = l.server
+     LEFT JOIN pg_foreign_server f ON f.srvname = l.server
+     LEFT JOIN LATERAL (SELECT max(umuser) AS mapping FROM pg_user_mapping
+         WHERE umserver = f.oid AND umuser IN (0, l.roleid)) m ON true
+     LEFT JOIN LATERAL (SELECT o.id, o.server_owner FROM feishu_internal.outbox o
+         WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = l.server AND o.roleid = l.roleid
+         ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1) w ON true
+     WHERE l.reason NOT LIKE '%the platform limits the rate%')
 SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since, d.count,
     (SELECT min(w.id) FROM status s CROSS JOIN LATERAL
         (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = s.server AND o.state = 'q' AND o.next_at IS NULL
@@ -891,26 +918,27 @@ SELECT 'flows held', format('%s, role %s', h.server, h.role), h.since, h.count, 
     CASE WHEN h.serverid IS NULL THEN
              format('SELECT feishu.cancel_flow(id) FROM feishu.flows WHERE finished_at IS NULL AND server = %L AND role = %L', h.server, h.role)
          WHEN NOT h.usage THEN format('GRANT USAGE ON FOREIGN SERVER %I TO %I', h.server, h.role)
-         WHEN NOT h.mapped THEN
+         WHEN h.mapping IS NULL THEN
              format('give the role %s credentials: CREATE USER MAPPING FOR %I SERVER %I OPTIONS (app_id ..., app_secret ...)',
                     h.role, h.role, h.server)
          WHEN h.of_another THEN format('SELECT feishu.resume_server(%L)', h.server)
-         WHEN h.reason LIKE '%the credentials were refused%' THEN
-             format('correct app_id and app_secret: ALTER USER MAPPING FOR ... SERVER %I OPTIONS (SET app_secret ...)', h.server)
-         WHEN h.reason LIKE '%the quota is used up%' THEN
-             format('have the quota raised, then SELECT feishu.resume_server(%L)', h.server)
          ELSE format('see what SELECT * FROM feishu.check_server(%L) says; flows are sent again when the platform answers', h.server)
     END
-FROM (SELECT l.server, pg_get_userbyid(l.roleid) AS role, l.reason, f.oid AS serverid, s.oldest_due AS since,
-        has_server_privilege(l.roleid, f.oid, 'USAGE') AS usage,
-        EXISTS (SELECT FROM pg_user_mapping m WHERE m.umserver = f.oid AND m.umuser IN (0, l.roleid)) AS mapped,
-        w.server_owner <> f.srvowner AS of_another, s.queued AS count, w.id AS example
-      FROM feishu_internal.held_lane l JOIN status s ON s.server = l.server
-      LEFT JOIN pg_foreign_server f ON f.srvname = l.server
-      LEFT JOIN LATERAL (SELECT o.id, o.server_owner FROM feishu_internal.outbox o
-          WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = l.server AND o.roleid = l.roleid
-          ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1) w ON true
-      WHERE l.reason NOT LIKE '%the platform limits the rate%') h
+FROM held h
+WHERE h.pause IS NULL
+UNION ALL
+-- of roles that share a user mapping, so an app, one row
+SELECT 'app paused', CASE h.mapping WHEN 0 THEN h.server ELSE format('%s, role %s', h.server, min(h.role)) END,
+    min(h.paused_since), max(h.count), min(h.example), min(h.reason),
+    CASE h.pause
+        WHEN 'credentials' THEN
+            format('correct app_id and app_secret: ALTER USER MAPPING FOR %s SERVER %I OPTIONS (SET app_secret ...)',
+                   CASE h.mapping WHEN 0 THEN 'PUBLIC' ELSE quote_ident(min(h.role)) END, h.server)
+        ELSE format('have the quota raised, then SELECT feishu.resume_server(%L)', h.server)
+    END
+FROM held h
+WHERE h.pause IS NOT NULL
+GROUP BY h.server, h.mapping, h.pause
 UNION ALL
 SELECT 'flows ' || g.state, format('%s, %s/%s', g.server, g.namespace, g.flow_id), g.since, g.count, g.example,
     CASE WHEN g.is_seen THEN (SELECT concat_ws('; ', o.error, o.hint) FROM feishu_internal.outbox o WHERE o.id = g.example)
@@ -960,6 +988,12 @@ FROM backlog b JOIN
             ORDER BY e.expires_at, e.id LIMIT 1) < (SELECT max(last_at) FROM backlog)) w ON w.server = b.server
 WHERE w.expires_at < now() + w.place / b.rate * interval '1 s'
 GROUP BY b.server, b.oldest_due, b.due, b.rate
+UNION ALL
+SELECT 'clock apart', f.srvname::text, c.since, 1, NULL,
+    format('the clock of the database host is %s s %s that of the platform', abs(c.behind), CASE WHEN c.behind > 0 THEN 'behind' ELSE 'ahead of' END),
+    format('set the clock of the database host, best by NTP; SELECT * FROM feishu.check_server(%L) tells whether it agrees', f.srvname)
+FROM feishu.clocks_apart() c JOIN pg_foreign_server f ON f.oid = c.serverid
+WHERE pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(f.oid, 'USAGE')
 UNION ALL
 SELECT 'statistics incomplete', 'feishu_flow.track_flows', pg_postmaster_start_time(), e.evictions, NULL,
     'flows'' statistics have made room for others',

@@ -32,6 +32,7 @@
 #include "base/compat.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
+#include "call/clocks.h"
 #include "call/report.h"
 #include "launcher/launcher.h"
 #include "wire/codes.h"
@@ -47,9 +48,6 @@ PG_FUNCTION_INFO_V1(feishu_check_server);
 
 /* The code of a call that the scope is missing for. */
 #define CODE_NO_SCOPE		INT64CONST(99991672)
-
-/* Clocks may differ by that much. */
-#define CLOCK_TOLERANCE_US	(60 * USECS_PER_SEC)
 
 /* The columns, as they come together. */
 typedef struct CheckReport
@@ -197,13 +195,8 @@ is_paused(const char *server_name)
 		"SELECT FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
 	Datum		values[1] = {CStringGetTextDatum(server_name)};
-	SqlCaller	caller;
-	bool		paused;
 
-	sql_begin_as_owner(&caller);
-	paused = sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
-	sql_end_as_owner(&caller);
-	return paused;
+	return sql_run_as_owner(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
 }
 
 /* How to have somebody send what is queued; NULL if there is somebody. */

@@ -55,10 +55,9 @@
 #include "app/token.h"
 #include "app/token_fetch.h"
 #include "base/wakeup.h"
-#include "call/answer.h"
 #include "call/call_internal.h"
+#include "call/clocks.h"
 #include "call/outcome.h"
-#include "call/sandbox.h"
 #include "launcher/launcher.h"
 
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
@@ -259,6 +258,8 @@ call_take_answer(FlowCall *call, const void *arg)
 	FlowResponse *response = NULL;
 	MaskSecrets secrets = call_secrets(call);
 
+	if (result->outcome == HTTP_ANSWERED && !call->server->is_sandbox)
+		clocks_note(call->server->serverid, result);
 	if (call->check_only)
 	{
 		call_finish_check(call, result);

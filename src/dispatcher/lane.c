@@ -313,15 +313,28 @@ lane_hold(Lane *lane, TimestampTz until, const char *reason)
 	schedule_lane(lane);
 }
 
+/* Why its app is paused, as held_lane has it; NULL: it is not. */
+static const char *
+app_pause(Lane *lane)
+{
+	LimiterStatus status;
+
+	if (!lane->app_is_known || !limiter_status(&lane->app, lane->key.roleid, &status))
+		return NULL;
+	return status.pause == LIMITER_CREDENTIALS ? "credentials" :
+		status.pause == LIMITER_QUOTA ? "quota" : NULL;
+}
+
 /* Write which lanes are held and why, where that has changed.  In a transaction. */
 void
 lane_write_holds(void)
 {
 	static SqlStatement hold = SQL_STATEMENT(
-		"INSERT INTO feishu_internal.held_lane (server, roleid, reason, resume_at)"
-		" VALUES ($1, $2, $3, $4) ON CONFLICT (server, roleid)"
-		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at",
-		4, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID);
+		"INSERT INTO feishu_internal.held_lane AS h (server, roleid, reason, resume_at, pause, since)"
+		" VALUES ($1, $2, $3, $4, $5, clock_timestamp()) ON CONFLICT (server, roleid)"
+		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at, pause = EXCLUDED.pause,"
+		" since = CASE WHEN h.pause IS NOT DISTINCT FROM EXCLUDED.pause THEN h.since ELSE EXCLUDED.since END",
+		5, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID, TEXTOID);
 	static SqlStatement release = SQL_STATEMENT(
 		"DELETE FROM feishu_internal.held_lane WHERE server = $1 AND roleid = $2",
 		2, TEXTOID, OIDOID);
@@ -330,13 +343,17 @@ lane_write_holds(void)
 	dlist_foreach(iter, &untold)
 	{
 		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
-		Datum		values[4] = {
+		const char *pause = app_pause(lane);
+		Datum		values[5] = {
 			CStringGetTextDatum(lane->key.server),
 			ObjectIdGetDatum(lane->key.roleid),
 			lane->reason ? CStringGetTextDatum(lane->reason) : (Datum) 0,
-			TimestampTzGetDatum(lane->hold_until)
+			TimestampTzGetDatum(lane->hold_until),
+			pause ? CStringGetTextDatum(pause) : (Datum) 0
 		};
-		char		nulls[4] = {' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' '};
+		char		nulls[5] = {
+			' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' ', pause ? ' ' : 'n'
+		};
 
 		if (lane->reason != NULL)
 			sql_run(&hold, values, nulls, SPI_OK_INSERT, NULL);

@@ -45,7 +45,6 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
-#include "base/guc.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "base/steady.h"
@@ -229,7 +228,9 @@ call_some(Session *session, Handler *handlers)
 	sessions_set_idle(false);
 	if (handlers[0].is_begun)
 	{
-		mark_failed(&handlers[0], _("the session ended while the handler was being called"), false);
+		mark_failed(&handlers[0],
+					_("the session ended while the handler was being called; a handler that goes on after feishu_flow.handler_timeout ends it"),
+					false);
 		commit(session);
 		return true;
 	}
