@@ -16,7 +16,6 @@
 
 #include "foreign/foreign.h"
 
-/* The server, which has to be one of ours, and the caller its owner. */
 extern ForeignServer *pause_find_server(const char *name);
 
 #endif							/* FEISHU_PAUSE_H */

@@ -44,6 +44,7 @@
 PG_FUNCTION_INFO_V1(feishu_pause_server);
 PG_FUNCTION_INFO_V1(feishu_resume_server);
 
+/* The server, which has to be one of ours, and the caller its owner. */
 ForeignServer *
 pause_find_server(const char *name)
 {

@@ -328,7 +328,7 @@ check_size(FlowRequest *request)
 			 errhint("Send less, such as a link to what is large instead of its contents, or have an administrator raise feishu_flow.max_request_size.")));
 }
 
-/* Check every member; throws 22023 naming the argument. */
+/* Check what names a flow; throws 22023 naming the argument. */
 void
 request_check_flow(const char *namespace_name, const char *flow_id)
 {
@@ -338,6 +338,7 @@ request_check_flow(const char *namespace_name, const char *flow_id)
 				  gettext_noop("It is the flow's API name, which the low-code platform shows in the table of flows."));
 }
 
+/* Check every member; throws 22023 naming the argument. */
 void
 request_check(FlowRequest *request)
 {
