@@ -70,7 +70,7 @@ until_ended($session, "id = $waits");
 # ---- a flow is paused ----
 
 $session->value("SELECT feishu.pause_flow('feishu', 'app', 'flow')");
-is(problems(), 'flow paused|feishu, app/flow|1|' . ($waits - 2) . '|t', 'a flow is paused, one of which waits for its time');
+is(problems(), 'flow paused|feishu, app/flow|1|' . ($waits - 2) . '|t', 'a flow is paused, one of which waits');
 $waits = enqueue($session);
 enqueue($session, flow_id => 'other');
 until_ended($session, "flow_id = 'other'");
