@@ -198,11 +198,12 @@ class BadLuck(threading.Thread):
         self.phases[name] = self.phases.get(name, 0) + 1
         self.peers.change()
         self.platform.set_rules(self.peers.rules + PHASES[name])
-        paused = f"'{self.random.choice(sorted(APPS.values()))}', 'app', 'plainFlow'" if self.random.random() < 0.2 else None
-        if paused:
+        paused = f"'{self.random.choice(sorted(APPS.values()))}', 'app', 'plainFlow'"
+        is_paused = self.random.random() < 0.2
+        if is_paused:
             self.ask(f"SELECT feishu.pause_flow({paused})")
         self.stopping.wait(self.random.uniform(0.5, 3))
-        if paused:
+        if is_paused:
             self.ask(f"SELECT feishu.resume_flow({paused})")
 
     def rotate_secret(self, app):
