@@ -275,6 +275,9 @@ CREATE INDEX outbox_delayed_idx ON feishu_internal.outbox (server, roleid, prior
 -- who is next of an ordering key, which belongs to a server and a role
 CREATE INDEX outbox_ordering_idx ON feishu_internal.outbox (server, roleid, ordering_key, id)
     WHERE state = 'q' AND ordering_key IS NOT NULL;
+-- parked rows of paused flows, which have no other next_at: by flow, in the order in which they go back
+CREATE INDEX outbox_parked_idx ON feishu_internal.outbox (server, namespace COLLATE "C", flow_id COLLATE "C", id)
+    WHERE next_at = 'infinity' AND state = 'q';
 -- what has waited for too long; what never does is no part of it, so that the
 -- planner takes it for nothing else
 CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
@@ -401,6 +404,18 @@ CREATE TABLE feishu_internal.paused_server (
 COMMENT ON TABLE feishu_internal.paused_server IS
 'Servers whose dispatch was stopped by feishu.pause_server().';
 
+CREATE TABLE feishu_internal.paused_flow (
+    server text COLLATE "C" NOT NULL,
+    namespace text COLLATE "C" NOT NULL,
+    flow_id text COLLATE "C" NOT NULL,
+    paused_by text NOT NULL,
+    paused_at timestamptz NOT NULL,
+    PRIMARY KEY (server, namespace, flow_id)
+) USING heap;
+
+COMMENT ON TABLE feishu_internal.paused_flow IS
+'Flows whose dispatch was stopped by feishu.pause_flow().';
+
 -- Lanes that are held back, and why; kept by the dispatcher.
 CREATE TABLE feishu_internal.held_lane (
     server text COLLATE "C" NOT NULL,
@@ -422,6 +437,7 @@ ALTER TABLE feishu_internal.outbox ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.attempt ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.paused_flow ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.held_lane ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.last_id ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.last_end ENABLE ROW LEVEL SECURITY;
@@ -509,6 +525,22 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION feishu.resume_server(name) IS
 'Resumes the dispatch to a server, also when it is held back for credentials, a quota or missing answers; for the server''s owner.';
 
+CREATE FUNCTION feishu.pause_flow(server name, namespace text, flow_id text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_pause_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.pause_flow(name, text, text) IS
+'Stops the dispatch of one flow, by its API name, until resume_flow; for the server''s owner.';
+
+CREATE FUNCTION feishu.resume_flow(server name, namespace text, flow_id text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_resume_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.resume_flow(name, text, text) IS
+'Resumes the dispatch of one flow; for the server''s owner.';
+
 CREATE VIEW feishu.flows WITH (security_barrier) AS
 SELECT o.id,
     CASE o.state
@@ -527,7 +559,7 @@ SELECT o.id,
     pg_get_userbyid(o.roleid) AS role,
     o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
     o.loop_masks, o.ordering_key, o.replace_key, o.priority, o.created_at,
-    COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
+    COALESCE(NULLIF(o.next_at, 'infinity'), o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.hint, o.response,
     o.on_end,
@@ -615,7 +647,7 @@ COMMENT ON FUNCTION feishu.dispatch_problem() IS
 'Why queued flows of this database are not sent, or may not be; NULL when a dispatcher sends them.';
 
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
-SELECT COALESCE(q.server, h.server, p.server, e.server, b.server)::name AS server,
+SELECT COALESCE(q.server, h.server, p.server, e.server, f.server, b.server)::name AS server,
     COALESCE(q.queued, 0) AS queued,
     COALESCE(q.sending, 0) AS sending,
     q.oldest_queued,
@@ -629,7 +661,8 @@ SELECT COALESCE(q.server, h.server, p.server, e.server, b.server)::name AS serve
     COALESCE(e.waiting, 0) AS handlers_waiting,
     COALESCE(e.failed, 0) AS handlers_failed,
     e.oldest AS oldest_handler,
-    b.server IS NOT NULL AS sandbox
+    b.server IS NOT NULL AS sandbox,
+    COALESCE(f.flows, '{}') AS paused_flows
 FROM (SELECT o.server,
         count(*) FILTER (WHERE NOT o.sending) AS queued,
         count(*) FILTER (WHERE o.sending) AS sending,
@@ -659,20 +692,23 @@ FULL JOIN (SELECT server,
             SELECT server, finished_at, false FROM feishu_internal.outbox
             WHERE handler_state = 'f') f
       GROUP BY server) e ON e.server = COALESCE(q.server, h.server, p.server)
+FULL JOIN (SELECT server, array_agg(namespace || '/' || flow_id ORDER BY namespace, flow_id) AS flows
+      FROM feishu_internal.paused_flow
+      GROUP BY server) f ON f.server = COALESCE(q.server, h.server, p.server, e.server)
 FULL JOIN (SELECT s.srvname::text COLLATE "C" AS server
       FROM pg_foreign_server s
         JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
       WHERE w.fdwvalidator = 'feishu.feishu_flow_validator(text[], oid)'::regprocedure
-        AND 'sandbox=true' = ANY (s.srvoptions)) b ON b.server = COALESCE(q.server, h.server, p.server, e.server)
+        AND 'sandbox=true' = ANY (s.srvoptions)) b ON b.server = COALESCE(q.server, h.server, p.server, e.server, f.server)
 CROSS JOIN (SELECT problem, problem ~ '^(table|handlers) ' AS only_warns
             FROM feishu.dispatch_problem() AS problem) AS d
 WHERE (pg_has_role('pg_monitor', 'USAGE') AND COALESCE(q.server, e.server) IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
-              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server, b.server)
+              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server, f.server, b.server)
                 AND (pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(s.oid, 'USAGE')));
 
 COMMENT ON VIEW feishu.dispatch_status IS
-'Servers with queued flows, a pause, or handlers that wait or were given up, and sandboxes, for roles with USAGE on them and for pg_monitor.';
+'Servers with queued flows, pauses, or handlers that wait or were given up, and sandboxes, for roles with USAGE on them and for pg_monitor.';
 COMMENT ON COLUMN feishu.dispatch_status.server IS 'Foreign server';
 COMMENT ON COLUMN feishu.dispatch_status.queued IS 'Flows that wait';
 COMMENT ON COLUMN feishu.dispatch_status.sending IS 'Flows under way';
@@ -686,6 +722,7 @@ COMMENT ON COLUMN feishu.dispatch_status.handlers_waiting IS 'Handlers that wait
 COMMENT ON COLUMN feishu.dispatch_status.handlers_failed IS 'Handlers given up';
 COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first ended';
 COMMENT ON COLUMN feishu.dispatch_status.sandbox IS 'Nothing is sent';
+COMMENT ON COLUMN feishu.dispatch_status.paused_flows IS 'By pause_flow';
 
 --
 -- The trigger.
@@ -860,6 +897,21 @@ SELECT 'server paused', s.server::text, p.paused_at, s.queued,
     'paused by ' || p.paused_by,
     format('SELECT feishu.resume_server(%L)', p.server)
 FROM feishu_internal.paused_server p JOIN status s ON s.server = p.server
+UNION ALL
+-- what waits is counted at once for all, and if there are any
+SELECT 'flow paused', format('%s, %s/%s', p.server, p.namespace, p.flow_id), p.paused_at, COALESCE(w.count, 0), w.example,
+    'paused by ' || p.paused_by,
+    format('SELECT feishu.resume_flow(%L, %L, %L)', p.server, p.namespace, p.flow_id)
+FROM feishu_internal.paused_flow p JOIN status s ON s.server = p.server
+LEFT JOIN (SELECT o.server, o.namespace, o.flow_id, count(*) AS count, min(o.id) AS example
+      FROM (SELECT id, server, namespace, flow_id FROM feishu_internal.outbox
+            WHERE state = 'q' AND next_at IS NULL       -- each by its own index
+            UNION ALL
+            SELECT id, server, namespace, flow_id FROM feishu_internal.outbox
+            WHERE state = 'q' AND next_at IS NOT NULL) o
+      WHERE EXISTS (SELECT FROM feishu_internal.paused_flow)
+      GROUP BY o.server, o.namespace, o.flow_id) w
+    ON w.server = p.server AND w.namespace = p.namespace AND w.flow_id = p.flow_id
 UNION ALL
 -- a limit of the rate, or the wait for a token, needs nobody
 SELECT 'flows held', format('%s, role %s', h.server, h.role), h.since, h.count, h.example, h.reason,

@@ -31,6 +31,7 @@
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 
+#include "api/pause.h"
 #include "app/limiter.h"
 #include "app/server.h"
 #include "base/compat.h"
@@ -42,8 +43,8 @@ PG_FUNCTION_INFO_V1(feishu_pause_server);
 PG_FUNCTION_INFO_V1(feishu_resume_server);
 
 /* The server, which has to be one of ours, and the caller its owner. */
-static ForeignServer *
-owned_server(const char *name)
+ForeignServer *
+pause_find_server(const char *name)
 {
 	ForeignServer *server = GetForeignServerByName(name, true);
 
@@ -63,7 +64,7 @@ feishu_pause_server(PG_FUNCTION_ARGS)
 		"INSERT INTO feishu_internal.paused_server (server, paused_by, paused_at)"
 		" VALUES ($1, $2, pg_catalog.now()) ON CONFLICT (server) DO NOTHING",
 		2, TEXTOID, TEXTOID);
-	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
+	ForeignServer *server = pause_find_server(NameStr(*PG_GETARG_NAME(0)));
 	Datum		values[2] = {
 		CStringGetTextDatum(server->servername),
 		CStringGetTextDatum(GetUserNameFromId(GetUserId(), false))
@@ -152,7 +153,7 @@ feishu_resume_server(PG_FUNCTION_ARGS)
 	static SqlStatement statement = SQL_STATEMENT(
 		"DELETE FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
-	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
+	ForeignServer *server = pause_find_server(NameStr(*PG_GETARG_NAME(0)));
 	Datum		values[1] = {CStringGetTextDatum(server->servername)};
 	Datum		owner = ObjectIdGetDatum(server->owner);
 	bool		may_adopt = superuser();

@@ -133,10 +133,13 @@ static char *
 read_hold(int64 id, MemoryContext context)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT CASE WHEN p.server IS NULL THEN h.reason"
-		" ELSE 'paused by ' OPERATOR(pg_catalog.||) p.paused_by END"
+		"SELECT CASE WHEN p.server IS NOT NULL THEN 'paused by ' OPERATOR(pg_catalog.||) p.paused_by"
+		" WHEN f.server IS NOT NULL THEN 'flow paused by ' OPERATOR(pg_catalog.||) f.paused_by"
+		" ELSE h.reason END"
 		" FROM feishu_internal.outbox o"
 		" LEFT JOIN feishu_internal.paused_server p ON p.server OPERATOR(pg_catalog.=) o.server"
+		" LEFT JOIN feishu_internal.paused_flow f ON f.server OPERATOR(pg_catalog.=) o.server"
+		" AND f.namespace OPERATOR(pg_catalog.=) o.namespace AND f.flow_id OPERATOR(pg_catalog.=) o.flow_id"
 		" LEFT JOIN feishu_internal.held_lane h ON h.server OPERATOR(pg_catalog.=) o.server"
 		" AND h.roleid OPERATOR(pg_catalog.=) o.roleid"
 		" WHERE o.id OPERATOR(pg_catalog.=) $1",

@@ -28,7 +28,7 @@
 #include "base/sqlrun.h"
 
 const char *const queue_tables[QUEUE_TABLES] = {
-	"outbox", "claim", "paused_server", "held_lane", LAST_ID_TABLE,
+	"outbox", "claim", "paused_server", "paused_flow", "held_lane", LAST_ID_TABLE,
 	LAST_END_TABLE, "attempt"
 };
 

@@ -41,7 +41,7 @@ typedef struct SqlStatement
 	 .options = CURSOR_OPT_GENERIC_PLAN}
 
 /* The queue's tables; these two are not written by SQL (flow_id.c). */
-#define QUEUE_TABLES		7
+#define QUEUE_TABLES		8
 #define LAST_ID_TABLE		"last_id"
 #define LAST_END_TABLE		"last_end"
 

@@ -21,6 +21,7 @@
 #include "dispatcher/claim.h"
 #include "dispatcher/discover.h"
 #include "dispatcher/dispatcher_internal.h"
+#include "dispatcher/pauses.h"
 
 /* Rows claimed at once, and so lanes. */
 #define CLAIM_ROWS			FLIGHT_BATCH
@@ -285,7 +286,7 @@ claim_once(TimestampTz now, bool urgent)
 		return false;
 	last_id = discover_last_id();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	discover_read_pauses(snapshot);
+	pauses_read(snapshot);
 	num = open_claims(now, urgent, snapshot, last_id);
 	if (num > 0)
 		begin_flights(claim_rows(claims, num));

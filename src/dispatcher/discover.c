@@ -22,10 +22,14 @@
 #include "dispatcher/discover.h"
 #include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
+#include "dispatcher/park.h"
 #include "queue/flow_id.h"
 
 /* Rows looked at for new lanes at each notification. */
 #define DISCOVER_ROWS		256
+
+/* Of a tier where rows of paused flows are passed over, so many are claimed by id. */
+#define PASSING_ROWS		256
 
 /* Ids looked at for them at most, counted from the newest. */
 #define DISCOVER_IDS		20000
@@ -333,8 +337,14 @@ see_page(uint64 num)
 		id = sql_int64(i, 4);
 		maintain_expect(DatumGetTimestampTz(sql_value(i, 7, NULL)));
 		if (!is_null)
+		{
 			tier_expect_due(tier, DatumGetTimestampTz(next_at));
-		else if (id > tier->cursor)
+			/* it is parked, and its flow was maybe resumed meanwhile */
+			if (TIMESTAMP_IS_NOEND(DatumGetTimestampTz(next_at)))
+				park_look_for_resumed();
+		}
+		/* what is passed over does not hold it up */
+		else if (id > tier->cursor && !(tier->passing && tier->ready.num < PASSING_ROWS))
 			tier_expect_more(tier);
 		else if (DatumGetBool(sql_value(i, 6, NULL)))
 			tier_expect_row(tier, id);
@@ -364,6 +374,7 @@ discover_from(int64 min_id)
 	{
 		lane_reopen_all(min_id, 0);
 		maintain_expect(DT_NOBEGIN);
+		park_look_for_resumed();
 		look_at_delayed = true;
 		return true;
 	}
@@ -429,28 +440,4 @@ discover_lane_is_empty(const Lane *lane)
 	};
 
 	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
-}
-
-/* Read which servers pause_server has stopped, as a snapshot has it, or NULL. */
-void
-discover_read_pauses(Snapshot snapshot)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT server FROM feishu_internal.paused_server",
-		0, InvalidOid);
-	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, snapshot);
-	char	  **servers = palloc(Max(num, 1) * sizeof(char *));
-
-	for (uint64 row = 0; row < num; row++)
-		servers[row] = TextDatumGetCString(sql_value(row, 1, NULL));
-	/* so many are paused by hand: few */
-	for (int i = 0; i < lane_count(); i++)
-	{
-		Lane	   *lane = lane_all()[i];
-		bool		paused = false;
-
-		for (uint64 row = 0; row < num && !paused; row++)
-			paused = strcmp(lane->key.server, servers[row]) == 0;
-		lane_set_paused(lane, paused);
-	}
 }

@@ -22,6 +22,5 @@ extern void discover_all(bool from_start);
 extern bool discover_from(int64 min_id);
 extern void discover_between(int64 min_id, int64 max_id);
 extern bool discover_lane_is_empty(const Lane *lane);
-extern void discover_read_pauses(Snapshot snapshot);
 
 #endif							/* FEISHU_DISCOVER_H */

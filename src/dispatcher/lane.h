@@ -18,6 +18,7 @@
 #include "app/limiter.h"
 #include "app/server.h"
 #include "dispatcher/flight.h"
+#include "dispatcher/pauses.h"
 #include "dispatcher/schedule.h"
 #include "dispatcher/share.h"
 #include "dispatcher/tier.h"
@@ -28,6 +29,7 @@ typedef struct Site
 	char		name[NAMEDATALEN];	/* hash key */
 	SiteTurn	turn;			/* schedule.c's */
 	FlightLoad	load;			/* flight.c's */
+	PausedFlows paused;			/* pauses.c's */
 } Site;
 
 /* A role, whatever servers its flows are for. */

@@ -156,6 +156,14 @@ tier_expect_more(Tier *tier)
 	schedule_lane(tier->lane);
 }
 
+/* There are rows from an id on. */
+void
+tier_expect_from(Tier *tier, int64 id)
+{
+	tier->cursor = Min(tier->cursor, id - 1);
+	tier_expect_more(tier);
+}
+
 /*
  * Rows above the cursor were looked at, the last one's id is last.  If
  * these were all, those that are behind others of their key included, nothing

@@ -326,17 +326,23 @@ check_size(FlowRequest *request)
 			 errhint("Send less, such as a link to what is large instead of its contents, or have an administrator raise feishu_flow.max_request_size.")));
 }
 
+/* Check what names a flow; throws 22023 naming the argument. */
+void
+request_check_flow(const char *namespace_name, const char *flow_id)
+{
+	check_segment("namespace", namespace_name,
+				  gettext_noop("The low-code platform shows it under application management; it looks like package_7344545d87__c."));
+	check_segment("flow_id", flow_id,
+				  gettext_noop("It is the flow's API name, which the low-code platform shows in the table of flows."));
+}
+
 /* Check every member; throws 22023 naming the argument. */
 void
 request_check(FlowRequest *request)
 {
 	const char *problem;
 
-	check_segment("namespace", request->namespace_name,
-				  gettext_noop("The low-code platform shows it under application management; it looks like package_7344545d87__c."));
-	check_segment("flow_id", request->flow_id,
-				  gettext_noop("It is the flow's API name, which the low-code platform shows in the table of flows."));
-
+	request_check_flow(request->namespace_name, request->flow_id);
 	if (request->operator_id == NULL)
 		report_argument("operator", gettext_noop("argument \"%s\" must not be null, since the server has no default operator"),
 						gettext_noop("Give it, like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}', or set the server's operator option."));

@@ -23,6 +23,7 @@ extern bool request_integer(const char *text, int64 *value);
  */
 extern const char *request_sort(Jsonb *json);
 extern const char *request_sort_hint(Jsonb *json, const char *hint);
+extern void request_check_flow(const char *namespace_name, const char *flow_id);
 extern void request_check(FlowRequest *request);
 extern const char *request_check_operator(Jsonb *operator_id, bool of_option);
 

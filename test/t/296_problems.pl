@@ -67,6 +67,22 @@ like($session->value('SELECT detail FROM feishu.problems'), qr/^paused by \w+$/,
 cure('a server is paused', qr/^SELECT feishu.resume_server\('feishu'\)$/);
 until_ended($session, "id = $waits");
 
+# ---- a flow is paused ----
+
+$session->value("SELECT feishu.pause_flow('feishu', 'app', 'flow')");
+is(problems(), 'flow paused|feishu, app/flow|1|' . ($waits - 2) . '|t', 'a flow is paused, one of which waits');
+$waits = enqueue($session);
+enqueue($session, flow_id => 'other');
+until_ended($session, "flow_id = 'other'");
+is($session->value('SELECT count FROM feishu.problems'), 2, '... and one is queued, and parked');
+like($session->value('SELECT detail FROM feishu.problems'), qr/^paused by \w+$/, '... it is said by whom');
+$session->value("SELECT feishu.pause_flow('feishu', 'app', 'none')");
+is($session->value("SELECT count, example FROM feishu.problems WHERE object LIKE '%/none'"),
+	'0|', '... and of another none waits');
+$session->value("SELECT feishu.resume_flow('feishu', 'app', 'none')");
+cure('a flow is paused', qr/^SELECT feishu.resume_flow\('feishu', 'app', 'flow'\)$/);
+until_ended($session, "id = $waits");
+
 # ---- flows are held ----
 
 create_server($node, 'held', { base_url => $mock->url });

@@ -128,6 +128,7 @@ my $delayed = enqueue($session, params => '{"n": 200}', run_at => \"'2040-01-01'
 
 # What waits, for a pause and for those of its ordering key.
 $session->value("SELECT feishu.pause_server('paused')");
+$session->value("SELECT feishu.pause_flow('paused', 'app', 'other')");
 enqueue_many($session, 301, 350, server => 'paused');
 enqueue_many($session, 351, 360, server => 'paused', ordering_key => 'one by one');
 $session->value('SET ROLE carol');
@@ -176,6 +177,7 @@ sub inventory
 		'database of the claims' =>
 		  'SELECT datname FROM feishu_internal.claim c JOIN pg_database d ON d.oid = c.database',
 		'pauses' => 'SELECT p FROM feishu_internal.paused_server p',
+		'pauses of flows' => 'SELECT p FROM feishu_internal.paused_flow p',
 		'dispatch_status' =>
 		  'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status '
 		  . 'ORDER BY server',
