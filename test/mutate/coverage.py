@@ -25,7 +25,7 @@ COMMON = ("src", "Makefile", "feishu_flow.control", "feishu_flow--*.sql", "test/
 KEPT = 10  # libraries that something is known of
 COUNTING = "--coverage -O0 -U_FORTIFY_SOURCE -fprofile-update=atomic"
 LIMIT = 900  # seconds of a test whose usual time is not known yet
-LEAST_LIMIT = 30  # seconds that any test has: on a busy machine the usual time of a short one says little
+LEAST_SECONDS = 10  # the usual time of a shorter test says little
 ATTEMPTS = 2  # a test may fail for time alone
 
 
@@ -36,9 +36,9 @@ class Test:
     wrong: str = None  # of a test that fails anyway
     lines: dict = dataclasses.field(default_factory=dict)  # path => the lines that it runs
 
-    def limit(self):
-        """The usual time tripled."""
-        return max(3 * self.seconds, LEAST_LIMIT)
+    def limit(self, patience):
+        """So often the usual time."""
+        return patience * max(self.seconds, LEAST_SECONDS)
 
     def cost(self):
         """Small for a test that takes little time and runs little else: the first to be asked."""
