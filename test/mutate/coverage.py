@@ -8,11 +8,13 @@ is tried without before changes are made. A test that fails then, too, judges no
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import queue
+import re
 import shutil
 import subprocess
 import threading
@@ -77,6 +79,16 @@ class Coverage:
         if not lines:
             return None
         return [test for test in self.tests if lines.intersection(test.lines.get(path, ()))]
+
+    def building(self, path):
+        """The tests that build this file into a program of their own, which counts nothing."""
+        return [test for test in self.tests if path in self._built(test.name)]
+
+    @functools.lru_cache(maxsize=None)
+    def _built(self, name):
+        file = self.root / "test" / name
+        calls = re.findall(r"run_unit\((.*?)\);", file.read_text(), re.DOTALL) if file.is_file() else []
+        return {f"src/{word}.c" for call in calls for word in re.findall(r"\w+/\w+", call)}
 
     def _names(self):
         tests = sorted(f"t/{path.name}" for path in (self.root / "test/t").glob("*.pl"))

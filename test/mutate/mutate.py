@@ -96,8 +96,10 @@ class Judges:
         for first, last in mutant.lines:
             tests = self.coverage.covering(mutant.path, first, last)
             if tests is not None:
-                return self._sorted(tests)
-        return self._sorted(self._users(mutant.name, names, {mutant.name}, DEPTH))
+                break
+        else:
+            tests = self._users(mutant.name, names, {mutant.name}, DEPTH)
+        return self._sorted({test.name: test for test in [*tests, *self.coverage.building(mutant.path)]}.values())
 
     def _users(self, name, names, seen, depth):
         found = {}
