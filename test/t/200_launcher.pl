@@ -245,10 +245,14 @@ $session->value('BEGIN; ALTER DATABASE zwei RENAME TO deux');
 dispatcher_goes('zwei', 'no dispatcher while a rename is not committed');
 $session->value('ROLLBACK');
 dispatcher_comes('zwei', '... it comes back with the rollback');
+fails_with($session, 'ALTER DATABASE zwei RENAME TO one', '42P04', 'a rename that fails');
+$pid = dispatcher_comes('zwei', '... gives the dispatcher back');
 my $fresh = FeishuFlow::Session->new($node);
-fails_with($fresh, 'ALTER DATABASE zwei RENAME TO one', '42P04',
-	'a rename that fails, the first that its session does');
-dispatcher_comes('zwei', '... gives the dispatcher back');
+$fresh->value("SET statement_timeout = '300ms'");
+kill 'STOP', $pid;
+fails_with($fresh, 'ALTER DATABASE zwei RENAME TO deux', '57014', 'a rename that is cancelled before it can begin');
+kill 'CONT', $pid;
+dispatcher_comes('zwei', '... gives the dispatcher back', $pid);
 $fresh->quit;
 
 at_once($session, 'DROP DATABASE zwei', 'a database with a dispatcher is dropped');
