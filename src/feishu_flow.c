@@ -16,7 +16,7 @@
 #include "storage/ipc.h"
 
 #include "api/batch.h"
-#include "app/apps.h"
+#include "app/limiter.h"
 #include "base/guc.h"
 #include "base/waiters.h"
 #include "base/wakeup.h"

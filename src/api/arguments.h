@@ -18,7 +18,6 @@
 
 #include "wire/wire.h"
 
-/* The first seven arguments, checked. */
 extern FlowRequest *arguments_read(FunctionCallInfo fcinfo, const char *default_operator);
 
 #endif							/* FEISHU_ARGUMENTS_H */

@@ -262,13 +262,8 @@ is_cancelled(int64 id)
 		" AND state OPERATOR(pg_catalog.=) 'c'",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
-	SqlCaller	caller;
-	bool		found;
 
-	sql_begin_as_owner(&caller);
-	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
-	sql_end_as_owner(&caller);
-	return found;
+	return sql_run_as_owner(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
 
 /*
@@ -365,12 +360,7 @@ feishu_purge_flows(PG_FUNCTION_ARGS)
 		" AND pg_catalog.pg_has_role($2, roleid, '" FEISHU_ROLE_MAY_ACT "')",
 		2, TIMESTAMPTZOID, OIDOID);
 	Datum		values[2] = {PG_GETARG_DATUM(0), ObjectIdGetDatum(GetUserId())};
-	SqlCaller	caller;
-	uint64		purged;
 
 	sql_check_writable("purge_flows()");
-	sql_begin_as_owner(&caller);
-	purged = sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
-	sql_end_as_owner(&caller);
-	PG_RETURN_INT64((int64) purged);
+	PG_RETURN_INT64((int64) sql_run_as_owner(&statement, values, NULL, SPI_OK_DELETE, NULL));
 }

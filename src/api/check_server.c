@@ -195,13 +195,8 @@ is_paused(const char *server_name)
 		"SELECT FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
 	Datum		values[1] = {CStringGetTextDatum(server_name)};
-	SqlCaller	caller;
-	bool		paused;
 
-	sql_begin_as_owner(&caller);
-	paused = sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
-	sql_end_as_owner(&caller);
-	return paused;
+	return sql_run_as_owner(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
 }
 
 /* How to have somebody send what is queued; NULL if there is somebody. */

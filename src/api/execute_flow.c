@@ -36,7 +36,6 @@
 #include "call/call.h"
 #include "call/report.h"
 #include "call/stats.h"
-#include "wire/wire_check.h"
 
 PG_FUNCTION_INFO_V1(feishu_execute_flow);
 PG_FUNCTION_INFO_V1(feishu_out_params);
@@ -80,8 +79,10 @@ call_memory_parent(void)
 }
 
 /*
- * Run work, with the scope's memory as the current one.  What is to be left of it
- * is to be put into the memory of scope->caller, but for an error it throws.
+ * Do something that makes calls: they live as long as that.
+ *
+ * Run work, with the scope's memory as the current one.  What is to be left of it is to
+ * be put into the memory of scope->caller, but for an error it throws.
  */
 void
 call_scope_run(CallScopeWork work, void *arg)

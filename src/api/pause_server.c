@@ -72,12 +72,9 @@ feishu_pause_server(PG_FUNCTION_ARGS)
 		CStringGetTextDatum(server->servername),
 		CStringGetTextDatum(GetUserNameFromId(GetUserId(), false))
 	};
-	SqlCaller	caller;
 
 	sql_check_writable("pause_server()");
-	sql_begin_as_owner(&caller);
-	sql_run(&statement, values, NULL, SPI_OK_INSERT, NULL);
-	sql_end_as_owner(&caller);
+	(void) sql_run_as_owner(&statement, values, NULL, SPI_OK_INSERT, NULL);
 	notify_control();
 	PG_RETURN_VOID();
 }

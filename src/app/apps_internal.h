@@ -18,8 +18,8 @@
 #include "storage/lwlock.h"
 #include "storage/spin.h"
 
-#include "app/apps.h"
 #include "app/gate.h"
+#include "app/limiter.h"
 #include "app/token.h"
 #include "wire/wire.h"
 
@@ -100,7 +100,6 @@ typedef struct AppTable
 /* apps.c */
 extern AppTable *app_table;
 extern App *apps;
-
 extern void app_table_ensure(void);
 extern void app_table_lock(LWLockMode mode);
 extern void app_table_unlock(void);

@@ -31,7 +31,6 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
-#include "utils/timestamp.h"
 
 #include "app/breaker.h"
 #include "base/guc.h"
@@ -237,6 +236,7 @@ breakers_end_probe(Breakers *breakers, Oid roleid, LimiterProbe probe, uint64 ep
 
 /* ---------- Reports ---------- */
 
+/* A call that went out in an epoch got no answer.  Returns flags. */
 int
 breakers_note_trouble(Breakers *breakers, Oid roleid, LimiterProbe probe,
 					  uint64 epoch, TimestampTz now)
@@ -312,6 +312,7 @@ role_note_others_answer(Breakers *breakers, RoleBreaker *role)
 	return BREAKER_PROBE_DUE;
 }
 
+/* An answer came to a role; for_all: to who asked for all.  Returns flags. */
 int
 breakers_note_answer(Breakers *breakers, Oid roleid, bool for_all)
 {
@@ -366,6 +367,7 @@ breakers_are_live(const Breakers *breakers, TimestampTz now)
 	return live;
 }
 
+/* Is a role held back, and until when? */
 bool
 breakers_hold(const Breakers *breakers, Oid roleid, TimestampTz *until)
 {
@@ -388,6 +390,7 @@ breakers_forget_process(Breakers *breakers, int pid)
 	}
 }
 
+/* Close all; true if one was open. */
 bool
 breakers_resume(Breakers *breakers)
 {

@@ -42,7 +42,6 @@
 
 #include <math.h>
 
-#include "utils/timestamp.h"
 
 #include "app/gate.h"
 #include "base/guc.h"
@@ -108,6 +107,7 @@ gate_check_clock(AppGate *gate, TimestampTz now)
 	breakers_check_clock(&gate->breakers, now);
 }
 
+/* Is there something that must outlive shared memory? */
 bool
 gate_must_keep(const AppGate *gate, TimestampTz now)
 {
@@ -128,7 +128,7 @@ gate_is_live(AppGate *gate, TimestampTz now)
 		breakers_are_live(&gate->breakers, now);
 }
 
-/* Take a place. */
+/* Take a place without asking. */
 void
 gate_take(AppGate *gate, LimiterPlace *place)
 {
@@ -415,6 +415,7 @@ gate_report(AppGate *gate, Oid roleid, const LimiterPlace *place, LimiterReport 
 
 /* ---------- To look at, and to act on ---------- */
 
+/* A process is gone that held so many places and turns. */
 void
 gate_forget_process(AppGate *gate, int pid, int places, int turns)
 {
@@ -439,6 +440,7 @@ gate_pause_is_unkept(AppGate *gate, TimestampTz now)
 	return changed;
 }
 
+/* As it is for a role. */
 void
 gate_status(AppGate *gate, Oid roleid, TimestampTz now, LimiterStatus *status)
 {
@@ -461,6 +463,7 @@ gate_status(AppGate *gate, Oid roleid, TimestampTz now, LimiterStatus *status)
 		status->resume_at = Max(status->resume_at, now);
 }
 
+/* Forget all pauses; true if there was one but for the rate. */
 bool
 gate_resume(AppGate *gate)
 {

@@ -220,6 +220,7 @@ limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 	return verdict;
 }
 
+/* Do both wait for a turn of one app, and does the first go before the other? */
 bool
 limiter_is_before(const LimiterPlace *place, const LimiterPlace *other)
 {
@@ -239,6 +240,7 @@ limiter_is_stale(const LimiterPlace *place)
 		rate_is_stale(place->counted_at, GetCurrentTimestamp());
 }
 
+/* Is any place of this process waiting? */
 bool
 limiter_is_waiting(void)
 {
@@ -404,6 +406,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 		log_changes(server, changes, stop, reason, wait_s);
 }
 
+/* Give the place or the turn back, if there is one.  Does not throw. */
 void
 limiter_abandon(LimiterPlace *place)
 {
@@ -451,6 +454,7 @@ app_unlock(App *app)
 	app_table_unlock();
 }
 
+/* Copy the state of an app, for a role; false when nothing is known of it. */
 bool
 limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status)
 {
@@ -465,6 +469,7 @@ limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status)
 	return true;
 }
 
+/* A few words on a pause, for views; untranslated.  NULL when running. */
 const char *
 limiter_pause_text(LimiterPause pause)
 {
@@ -491,6 +496,7 @@ limiter_pause_text(LimiterPause pause)
 	return NULL;
 }
 
+/* Forget all pauses of an app (resume_server), with a line in the log. */
 void
 limiter_resume(const char *server_name, const AppKey *key)
 {

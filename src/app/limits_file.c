@@ -117,6 +117,7 @@ flush_directory(void)
 	close(fd);
 }
 
+/* Replace the file; 0 or an errno.  Does not throw.  One process at a time. */
 int
 limits_file_write(const LimitsRecord *records, int num_records)
 {
@@ -218,6 +219,7 @@ limits_file_read(LimitsRecord **records)
 	return 0;
 }
 
+/* No app has anything to keep. */
 void
 limits_file_remove(void)
 {

@@ -35,7 +35,6 @@
 
 #include <math.h>
 
-#include "utils/timestamp.h"
 
 #include "app/rate.h"
 
@@ -170,6 +169,7 @@ rate_is_stale(TimestampTz counted_at, TimestampTz now)
 	return now - counted_at > part_us(RATE_SECOND);
 }
 
+/* So many may have gone out, at the latest now. */
 void
 rate_count_many(RateHistory *history, uint32 requests, TimestampTz now)
 {
@@ -184,6 +184,7 @@ rate_count_many(RateHistory *history, uint32 requests, TimestampTz now)
 	}
 }
 
+/* A request is to go out. */
 void
 rate_count(RateHistory *history, TimestampTz now)
 {
@@ -214,6 +215,7 @@ rate_uncount(RateHistory *history, TimestampTz counted_at, TimestampTz last)
 	}
 }
 
+/* What was kept may come from the middle of a change: make it agree with itself. */
 void
 rate_repair(RateHistory *history)
 {
@@ -227,6 +229,7 @@ rate_repair(RateHistory *history)
 	}
 }
 
+/* For so long after a request it matters for the rate, in microseconds. */
 int64
 rate_span(const FlowRate *rate)
 {

@@ -21,7 +21,6 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "common/cryptohash.h"
-#include "common/sha2.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -120,6 +119,7 @@ compute_app_key(FlowServer *server)
 				 errmsg("could not compute a SHA-256 hash")));
 }
 
+/* Throw 42809 unless a server's wrapper is ours. */
 void
 server_check_wrapper(Oid wrapperid, const char *server_name)
 {
@@ -298,6 +298,7 @@ read_server(const char *name, Oid userid, bool by_setting, Snapshot snapshot)
 	return server;
 }
 
+/* A copy in the current memory context, secrets included. */
 FlowServer *
 server_copy(const FlowServer *server)
 {
@@ -373,12 +374,14 @@ server_for_session(const FlowServer *server)
 }
 
 /*
+ * The server of this name, and a role's credentials, in the catalogs, now.
+ *
  * name may be NULL: that of the setting feishu_flow.server.
  *
- * Throws 42704 when there is no such server, 42809 when it belongs to another
- * wrapper, 42501 without USAGE, 42704 without a user mapping or when the mapping
- * lacks app_id, app_secret and tenant_access_token; each with a HINT that says what to
- * type.  A sandbox needs none.
+ * Throws 42704 when there is no such server, 42809 when it belongs to another wrapper,
+ * 42501 without USAGE, 42704 without a user mapping or when the mapping lacks app_id,
+ * app_secret and tenant_access_token; each with a HINT that says what to type.  A
+ * sandbox needs none.
  */
 FlowServer *
 server_lookup(const char *name, Oid userid)
@@ -430,6 +433,7 @@ server_lookup(const char *name, Oid userid)
 	return server;
 }
 
+/* server_lookup, as a snapshot has it, which is to be registered. */
 FlowServer *
 server_lookup_at(const char *name, Oid userid, Snapshot snapshot)
 {
@@ -441,6 +445,7 @@ server_lookup_at(const char *name, Oid userid, Snapshot snapshot)
 	return server;
 }
 
+/* Wipe the secrets of a FlowServer.  It cannot be used afterwards. */
 void
 server_forget_secrets(FlowServer *server)
 {

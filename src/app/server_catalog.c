@@ -93,8 +93,9 @@ read_mapping_row(Snapshot snapshot, Oid userid, ServerRows *rows)
 }
 
 /*
- * For the server of this name and a role, as a snapshot has them; NULL: as they are
- * now.
+ * Read them; false if there is no such server.
+ *
+ * For the server of this name and a role, as a snapshot has them; NULL: as they are now.
  */
 bool
 server_read_catalogs(const char *name, Oid userid, Snapshot snapshot, ServerRows *rows)

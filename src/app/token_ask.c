@@ -53,6 +53,7 @@ token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked)
 	app_table_unlock();
 }
 
+/* What it is asked for; at most max. */
 int
 token_asks_of_database(TokenAsked *asked, int max)
 {

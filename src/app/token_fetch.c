@@ -179,6 +179,7 @@ token_refresh_start(MemoryContext parent, const FlowServer *server, TokenLease *
 	return started;
 }
 
+/* It has taken too long: nobody tries again for a while. */
 void
 token_refresh_give_up(TokenFetch *fetch)
 {
@@ -292,6 +293,7 @@ refresh_on_end(TransferListener *listener, HttpTransfer *transfer)
 	PG_END_TRY();
 }
 
+/* The refusal in a failure that carries an answer. */
 FlowResponse *
 token_failure_response(const FlowServer *server, const TokenFailure *failure)
 {

@@ -80,11 +80,8 @@
 #define FEISHU_ROLE_MAY_ACT "MEMBER"
 #endif
 
-/* Call a type's input function; false when the text is no value of the type. */
 extern bool feishu_input(PGFunction function, char *text, Datum *result,
 						 ErrorData **error);
-
-/* Parse JSON text in the database encoding; false when jsonb cannot hold it. */
 extern bool feishu_jsonb_from_cstring(char *json, Jsonb **result);
 
 /*

@@ -21,7 +21,6 @@
 #undef _
 #define _(x) dgettext(TEXTDOMAIN, x)
 
-/* The name of our catalog, which is ready to be looked into.  Does not throw. */
 extern const char *feishu_text_domain(void);
 
 #endif							/* FEISHU_NLS_H */

@@ -12,7 +12,6 @@
 #ifndef FEISHU_PHRASES_H
 #define FEISHU_PHRASES_H
 
-/* Break them in text that is not ours, in place; NULL is allowed. */
 extern void phrases_break(char *text);
 
 #endif							/* FEISHU_PHRASES_H */

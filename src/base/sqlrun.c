@@ -82,6 +82,8 @@ sql_find_outbox(Oid *outbox, Oid *last_id)
 }
 
 /*
+ * Lock and find the table of a number that is to be drawn (flow_id.c).
+ *
  * A DROP EXTENSION may be under way: that is waited for, and then the table is looked
  * for again, as the lock was waited for if anything has changed.
  */
@@ -213,6 +215,20 @@ sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 	if (result != expected)
 		elog(ERROR, "\"%s\" gave %s", statement->text, SPI_result_code_string(result));
 	return SPI_processed;
+}
+
+/* sql_run by itself, as the owner: no more than the number of rows is left of the result. */
+uint64
+sql_run_as_owner(SqlStatement *statement, Datum *values, const char *nulls,
+				 int expected, Snapshot snapshot)
+{
+	SqlCaller	caller;
+	uint64		num;
+
+	sql_begin_as_owner(&caller);
+	num = sql_run(statement, values, nulls, expected, snapshot);
+	sql_end_as_owner(&caller);
+	return num;
 }
 
 /* Column (from 1) of a row (from 0) of the last result. */

@@ -45,23 +45,13 @@ typedef struct SqlStatement
 #define QUEUE_TABLES		7
 #define LAST_ID_TABLE		"last_id"
 #define LAST_END_TABLE		"last_end"
+
 extern const char *const queue_tables[QUEUE_TABLES];
-
 extern bool sql_has_triggers(Relation table);
-
-/* One of them, or InvalidOid. */
 extern Oid	sql_find_table(const char *name);
-
-/* The queue's table and that of its last id.  Throws 42704 without them. */
 extern void sql_find_outbox(Oid *outbox, Oid *last_id);
-
-/* The same; that of the last id is locked then, until the end of the transaction. */
 extern void sql_lock_outbox(Oid *outbox, Oid *last_id);
-
-/* Lock and find the table of a number that is to be drawn (flow_id.c), likewise. */
 extern Oid	sql_lock_number(const char *name);
-
-/* Throw 25006 unless the transaction may write. */
 extern void sql_check_writable(const char *command);
 
 /* Who one was before. */
@@ -74,12 +64,10 @@ typedef struct SqlCaller
 /* Between these two, SPI is connected and the current user owns the tables. */
 extern void sql_begin_as_owner(SqlCaller *caller);
 extern void sql_end_as_owner(const SqlCaller *caller);
-
-/* Run a statement; returns the number of rows. */
 extern uint64 sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 					  int expected, Snapshot snapshot);
-
-/* Column (from 1) of a row (from 0) of the last result. */
+extern uint64 sql_run_as_owner(SqlStatement *statement, Datum *values, const char *nulls,
+							   int expected, Snapshot snapshot);
 extern Datum sql_value(uint64 row, int column, bool *is_null);
 extern int64 sql_int64(uint64 row, int column);
 

@@ -15,19 +15,10 @@
 /* Hooks of the postmaster; without them nobody is told. */
 extern void waiters_request_shmem(void);
 extern void waiters_startup_shmem(void);
-
-/* This process waits for the end of a flow of its database, until waiters_leave. */
 extern void waiters_look(int64 id);
-
-/* Was it told something since its last look, so that it must not sleep? */
 extern bool waiters_is_told(void);
-
 extern void waiters_leave(void);
-
-/* Flows of this database have ended. */
 extern void waiters_tell(int64 *ids, int num);
-
-/* Likewise, whichever flows: all who wait in this database look. */
 extern void waiters_tell_all(void);
 
 #endif							/* FEISHU_WAITERS_H */

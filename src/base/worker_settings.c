@@ -126,8 +126,10 @@ static const WorkerSetting worker_settings[] = {
 };
 
 /*
- * A name that this version does not have is skipped, and so is what the machine
- * does not allow (max_stack_depth where its limit is low).
+ * First of all, before the worker connects to a database.
+ *
+ * A name that this version does not have is skipped, and so is what the machine does not
+ * allow (max_stack_depth where its limit is low).
  */
 void
 worker_settings_apply(void)

@@ -12,7 +12,6 @@
 #ifndef FEISHU_WORKER_SETTINGS_H
 #define FEISHU_WORKER_SETTINGS_H
 
-/* First of all, before the worker connects to a database. */
 extern void worker_settings_apply(void);
 
 #endif							/* FEISHU_WORKER_SETTINGS_H */

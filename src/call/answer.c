@@ -15,7 +15,7 @@
 
 #include "base/nls.h"
 #include "base/phrases.h"
-#include "call/answer.h"
+#include "call/call_internal.h"
 
 /*
  * Make text of the peer fit for a message, in place: secrets are overwritten,

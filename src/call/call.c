@@ -55,11 +55,9 @@
 #include "app/token.h"
 #include "app/token_fetch.h"
 #include "base/wakeup.h"
-#include "call/answer.h"
 #include "call/call_internal.h"
 #include "call/clocks.h"
 #include "call/outcome.h"
-#include "call/sandbox.h"
 #include "launcher/launcher.h"
 
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);

@@ -23,7 +23,6 @@
 #include "app/token.h"
 #include "app/token_fetch.h"
 #include "base/guc.h"
-#include "call/answer.h"
 #include "call/call_internal.h"
 #include "call/outcome.h"
 

@@ -16,7 +16,7 @@
 #include "postgres.h"
 
 #include "base/sandbox_setting.h"
-#include "call/sandbox.h"
+#include "call/call_internal.h"
 #include "wire/wire.h"
 
 /* The example in the platform's document of this API. */

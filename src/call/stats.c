@@ -57,7 +57,7 @@ PG_FUNCTION_INFO_V1(feishu_stat_reset);
 #define STATS_TRANCHE			"feishu_flow_stats"
 
 /*
- * Names have up to 255 bytes in UTF-8 (wire_check_segment).  In a few of the
+ * Names have up to 255 bytes in UTF-8 (wire_check_name).  In a few of the
  * other encodings that can be more; then the rest is cut off.
  */
 #define STATS_NAME_SIZE			256

@@ -32,7 +32,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "tcop/dest.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -207,6 +206,7 @@ call(const Handler *handler)
 	return true;
 }
 
+/* Call it, and mark that, in a subtransaction; the error if it fails. */
 HandlerResult
 handler_call(const Handler *handler, ErrorData **error)
 {
@@ -247,6 +247,7 @@ handler_call(const Handler *handler, ErrorData **error)
 	return result;
 }
 
+/* What is remembered of an error. */
 char *
 handler_error_text(ErrorData *error)
 {

@@ -307,6 +307,7 @@ set_no_room(bool now)
 				 errhint("Increase max_worker_processes, currently %d.", max_worker_processes)));
 }
 
+/* When to look, while handlers are called. */
 TimestampTz
 handler_look_again(TimestampTz now)
 {
@@ -353,8 +354,12 @@ roles_review(TimestampTz now, int num_taken)
 }
 
 /*
- * Who waits is looked for if there is news, or it is time; an old snapshot may make
- * that slow.  Without, this is to look if the tables are wanted by somebody.
+ * See to it that each role with a handler that is due has a session; returns when to
+ * look again.  By the dispatcher, in a transaction, as the tables' owner; with news if
+ * handlers of a role without one may wait.
+ *
+ * Who waits is looked for if there is news, or it is time; an old snapshot may make that
+ * slow.  Without, this is to look if the tables are wanted by somebody.
  */
 TimestampTz
 handler_supply(TimestampTz now, bool news)
@@ -381,6 +386,7 @@ handler_supply(TimestampTz now, bool news)
 	return Min(again, roles_at);
 }
 
+/* The tables have been locked since then, so sessions give way. */
 void
 handler_give_way(SteadyTime locked_since)
 {

@@ -45,7 +45,6 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
-#include "base/guc.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "base/steady.h"

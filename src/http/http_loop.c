@@ -318,8 +318,8 @@ loop_end_late(HttpLoop *loop)
 }
 
 /*
- * Let libcurl do what it would do by itself now: begin what is new, end what
- * is late.  Runs with signals blocked, and does not throw.
+ * Let libcurl do what it would do by itself now: begin what is new, end what is late.
+ * Runs with signals blocked, and does not throw.
  */
 void
 http_loop_run_due(HttpLoop *loop)

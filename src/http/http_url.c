@@ -88,6 +88,8 @@ find_fault(const HttpUrl *url, CURLU *parsed, CURLUcode code)
 }
 
 /*
+ * What is wrong with a URL that has a scheme?
+ *
  * Is this a URL of a scheme, which the caller has seen, a host, and maybe a port and a
  * path, written as libcurl understands it?  Whether host and path are what they should
  * be is the caller's to see; *url points into the text.  Does not throw.

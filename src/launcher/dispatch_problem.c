@@ -220,6 +220,7 @@ find_problem(const char **table, int *pid)
 	return of_table != DISPATCH_NO_PROBLEM ? of_table : problem;
 }
 
+/* Why this database's flows are not sent, and the table, if it is one's. */
 DispatchProblem
 launcher_problem(const char **table)
 {
@@ -271,6 +272,7 @@ problem_format(DispatchProblem problem)
 	return NULL;
 }
 
+/* launcher_problem in words, palloc'd; NULL for none. */
 char *
 launcher_problem_text(bool translated)
 {

@@ -42,7 +42,6 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -129,6 +128,7 @@ static bool no_slot_logged = false;
 PGDLLEXPORT void feishu_launcher_main(Datum main_arg);
 
 
+/* Register the launcher and install its hooks; in the postmaster only. */
 void
 launcher_register(void)
 {

@@ -69,10 +69,7 @@ extern void slots_wake_launcher(bool databases_changed);
 extern bool slots_take_changes(bool *overflowed);
 extern void slots_set_no_room(bool no_room);
 extern bool slots_may_start(void);
-
-/* In a transaction.  May throw. */
 extern Oid	slots_lookup_extension(void);
-
 extern void launcher_install_hooks(void);
 
 #endif							/* FEISHU_LAUNCHER_INTERNAL_H */

@@ -131,6 +131,10 @@ place_tell(Place *place, int64 min_number)
 	slots_wake(proc);
 }
 
+/*
+ * Handlers of a role wait in this database, with this number or higher ones.  False if
+ * the role has no session for them.  Does not throw.
+ */
 bool
 sessions_tell(Oid roleid, int64 min_number)
 {
@@ -151,6 +155,7 @@ sessions_tell(Oid roleid, int64 min_number)
 	return found;
 }
 
+/* Handlers may wait: all sessions of this database look from the start. */
 void
 sessions_tell_all(void)
 {
@@ -178,6 +183,7 @@ tell_dispatcher(Oid database)
 
 /* ---------- The dispatcher ---------- */
 
+/* A place of this database; false: it is free, or another's. */
 bool
 sessions_view(int number, SessionView *view)
 {
@@ -224,6 +230,7 @@ place_find_free(void)
 	return -1;
 }
 
+/* Take a place for a role, or -1; the worker is to bring the generation. */
 int
 sessions_reserve(Oid roleid, uint32 *generation)
 {
@@ -250,6 +257,7 @@ sessions_reserve(Oid roleid, uint32 *generation)
 	return number;
 }
 
+/* It is over, whatever it was: free it. */
 void
 sessions_free(int number, uint32 generation)
 {
@@ -264,6 +272,7 @@ sessions_free(int number, uint32 generation)
 	LWLockRelease(launcher_shared->lock);
 }
 
+/* Ask it to make room for another role. */
 void
 sessions_ask_to_leave(int number)
 {
@@ -301,6 +310,10 @@ session_detach(int code, Datum arg)
 	tell_dispatcher(database);
 }
 
+/*
+ * First of all, before it connects: take the place that main_arg names.  Returns the
+ * database and the role to connect to.  Ends the process when it is not wanted.
+ */
 Oid
 sessions_attach(int number, Oid *roleid)
 {
@@ -340,6 +353,7 @@ sessions_attach(int number, Oid *roleid)
 	return database;
 }
 
+/* It is connected, and can call handlers. */
 void
 sessions_set_ready(void)
 {
@@ -409,6 +423,7 @@ sessions_terminate(Oid database)
 	LWLockRelease(launcher_shared->lock);
 }
 
+/* Is one connected to a database? */
 bool
 sessions_are_attached(Oid database)
 {

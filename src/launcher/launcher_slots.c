@@ -111,6 +111,7 @@ launcher_startup_shmem(void)
 	LWLockRelease(AddinShmemInitLock);
 }
 
+/* Are there launcher and dispatchers at all (was the library preloaded)? */
 bool
 launcher_present(void)
 {

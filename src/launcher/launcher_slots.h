@@ -60,7 +60,6 @@ typedef struct LauncherShared
 
 /* launcher_slots.c; NULL when the library was not preloaded */
 extern LauncherShared *launcher_shared;
-
 extern int	slots_place_find(Oid database);
 extern int	slots_place_find_or_add(Oid database);
 

@@ -37,7 +37,6 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
-#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
@@ -84,6 +83,11 @@ slots_tell_database(Oid database, const DispatchNews *news)
 		(void) place_tell(place, database, news);
 }
 
+/*
+ * Tell the dispatcher of this database, at the end of a transaction: nothing here
+ * throws.  Without a dispatcher the news wait for the next one; a database that the
+ * launcher does not know becomes known by this.
+ */
 void
 launcher_tell(const DispatchNews *news)
 {
@@ -108,6 +112,7 @@ launcher_tell(const DispatchNews *news)
 		slots_wake_launcher(false);
 }
 
+/* Is there a dispatcher in this database, and does it work? */
 bool
 launcher_has_dispatcher(void)
 {
@@ -121,6 +126,11 @@ launcher_has_dispatcher(void)
 		view.worker && view.pid != 0 && !view.stop && !view.failing;
 }
 
+/*
+ * Take the news, once.  False: the process is to proc_exit(0) now, for a DDL statement
+ * waits for that; after 300 ms it sends SIGTERM.  To be called whenever the latch was
+ * set.  Does not throw.
+ */
 bool
 launcher_take_news(DispatchNews *news)
 {
@@ -135,6 +145,7 @@ launcher_take_news(DispatchNews *news)
 	return go_on;
 }
 
+/* The dispatcher cannot work on its queue for now, or can again.  Does not throw. */
 void
 launcher_set_failing(bool failing)
 {
@@ -145,6 +156,7 @@ launcher_set_failing(bool failing)
 	SpinLockRelease(&slot->mutex);
 }
 
+/* ... because somebody has locked the tables. */
 void
 launcher_set_locked_out(bool locked_out)
 {
@@ -155,6 +167,7 @@ launcher_set_locked_out(bool locked_out)
 	SpinLockRelease(&slot->mutex);
 }
 
+/* There is no background worker for handlers that wait, or there is again. */
 void
 launcher_set_no_handlers(bool no_handlers)
 {
@@ -189,6 +202,15 @@ worker_detach(int code, Datum arg)
 	slots_wake_launcher(false);
 }
 
+/*
+ * First of all, before it connects, with signals still blocked or not: take the place in
+ * the shared array that main_arg names.  Returns the database to connect to.  Ends the
+ * process when it is not wanted any more.
+ *
+ * The latch to be set is MyLatch.  The place is given back when the process ends: exit
+ * code 0 has the launcher start another at once, if one is still wanted; any other is a
+ * failure, and is followed by a growing pause.
+ */
 Oid
 launcher_attach_dispatcher(int place)
 {
@@ -222,7 +244,7 @@ launcher_attach_dispatcher(int place)
 	return database;
 }
 
-/* OID of the extension in this database, as committed by now. */
+/* In a transaction.  May throw.  OID of the extension in this database, as committed by now. */
 Oid
 slots_lookup_extension(void)
 {
@@ -245,6 +267,14 @@ slots_lookup_extension(void)
 	return extension;
 }
 
+/*
+ * OID of the extension in this database.  InvalidOid when there is none, or another one
+ * than at the first call (dropped and created again): then the caller must proc_exit(0),
+ * and the launcher starts another dispatcher if one is wanted.  In a transaction.  To be
+ * called first after the start, and on control news before anything else that needs the
+ * extension.  Does not trust the system caches, which may lag behind the commit that
+ * woke us.
+ */
 Oid
 launcher_find_extension(void)
 {

@@ -129,7 +129,10 @@ lock_page(Relation table, int mode)
 	return buffer;
 }
 
-/* Draw the next id.  The table stays locked until the end of the transaction. */
+/*
+ * Draw the next id.  The table is locked, see sql_lock_number, and stays so until the end
+ * of the transaction.
+ */
 int64
 flow_id_draw(Oid relid)
 {

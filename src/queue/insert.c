@@ -35,7 +35,7 @@
 #include "utils/rel.h"
 
 #include "base/sqlrun.h"
-#include "queue/insert.h"
+#include "queue/outbox_internal.h"
 
 /* The tables we insert into have few indexes. */
 #define INSERT_MAX_INDEXES	16

@@ -161,6 +161,7 @@ news_register_callbacks(void)
 	}
 }
 
+/* At commit, have the dispatcher look at rows from id on. */
 void
 notify_row(int64 id)
 {
@@ -168,6 +169,11 @@ notify_row(int64 id)
 	at_commit.min_id = Min(at_commit.min_id, id);
 }
 
+/*
+ * notify_row, and if the transaction or the subtransaction rolls back, too: the dispatcher
+ * skips a row that is locked, and must look again when it is not.  To be called in the
+ * subtransaction that locks it.
+ */
 void
 notify_locked_row(int64 id)
 {
@@ -193,6 +199,7 @@ notify_ended_some(void)
 	num_ended = MAX_ENDED + 1;
 }
 
+/* At commit, tell the dispatcher that pauses, servers or mappings changed. */
 void
 notify_control(void)
 {
@@ -200,6 +207,7 @@ notify_control(void)
 	control_at_commit = true;
 }
 
+/* A handler of a role waits, with this number or a higher one. */
 void
 notify_handler(Oid roleid, int64 number)
 {

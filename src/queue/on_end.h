@@ -29,7 +29,6 @@
 /* A handler that waits; a flow is kept meanwhile. */
 #define HANDLER_WAITS		"(end_number IS NOT NULL AND handler_state IS NULL)"
 
-/* The function that a role means by on_end. */
 extern char *on_end_resolve(const char *on_end, Oid roleid);
 
 #endif							/* FEISHU_ON_END_H */

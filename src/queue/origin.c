@@ -86,6 +86,7 @@ is_settled(void)
 	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
 
+/* origin_is_ours, or it may be so soon: nobody has looked yet whether this is an upgrade. */
 bool
 origin_may_be_ours(Datum system_identifier, Datum database)
 {
@@ -156,6 +157,10 @@ disown(Datum *values)
 	}
 }
 
+/*
+ * See that feishu_internal.claim has a row of this database; needs a transaction and
+ * sql_begin_as_owner.
+ */
 void
 origin_settle(void)
 {

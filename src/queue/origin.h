@@ -15,14 +15,8 @@
 /* The columns system_identifier and database of what is queued here. */
 extern Datum origin_system(void);
 extern Datum origin_database(void);
-
 extern bool origin_is_ours(Datum system_identifier, Datum database);
-
-/* Likewise, or it may be so soon: nobody has looked yet whether this is an upgrade. */
 extern bool origin_may_be_ours(Datum system_identifier, Datum database);
-
-/* See that feishu_internal.claim has a row of this database; needs a transaction and
- * sql_begin_as_owner. */
 extern void origin_settle(void);
 
 #endif							/* FEISHU_ORIGIN_H */

@@ -45,8 +45,10 @@ statement_reads_table(void)
 }
 
 /*
- * Once a statement: it may queue a flow for each row, and the session serves
- * many statements of many sessions of the coordinator.
+ * To be called when enqueue_flow has queued a flow.
+ *
+ * Once a statement: it may queue a flow for each row, and the session serves many
+ * statements of many sessions of the coordinator.
  */
 void
 pushdown_warn(void)

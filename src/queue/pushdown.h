@@ -12,7 +12,6 @@
 #ifndef FEISHU_PUSHDOWN_H
 #define FEISHU_PUSHDOWN_H
 
-/* To be called when enqueue_flow has queued a flow. */
 extern void pushdown_warn(void);
 
 #endif							/* FEISHU_PUSHDOWN_H */

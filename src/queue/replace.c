@@ -40,7 +40,7 @@
 #include "base/sqlrun.h"
 #include "queue/notify.h"
 #include "queue/origin.h"
-#include "queue/outbox_row.h"
+#include "queue/outbox_internal.h"
 #include "queue/replace.h"
 
 /* The row that waits with a key. */

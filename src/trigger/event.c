@@ -22,12 +22,10 @@
  */
 #include "postgres.h"
 
-#include "access/relation.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
-#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -36,8 +34,6 @@
 #include "base/compat.h"
 #include "base/nls.h"
 #include "trigger/event.h"
-#include "trigger/names.h"
-#include "trigger/needs.h"
 
 #define NUM_PLAIN_MEMBERS	5	/* op, schema, table, root_schema, root_table */
 

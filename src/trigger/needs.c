@@ -21,7 +21,7 @@
 
 #include "miscadmin.h"
 
-#include "trigger/needs.h"
+#include "trigger/event.h"
 
 /* Where in the event a part of a jsonpath stands. */
 typedef enum Place

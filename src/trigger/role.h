@@ -14,10 +14,7 @@
 
 #include "commands/trigger.h"
 
-/* Watch statements from here on.  To be called once, when the library is loaded. */
 extern void role_install_hooks(void);
-
-/* The role that was current_user of the statement that made the change. */
 extern Oid	role_of_change(const TriggerData *trigdata);
 
 #endif							/* FEISHU_ROLE_H */

@@ -371,6 +371,7 @@ codes_lookup_inner(const char *code)
 	return NULL;
 }
 
+/* data.code says that the flow failed, and is unknown. */
 Verdict
 codes_unknown_inner(void)
 {
@@ -428,6 +429,7 @@ codes_unusable(int http_status, AnswerProblem problem, bool for_token)
 	return verdict;
 }
 
+/* Code 0 although the HTTP status is not 2xx. */
 Verdict
 codes_contradictory(int http_status, bool for_token)
 {
@@ -447,6 +449,7 @@ codes_contradictory(int http_status, bool for_token)
 	return verdict;
 }
 
+/* A success whose answer cannot be held as jsonb: ANSWER_LOSSY_* only. */
 Verdict
 codes_lossy_success(AnswerProblem problem)
 {

@@ -26,7 +26,7 @@
 
 #include "base/compat.h"
 #include "wire/mask.h"
-#include "wire/wirejson.h"
+#include "wire/wire_internal.h"
 
 /* A secret so long does not turn up in an answer by chance. */
 #define SECRET_SURE_LENGTH		16
@@ -132,7 +132,10 @@ mask_secret(char *text, const char *secret)
 	}
 }
 
-/* In place.  Both may be NULL. */
+/*
+ * Overwrite each whole occurrence of a secret in text by asterisks.  Does not throw.  In
+ * place.  Both may be NULL.
+ */
 void
 mask_secrets(const MaskSecrets *secrets, char *text)
 {
@@ -140,6 +143,7 @@ mask_secrets(const MaskSecrets *secrets, char *text)
 		mask_secret(text, secrets->secrets[i]);
 }
 
+/* How many bytes a secret may have in text at most, escaped. */
 size_t
 mask_longest(const MaskSecrets *secrets)
 {

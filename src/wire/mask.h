@@ -22,10 +22,7 @@ typedef struct MaskSecrets
 	const char *secrets[MASK_SECRETS];
 } MaskSecrets;
 
-/* Overwrite each whole occurrence of a secret in text by asterisks.  Does not throw. */
 extern void mask_secrets(const MaskSecrets *secrets, char *text);
-
-/* How many bytes a secret may have in text at most, escaped. */
 extern size_t mask_longest(const MaskSecrets *secrets);
 
 /* The same in bytes that are yet to be read, and in jsonb that was read of such. */

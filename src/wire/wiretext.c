@@ -22,7 +22,7 @@
 #include "miscadmin.h"
 
 #include "wire/wire.h"
-#include "wire/wiretext.h"
+#include "wire/wire_internal.h"
 
 /* Does the encoding take UTF-8 as it is? */
 static bool
@@ -31,6 +31,7 @@ takes_utf8(int encoding)
 	return encoding == PG_UTF8 || encoding == PG_SQL_ASCII;
 }
 
+/* The function that converts UTF-8 to the database encoding; InvalidOid: none. */
 Oid
 wiretext_conversion(void)
 {
@@ -40,6 +41,8 @@ wiretext_conversion(void)
 }
 
 /*
+ * Convert as much of valid UTF-8 as the encoding can represent, to a NUL-terminated dst.
+ *
  * dst has room for len * MAX_CONVERSION_GROWTH + 1 bytes.  Returns how many bytes of src
  * were converted: it stopped at a character that the encoding lacks if these are fewer
  * than len.
@@ -133,6 +136,7 @@ wire_for_client(char *text)
 	return text;
 }
 
+/* UTF-8 copy of text in the database encoding. */
 char *
 wire_to_utf8(const char *text)
 {
@@ -306,6 +310,7 @@ wiretext_fit(const char *text, int len, int max)
 	return finish_printable(&out, cut);
 }
 
+/* Text that one of both made, perhaps larger, cut in the same way: itself, or a copy. */
 char *
 wiretext_cut(char *text, int max)
 {

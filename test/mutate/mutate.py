@@ -78,8 +78,12 @@ def drawn(mutants, chance):
 class Judges:
     """Finds the tests that cover what a mutant changes."""
 
-    def __init__(self, root, coverage):
+    def __init__(self, root, coverage, mutants):
         self.coverage = coverage
+        self.functions = collections.defaultdict(set)  # path => (first line, last line)
+        for mutant in mutants:
+            if not mutant.name:
+                self.functions[mutant.path].add(mutant.lines[-1])
         self.uses = collections.defaultdict(set)  # name => (path, line) where it stands
         self.definitions = []  # (path, first line, last line, name) outside of functions
         for path in sorted((root / "src").rglob("*.[ch]")):
@@ -99,6 +103,9 @@ class Judges:
         found = {}
         for path, line in self.uses.get(name, ()):
             tests = self.coverage.covering(path, line, line)
+            if tests is None:  # what a function keeps, as its statements of SQL
+                function = next((lines for lines in self.functions[path] if lines[0] <= line <= lines[1]), None)
+                tests = self.coverage.covering(path, *function) if function else None
             if tests is None and depth:
                 outer = names.get((path, line), "")
                 tests = self._users(outer, names, seen | {outer}, depth - 1) if outer and outer not in seen else []
@@ -260,7 +267,7 @@ def mutate(options, origin, coverage):
     if not wanted:
         raise RuntimeError(f"nothing to change in {', '.join(only)}")
     names = names_of_lines(every)
-    judges = Judges(origin.source, coverage)
+    judges = Judges(origin.source, coverage, every)
     say(f"{len(wanted)} places to change; {len(coverage.tests)} tests")
     origin.build()
     run = Run(origin, drawn(wanted, random.Random(seed)), lambda mutant: judges.of(mutant, names), options.count)

@@ -461,7 +461,8 @@ BEGIN
 	IF commits THEN
 		COMMIT;
 	END IF;
-	FOR one IN SELECT id, feishu.execute_flows('a', CASE WHEN id > 40 THEN many_calls.flow_id ELSE 'echoParams' END) OVER ()
+	FOR one IN SELECT id,
+			feishu.execute_flows('a', CASE WHEN id > 40 THEN many_calls.flow_id ELSE 'echoParams' END) OVER ()
 		FROM generate_series(1, 60) AS id
 	LOOP
 		INSERT INTO done VALUES (2, one.id);

@@ -151,6 +151,24 @@ $pid = dispatcher_comes('postgres', 'a dispatcher');
 $session->value("SELECT pg_terminate_backend($pid)");
 $pid = dispatcher_comes('postgres', 'a dispatcher that was terminated is started again', $pid);
 
+# One that ends at once is started again after a second, the next time after two, ...
+my ($ended, $lived, $took) = time();
+for (1 .. 5)
+{
+	$lived = time() - $ended;
+	$ended = time();
+	$session->value("SELECT pg_terminate_backend($pid)");
+	$pid = dispatcher_comes('postgres', 'a dispatcher that was terminated at once is started again', $pid);
+	$took = time() - $ended;
+	last if $lived < 0.9;
+}
+cmp_ok($took, '>', 0.9, '... after a second');
+$session->value('SELECT pg_sleep(1.1)');
+$ended = time();
+$session->value("SELECT pg_terminate_backend($pid)");
+$pid = dispatcher_comes('postgres', 'one that has lived for a second', $pid);
+cmp_ok(time() - $ended, '<', 1.8, '... at once');
+
 my $launcher = $session->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'");
 $session->value("SELECT pg_terminate_backend($launcher)");
 wait_until(
@@ -227,8 +245,11 @@ $session->value('BEGIN; ALTER DATABASE zwei RENAME TO deux');
 dispatcher_goes('zwei', 'no dispatcher while a rename is not committed');
 $session->value('ROLLBACK');
 dispatcher_comes('zwei', '... it comes back with the rollback');
-fails_with($session, 'ALTER DATABASE zwei RENAME TO one', '42P04', 'a rename that fails');
+my $fresh = FeishuFlow::Session->new($node);
+fails_with($fresh, 'ALTER DATABASE zwei RENAME TO one', '42P04',
+	'a rename that fails, the first that its session does');
 dispatcher_comes('zwei', '... gives the dispatcher back');
+$fresh->quit;
 
 at_once($session, 'DROP DATABASE zwei', 'a database with a dispatcher is dropped');
 at_once($session, 'DROP DATABASE three WITH (FORCE)', '... by force');

@@ -477,6 +477,19 @@ foreach my $function (qw(pause_server resume_server))
 	fails_with($session, "SELECT feishu.$function('others')", '42809', '... and of one of another wrapper');
 }
 
+# ---- a role that is dropped ----
+
+# Its flows fail some thousand at a time, those of a later time, too.
+$session->value('CREATE ROLE leaving; GRANT USAGE ON FOREIGN SERVER feishu TO leaving; '
+	  . "SELECT feishu.pause_server('feishu'); SET ROLE leaving");
+enqueue_many($session, 1, 5010, flow_id => 'left');
+enqueue($session, flow_id => 'left', run_at => \$later);
+$session->value("RESET ROLE; DROP OWNED BY leaving; DROP ROLE leaving; SELECT feishu.resume_server('feishu')");
+until_ended($session, "flow_id = 'left'");
+is($session->value("SELECT sqlstate, count(*) FROM feishu.flows WHERE flow_id = 'left' GROUP BY 1"),
+	'42704|5011', 'all flows of a role that is dropped fail');
+$session->value("DELETE FROM feishu_internal.outbox WHERE flow_id = 'left'");
+
 # ---- dispatch switched off ----
 
 $mock->mark;

@@ -49,7 +49,8 @@ $session->value(
 	feishu.flow_trigger('app', 'flow', '{"_id": 1111}', '{}', '{"server": "feishu", "priority": "$.new.p"}')});
 $session->value(q{INSERT INTO orders VALUES ('7'), (NULL)});
 is( $session->value(
-		'SELECT string_agg(priority::text, $$ $$ ORDER BY id) FROM feishu.flows WHERE id > (SELECT max(id) - 2 FROM feishu.flows)'
+		'SELECT string_agg(priority::text, $$ $$ ORDER BY id) FROM feishu.flows
+	WHERE id > (SELECT max(id) - 2 FROM feishu.flows)'
 	),
 	'7 0',
 	'it is an option of the trigger');
@@ -138,7 +139,8 @@ enqueue($session, server => 'narrow');
 until_ended($session);
 my @unheard = map { enqueue_unheard($session, $like, server => $_) } qw(feishu feishu narrow narrow);
 $session->value(
-	"UPDATE feishu_internal.outbox SET priority = (ARRAY[33, 0, -33, -100])[id - $unheard[0] + 1] WHERE id >= $unheard[0]"
+	"UPDATE feishu_internal.outbox SET priority = (ARRAY[33, 0, -33, -100])[id - $unheard[0] + 1]
+	WHERE id >= $unheard[0]"
 );
 $session->value(q{ALTER SYSTEM SET feishu_flow.poll_interval = '1s'; SELECT pg_reload_conf()});
 until_ended($session);

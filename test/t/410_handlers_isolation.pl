@@ -282,15 +282,23 @@ $app->value(
 $session->value("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
 like(handled($id), qr/^succeeded\|[23]$/, '... and one that was replaced meanwhile is called as it is now');
 
-# Three roles that always have handlers, and two sessions.
-$session->value('TRUNCATE app.journal');
+# Three roles that always have handlers, and two sessions. They end at once, so that all wait together.
+$session->value('TRUNCATE app.journal; CREATE FUNCTION app.slowly(f feishu.flows) RETURNS void LANGUAGE sql '
+	  . "AS 'SELECT pg_sleep(0.02); SELECT app.note(f)'");
+$session->value("SELECT feishu.pause_server('feishu')");
 my %sessions = (app => $app, other => $other, third => $third);
-enqueue_many($sessions{$_}, 1, 300, on_end => 'app.note') foreach sort keys %sessions;
-until_true($session, 'all were called', 'SELECT count(*) = 900 FROM app.journal');
+enqueue_many($sessions{$_}, 1, 50, on_end => 'app.slowly') foreach sort keys %sessions;
+$session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE state = 'queued'");
+until_true($session, 'all were called', 'SELECT count(*) = 150 FROM app.journal');
 is( $session->value(
 			'SELECT string_agg(what || count, \' \' ORDER BY what) '
 		  . 'FROM (SELECT what, count(DISTINCT id) FROM app.journal GROUP BY what) s'),
-	'app300 other300 third300',
-	'more roles than sessions have theirs called in turn');
+	'app50 other50 third50',
+	'more roles than sessions have theirs called');
+is( $session->value(
+			'SELECT bool_and(first < 75 AND last > 75) FROM (SELECT min(place) AS first, max(place) AS last '
+		  . 'FROM (SELECT what, row_number() OVER (ORDER BY n) AS place FROM app.journal) j GROUP BY what) s'),
+	't',
+	'... in turn');
 
 done_testing();
