@@ -60,7 +60,8 @@ sub together
 	my ($flow_id, $timeout, @these) = @_;
 	my $names = join ', ', map { quote($_) } @these;
 	return qq{SELECT coalesce((r).sqlstate, 'ok') AS state, coalesce((r).error, '') AS error, server FROM (
-		SELECT feishu.execute_flows('a', $flow_id, '{"_id": 1}', server => server, timeout => $timeout) OVER (ORDER BY n)
+		SELECT feishu.execute_flows('a', $flow_id, '{"_id": 1}', server => server, timeout => $timeout)
+			OVER (ORDER BY n)
 			AS r, server FROM unnest(ARRAY[$names]) WITH ORDINALITY AS s(server, n)) AS calls};
 }
 
@@ -93,7 +94,8 @@ foreach my $limit (sort keys %limited)
 	until_true(
 		$watch,
 		'... a queued one waits',
-		"SELECT paused AND pause_reason = '$NO_PLACE' AND queued = 1 FROM feishu.dispatch_status WHERE server = '$server'"
+		"SELECT paused AND pause_reason = '$NO_PLACE' AND queued = 1
+		FROM feishu.dispatch_status WHERE server = '$server'"
 	);
 	is(look($app, $id, 'state, attempts, error'), 'queued|0|', '... without an attempt');
 }
