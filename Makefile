@@ -13,6 +13,7 @@ OBJS = \
 	src/api/enqueue_flow.o \
 	src/api/execute_flow.o \
 	src/api/execute_flows.o \
+	src/api/pause_flow.o \
 	src/api/pause_server.o \
 	src/api/validator.o \
 	src/api/wait_flow.o \
@@ -45,6 +46,7 @@ OBJS = \
 	src/call/answer.o \
 	src/call/call.o \
 	src/call/call_end.o \
+	src/call/clocks.o \
 	src/call/outcome.o \
 	src/call/report.o \
 	src/call/sandbox.o \
@@ -65,6 +67,9 @@ OBJS = \
 	src/dispatcher/lane_server.o \
 	src/dispatcher/maintain.o \
 	src/dispatcher/ordering.o \
+	src/dispatcher/park.o \
+	src/dispatcher/pass.o \
+	src/dispatcher/pauses.o \
 	src/dispatcher/record.o \
 	src/dispatcher/schedule.o \
 	src/dispatcher/share.o \

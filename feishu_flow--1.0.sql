@@ -275,6 +275,9 @@ CREATE INDEX outbox_delayed_idx ON feishu_internal.outbox (server, roleid, prior
 -- who is next of an ordering key, which belongs to a server and a role
 CREATE INDEX outbox_ordering_idx ON feishu_internal.outbox (server, roleid, ordering_key, id)
     WHERE state = 'q' AND ordering_key IS NOT NULL;
+-- parked rows of paused flows, which have no other next_at: by flow, in the order in which they go back
+CREATE INDEX outbox_parked_idx ON feishu_internal.outbox (server, namespace COLLATE "C", flow_id COLLATE "C", id)
+    WHERE next_at = 'infinity' AND state = 'q';
 -- what has waited for too long; what never does is no part of it, so that the
 -- planner takes it for nothing else
 CREATE INDEX outbox_expires_idx ON feishu_internal.outbox (expires_at, id)
@@ -401,12 +404,26 @@ CREATE TABLE feishu_internal.paused_server (
 COMMENT ON TABLE feishu_internal.paused_server IS
 'Servers whose dispatch was stopped by feishu.pause_server().';
 
+CREATE TABLE feishu_internal.paused_flow (
+    server text COLLATE "C" NOT NULL,
+    namespace text COLLATE "C" NOT NULL,
+    flow_id text COLLATE "C" NOT NULL,
+    paused_by text NOT NULL,
+    paused_at timestamptz NOT NULL,
+    PRIMARY KEY (server, namespace, flow_id)
+) USING heap;
+
+COMMENT ON TABLE feishu_internal.paused_flow IS
+'Flows whose dispatch was stopped by feishu.pause_flow().';
+
 -- Lanes that are held back, and why; kept by the dispatcher.
 CREATE TABLE feishu_internal.held_lane (
     server text COLLATE "C" NOT NULL,
     roleid oid NOT NULL,
     reason text NOT NULL,
     resume_at timestamptz,
+    pause text CHECK (pause IN ('credentials', 'quota')),   -- of the app
+    since timestamptz NOT NULL,                             -- of that, or of the hold
     PRIMARY KEY (server, roleid)
 ) USING heap;
 
@@ -420,6 +437,7 @@ ALTER TABLE feishu_internal.outbox ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.attempt ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.claim ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.paused_server ENABLE ROW LEVEL SECURITY;
+ALTER TABLE feishu_internal.paused_flow ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.held_lane ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.last_id ENABLE ROW LEVEL SECURITY;
 ALTER TABLE feishu_internal.last_end ENABLE ROW LEVEL SECURITY;
@@ -507,6 +525,22 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION feishu.resume_server(name) IS
 'Resumes the dispatch to a server, also when it is held back for credentials, a quota or missing answers; for the server''s owner.';
 
+CREATE FUNCTION feishu.pause_flow(server name, namespace text, flow_id text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_pause_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.pause_flow(name, text, text) IS
+'Stops the dispatch of one flow, by its API name, until resume_flow; for the server''s owner.';
+
+CREATE FUNCTION feishu.resume_flow(server name, namespace text, flow_id text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'feishu_resume_flow'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION feishu.resume_flow(name, text, text) IS
+'Resumes the dispatch of one flow; for the server''s owner.';
+
 CREATE VIEW feishu.flows WITH (security_barrier) AS
 SELECT o.id,
     CASE o.state
@@ -525,7 +559,7 @@ SELECT o.id,
     pg_get_userbyid(o.roleid) AS role,
     o.namespace, o.flow_id, o.operator, o.params, o.is_async, o.idempotent_key,
     o.loop_masks, o.ordering_key, o.replace_key, o.priority, o.created_at,
-    COALESCE(o.next_at, o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
+    COALESCE(NULLIF(o.next_at, 'infinity'), o.run_at) AS run_at, o.expires_at, o.attempts, o.max_attempts,
     o.finished_at, o.execution_id, o.flow_status, o.code, o.flow_code, o.log_id,
     o.sqlstate, o.error, o.hint, o.response,
     o.on_end,
@@ -613,7 +647,7 @@ COMMENT ON FUNCTION feishu.dispatch_problem() IS
 'Why queued flows of this database are not sent, or may not be; NULL when a dispatcher sends them.';
 
 CREATE VIEW feishu.dispatch_status WITH (security_barrier) AS
-SELECT COALESCE(q.server, h.server, p.server, e.server, b.server)::name AS server,
+SELECT COALESCE(q.server, h.server, p.server, e.server, f.server, b.server)::name AS server,
     COALESCE(q.queued, 0) AS queued,
     COALESCE(q.sending, 0) AS sending,
     q.oldest_queued,
@@ -627,7 +661,8 @@ SELECT COALESCE(q.server, h.server, p.server, e.server, b.server)::name AS serve
     COALESCE(e.waiting, 0) AS handlers_waiting,
     COALESCE(e.failed, 0) AS handlers_failed,
     e.oldest AS oldest_handler,
-    b.server IS NOT NULL AS sandbox
+    b.server IS NOT NULL AS sandbox,
+    COALESCE(f.flows, '{}') AS paused_flows
 FROM (SELECT o.server,
         count(*) FILTER (WHERE NOT o.sending) AS queued,
         count(*) FILTER (WHERE o.sending) AS sending,
@@ -657,20 +692,23 @@ FULL JOIN (SELECT server,
             SELECT server, finished_at, false FROM feishu_internal.outbox
             WHERE handler_state = 'f') f
       GROUP BY server) e ON e.server = COALESCE(q.server, h.server, p.server)
+FULL JOIN (SELECT server, array_agg(namespace || '/' || flow_id ORDER BY namespace, flow_id) AS flows
+      FROM feishu_internal.paused_flow
+      GROUP BY server) f ON f.server = COALESCE(q.server, h.server, p.server, e.server)
 FULL JOIN (SELECT s.srvname::text COLLATE "C" AS server
       FROM pg_foreign_server s
         JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
       WHERE w.fdwvalidator = 'feishu.feishu_flow_validator(text[], oid)'::regprocedure
-        AND 'sandbox=true' = ANY (s.srvoptions)) b ON b.server = COALESCE(q.server, h.server, p.server, e.server)
+        AND 'sandbox=true' = ANY (s.srvoptions)) b ON b.server = COALESCE(q.server, h.server, p.server, e.server, f.server)
 CROSS JOIN (SELECT problem, problem ~ '^(table|handlers) ' AS only_warns
             FROM feishu.dispatch_problem() AS problem) AS d
 WHERE (pg_has_role('pg_monitor', 'USAGE') AND COALESCE(q.server, e.server) IS NOT NULL)
    OR EXISTS (SELECT FROM pg_foreign_server s
-              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server, b.server)
+              WHERE s.srvname = COALESCE(q.server, h.server, p.server, e.server, f.server, b.server)
                 AND (pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(s.oid, 'USAGE')));
 
 COMMENT ON VIEW feishu.dispatch_status IS
-'Servers with queued flows, a pause, or handlers that wait or were given up, and sandboxes, for roles with USAGE on them and for pg_monitor.';
+'Servers with queued flows, pauses, or handlers that wait or were given up, and sandboxes, for roles with USAGE on them and for pg_monitor.';
 COMMENT ON COLUMN feishu.dispatch_status.server IS 'Foreign server';
 COMMENT ON COLUMN feishu.dispatch_status.queued IS 'Flows that wait';
 COMMENT ON COLUMN feishu.dispatch_status.sending IS 'Flows under way';
@@ -684,6 +722,7 @@ COMMENT ON COLUMN feishu.dispatch_status.handlers_waiting IS 'Handlers that wait
 COMMENT ON COLUMN feishu.dispatch_status.handlers_failed IS 'Handlers given up';
 COMMENT ON COLUMN feishu.dispatch_status.oldest_handler IS 'When the first ended';
 COMMENT ON COLUMN feishu.dispatch_status.sandbox IS 'Nothing is sent';
+COMMENT ON COLUMN feishu.dispatch_status.paused_flows IS 'By pause_flow';
 
 --
 -- The trigger.
@@ -773,6 +812,17 @@ LANGUAGE C VOLATILE PARALLEL SAFE;
 COMMENT ON FUNCTION feishu.stat_evictions() IS
 'How often the statistics of a flow were dropped for those of another since the server started, in all databases. If it grows, raise feishu_flow.track_flows.';
 
+CREATE FUNCTION feishu.clocks_apart(
+    OUT serverid oid,
+    OUT behind bigint,
+    OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'feishu_clocks_apart'
+LANGUAGE C VOLATILE PARALLEL SAFE ROWS 10;
+
+COMMENT ON FUNCTION feishu.clocks_apart() IS
+'Servers whose platform says another time than the database host, and by how many seconds the host is behind; for the view feishu.problems.';
+
 CREATE FUNCTION feishu.stat_reset()
 RETURNS void
 AS 'MODULE_PATHNAME', 'feishu_stat_reset'
@@ -803,7 +853,21 @@ backlog AS MATERIALIZED
                      WHERE finished_at > now() - interval '10 min' AND state <> 'c'
                      ORDER BY finished_at DESC LIMIT 10000) o) f
          GROUP BY f.server, f.since) r ON r.server = s.server
-     WHERE s.due > 0 AND s.due / r.rate < 1e9)
+     WHERE s.due > 0 AND s.due / r.rate < 1e9),
+held AS MATERIALIZED
+    (SELECT l.server, pg_get_userbyid(l.roleid)::text AS role, l.reason, f.oid AS serverid, s.oldest_due AS since,
+        has_server_privilege(l.roleid, f.oid, 'USAGE') AS usage, m.mapping,
+        w.server_owner <> f.srvowner AS of_another, s.queued AS count, w.id AS example, l.since AS paused_since,
+        CASE WHEN has_server_privilege(l.roleid, f.oid, 'USAGE') AND m.mapping IS NOT NULL
+                  AND w.server_owner = f.srvowner THEN l.pause END AS pause
+     FROM feishu_internal.held_lane l JOIN status s ON s.server = l.server
+     LEFT JOIN pg_foreign_server f ON f.srvname = l.server
+     LEFT JOIN LATERAL (SELECT max(umuser) AS mapping FROM pg_user_mapping
+         WHERE umserver = f.oid AND umuser IN (0, l.roleid)) m ON true
+     LEFT JOIN LATERAL (SELECT o.id, o.server_owner FROM feishu_internal.outbox o
+         WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = l.server AND o.roleid = l.roleid
+         ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1) w ON true
+     WHERE l.reason NOT LIKE '%the platform limits the rate%')
 SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since, d.count,
     (SELECT min(w.id) FROM status s CROSS JOIN LATERAL
         (SELECT o.id FROM feishu_internal.outbox o WHERE o.server = s.server AND o.state = 'q' AND o.next_at IS NULL
@@ -834,31 +898,47 @@ SELECT 'server paused', s.server::text, p.paused_at, s.queued,
     format('SELECT feishu.resume_server(%L)', p.server)
 FROM feishu_internal.paused_server p JOIN status s ON s.server = p.server
 UNION ALL
+-- what waits is counted at once for all, and if there are any
+SELECT 'flow paused', format('%s, %s/%s', p.server, p.namespace, p.flow_id), p.paused_at, COALESCE(w.count, 0), w.example,
+    'paused by ' || p.paused_by,
+    format('SELECT feishu.resume_flow(%L, %L, %L)', p.server, p.namespace, p.flow_id)
+FROM feishu_internal.paused_flow p JOIN status s ON s.server = p.server
+LEFT JOIN (SELECT o.server, o.namespace, o.flow_id, count(*) AS count, min(o.id) AS example
+      FROM (SELECT id, server, namespace, flow_id FROM feishu_internal.outbox
+            WHERE state = 'q' AND next_at IS NULL       -- each by its own index
+            UNION ALL
+            SELECT id, server, namespace, flow_id FROM feishu_internal.outbox
+            WHERE state = 'q' AND next_at IS NOT NULL) o
+      WHERE EXISTS (SELECT FROM feishu_internal.paused_flow)
+      GROUP BY o.server, o.namespace, o.flow_id) w
+    ON w.server = p.server AND w.namespace = p.namespace AND w.flow_id = p.flow_id
+UNION ALL
 -- a limit of the rate, or the wait for a token, needs nobody
 SELECT 'flows held', format('%s, role %s', h.server, h.role), h.since, h.count, h.example, h.reason,
     CASE WHEN h.serverid IS NULL THEN
              format('SELECT feishu.cancel_flow(id) FROM feishu.flows WHERE finished_at IS NULL AND server = %L AND role = %L', h.server, h.role)
          WHEN NOT h.usage THEN format('GRANT USAGE ON FOREIGN SERVER %I TO %I', h.server, h.role)
-         WHEN NOT h.mapped THEN
+         WHEN h.mapping IS NULL THEN
              format('give the role %s credentials: CREATE USER MAPPING FOR %I SERVER %I OPTIONS (app_id ..., app_secret ...)',
                     h.role, h.role, h.server)
          WHEN h.of_another THEN format('SELECT feishu.resume_server(%L)', h.server)
-         WHEN h.reason LIKE '%the credentials were refused%' THEN
-             format('correct app_id and app_secret: ALTER USER MAPPING FOR ... SERVER %I OPTIONS (SET app_secret ...)', h.server)
-         WHEN h.reason LIKE '%the quota is used up%' THEN
-             format('have the quota raised, then SELECT feishu.resume_server(%L)', h.server)
          ELSE format('see what SELECT * FROM feishu.check_server(%L) says; flows are sent again when the platform answers', h.server)
     END
-FROM (SELECT l.server, pg_get_userbyid(l.roleid) AS role, l.reason, f.oid AS serverid, s.oldest_due AS since,
-        has_server_privilege(l.roleid, f.oid, 'USAGE') AS usage,
-        EXISTS (SELECT FROM pg_user_mapping m WHERE m.umserver = f.oid AND m.umuser IN (0, l.roleid)) AS mapped,
-        w.server_owner <> f.srvowner AS of_another, s.queued AS count, w.id AS example
-      FROM feishu_internal.held_lane l JOIN status s ON s.server = l.server
-      LEFT JOIN pg_foreign_server f ON f.srvname = l.server
-      LEFT JOIN LATERAL (SELECT o.id, o.server_owner FROM feishu_internal.outbox o
-          WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = l.server AND o.roleid = l.roleid
-          ORDER BY o.server, o.roleid, o.priority, o.id LIMIT 1) w ON true
-      WHERE l.reason NOT LIKE '%the platform limits the rate%') h
+FROM held h
+WHERE h.pause IS NULL
+UNION ALL
+-- of roles that share a user mapping, so an app, one row
+SELECT 'app paused', CASE h.mapping WHEN 0 THEN h.server ELSE format('%s, role %s', h.server, min(h.role)) END,
+    min(h.paused_since), max(h.count), min(h.example), min(h.reason),
+    CASE h.pause
+        WHEN 'credentials' THEN
+            format('correct app_id and app_secret: ALTER USER MAPPING FOR %s SERVER %I OPTIONS (SET app_secret ...)',
+                   CASE h.mapping WHEN 0 THEN 'PUBLIC' ELSE quote_ident(min(h.role)) END, h.server)
+        ELSE format('have the quota raised, then SELECT feishu.resume_server(%L)', h.server)
+    END
+FROM held h
+WHERE h.pause IS NOT NULL
+GROUP BY h.server, h.mapping, h.pause
 UNION ALL
 SELECT 'flows ' || g.state, format('%s, %s/%s', g.server, g.namespace, g.flow_id), g.since, g.count, g.example,
     CASE WHEN g.is_seen THEN (SELECT concat_ws('; ', o.error, o.hint) FROM feishu_internal.outbox o WHERE o.id = g.example)
@@ -909,12 +989,18 @@ FROM backlog b JOIN
 WHERE w.expires_at < now() + w.place / b.rate * interval '1 s'
 GROUP BY b.server, b.oldest_due, b.due, b.rate
 UNION ALL
+SELECT 'clock apart', f.srvname::text, c.since, 1, NULL,
+    format('the clock of the database host is %s s %s that of the platform', abs(c.behind), CASE WHEN c.behind > 0 THEN 'behind' ELSE 'ahead of' END),
+    format('set the clock of the database host, best by NTP; SELECT * FROM feishu.check_server(%L) tells whether it agrees', f.srvname)
+FROM feishu.clocks_apart() c JOIN pg_foreign_server f ON f.oid = c.serverid
+WHERE pg_has_role('pg_monitor', 'USAGE') OR has_server_privilege(f.oid, 'USAGE')
+UNION ALL
 SELECT 'statistics incomplete', 'feishu_flow.track_flows', pg_postmaster_start_time(), e.evictions, NULL,
     'flows'' statistics have made room for others',
     format('ALTER SYSTEM SET feishu_flow.track_flows = %s, and restart the server',
            (SELECT LEAST(2 * s.setting::bigint, s.max_val::bigint) FROM pg_settings s WHERE s.name = 'feishu_flow.track_flows'))
 FROM (SELECT feishu.stat_evictions() AS evictions WHERE pg_has_role('pg_monitor', 'USAGE')
-      AND feishu.dispatch_problem() IS DISTINCT FROM 'feishu_flow is not in shared_preload_libraries') e
+      AND feishu.dispatch_problem() IS DISTINCT FROM 'PostgreSQL was started without feishu_flow in shared_preload_libraries') e
 WHERE e.evictions > 0;
 
 COMMENT ON VIEW feishu.problems IS

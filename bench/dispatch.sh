@@ -236,8 +236,8 @@ old_snapshot_held() {
 dispatch_targets() {
 	local longest=${LENGTHS[-1]}
 	say
-	target feishu.10000 feishu.10000.multi 0.35
-	target feishu_tls.10000 feishu_tls.10000.multi 0.6
+	target feishu.10000 feishu.10000.multi 0.4
+	target feishu_tls.10000 feishu_tls.10000.multi 0.5
 	target_of_medians "feishu.$longest" feishu.10000 0.8
 	target dead clean 0.8
 	say
@@ -328,22 +328,43 @@ latency_targets() {
 
 # ---- pg_net ----
 
-PG_NET_REQUESTS=2000
+PG_NET_REQUESTS=5000
+
+# A round: requests a second, from the commit to the last answer; with its own settings.
+pg_net_measure() {
+	local queued
+	sql "TRUNCATE net._http_response"
+	queued=$(sql "SELECT count(net.http_post('$NGINX_URL$FLOW_PATH', '{\"params\": \"{}\"}'::jsonb))
+		FROM generate_series(1, $PG_NET_REQUESTS); SELECT extract(epoch FROM clock_timestamp())" | tail -n 1)
+	wait_until 300 pg_net_done || die "pg_net has not answered all"
+	[ "$(sql "SELECT count(*) FROM net._http_response WHERE status_code = 200")" = "$PG_NET_REQUESTS" ] ||
+		die "pg_net was not answered"
+	sql "SELECT round($PG_NET_REQUESTS / (extract(epoch FROM max(created)) - $queued), 1) FROM net._http_response"
+}
 
 bench_pg_net() {
-	local rate answered
+	local round
 	if ! pg_net_installed; then
 		say "pg_net: not measured, the extension \"pg_net\" is not installed"
 		return
 	fi
 	sql "CREATE EXTENSION IF NOT EXISTS pg_net"
-	sql "SELECT count(net.http_post('$NGINX_URL$FLOW_PATH', '{\"params\": \"{}\"}'::jsonb))
-		FROM generate_series(1, $PG_NET_REQUESTS)" >/dev/null
-	wait_until 120 pg_net_done || say "pg_net has not answered all"
-	rate=$(sql "SELECT round(count(*) / extract(epoch FROM max(created) - min(created))::numeric)
-		FROM net._http_response")
-	answered=$(sql "SELECT count(*) FROM net._http_response WHERE status_code = 200")
-	printf 'pg_net, %d requests, its own settings: %d/s, answered %d\n' "$PG_NET_REQUESTS" "$rate" "$answered"
+	for ((round = 1; round <= ROUNDS; round++)); do
+		progress "pg_net, round $round of $ROUNDS"
+		outbox_empty
+		dispatch_measure feishu "$PG_NET_REQUESTS" queue
+		pg_net_measure >>"$WORK/results/queue.pg_net"
+	done
+	progress ""
+	printf '%-40s %9s  %-17s %9s %9s\n' "beside pg_net" flows/s "(lowest-highest)" "pg_net" "of pg_net"
+	printf '%-40s %9.0f  %-17s %9.0f %9.1f\n' "HTTP/1.1, $PG_NET_REQUESTS queued" "$(median <"$WORK/results/queue")" \
+		"$(range <"$WORK/results/queue")" "$(median <"$WORK/results/queue.pg_net")" "$(ratio queue queue.pg_net)"
+}
+
+bench_pg_net_alone() {
+	dispatch_prepare
+	wait_until 20 test -n "$(dispatcher_pid)" || die "no dispatcher"
+	bench_pg_net
 }
 
 pg_net_done() { [ "$(sql "SELECT count(*) >= $PG_NET_REQUESTS FROM net._http_response")" = t ]; }

@@ -1,7 +1,7 @@
--- The twins of feishu.dispatch_status and feishu.flows for a cluster of Citus: what is queued on all nodes, and on which.
+-- feishu.dispatch_status and feishu.flows of all nodes of a Citus cluster, with the node of each row.
 -- Run it on the coordinator, as a superuser, in the database with the extension.
 --
--- A row without a state or a server tells of a node that could not be asked; its error says why.
+-- A row without a state or a server stands for a node that could not be asked; its error says why.
 
 CREATE SCHEMA feishu_all;
 REVOKE ALL ON SCHEMA feishu_all FROM PUBLIC;

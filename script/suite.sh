@@ -12,7 +12,13 @@ server_once() {
 }
 
 server_preload() { server_once preload 5432 "shared_preload_libraries = 'feishu_flow'"; }
-server_nopreload() { server_once nopreload 5433; }
+
+# Its tests are run by a superuser of another name: what they expect is not to depend on that.
+server_nopreload() {
+	server_once nopreload 5433
+	server_psql 5433 -qc "CREATE ROLE somebody SUPERUSER LOGIN"
+	PGUSER=somebody
+}
 
 # No dispatcher: what is tested is how sessions get along with each other.
 server_quiet() { server_once quiet 5434 "shared_preload_libraries = 'feishu_flow'" "feishu_flow.dispatch = off"; }

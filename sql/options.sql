@@ -211,9 +211,12 @@ CREATE FOREIGN TABLE regress_options_table (a int) SERVER regress_options OPTION
 
 -- Credentials that are not complete, or contradict each other.
 -- None at all is how pg_dump writes what it may not see: a call says so.
+CREATE ROLE regress_feishu_options SUPERUSER;
+SET ROLE regress_feishu_options;
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options;
 SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_options');
 DROP USER MAPPING FOR CURRENT_USER SERVER regress_options;
+RESET ROLE;
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_id 'cli_x');
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options OPTIONS (app_secret 'x');
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_options
@@ -246,6 +249,7 @@ SELECT srvoptions FROM pg_foreign_server WHERE srvname = 'regress_options_2';
 -- What was made while the wrapper had no validator is checked by the call.
 CREATE FOREIGN DATA WRAPPER regress_wrapper;
 CREATE SERVER regress_unchecked FOREIGN DATA WRAPPER regress_wrapper OPTIONS (base_url 'ftp://x', extra '1');
+SET ROLE regress_feishu_options;
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_unchecked OPTIONS (app_id 'cli_x', app_secret 'two words');
 SET client_min_messages = error;
 ALTER FOREIGN DATA WRAPPER regress_wrapper VALIDATOR feishu.feishu_flow_validator;
@@ -264,6 +268,7 @@ SET client_min_messages = error;
 ALTER FOREIGN DATA WRAPPER regress_wrapper VALIDATOR feishu.feishu_flow_validator;
 RESET client_min_messages;
 SELECT feishu.execute_flow('a', 'b', '{"_id": 1}', server => 'regress_unchecked');
+RESET ROLE;
 
 -- No value is without bounds: each call under way has a copy.
 SELECT jsonb_build_object('_id', 1, 'x', repeat('x', 9000)) AS long \gset
@@ -273,3 +278,4 @@ SET client_min_messages = warning;
 DROP FOREIGN DATA WRAPPER regress_wrapper CASCADE;
 DROP SERVER regress_options CASCADE;
 DROP SERVER regress_options_2 CASCADE;
+DROP ROLE regress_feishu_options;

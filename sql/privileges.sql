@@ -203,6 +203,10 @@ RESET feishu_flow.server;
 SELECT feishu.execute_flow('package_x__c', 'approve', server => 'regress_feishu_none');
 SELECT feishu.execute_flow('package_x__c', 'approve', server => 'Regress Feishu');
 SELECT feishu.execute_flow('package_x__c', 'approve', server => repeat('x', 100));
+-- One that is like it, if it is ours.
+SELECT feishu.execute_flow('package_x__c', 'approve', server => 'fieshu');
+SELECT feishu.enqueue_flow('package_x__c', 'approve', server => 'FEISHU');
+SELECT feishu.pause_server('feishu ');
 RESET ROLE;
 
 -- A server of another wrapper.
@@ -210,6 +214,7 @@ CREATE FOREIGN DATA WRAPPER regress_feishu_other;
 CREATE SERVER regress_feishu_other FOREIGN DATA WRAPPER regress_feishu_other;
 CREATE USER MAPPING FOR PUBLIC SERVER regress_feishu_other OPTIONS (password 'x');
 GRANT USAGE ON FOREIGN SERVER regress_feishu_other TO regress_feishu_app;
+SELECT feishu.execute_flow('package_x__c', 'approve', server => 'regress_feishu_othr');
 SET ROLE regress_feishu_app;
 SELECT feishu.execute_flow('package_x__c', 'approve', server => 'regress_feishu_other');
 \echo :LAST_ERROR_SQLSTATE

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * feishu_flow.c
+ * src/feishu_flow.c
  *	  Module entry.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/feishu_flow.c
  *
  *-------------------------------------------------------------------------
  */
@@ -16,10 +14,11 @@
 #include "storage/ipc.h"
 
 #include "api/batch.h"
-#include "app/apps.h"
+#include "app/limiter.h"
 #include "base/guc.h"
 #include "base/waiters.h"
 #include "base/wakeup.h"
+#include "call/clocks.h"
 #include "call/stats.h"
 #include "http/http.h"
 #include "launcher/launcher.h"
@@ -45,6 +44,7 @@ feishu_flow_shmem_request(void)
 	launcher_request_shmem();
 	sessions_request_shmem();
 	stats_request_shmem();
+	clocks_request_shmem();
 }
 
 /* Set up or attach to shared memory. */
@@ -59,6 +59,7 @@ feishu_flow_shmem_startup(void)
 	launcher_startup_shmem();
 	sessions_startup_shmem();
 	stats_startup_shmem();
+	clocks_startup_shmem();
 }
 
 void

@@ -159,6 +159,10 @@ async def run(parser, args):
         servers.append(await loop.create_server(lambda: Connection(mock), host, port, ssl=context, backlog=4096))
         port = servers[0].sockets[0].getsockname()[1]
     print(port, flush=True)
+    if sys.stdout.isatty():
+        scheme = "https" if context else "http"
+        print(f"The mock platform listens at {scheme}://{args.hosts[0]}:{port}; Ctrl+C ends it. "
+              f"Its apps: {', '.join(args.apps)}.", file=sys.stderr)
     if args.accept_hang:
         silent = await loop.create_server(asyncio.Protocol, args.hosts[0], 0, backlog=4096)
         print(silent.sockets[0].getsockname()[1], flush=True)

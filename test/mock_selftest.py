@@ -526,6 +526,18 @@ class HttpTest(Base):
 
 
 class ProcessTest(unittest.TestCase):
+    def test_says_where_it_listens_to_who_started_it_in_a_terminal(self):
+        ours, its = os.openpty()
+        process = subprocess.Popen([sys.executable, MOCK, "--exit-on-eof", "--port", "0", "--app", "cli_x:y"],
+                                   stdin=subprocess.PIPE, stdout=its, stderr=subprocess.PIPE, text=True)
+        os.close(its)
+        line = process.stderr.readline()
+        port = int(os.read(ours, 100).decode().split()[0])
+        process.communicate("")
+        os.close(ours)
+        self.assertIn(f"listens at http://127.0.0.1:{port};", line)
+        self.assertIn("Its apps: cli_x.", line)
+
     def test_several_addresses(self):
         mock = Mock("--host", "127.0.0.1", "--host", "127.0.0.2")
         mock.rules({"match": {"address": "127.0.0.2"}, "fault": {"type": "status", "status": 503}})

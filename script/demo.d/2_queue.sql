@@ -64,6 +64,19 @@ SELECT feishu.enqueue_flow('package_7344545d87__c', 'echoParams', params => '{"t
 
 SELECT feishu.out_params(feishu.wait_flow(:id));
 
+\echo
+\echo '== Saved twice in a moment: replace_key and run_at start one flow, with the last values =='
+
+SELECT feishu.enqueue_flow('package_7344545d87__c', 'saveOrder', params => '{"amount": 1}', replace_key => 'order 1',
+    run_at => now() + '200 ms') AS id \gset
+SELECT feishu.enqueue_flow('package_7344545d87__c', 'saveOrder', params => '{"amount": 2}', replace_key => 'order 1',
+    run_at => now() + '200 ms') AS again \gset
+
+SELECT feishu.wait_flow(:id) ->> 'msg' AS msg;
+
+SELECT 'saved' AS "when", :id = :again AS replaced, count(*) AS flows, min(params ->> 'amount') AS amount
+    FROM feishu.flows WHERE flow_id = 'saveOrder';
+
 -- what follows waits with this until nothing is queued
 CREATE PROCEDURE wait_for_queue() LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * arguments.c
+ * src/api/arguments.c
  *	  SQL arguments of execute_flow and enqueue_flow to a checked FlowRequest.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/arguments.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * arguments.h
+ * src/api/arguments.h
  *	  SQL arguments that execute_flow and enqueue_flow share.
  *
  * Private to src/api/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/arguments.h
  *
  *-------------------------------------------------------------------------
  */
@@ -18,7 +16,6 @@
 
 #include "wire/wire.h"
 
-/* The first seven arguments, checked. */
 extern FlowRequest *arguments_read(FunctionCallInfo fcinfo, const char *default_operator);
 
 #endif							/* FEISHU_ARGUMENTS_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * batch.c
+ * src/api/batch.c
  *	  Many calls of one statement, whose results are asked for in turn.
  *
  * A batch has a list of rows in the order of the window.  The first is the one whose
@@ -20,8 +20,6 @@
  * How it ends is in batch_end.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/batch.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * batch.h
+ * src/api/batch.h
  *	  Many calls of one statement, whose results are asked for in turn.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/batch.h
  *
  *-------------------------------------------------------------------------
  */
@@ -22,14 +20,8 @@ typedef struct CallBatch CallBatch;
  * current memory context; false when there is none any more.
  */
 typedef bool (*BatchSource) (void *arg, FunctionCallInfo fcinfo);
-
-/* A batch with nothing under way yet. */
 extern CallBatch *batch_create(MemoryContext owner, TupleDesc rows);
-
-/* The result of the next row in turn, in the current memory context. */
 extern Datum batch_next(CallBatch *batch, BatchSource source, void *arg);
-
-/* To be called once, from _PG_init. */
 extern void batch_install_hooks(void);
 
 #endif							/* FEISHU_BATCH_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * batch_end.c
+ * src/api/batch_end.c
  *	  How many calls of one statement end.
  *
  * Whatever ends a batch, nothing of it lives on.  Its calls are in memory of their own,
@@ -11,8 +11,6 @@
  * places among its app's calls.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/batch_end.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * batch_internal.h
+ * src/api/batch_internal.h
  *	  Many calls of one statement, for batch.c and batch_end.c and no other file.
  *
  * Private to src/api/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/batch_internal.h
  *
  *-------------------------------------------------------------------------
  */
@@ -66,13 +64,11 @@ struct CallBatch
 	MemoryContextCallback on_owner;
 };
 
-/* batch.c: wait until nothing is under way any more */
+/* batch.c */
 extern void batch_wait_all(CallBatch *batch);
 
-/* batch_end.c: give a new batch its memory, and see to it that it ends */
+/* batch_end.c */
 extern void batch_enlist(CallBatch *batch);
-
-/* batch_end.c: end all that is under way; does not throw */
 extern void batch_give_up(CallBatch *batch);
 
 #endif							/* FEISHU_BATCH_INTERNAL_H */

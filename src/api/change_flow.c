@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * change_flow.c
+ * src/api/change_flow.c
  *	  Changing queued and finished flows: cancel, retry, purge.
  *
  * The dispatcher locks a row to claim it and writes its id to feishu_internal.claim in
@@ -11,8 +11,6 @@
  * Rights are checked here, before the table is written as its owner: see outbox.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/change_flow.c
  *
  *-------------------------------------------------------------------------
  */
@@ -262,13 +260,8 @@ is_cancelled(int64 id)
 		" AND state OPERATOR(pg_catalog.=) 'c'",
 		1, INT8OID);
 	Datum		values[1] = {Int64GetDatum(id)};
-	SqlCaller	caller;
-	bool		found;
 
-	sql_begin_as_owner(&caller);
-	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
-	sql_end_as_owner(&caller);
-	return found;
+	return sql_run_as_owner(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
 
 /*
@@ -307,7 +300,7 @@ feishu_cancel_flow(PG_FUNCTION_ARGS)
 Datum
 feishu_retry_flow(PG_FUNCTION_ARGS)
 {
-	static SqlStatement statement = SQL_STATEMENT_OF_LARGE(
+	static SqlStatement statement = SQL_STATEMENT_PLANNED_ONCE(
 		"UPDATE feishu_internal.outbox SET state = 'q', attempts = 0, replaceable = false, finished_at = NULL,"
 		" next_at = NULL, run_at = $2, expires_at = $3, database = $5, system_identifier = $6,"
 		" idempotent_key = COALESCE($4, idempotent_key),"
@@ -365,12 +358,7 @@ feishu_purge_flows(PG_FUNCTION_ARGS)
 		" AND pg_catalog.pg_has_role($2, roleid, '" FEISHU_ROLE_MAY_ACT "')",
 		2, TIMESTAMPTZOID, OIDOID);
 	Datum		values[2] = {PG_GETARG_DATUM(0), ObjectIdGetDatum(GetUserId())};
-	SqlCaller	caller;
-	uint64		purged;
 
 	sql_check_writable("purge_flows()");
-	sql_begin_as_owner(&caller);
-	purged = sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
-	sql_end_as_owner(&caller);
-	PG_RETURN_INT64((int64) purged);
+	PG_RETURN_INT64((int64) sql_run_as_owner(&statement, values, NULL, SPI_OK_DELETE, NULL));
 }

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * check_schema.c
+ * src/api/check_schema.c
  *	  What the extension's script has to know before it makes anything.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/check_schema.c
  *
  *-------------------------------------------------------------------------
  */

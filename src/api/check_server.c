@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * check_server.c
+ * src/api/check_server.c
  *	  SQL function check_server: what is wrong with the way to the platform?
  *
  * It obtains a token, which proves name service, proxy, TLS, base_url and
@@ -10,8 +10,6 @@
  * sandbox there is only that to look at.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/check_server.c
  *
  *-------------------------------------------------------------------------
  */
@@ -32,6 +30,7 @@
 #include "base/compat.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
+#include "call/clocks.h"
 #include "call/report.h"
 #include "launcher/launcher.h"
 #include "wire/codes.h"
@@ -47,9 +46,6 @@ PG_FUNCTION_INFO_V1(feishu_check_server);
 
 /* The code of a call that the scope is missing for. */
 #define CODE_NO_SCOPE		INT64CONST(99991672)
-
-/* Clocks may differ by that much. */
-#define CLOCK_TOLERANCE_US	(60 * USECS_PER_SEC)
 
 /* The columns, as they come together. */
 typedef struct CheckReport
@@ -197,13 +193,8 @@ is_paused(const char *server_name)
 		"SELECT FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
 	Datum		values[1] = {CStringGetTextDatum(server_name)};
-	SqlCaller	caller;
-	bool		paused;
 
-	sql_begin_as_owner(&caller);
-	paused = sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
-	sql_end_as_owner(&caller);
-	return paused;
+	return sql_run_as_owner(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
 }
 
 /* How to have somebody send what is queued; NULL if there is somebody. */

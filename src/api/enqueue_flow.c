@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * enqueue_flow.c
+ * src/api/enqueue_flow.c
  *	  SQL function enqueue_flow.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/enqueue_flow.c
  *
  *-------------------------------------------------------------------------
  */

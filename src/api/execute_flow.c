@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * execute_flow.c
+ * src/api/execute_flow.c
  *	  SQL functions that call the platform now: execute_flow; and out_params,
  *	  which reads an answer.
  *
@@ -10,8 +10,6 @@
  * its own long after the call's end.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/execute_flow.c
  *
  *-------------------------------------------------------------------------
  */
@@ -36,7 +34,6 @@
 #include "call/call.h"
 #include "call/report.h"
 #include "call/stats.h"
-#include "wire/wire_check.h"
 
 PG_FUNCTION_INFO_V1(feishu_execute_flow);
 PG_FUNCTION_INFO_V1(feishu_out_params);
@@ -80,8 +77,10 @@ call_memory_parent(void)
 }
 
 /*
- * Run work, with the scope's memory as the current one.  What is to be left of it
- * is to be put into the memory of scope->caller, but for an error it throws.
+ * Do something that makes calls: they live as long as that.
+ *
+ * Run work, with the scope's memory as the current one.  What is to be left of it is to
+ * be put into the memory of scope->caller, but for an error it throws.
  */
 void
 call_scope_run(CallScopeWork work, void *arg)

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * execute_flows.c
+ * src/api/execute_flows.c
  *	  SQL function execute_flows: the calls of all rows of a partition at once.
  *
  * A window function is asked for the result of one row after the other, and may look at
@@ -8,8 +8,6 @@
  * once, and has their calls under way when their turn comes (batch.c).
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/execute_flows.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * pause_server.c
+ * src/api/pause_server.c
  *	  SQL functions that stop and resume the dispatch to a server.
  *
  * A pause is a row, so that it survives a restart and a failover.  To resume a
@@ -12,8 +12,6 @@
  * is not for its owner to say, who would get what others queued for somebody else.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/pause_server.c
  *
  *-------------------------------------------------------------------------
  */
@@ -33,6 +31,7 @@
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 
+#include "api/pause.h"
 #include "app/limiter.h"
 #include "app/server.h"
 #include "base/compat.h"
@@ -44,15 +43,13 @@ PG_FUNCTION_INFO_V1(feishu_pause_server);
 PG_FUNCTION_INFO_V1(feishu_resume_server);
 
 /* The server, which has to be one of ours, and the caller its owner. */
-static ForeignServer *
-owned_server(const char *name)
+ForeignServer *
+pause_find_server(const char *name)
 {
 	ForeignServer *server = GetForeignServerByName(name, true);
 
 	if (server == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("server \"%s\" does not exist", name)));
+		server_report_unknown(name, false);
 	server_check_wrapper(server->fdwid, server->servername);
 	if (!feishu_server_ownercheck(server->serverid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_FOREIGN_SERVER, name);
@@ -67,17 +64,14 @@ feishu_pause_server(PG_FUNCTION_ARGS)
 		"INSERT INTO feishu_internal.paused_server (server, paused_by, paused_at)"
 		" VALUES ($1, $2, pg_catalog.now()) ON CONFLICT (server) DO NOTHING",
 		2, TEXTOID, TEXTOID);
-	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
+	ForeignServer *server = pause_find_server(NameStr(*PG_GETARG_NAME(0)));
 	Datum		values[2] = {
 		CStringGetTextDatum(server->servername),
 		CStringGetTextDatum(GetUserNameFromId(GetUserId(), false))
 	};
-	SqlCaller	caller;
 
 	sql_check_writable("pause_server()");
-	sql_begin_as_owner(&caller);
-	sql_run(&statement, values, NULL, SPI_OK_INSERT, NULL);
-	sql_end_as_owner(&caller);
+	(void) sql_run_as_owner(&statement, values, NULL, SPI_OK_INSERT, NULL);
 	notify_control();
 	PG_RETURN_VOID();
 }
@@ -159,7 +153,7 @@ feishu_resume_server(PG_FUNCTION_ARGS)
 	static SqlStatement statement = SQL_STATEMENT(
 		"DELETE FROM feishu_internal.paused_server WHERE server OPERATOR(pg_catalog.=) $1",
 		1, TEXTOID);
-	ForeignServer *server = owned_server(NameStr(*PG_GETARG_NAME(0)));
+	ForeignServer *server = pause_find_server(NameStr(*PG_GETARG_NAME(0)));
 	Datum		values[1] = {CStringGetTextDatum(server->servername)};
 	Datum		owner = ObjectIdGetDatum(server->owner);
 	bool		may_adopt = superuser();

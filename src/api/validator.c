@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * validator.c
+ * src/api/validator.c
  *	  SQL function feishu_flow_validator, of the foreign-data wrapper.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/validator.c
  *
  *-------------------------------------------------------------------------
  */

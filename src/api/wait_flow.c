@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wait_flow.c
+ * src/api/wait_flow.c
  *	  wait_flow: waits for the end of a queued flow.
  *
  * Who waits is woken when the end has been recorded (waiters.c), and looks at the
@@ -8,8 +8,6 @@
  * who changes the table by hand: so it looks now and then in any case.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/api/wait_flow.c
  *
  *-------------------------------------------------------------------------
  */
@@ -135,10 +133,13 @@ static char *
 read_hold(int64 id, MemoryContext context)
 {
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT CASE WHEN p.server IS NULL THEN h.reason"
-		" ELSE 'paused by ' OPERATOR(pg_catalog.||) p.paused_by END"
+		"SELECT CASE WHEN p.server IS NOT NULL THEN 'paused by ' OPERATOR(pg_catalog.||) p.paused_by"
+		" WHEN f.server IS NOT NULL THEN 'flow paused by ' OPERATOR(pg_catalog.||) f.paused_by"
+		" ELSE h.reason END"
 		" FROM feishu_internal.outbox o"
 		" LEFT JOIN feishu_internal.paused_server p ON p.server OPERATOR(pg_catalog.=) o.server"
+		" LEFT JOIN feishu_internal.paused_flow f ON f.server OPERATOR(pg_catalog.=) o.server"
+		" AND f.namespace OPERATOR(pg_catalog.=) o.namespace AND f.flow_id OPERATOR(pg_catalog.=) o.flow_id"
 		" LEFT JOIN feishu_internal.held_lane h ON h.server OPERATOR(pg_catalog.=) o.server"
 		" AND h.roleid OPERATOR(pg_catalog.=) o.roleid"
 		" WHERE o.id OPERATOR(pg_catalog.=) $1",
@@ -202,7 +203,7 @@ wait_for_end(int64 id, TimestampTz deadline, FlowEnd *end)
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (left <= 0)
 			report_timeout(id);
-		if (!waiters_is_told())
+		if (!waiters_is_notified())
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 Min(left, WAIT_LOOK_MS), wait_event);
 		ResetLatch(MyLatch);

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * apps.c
+ * src/app/apps.c
  *	  The table of apps: what all processes know of each app in use.
  *
  * An app is found by its key (AppKey), and has a token (token.c) and a gate
@@ -30,8 +30,6 @@
  *	  calls hang leaves room for others.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/apps.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * apps_internal.h
+ * src/app/apps_internal.h
  *	  The table of apps: what is known of each, for the files that act on it.
  *
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/apps_internal.h
  *
  *-------------------------------------------------------------------------
  */
@@ -18,8 +16,8 @@
 #include "storage/lwlock.h"
 #include "storage/spin.h"
 
-#include "app/apps.h"
 #include "app/gate.h"
+#include "app/limiter.h"
 #include "app/token.h"
 #include "wire/wire.h"
 
@@ -100,7 +98,6 @@ typedef struct AppTable
 /* apps.c */
 extern AppTable *app_table;
 extern App *apps;
-
 extern void app_table_ensure(void);
 extern void app_table_lock(LWLockMode mode);
 extern void app_table_unlock(void);

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * breaker.c
+ * src/app/breaker.c
  *	  What holds dispatch to a platform that does not answer.
  *
  * While a breaker is open, one queued flow at a time probes the platform, at
@@ -24,14 +24,11 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/app/breaker.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "miscadmin.h"
-#include "utils/timestamp.h"
 
 #include "app/breaker.h"
 #include "base/guc.h"
@@ -237,6 +234,7 @@ breakers_end_probe(Breakers *breakers, Oid roleid, LimiterProbe probe, uint64 ep
 
 /* ---------- Reports ---------- */
 
+/* A call that went out in an epoch got no answer.  Returns flags. */
 int
 breakers_note_trouble(Breakers *breakers, Oid roleid, LimiterProbe probe,
 					  uint64 epoch, TimestampTz now)
@@ -312,6 +310,7 @@ role_note_others_answer(Breakers *breakers, RoleBreaker *role)
 	return BREAKER_PROBE_DUE;
 }
 
+/* An answer came to a role; for_all: to who asked for all.  Returns flags. */
 int
 breakers_note_answer(Breakers *breakers, Oid roleid, bool for_all)
 {
@@ -366,6 +365,7 @@ breakers_are_live(const Breakers *breakers, TimestampTz now)
 	return live;
 }
 
+/* Is a role held back, and until when? */
 bool
 breakers_hold(const Breakers *breakers, Oid roleid, TimestampTz *until)
 {
@@ -388,6 +388,7 @@ breakers_forget_process(Breakers *breakers, int pid)
 	}
 }
 
+/* Close all; true if one was open. */
 bool
 breakers_resume(Breakers *breakers)
 {

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * breaker.h
+ * src/app/breaker.h
  *	  What holds dispatch to a platform that does not answer, see breaker.c.
  *
  * Only gate.c knows of it, and calls all of this under a spinlock.
@@ -8,8 +8,6 @@
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/breaker.h
  *
  *-------------------------------------------------------------------------
  */
@@ -63,28 +61,17 @@ typedef struct Breakers
 
 extern void breakers_check_clock(Breakers *breakers, TimestampTz now);
 extern bool breakers_are_live(const Breakers *breakers, TimestampTz now);
-
-/* May a role's queued flow go, perhaps as a probe? */
 extern bool breakers_admit(const Breakers *breakers, Oid roleid, TimestampTz now,
 						   LimiterProbe *probe, TimestampTz *retry_at);
 
 /* A probe goes out, or ends, whatever became of it. */
 extern void breakers_begin_probe(Breakers *breakers, Oid roleid, LimiterProbe probe);
 extern void breakers_end_probe(Breakers *breakers, Oid roleid, LimiterProbe probe, uint64 epoch);
-
-/* A call that went out in an epoch got no answer.  Returns flags. */
 extern int	breakers_note_trouble(Breakers *breakers, Oid roleid, LimiterProbe probe,
 								  uint64 epoch, TimestampTz now);
-
-/* An answer came to a role; for_all: to who asked for all.  Likewise. */
 extern int	breakers_note_answer(Breakers *breakers, Oid roleid, bool for_all);
-
-/* Is a role held back, and until when? */
 extern bool breakers_hold(const Breakers *breakers, Oid roleid, TimestampTz *until);
-
 extern void breakers_forget_process(Breakers *breakers, int pid);
-
-/* Close all; true if one was open. */
 extern bool breakers_resume(Breakers *breakers);
 
 #endif							/* FEISHU_BREAKER_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * gate.c
+ * src/app/gate.c
  *	  The state of one app that its calls have to pass.
  *
  * Turns.  Who has to wait for max_rate or max_concurrency draws a number.  A
@@ -34,15 +34,12 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/app/gate.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include <math.h>
 
-#include "utils/timestamp.h"
 
 #include "app/gate.h"
 #include "base/guc.h"
@@ -108,6 +105,7 @@ gate_check_clock(AppGate *gate, TimestampTz now)
 	breakers_check_clock(&gate->breakers, now);
 }
 
+/* Is there something that must outlive shared memory? */
 bool
 gate_must_keep(const AppGate *gate, TimestampTz now)
 {
@@ -128,7 +126,7 @@ gate_is_live(AppGate *gate, TimestampTz now)
 		breakers_are_live(&gate->breakers, now);
 }
 
-/* Take a place. */
+/* Take a place without asking. */
 void
 gate_take(AppGate *gate, LimiterPlace *place)
 {
@@ -345,14 +343,14 @@ gate_note_rate(AppGate *gate, double reset_seconds, TimestampTz now)
 {
 	double		ms = reset_seconds < 0 ? GATE_RATE_DEFAULT_MS : reset_seconds * 1000;
 	TimestampTz until;
-	bool		is_news = gate->rate_reported > now ||
+	bool		is_new = gate->rate_reported > now ||
 		ms_after(gate->rate_reported, GATE_RATE_QUIET_MS) < now;
 
 	ms = Max(Min(ms, GATE_RATE_MOST_MS), GATE_RATE_LEAST_MS);
 	until = ms_after(now, (int64) ms);
 	gate->rate_until = Max(gate->rate_until, until);
 	gate->rate_reported = now;
-	return is_news ? GATE_RATE : 0;
+	return is_new ? GATE_RATE : 0;
 }
 
 /*
@@ -415,6 +413,7 @@ gate_report(AppGate *gate, Oid roleid, const LimiterPlace *place, LimiterReport 
 
 /* ---------- To look at, and to act on ---------- */
 
+/* A process is gone that held so many places and turns. */
 void
 gate_forget_process(AppGate *gate, int pid, int places, int turns)
 {
@@ -439,6 +438,7 @@ gate_pause_is_unkept(AppGate *gate, TimestampTz now)
 	return changed;
 }
 
+/* As it is for a role. */
 void
 gate_status(AppGate *gate, Oid roleid, TimestampTz now, LimiterStatus *status)
 {
@@ -461,6 +461,7 @@ gate_status(AppGate *gate, Oid roleid, TimestampTz now, LimiterStatus *status)
 		status->resume_at = Max(status->resume_at, now);
 }
 
+/* Forget all pauses; true if there was one but for the rate. */
 bool
 gate_resume(AppGate *gate)
 {

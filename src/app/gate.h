@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * gate.h
+ * src/app/gate.h
  *	  The state of one app that its calls have to pass, see gate.c.
  *
  * Only limiter.c knows of it, and calls all of this under a spinlock.
@@ -8,8 +8,6 @@
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/gate.h
  *
  *-------------------------------------------------------------------------
  */
@@ -70,39 +68,20 @@ gate_is_open(const AppGate *gate)
 	return gate->stop == LIMITER_RUNNING && gate->rate_until == 0 && !gate->breakers.any_open;
 }
 
-/* Would something of now be lost with this state? */
 extern bool gate_is_live(AppGate *gate, TimestampTz now);
-
-/* Is there something that must outlive shared memory? */
 extern bool gate_must_keep(const AppGate *gate, TimestampTz now);
-
-/* Take a place without asking. */
 extern void gate_take(AppGate *gate, LimiterPlace *place);
-
-/* Decide on a place, and take it or draw a turn; as limiter_acquire. */
 extern LimiterVerdict gate_admit(AppGate *gate, const FlowServer *server,
 								 bool dispatching, bool keeps, LimiterPlace *place,
 								 TimestampTz now, TimestampTz *retry_at,
 								 LimiterPause *why, bool *unkept);
-
-/* Take a report of a role's call in, before gate_give_back; flags of what changed. */
 extern int	gate_report(AppGate *gate, Oid roleid, const LimiterPlace *place,
 						LimiterReport report, double reset_seconds, TimestampTz now,
 						bool may_break);
-
-/* Give back what a place holds.  True if somebody waits for that. */
 extern bool gate_give_back(AppGate *gate, LimiterPlace *place);
-
-/* A process is gone that held so many places and turns. */
 extern void gate_forget_process(AppGate *gate, int pid, int places, int turns);
-
-/* Is a pause that the platform asked for to be written? */
 extern bool gate_pause_is_unkept(AppGate *gate, TimestampTz now);
-
-/* As it is for a role. */
 extern void gate_status(AppGate *gate, Oid roleid, TimestampTz now, LimiterStatus *status);
-
-/* Forget all pauses; true if there was one but for the rate. */
 extern bool gate_resume(AppGate *gate);
 
 #endif							/* FEISHU_GATE_H */

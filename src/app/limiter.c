@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * limiter.c
+ * src/app/limiter.c
  *	  What an app may do now: rate, concurrency, pauses, breaker.
  *
  * Each app in use has a gate in the table of apps (apps.c).  What its state is, and
@@ -15,8 +15,6 @@
  * latest by its exit.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limiter.c
  *
  *-------------------------------------------------------------------------
  */
@@ -61,7 +59,7 @@ static uint32 frees_seen = 0;	/* by limiter_place_freed */
 
 /* Tell those who wait that a place was given back. */
 static void
-tell_free(void)
+notify_free(void)
 {
 	pg_atomic_fetch_add_u32(&app_table->frees, 1);
 	wakeup_broadcast();
@@ -79,7 +77,7 @@ limiter_on_exit(int code, Datum arg)
 		gate_forget_process(&apps[i].gate, MyProcPid, held[i].places, held[i].turns);
 		SpinLockRelease(&apps[i].mutex);
 		held[i].places = held[i].turns = 0;
-		tell_free();
+		notify_free();
 	}
 }
 
@@ -220,6 +218,7 @@ limiter_acquire(const FlowServer *server, bool dispatching, LimiterPlace *place,
 	return verdict;
 }
 
+/* Do both wait for a turn of one app, and does the first go before the other? */
 bool
 limiter_is_before(const LimiterPlace *place, const LimiterPlace *other)
 {
@@ -239,6 +238,7 @@ limiter_is_stale(const LimiterPlace *place)
 		rate_is_stale(place->counted_at, GetCurrentTimestamp());
 }
 
+/* Is any place of this process waiting? */
 bool
 limiter_is_waiting(void)
 {
@@ -284,7 +284,7 @@ limiter_place_freed(void)
 
 /* Tell those who wait that a pause has ended early. */
 static void
-tell_pause_ended(void)
+notify_pause_ended(void)
 {
 	pg_atomic_fetch_add_u32(&app_table->ends, 1);
 	wakeup_broadcast();
@@ -373,7 +373,7 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 		TimestampTz now = 0;
 		LimiterPlace before = *place;
 
-		/* that it works is no news, and needs no time */
+		/* that it works changes nothing, and needs no time */
 		if (report != LIMITER_REPORT_ANSWERED)
 			now = GetCurrentTimestamp();
 		SpinLockAcquire(&app->mutex);
@@ -397,13 +397,14 @@ limiter_release(const FlowServer *server, LimiterPlace *place, LimiterReport rep
 		(void) limiter_keep(true);
 
 	if (changes & (BREAKER_CLOSED | BREAKER_ROLE_CLOSED | BREAKER_PROBE_DUE | GATE_RESUMED))
-		tell_pause_ended();
+		notify_pause_ended();
 	else if (wake)
-		tell_free();
+		notify_free();
 	if (changes != 0)
 		log_changes(server, changes, stop, reason, wait_s);
 }
 
+/* Give the place or the turn back, if there is one.  Does not throw. */
 void
 limiter_abandon(LimiterPlace *place)
 {
@@ -422,7 +423,7 @@ limiter_abandon(LimiterPlace *place)
 	}
 	place_forget(place);
 	if (wake)
-		tell_free();
+		notify_free();
 }
 
 
@@ -451,6 +452,7 @@ app_unlock(App *app)
 	app_table_unlock();
 }
 
+/* Copy the state of an app, for a role; false when nothing is known of it. */
 bool
 limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status)
 {
@@ -465,6 +467,7 @@ limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status)
 	return true;
 }
 
+/* A few words on a pause, for views; untranslated.  NULL when running. */
 const char *
 limiter_pause_text(LimiterPause pause)
 {
@@ -491,6 +494,7 @@ limiter_pause_text(LimiterPause pause)
 	return NULL;
 }
 
+/* Forget all pauses of an app (resume_server), with a line in the log. */
 void
 limiter_resume(const char *server_name, const AppKey *key)
 {
@@ -505,7 +509,7 @@ limiter_resume(const char *server_name, const AppKey *key)
 		unkept = gate_pause_is_unkept(&app->gate, now);
 		app_unlock(app);
 	}
-	tell_pause_ended();
+	notify_pause_ended();
 	if (unkept)
 		(void) limiter_keep(true);
 	if (was_paused)

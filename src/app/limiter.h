@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * limiter.h
+ * src/app/limiter.h
  *	  What an app may do now: rate, concurrency, pauses, breaker.
  *
  * Who wants to call asks for a place, calls, and gives the place back with a
@@ -19,8 +19,6 @@
  * to wait holds its turn among all who wait for the app.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limiter.h
  *
  *-------------------------------------------------------------------------
  */
@@ -111,41 +109,24 @@ typedef struct LimiterStatus
 	int			waiting;		/* for max_rate or max_concurrency */
 } LimiterStatus;
 
-/* Ask to make one call of the app now.  Does not wait. */
 extern LimiterVerdict limiter_acquire(const FlowServer *server, bool dispatching,
 									  LimiterPlace *place, TimestampTz *retry_at,
 									  LimiterPause *why);
-
-/* The call has ended: give the place back, if there is one, and report. */
 extern void limiter_release(const FlowServer *server, LimiterPlace *place,
 							LimiterReport report, double reset_seconds,
 							const char *reason);
-
-/* Do both wait for a turn of one app, and does the first go before the other? */
 extern bool limiter_is_before(const LimiterPlace *place, const LimiterPlace *other);
-
-/* Was the place given for a request that was to go out at once, and has not? */
 extern bool limiter_is_stale(const LimiterPlace *place);
-
-/* Give the place or the turn back, if there is one.  Does not throw. */
 extern void limiter_abandon(LimiterPlace *place);
-
-/* Is any place of this process waiting? */
 extern bool limiter_is_waiting(void);
-
-/* Has a pause of any app ended early since the process asked last? */
 extern bool limiter_pause_ended(void);
-
-/* Has a place been given back since, for which somebody waits? */
 extern bool limiter_place_freed(void);
-
-/* Copy the state of an app, for a role; false when nothing is known of it. */
 extern bool limiter_status(const AppKey *key, Oid roleid, LimiterStatus *status);
-
-/* A few words on a pause, for views; untranslated.  NULL when running. */
 extern const char *limiter_pause_text(LimiterPause pause);
-
-/* Forget all pauses of an app (resume_server), with a line in the log. */
 extern void limiter_resume(const char *server_name, const AppKey *key);
+
+/* apps.c */
+extern void apps_request_shmem(void);
+extern void apps_startup_shmem(void);
 
 #endif							/* FEISHU_LIMITER_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * limiter_keep.c
+ * src/app/limiter_keep.c
  *	  What the limiter keeps over a restart.
  *
  * A crash empties shared memory, and two promises would break: that no more
@@ -23,8 +23,6 @@
  * the limits that are in memory.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limiter_keep.c
  *
  *-------------------------------------------------------------------------
  */
@@ -128,39 +126,41 @@ apps_allow_unwritten(void)
 	}
 }
 
-/* Write the file anew; 0 or an errno.  file_lock is held. */
+/*
+ * Write the file anew; 0 or an errno.  file_lock is held, but by the last process, which
+ * takes no locks and leaves no file if there is nothing to keep.
+ */
 static int
-keep_all(void)
+keep_all(bool is_last)
 {
-	int			room = app_table->num_slots;
-	LimitsRecord *records = MemoryContextAllocExtended(TopMemoryContext,
-													   room * sizeof(LimitsRecord),
-													   MCXT_ALLOC_NO_OOM | MCXT_ALLOC_ZERO);
-	KeptApp    *kept = MemoryContextAllocExtended(TopMemoryContext,
-												  room * sizeof(KeptApp),
-												  MCXT_ALLOC_NO_OOM | MCXT_ALLOC_ZERO);
+	int			room = Max(app_table->num_slots, 1);
+	LimitsRecord *records = calloc(room, sizeof(LimitsRecord));
+	KeptApp    *kept = calloc(room, sizeof(KeptApp));
 	int			error = ENOMEM;
 
 	if (records != NULL && kept != NULL)
 	{
-		TimestampTz now = GetCurrentTimestamp();
 		int			num;
 
-		app_table_lock(LW_SHARED);
-		num = apps_copy(records, kept, room, now);
-		app_table_unlock();
-		error = limits_file_write(records, num);
-		if (error == 0)
+		if (!is_last)
+			app_table_lock(LW_SHARED);
+		num = apps_copy(records, kept, room, GetCurrentTimestamp());
+		if (!is_last)
+			app_table_unlock();
+		error = 0;
+		if (num == 0 && is_last)
+			limits_file_remove();
+		else
+			error = limits_file_write(records, num);
+		if (error == 0 && !is_last)
 		{
 			app_table_lock(LW_SHARED);
 			apps_allow(records, kept, num);
 			app_table_unlock();
 		}
 	}
-	if (records != NULL)
-		pfree(records);
-	if (kept != NULL)
-		pfree(kept);
+	free(records);
+	free(kept);
 	return error;
 }
 
@@ -193,13 +193,13 @@ limiter_keep(bool must)
 	{
 		uint32		asked;
 		int			error;
-		bool		is_news;
+		bool		is_new;
 
 		if (!LWLockConditionalAcquire(app_table->file_lock, LW_EXCLUSIVE))
 			break;				/* who has it looks after its release, too */
 		asked = pg_atomic_read_u32(&app_table->keep_asked);
-		error = keep_all();
-		is_news = error != 0 && !app_table->file_failed;
+		error = keep_all(false);
+		is_new = error != 0 && !app_table->file_failed;
 		app_table->file_failed = error != 0;
 		pg_atomic_write_u32(&app_table->keep_done, asked);
 		LWLockRelease(app_table->file_lock);
@@ -210,7 +210,7 @@ limiter_keep(bool must)
 			apps_allow_unwritten();
 			app_table_unlock();
 		}
-		if (is_news)
+		if (is_new)
 			log_failure(error);
 		done = true;
 	} while (pg_atomic_read_u32(&app_table->keep_done) !=
@@ -222,36 +222,18 @@ limiter_keep(bool must)
 static void
 limiter_at_shutdown(int code, Datum arg)
 {
-	int			room = app_table->num_used;
-	LimitsRecord *records;
-	KeptApp    *kept;
-	int			num;
-	int			error = ENOMEM;
+	int			error;
 
 	/* not in a crash: what is written already is to be used then */
 	if (code != 0)
 		return;
-	for (int i = 0; i < room; i++)
+	for (int i = 0; i < app_table->num_used; i++)
 	{
 		/* a process that an immediate shutdown has ended may hold it */
 		SpinLockInit(&apps[i].mutex);
 		apps[i].gate.allowance = apps[i].gate.allowance_size = 0;
 	}
-	records = calloc(Max(room, 1), sizeof(LimitsRecord));
-	kept = calloc(Max(room, 1), sizeof(KeptApp));
-	if (records != NULL && kept != NULL)
-	{
-		num = apps_copy(records, kept, room, GetCurrentTimestamp());
-		if (num > 0)
-			error = limits_file_write(records, num);
-		else
-		{
-			limits_file_remove();
-			error = 0;
-		}
-	}
-	free(records);
-	free(kept);
+	error = keep_all(true);
 	if (error != 0)
 		log_failure(error);
 }

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * limits_file.c
+ * src/app/limits_file.c
  *	  The file in which limits of apps outlive shared memory.
  *
  * A header and a record for each app.  It is written beside, flushed and
@@ -12,8 +12,6 @@
  * that runs.  So it uses neither the functions of fd.c that do, nor palloc.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limits_file.c
  *
  *-------------------------------------------------------------------------
  */
@@ -117,6 +115,7 @@ flush_directory(void)
 	close(fd);
 }
 
+/* Replace the file; 0 or an errno.  Does not throw.  One process at a time. */
 int
 limits_file_write(const LimitsRecord *records, int num_records)
 {
@@ -218,6 +217,7 @@ limits_file_read(LimitsRecord **records)
 	return 0;
 }
 
+/* No app has anything to keep. */
 void
 limits_file_remove(void)
 {

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * limits_file.h
+ * src/app/limits_file.h
  *	  The file in which limits of apps outlive shared memory.
  *
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/limits_file.h
  *
  *-------------------------------------------------------------------------
  */
@@ -30,13 +28,8 @@ typedef struct LimitsRecord
 	RateHistory history;
 } LimitsRecord;
 
-/* Replace the file; 0 or an errno.  Does not throw.  One process at a time. */
 extern int	limits_file_write(const LimitsRecord *records, int num_records);
-
-/* Read the file; *records is allocated unless there are none.  Does not throw. */
 extern int	limits_file_read(LimitsRecord **records);
-
-/* No app has anything to keep. */
 extern void limits_file_remove(void);
 
 #endif							/* FEISHU_LIMITS_FILE_H */

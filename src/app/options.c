@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * options.c
+ * src/app/options.c
  *	  SQL/MED options: which there are, and how each is checked and stored.
  *
  * One table says which options there are, on which object, and how each is
@@ -12,8 +12,6 @@
  * such an option.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/options.c
  *
  *-------------------------------------------------------------------------
  */
@@ -27,7 +25,6 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/defrem.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 
@@ -42,16 +39,17 @@
 #define CREDENTIAL_MAX_LENGTH	255 /* app_id, app_secret */
 
 /*
- * Check one value and, unless server is NULL, store it.  Returns NULL, or
- * what is wrong as the end of the sentence "option "x" ...".
+ * Check one value and, unless field is NULL, store it.  Returns NULL, or what is wrong,
+ * as a sentence with %s for the option's name.
  */
-typedef const char *(*OptionParser) (const char *value, FlowServer *server);
+typedef const char *(*OptionParser) (const char *value, void *field);
 
 typedef struct FlowOption
 {
 	const char *name;
 	Oid			catalog;		/* of the objects that have it */
 	OptionParser parse;
+	size_t		field;			/* of FlowServer */
 	const char *hint;			/* how to write it */
 } FlowOption;
 
@@ -62,8 +60,7 @@ typedef struct FlowOption
 static bool
 is_path_char(unsigned char c)
 {
-	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-		(c >= '0' && c <= '9') || (c != '\0' && strchr("-._~!$&'()*+,;=:@%/", c) != NULL);
+	return (c < 0x80 && isalnum(c)) || (c != '\0' && strchr("-._~!$&'()*+,;=:@%/", c) != NULL);
 }
 
 /*
@@ -120,13 +117,13 @@ check_url(const char *text, const char *const *schemes, bool path_allowed)
 	while (*schemes != NULL && !http_url_has_scheme(text, *schemes))
 		schemes++;
 	if (*schemes == NULL)
-		return path_allowed ? gettext_noop("must begin with \"http://\" or \"https://\"") :
-			gettext_noop("must begin with a supported scheme");
+		return path_allowed ? gettext_noop("option \"%s\" must begin with \"http://\" or \"https://\"") :
+			gettext_noop("option \"%s\" must begin with a supported scheme");
 	fault = http_url_check(text, &url);
 	if ((fault == HTTP_URL_FINE || fault == HTTP_URL_PORT) && url.host[0] != '[')
 	{
 		if (url.host_len > 253)
-			return gettext_noop("has a host name that is too long");
+			return gettext_noop("option \"%s\" has a host name that is too long");
 		if (!is_host_name(url.host, url.host_len))
 			fault = HTTP_URL_HOST;
 	}
@@ -138,31 +135,38 @@ check_url(const char *text, const char *const *schemes, bool path_allowed)
 			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 			break;
 		case HTTP_URL_USER:
-			return gettext_noop("must not contain user info");
+			return gettext_noop("option \"%s\" must not contain user info");
 		case HTTP_URL_QUERY:
-			return gettext_noop("must not contain a query or a fragment");
+			return gettext_noop("option \"%s\" must not contain a query or a fragment");
 		case HTTP_URL_NO_HOST:
-			return gettext_noop("must name a host");
+			return gettext_noop("option \"%s\" must name a host");
 		case HTTP_URL_HOST:
-			return gettext_noop("has a malformed host name");
+			return gettext_noop("option \"%s\" has a malformed host name");
 		case HTTP_URL_IPV6:
-			return gettext_noop("has a malformed IPv6 address");
+			return gettext_noop("option \"%s\" has a malformed IPv6 address");
 		case HTTP_URL_PORT:
-			return gettext_noop("has a malformed port");
+			return gettext_noop("option \"%s\" has a malformed port");
 	}
 	if (!path_allowed && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
-		return gettext_noop("must not contain a path");
+		return gettext_noop("option \"%s\" must not contain a path");
 	for (const char *p = url.path; *p != '\0'; p++)
 	{
 		if (!is_path_char(*p) ||
 			(*p == '%' && !(isxdigit((unsigned char) p[1]) && isxdigit((unsigned char) p[2]))))
-			return gettext_noop("contains a character that must be percent-encoded");
+			return gettext_noop("option \"%s\" contains a character that must be percent-encoded");
 	}
 	return NULL;
 }
 
 static const char *const http_schemes[] = {"http", "https", NULL};
 static const char *const proxy_schemes[] = {"http", "https", "socks5", "socks5h", NULL};
+
+static void
+store_text(const char *value, void *field)
+{
+	if (field != NULL)
+		*(char **) field = pstrdup(value);
+}
 
 /* A copy of a URL without slashes at its end. */
 static char *
@@ -175,64 +179,52 @@ without_slashes(const char *url)
 	return pnstrdup(url, len);
 }
 
-/* Check a URL and, unless field is NULL, store it without slashes at its end. */
 static const char *
-parse_url(const char *value, const char *const *schemes, bool path_allowed, char **field)
+parse_http_url(const char *value, void *field)
 {
-	const char *problem = check_url(value, schemes, path_allowed);
+	store_text(without_slashes(value), field);
+	return check_url(value, http_schemes, true);
+}
 
-	if (problem == NULL && field != NULL)
-		*field = without_slashes(value);
-	return problem;
+static const char *
+parse_proxy(const char *value, void *field)
+{
+	store_text(without_slashes(value), field);
+	return check_url(value, proxy_schemes, false);
 }
 
 #define API_PATH	"/open-apis"
 
 static const char *
-parse_base_url(const char *value, FlowServer *server)
+parse_base_url(const char *value, void *field)
 {
-	const char *problem = parse_url(value, http_schemes, true,
-									server ? &server->base_url : NULL);
+	const char *problem = parse_http_url(value, field);
 	char	   *url = without_slashes(value);
 	size_t		len = strlen(url);
 
 	/* what the platform's documents print in front of each path: ours begin with it */
 	if (problem == NULL && len > strlen(API_PATH) &&
 		strcmp(url + len - strlen(API_PATH), API_PATH) == 0)
-		problem = gettext_noop("must not contain the path \"/open-apis\"");
+		problem = gettext_noop("option \"%s\" must not contain the path \"/open-apis\"");
 	return problem;
 }
 
 static const char *
-parse_token_url(const char *value, FlowServer *server)
-{
-	return parse_url(value, http_schemes, true, server ? &server->token_url : NULL);
-}
-
-static const char *
-parse_proxy(const char *value, FlowServer *server)
-{
-	return parse_url(value, proxy_schemes, false, server ? &server->proxy : NULL);
-}
-
-static const char *
-parse_operator(const char *value, FlowServer *server)
+parse_operator(const char *value, void *field)
 {
 	Jsonb	   *operator_id;
 
-	if (server != NULL)
-	{
-		server->operator_json = pstrdup(value);
+	store_text(value, field);
+	if (field != NULL)
 		return NULL;
-	}
 	if (!feishu_jsonb_from_cstring(pstrdup(value), &operator_id))
-		return gettext_noop("is not valid JSON");
-	return request_check_operator(operator_id);
+		return gettext_noop("option \"%s\" is not valid JSON");
+	return request_check_operator(operator_id, true);
 }
 
 /* A positive time, in ms when no unit is given. */
 static const char *
-parse_duration(const char *value, int *ms)
+parse_duration(const char *value, void *field)
 {
 	const char *range_hint = NULL;
 	int			result;
@@ -240,30 +232,18 @@ parse_duration(const char *value, int *ms)
 	/* parse_int gives a hint if the value is a number beyond int */
 	if (!parse_int(value, &result, GUC_UNIT_MS, &range_hint))
 		return range_hint && strstr(range_hint, "integer range") ?
-			gettext_noop("is out of range") :
-			gettext_noop("is not a positive length of time");
+			gettext_noop("option \"%s\" is out of range") :
+			gettext_noop("option \"%s\" is not a positive length of time");
 	if (result < 1)
-		return gettext_noop("is not a positive length of time");
-	if (ms != NULL)
-		*ms = result;
+		return gettext_noop("option \"%s\" is not a positive length of time");
+	if (field != NULL)
+		*(int *) field = result;
 	return NULL;
-}
-
-static const char *
-parse_timeout(const char *value, FlowServer *server)
-{
-	return parse_duration(value, server ? &server->timeout_ms : NULL);
-}
-
-static const char *
-parse_connect_timeout(const char *value, FlowServer *server)
-{
-	return parse_duration(value, server ? &server->connect_timeout_ms : NULL);
 }
 
 /* "50", "0.5", "50/s", "1000/min", "5000/h" */
 static const char *
-parse_max_rate(const char *value, FlowServer *server)
+parse_max_rate(const char *value, void *field)
 {
 	static const struct
 	{
@@ -277,7 +257,7 @@ parse_max_rate(const char *value, FlowServer *server)
 		{"/min", 60 * 1000},
 		{"/h", 60 * 60 * 1000}
 	};
-	const char *problem = gettext_noop("is not a rate");
+	const char *problem = gettext_noop("option \"%s\" is not a rate");
 	double		requests;
 	size_t		len;
 	char	   *end;
@@ -303,62 +283,56 @@ parse_max_rate(const char *value, FlowServer *server)
 			continue;
 		if (isinf(requests) || isnan(requests) || requests > 1e6 ||
 			requests * 1000 / units[i].window_ms < 1e-5)
-			return gettext_noop("is out of range");
-		if (server != NULL)
-		{
-			server->max_rate.requests = requests;
-			server->max_rate.window_ms = units[i].window_ms;
-		}
+			return gettext_noop("option \"%s\" is out of range");
+		if (field != NULL)
+			*(FlowRate *) field = (FlowRate) {.requests = requests, .window_ms = units[i].window_ms};
 		return NULL;
 	}
 	return problem;
 }
 
 static const char *
-parse_max_concurrency(const char *value, FlowServer *server)
+parse_max_concurrency(const char *value, void *field)
 {
 	int			result;
 
 	if (value[strspn(value, "0123456789")] != '\0' ||
 		!parse_int(value, &result, 0, NULL) || result < 1)
-		return gettext_noop("is not a positive integer");
-	if (server != NULL)
-		server->max_concurrency = result;
+		return gettext_noop("option \"%s\" is not a positive integer");
+	if (field != NULL)
+		*(int *) field = result;
 	return NULL;
 }
 
 static const char *
-parse_ca_file(const char *value, FlowServer *server)
+parse_ca_file(const char *value, void *field)
 {
-	if (!is_absolute_path(value))
-		return gettext_noop("is not an absolute path");
-	if (server != NULL)
-		server->ca_file = pstrdup(value);
-	return NULL;
+	store_text(value, field);
+	return is_absolute_path(value) ? NULL : gettext_noop("option \"%s\" is not an absolute path");
 }
 
 static const char *
-parse_http_version(const char *value, FlowServer *server)
+parse_http_version(const char *value, void *field)
 {
 	bool		is_2 = strcmp(value, "2") == 0;
 
 	if (!is_2 && strcmp(value, "1.1") != 0)
-		return gettext_noop("is not a version of HTTP");
-	if (server != NULL)
-		server->http_version = is_2 ? HTTP_VERSION_2 : HTTP_VERSION_1_1;
+		return gettext_noop("option \"%s\" is not a version of HTTP");
+	if (field != NULL)
+		*(HttpVersion *) field = is_2 ? HTTP_VERSION_2 : HTTP_VERSION_1_1;
 	return NULL;
 }
 
 /* Just these two: feishu.dispatch_status looks for them, too. */
 static const char *
-parse_sandbox(const char *value, FlowServer *server)
+parse_sandbox(const char *value, void *field)
 {
 	bool		is_true = strcmp(value, "true") == 0;
 
 	if (!is_true && strcmp(value, "false") != 0)
-		return gettext_noop("is neither \"true\" nor \"false\"");
-	if (server != NULL)
-		server->is_sandbox = is_true;
+		return gettext_noop("option \"%s\" is neither \"true\" nor \"false\"");
+	if (field != NULL)
+		*(bool *) field = is_true;
 	return NULL;
 }
 
@@ -369,38 +343,28 @@ check_credential(const char *value, size_t max_len)
 	size_t		len = strlen(value);
 
 	if (len == 0)
-		return gettext_noop("must not be empty");
+		return gettext_noop("option \"%s\" must not be empty");
 	if (len > max_len)
-		return gettext_noop("is too long");
+		return gettext_noop("option \"%s\" is too long");
 	for (size_t i = 0; i < len; i++)
 	{
 		if (value[i] <= ' ' || value[i] >= 0x7f)
-			return gettext_noop("contains a blank or a character that is not ASCII");
+			return gettext_noop("option \"%s\" contains a blank or a character that is not ASCII");
 	}
 	return NULL;
 }
 
 static const char *
-parse_app_id(const char *value, FlowServer *server)
+parse_credential(const char *value, void *field)
 {
-	if (server != NULL)
-		server->app_id = pstrdup(value);
+	store_text(value, field);
 	return check_credential(value, CREDENTIAL_MAX_LENGTH);
 }
 
 static const char *
-parse_app_secret(const char *value, FlowServer *server)
+parse_fixed_token(const char *value, void *field)
 {
-	if (server != NULL)
-		server->app_secret = pstrdup(value);
-	return check_credential(value, CREDENTIAL_MAX_LENGTH);
-}
-
-static const char *
-parse_tenant_access_token(const char *value, FlowServer *server)
-{
-	if (server != NULL)
-		server->fixed_token = pstrdup(value);
+	store_text(value, field);
 	return check_credential(value, TOKEN_MAX_LENGTH);
 }
 
@@ -409,45 +373,32 @@ parse_tenant_access_token(const char *value, FlowServer *server)
 
 static const FlowOption flow_options[] =
 {
-	{"base_url", ForeignServerRelationId, parse_base_url,
+	{"base_url", ForeignServerRelationId, parse_base_url, offsetof(FlowServer, base_url),
 	gettext_noop("Write it like \"https://open.feishu.cn\" or \"https://open.larksuite.com\".")},
-	{"token_url", ForeignServerRelationId, parse_token_url,
+	{"token_url", ForeignServerRelationId, parse_http_url, offsetof(FlowServer, token_url),
 	gettext_noop("Write it like \"https://accounts.feishu.cn/oauth/v3/token\".")},
-	{"operator", ForeignServerRelationId, parse_operator,
+	{"operator", ForeignServerRelationId, parse_operator, offsetof(FlowServer, operator_json),
 	gettext_noop("Write it like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}'.")},
-	{"timeout", ForeignServerRelationId, parse_timeout,
+	{"timeout", ForeignServerRelationId, parse_duration, offsetof(FlowServer, timeout_ms),
 	DURATION_HINT},
-	{"connect_timeout", ForeignServerRelationId, parse_connect_timeout,
+	{"connect_timeout", ForeignServerRelationId, parse_duration, offsetof(FlowServer, connect_timeout_ms),
 	DURATION_HINT},
-	{"max_rate", ForeignServerRelationId, parse_max_rate,
+	{"max_rate", ForeignServerRelationId, parse_max_rate, offsetof(FlowServer, max_rate),
 	gettext_noop("Write requests per second like \"50\" or \"0.5\", or with a unit, /s, /min or /h, like \"1000/min\".")},
-	{"max_concurrency", ForeignServerRelationId, parse_max_concurrency,
+	{"max_concurrency", ForeignServerRelationId, parse_max_concurrency, offsetof(FlowServer, max_concurrency),
 	gettext_noop("Write the number of requests that may be under way at once.")},
-	{"ca_file", ForeignServerRelationId, parse_ca_file,
+	{"ca_file", ForeignServerRelationId, parse_ca_file, offsetof(FlowServer, ca_file),
 	gettext_noop("Write the absolute path of a PEM file on the database host.")},
-	{"proxy", ForeignServerRelationId, parse_proxy,
+	{"proxy", ForeignServerRelationId, parse_proxy, offsetof(FlowServer, proxy),
 	gettext_noop("Write it like \"http://proxy.example.com:3128\"; schemes are http, https, socks5 and socks5h.")},
-	{"http_version", ForeignServerRelationId, parse_http_version,
+	{"http_version", ForeignServerRelationId, parse_http_version, offsetof(FlowServer, http_version),
 	gettext_noop("Write \"1.1\" or \"2\"; without the option, 2 is used over https where it is offered.")},
-	{"sandbox", ForeignServerRelationId, parse_sandbox,
+	{"sandbox", ForeignServerRelationId, parse_sandbox, offsetof(FlowServer, is_sandbox),
 	gettext_noop("With \"true\", calls and queued flows are answered by the extension itself, and nothing is sent.")},
-	{"app_id", UserMappingRelationId, parse_app_id, NULL},
-	{"app_secret", UserMappingRelationId, parse_app_secret, NULL},
-	{"tenant_access_token", UserMappingRelationId, parse_tenant_access_token, NULL}
+	{"app_id", UserMappingRelationId, parse_credential, offsetof(FlowServer, app_id), NULL},
+	{"app_secret", UserMappingRelationId, parse_credential, offsetof(FlowServer, app_secret), NULL},
+	{"tenant_access_token", UserMappingRelationId, parse_fixed_token, offsetof(FlowServer, fixed_token), NULL}
 };
-
-
-/*
- * Read an option's value into a server, or (NULL) only check it.  NULL, or what is
- * wrong with it.  Each call under way has a copy of its server.
- */
-static const char *
-option_read(const FlowOption *option, const char *value, FlowServer *server)
-{
-	if (strlen(value) > OPTION_MAX_LENGTH)
-		return gettext_noop("is longer than 8 kB");
-	return option->parse(value, server);
-}
 
 
 /* ---------- Validator ---------- */
@@ -544,10 +495,8 @@ warn_of_unit(const FlowOption *option, const char *value)
 {
 	int			ms;
 
-	if (option->parse != parse_timeout && option->parse != parse_connect_timeout)
-		return;
-	if (value[strspn(value, "0123456789")] != '\0' || parse_duration(value, &ms) != NULL ||
-		ms >= 1000)
+	if (option->parse != parse_duration || value[strspn(value, "0123456789")] != '\0' ||
+		parse_duration(value, &ms) != NULL || ms >= 1000)
 		return;
 	ereport(WARNING,
 			(errcode(ERRCODE_WARNING),
@@ -557,32 +506,40 @@ warn_of_unit(const FlowOption *option, const char *value)
 
 /*
  * Read one option into a server, or, with NULL, look at it alone.  Throws class HV when
- * it is unknown or malformed.
+ * it is unknown or malformed.  Each call under way has a copy of its server.
  */
 static const FlowOption *
 read_or_refuse(DefElem *def, Oid catalog, FlowServer *server)
 {
 	const FlowOption *option = find_option(def->defname, catalog);
+	const char *value;
 	const char *problem;
 
 	if (option == NULL)
 		report_unknown_option(def->defname, catalog);
-	problem = option_read(option, defGetString(def), server);
+	value = defGetString(def);
+	if (strlen(value) > OPTION_MAX_LENGTH)
+		problem = gettext_noop("option \"%s\" is longer than 8 kB");
+	else
+		problem = option->parse(value, server != NULL ? (char *) server + option->field : NULL);
 	if (problem != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-				 server == NULL ?
-				 errmsg("option \"%s\" %s", def->defname, _(problem)) :
+				 errmsg(problem, def->defname),
+				 server == NULL ? 0 :
 				 catalog == UserMappingRelationId ?
-				 errmsg("option \"%s\" of the user mapping for server \"%s\" %s",
-						def->defname, server->name, _(problem)) :
-				 errmsg("option \"%s\" of server \"%s\" %s",
-						def->defname, server->name, _(problem)),
+				 errdetail("It is an option of the user mapping for server \"%s\".", server->name) :
+				 errdetail("It is an option of server \"%s\".", server->name),
 				 option->hint ? errhint("%s", _(option->hint)) : 0));
 	return option;
 }
 
-/* Throws an error of class HV when an option of a catalog is unknown, malformed or missing. */
+/*
+ * Check the options (a list of DefElem) of an object of a catalog.
+ *
+ * Throws an error of class HV when an option of a catalog is unknown, malformed or
+ * missing.
+ */
 void
 options_check(List *options, Oid catalog)
 {
@@ -599,6 +556,8 @@ options_check(List *options, Oid catalog)
 }
 
 /*
+ * Parse the options (a list of DefElem) of a server or user mapping.
+ *
  * Throws class HV on an option that the validator would refuse: unchecked options can
  * come from a wrapper without its validator.
  */

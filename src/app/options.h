@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * options.h
+ * src/app/options.h
  *	  Options of servers and user mappings: in the catalogs, and in a FlowServer.
  *
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/options.h
  *
  *-------------------------------------------------------------------------
  */
@@ -16,7 +14,7 @@
 
 #include "app/server.h"
 
-/* options.c: parse the options (a list of DefElem) of a server or user mapping. */
+/* options.c */
 extern void options_store(List *options, Oid catalog, FlowServer *server);
 
 /* Whose user mapping a role's is. */
@@ -38,7 +36,7 @@ typedef struct ServerRows
 	List	   *mapping_options;
 } ServerRows;
 
-/* server_catalog.c: read them; false if there is no such server. */
+/* server_catalog.c */
 extern bool server_read_catalogs(const char *name, Oid userid, Snapshot snapshot,
 								 ServerRows *rows);
 

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * rate.c
+ * src/app/rate.c
  *	  When the next request keeps to a max_rate.
  *
  * "50/s" means: in whatever second one looks, at most 50 requests go out.  A
@@ -27,15 +27,12 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/app/rate.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include <math.h>
 
-#include "utils/timestamp.h"
 
 #include "app/rate.h"
 
@@ -170,6 +167,7 @@ rate_is_stale(TimestampTz counted_at, TimestampTz now)
 	return now - counted_at > part_us(RATE_SECOND);
 }
 
+/* So many may have gone out, at the latest now. */
 void
 rate_count_many(RateHistory *history, uint32 requests, TimestampTz now)
 {
@@ -184,6 +182,7 @@ rate_count_many(RateHistory *history, uint32 requests, TimestampTz now)
 	}
 }
 
+/* A request is to go out. */
 void
 rate_count(RateHistory *history, TimestampTz now)
 {
@@ -214,6 +213,7 @@ rate_uncount(RateHistory *history, TimestampTz counted_at, TimestampTz last)
 	}
 }
 
+/* What was kept may come from the middle of a change: make it agree with itself. */
 void
 rate_repair(RateHistory *history)
 {
@@ -227,6 +227,7 @@ rate_repair(RateHistory *history)
 	}
 }
 
+/* For so long after a request it matters for the rate, in microseconds. */
 int64
 rate_span(const FlowRate *rate)
 {

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * rate.h
+ * src/app/rate.h
  *	  When the next request keeps to a max_rate.
  *
  * Private to src/app/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/rate.h
  *
  *-------------------------------------------------------------------------
  */
@@ -44,29 +42,14 @@ typedef struct RateHistory
 	RateWindow	windows[RATE_HOUR + 1];
 } RateHistory;
 
-/* When so many more requests keep to the rate. */
 extern TimestampTz rate_ready_at(RateHistory *history, const FlowRate *rate,
 								 uint32 wanted, TimestampTz now);
-
-/* Was a request counted too long ago to go out only now? */
 extern bool rate_is_stale(TimestampTz counted_at, TimestampTz now);
-
-/* A request is to go out. */
 extern void rate_count(RateHistory *history, TimestampTz now);
-
-/* So many may have gone out, at the latest now. */
 extern void rate_count_many(RateHistory *history, uint32 requests, TimestampTz now);
-
-/* It did not go out after all. */
 extern void rate_uncount(RateHistory *history, TimestampTz counted_at, TimestampTz last);
-
-/* What was kept may come from the middle of a change: make it agree with itself. */
 extern void rate_repair(RateHistory *history);
-
-/* For so long after a request it matters for the rate, in microseconds. */
 extern int64 rate_span(const FlowRate *rate);
-
-/* So many requests may go out before what is kept must be written again. */
 extern uint32 rate_allowance(const FlowRate *rate);
 
 #endif							/* FEISHU_RATE_H */

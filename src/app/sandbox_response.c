@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * sandbox_response.c
+ * src/app/sandbox_response.c
  *	  What a sandbox is to answer: the setting feishu_flow.sandbox_response.
  *
  * A session has it as it has any setting.  A queued flow is sent by a process that
@@ -10,8 +10,6 @@
  * that does.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/sandbox_response.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * server.c
+ * src/app/server.c
  *	  Lookup of a foreign server together with the credentials of a role.
  *
  * Each process remembers the server it looked up last, until the catalogs say
@@ -9,8 +9,6 @@
  * same options each time.  Rights are looked at each time.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/server.c
  *
  *-------------------------------------------------------------------------
  */
@@ -21,7 +19,6 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "common/cryptohash.h"
-#include "common/sha2.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -40,9 +37,6 @@
 #define DEFAULT_BASE_URL	"https://open.feishu.cn"
 #define LEGACY_TOKEN_PATH	"/open-apis/auth/v3/tenant_access_token/internal"
 #define OAUTH_TOKEN_SUFFIX	"/oauth/v3/token"
-
-/* The wrapper is ours if its validator is; wrappers can be renamed. */
-#define VALIDATOR_NAME		"feishu_flow_validator"
 
 /* Does text end so? */
 static bool
@@ -63,7 +57,7 @@ report_no_mapping(const FlowServer *server)
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("role \"%s\" has no user mapping for server \"%s\"",
 					GetUserNameFromId(server->userid, false), server->name),
-			 errhint("Create one: CREATE USER MAPPING FOR %s SERVER %s OPTIONS (app_id 'cli_...', app_secret '...').",
+			 errhint("Create one: CREATE USER MAPPING FOR %s SERVER %s OPTIONS (app_id 'cli_...', app_secret '...'). One for PUBLIC serves all roles that have none of their own.",
 					 quote_identifier(GetUserNameFromId(server->userid, false)),
 					 quote_identifier(server->name))));
 }
@@ -120,19 +114,17 @@ compute_app_key(FlowServer *server)
 				 errmsg("could not compute a SHA-256 hash")));
 }
 
+/* Throw 42809 unless a server's wrapper is ours. */
 void
 server_check_wrapper(Oid wrapperid, const char *server_name)
 {
 	ForeignDataWrapper *wrapper = GetForeignDataWrapperExtended(wrapperid, FDW_MISSING_OK);
-	char	   *validator = NULL;
 
 	if (wrapper == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" does not exist", server_name)));
-	if (OidIsValid(wrapper->fdwvalidator))
-		validator = get_func_name(wrapper->fdwvalidator);
-	if (validator == NULL || strcmp(validator, VALIDATOR_NAME) != 0)
+	if (!server_wrapper_is_ours(wrapper))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("server \"%s\" does not belong to the wrapper feishu_flow",
@@ -242,7 +234,7 @@ report_no_credentials(const FlowServer *server, bool is_own)
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("user mapping for server \"%s\" has no credentials", server->name),
-			 errdetail("A dump does not contain the options of user mappings that the dumping role may not see."),
+			 errdetail("It was created without OPTIONS, or by a dump of a role that may not see them."),
 			 errhint("Add them: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD app_id 'cli_...', ADD app_secret '...').",
 					 is_own ? quote_identifier(GetUserNameFromId(server->userid, false)) : "PUBLIC",
 					 quote_identifier(server->name))));
@@ -262,14 +254,7 @@ read_server(const char *name, Oid userid, bool by_setting, Snapshot snapshot)
 	server->max_concurrency = -1;
 
 	if (!server_read_catalogs(name, userid, snapshot, &rows))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("server \"%s\" does not exist", name),
-				 by_setting ?
-				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow; or name another by the server argument or the setting feishu_flow.server.",
-						 quote_identifier(name)) :
-				 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow.",
-						 quote_identifier(name))));
+		server_report_unknown(name, by_setting);
 	server->serverid = rows.serverid;
 	server->owner = rows.owner;
 	server_check_wrapper(rows.wrapperid, name);
@@ -298,6 +283,7 @@ read_server(const char *name, Oid userid, bool by_setting, Snapshot snapshot)
 	return server;
 }
 
+/* A copy in the current memory context, secrets included. */
 FlowServer *
 server_copy(const FlowServer *server)
 {
@@ -373,12 +359,14 @@ server_for_session(const FlowServer *server)
 }
 
 /*
+ * The server of this name, and a role's credentials, in the catalogs, now.
+ *
  * name may be NULL: that of the setting feishu_flow.server.
  *
- * Throws 42704 when there is no such server, 42809 when it belongs to another
- * wrapper, 42501 without USAGE, 42704 without a user mapping or when the mapping
- * lacks app_id, app_secret and tenant_access_token; each with a HINT that says what to
- * type.  A sandbox needs none.
+ * Throws 42704 when there is no such server, 42809 when it belongs to another wrapper,
+ * 42501 without USAGE, 42704 without a user mapping or when the mapping lacks app_id,
+ * app_secret and tenant_access_token; each with a HINT that says what to type.  A
+ * sandbox needs none.
  */
 FlowServer *
 server_lookup(const char *name, Oid userid)
@@ -413,7 +401,7 @@ server_lookup(const char *name, Oid userid)
 	{
 		/* rights can change by role membership, too: look each time */
 		check_usage(last_server->serverid, name, userid);
-		/* looking may have brought news of a change */
+		/* looking may have told of a change */
 		if (last_server != NULL)
 		{
 			check_ca_file(last_server);
@@ -430,6 +418,7 @@ server_lookup(const char *name, Oid userid)
 	return server;
 }
 
+/* server_lookup, as a snapshot has it, which is to be registered. */
 FlowServer *
 server_lookup_at(const char *name, Oid userid, Snapshot snapshot)
 {
@@ -441,6 +430,7 @@ server_lookup_at(const char *name, Oid userid, Snapshot snapshot)
 	return server;
 }
 
+/* Wipe the secrets of a FlowServer.  It cannot be used afterwards. */
 void
 server_forget_secrets(FlowServer *server)
 {

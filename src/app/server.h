@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * server.h
+ * src/app/server.h
  *	  FlowServer: a foreign server together with the credentials of one role.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/server.h
  *
  *-------------------------------------------------------------------------
  */
@@ -79,29 +77,26 @@ typedef struct FlowServer
 	AppKey		app_key;
 } FlowServer;
 
-/* server.c: the server of this name, and a role's credentials, in the catalogs, now. */
+/* server.c */
 extern FlowServer *server_lookup(const char *name, Oid userid);
-
-/* server.c: the same as a snapshot has it, which is to be registered. */
 extern FlowServer *server_lookup_at(const char *name, Oid userid, Snapshot snapshot);
-
-/* Throw 42809 unless a server's wrapper is ours. */
 extern void server_check_wrapper(Oid wrapperid, const char *server_name);
+
+/* server_catalog.c: throw 42704, for there is no such server. */
+extern void server_report_unknown(const char *name, bool by_setting);
+
+/* server_catalog.c: is a wrapper ours, whatever its name? */
+struct ForeignDataWrapper;
+extern bool server_wrapper_is_ours(const struct ForeignDataWrapper *wrapper);
 
 /* The identity of the app in one user mapping; false without credentials. */
 struct ForeignServer;
 extern bool server_app_key(struct ForeignServer *foreign_server, Oid userid, AppKey *key);
-
-/* The same of a server that is a sandbox; false: it is none. */
 extern bool server_sandbox_key(struct ForeignServer *foreign_server, AppKey *key);
-
-/* A copy in the current memory context, secrets included. */
 extern FlowServer *server_copy(const FlowServer *server);
-
-/* Wipe the secrets of a FlowServer.  It cannot be used afterwards. */
 extern void server_forget_secrets(FlowServer *server);
 
-/* options.c: check the options (a list of DefElem) of an object of a catalog. */
+/* options.c */
 extern void options_check(List *options, Oid catalog);
 
 #endif							/* FEISHU_SERVER_H */

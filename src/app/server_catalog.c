@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * server_catalog.c
+ * src/app/server_catalog.c
  *	  A foreign server and a role's user mapping, as the catalogs have them.
  *
  * Both are read with one snapshot.  The system caches would not do: when both are
@@ -8,8 +8,6 @@
  * from after it, and a new secret be sent to an old address.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/server_catalog.c
  *
  *-------------------------------------------------------------------------
  */
@@ -21,12 +19,23 @@
 #include "access/table.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
+#include "foreign/foreign.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "app/options.h"
+#include "app/server.h"
+#include "base/compat.h"
+#include "base/nls.h"
+
+/* The wrapper is ours if its validator is; wrappers can be renamed. */
+#define VALIDATOR_NAME		"feishu_flow_validator"
+
+/* A misspelt name of a server differs by no more letters from the right one. */
+#define NAME_MAX_DISTANCE	4
 
 /* Options of a row, as a list of DefElem. */
 static List *
@@ -93,8 +102,9 @@ read_mapping_row(Snapshot snapshot, Oid userid, ServerRows *rows)
 }
 
 /*
- * For the server of this name and a role, as a snapshot has them; NULL: as they are
- * now.
+ * Read them; false if there is no such server.
+ *
+ * For the server of this name and a role, as a snapshot has them; NULL: as they are now.
  */
 bool
 server_read_catalogs(const char *name, Oid userid, Snapshot snapshot, ServerRows *rows)
@@ -114,4 +124,61 @@ server_read_catalogs(const char *name, Oid userid, Snapshot snapshot, ServerRows
 		(void) read_mapping_row(snapshot, InvalidOid, rows);
 	UnregisterSnapshot(snapshot);
 	return found;
+}
+
+bool
+server_wrapper_is_ours(const ForeignDataWrapper *wrapper)
+{
+	char	   *validator = NULL;
+
+	if (OidIsValid(wrapper->fdwvalidator))
+		validator = get_func_name(wrapper->fdwvalidator);
+	return validator != NULL && strcmp(validator, VALIDATOR_NAME) == 0;
+}
+
+/* Of our servers, the one that somebody meant who wrote this name; or NULL. */
+static const char *
+find_closest_server(const char *name)
+{
+	Relation	catalog = table_open(ForeignServerRelationId, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(catalog, InvalidOid, false, NULL, 0, NULL);
+	ClosestMatchState match;
+	char	   *same = NULL;
+	HeapTuple	tuple;
+
+	initClosestMatch(&match, name, NAME_MAX_DISTANCE);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_foreign_server form = (Form_pg_foreign_server) GETSTRUCT(tuple);
+		ForeignDataWrapper *wrapper = GetForeignDataWrapperExtended(form->srvfdw, FDW_MISSING_OK);
+		char	   *candidate = pstrdup(NameStr(form->srvname));
+
+		if (wrapper == NULL || !server_wrapper_is_ours(wrapper))
+			continue;
+		updateClosestMatch(&match, candidate);
+		if (pg_strcasecmp(name, candidate) == 0)
+			same = candidate;
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return same != NULL ? same : getClosestMatch(&match);
+}
+
+/*
+ * by_setting: the name is that of the caller's setting feishu_flow.server.
+ */
+void
+server_report_unknown(const char *name, bool by_setting)
+{
+	const char *closest = find_closest_server(name);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("server \"%s\" does not exist", name),
+			 closest != NULL ? errhint("Perhaps you meant the server \"%s\".", closest) :
+			 by_setting ?
+			 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow; or name another by the server argument or the setting feishu_flow.server.",
+					 quote_identifier(name)) :
+			 errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER feishu_flow.",
+					 quote_identifier(name))));
 }

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * token.c
+ * src/app/token.c
  *	  Cache of tenant access tokens, with one fetch at a time for each app.
  *
  * The tokens are in the table of apps (apps.c).  The cache never talks to the platform:
@@ -23,8 +23,6 @@
  * get the platform's refusal: there is not a token request for each.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token.c
  *
  *-------------------------------------------------------------------------
  */
@@ -88,6 +86,7 @@ cache_ensure(void)
 	ready = true;
 }
 
+/* A caller's business with the cache begins; a token is kept in that context. */
 void
 token_lease_init(TokenLease *lease, const AppKey *key, Oid payer, MemoryContext context)
 {
@@ -100,6 +99,7 @@ token_lease_init(TokenLease *lease, const AppKey *key, Oid payer, MemoryContext 
 	lease->token = none;
 }
 
+/* Wipe the token. */
 void
 token_lease_wipe(TokenLease *lease)
 {
@@ -124,6 +124,7 @@ token_lease_drop_duty(TokenLease *lease)
 	lease->fetching = false;
 }
 
+/* Give the duty to fetch to another lease, for the same app.  Does not throw. */
 void
 token_lease_pass_duty(TokenLease *from, TokenLease *to)
 {
@@ -151,6 +152,7 @@ lease_make_room(TokenLease *lease, int length)
 	lease->room = length + 1;
 }
 
+/* Take over the token that another lease has, for the same app. */
 void
 token_lease_take(TokenLease *lease, const TokenLease *from)
 {
@@ -257,9 +259,9 @@ app_acquire_token(App *app, TokenLease *lease, TimestampTz deadline, TokenFailur
 }
 
 /*
- * Get a token.  deadline is that of the fetch that the caller would do: after
- * it, somebody else may take the duty over.  Does not wait; call wakeup_look
- * before, to be woken when any fetch ends.
+ * Get a token, or hear what is to be done for one.  deadline is that of the fetch that
+ * the caller would do: after it, somebody else may take the duty over.  Does not wait;
+ * call wakeup_look before, to be woken when any fetch ends.
  */
 TokenState
 token_cache_acquire(TokenLease *lease, TimestampTz deadline, TokenFailure *failure)
@@ -315,6 +317,7 @@ token_cache_bypass(TokenLease *lease)
 	lease_take_duty(lease);		/* for itself alone: flight 0 */
 }
 
+/* End of a fetch: a token that expires so many seconds after requested_at. */
 void
 token_cache_store(TokenLease *lease, const char *token, int expires_in,
 				  TimestampTz requested_at)
@@ -356,8 +359,8 @@ token_cache_store(TokenLease *lease, const char *token, int expires_in,
 }
 
 /*
- * End of a fetch: everybody who waits for it fails the same way; with NULL, somebody
- * else should try.  One who has a token uses it for a while before the next fetch.
+ * End of a fetch, which failed: everybody who waits for it fails the same way; with NULL,
+ * somebody else should try.  One who has a token uses it for a while before the next fetch.
  */
 void
 token_cache_fail(TokenLease *lease, const TokenFailure *failure)
@@ -385,6 +388,7 @@ token_cache_fail(TokenLease *lease, const TokenFailure *failure)
 	wakeup_broadcast();
 }
 
+/* The fetch was given up: somebody else should try.  Does not throw. */
 void
 token_cache_abandon(TokenLease *lease)
 {
@@ -402,6 +406,7 @@ token_cache_abandon(TokenLease *lease)
 	wakeup_broadcast();
 }
 
+/* Does the cache serve all processes? */
 bool
 token_cache_is_shared(void)
 {
@@ -456,6 +461,7 @@ token_cache_evict(TokenLease *lease)
 	return refused;
 }
 
+/* The platform accepted lease->token. */
 void
 token_cache_prove(TokenLease *lease)
 {

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * token.h
+ * src/app/token.h
  *	  Cache of tenant access tokens, with one fetch at a time for each app.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token.h
  *
  *-------------------------------------------------------------------------
  */
@@ -93,49 +91,24 @@ typedef struct TokenLease
 	int			room;			/* bytes that token points to; 0: a constant */
 } TokenLease;
 
-/* A caller's business with the cache begins; a token is kept in that context. */
 extern void token_lease_init(TokenLease *lease, const AppKey *key, Oid payer,
 							 MemoryContext context);
-
-/* Take over the token that another lease has, for the same app. */
 extern void token_lease_take(TokenLease *lease, const TokenLease *from);
-
-/* Give the duty to fetch to another lease, for the same app.  Does not throw. */
 extern void token_lease_pass_duty(TokenLease *from, TokenLease *to);
-
-/* Wipe the token. */
 extern void token_lease_wipe(TokenLease *lease);
-
-/* Get a token, or hear what is to be done for one.  Does not wait. */
 extern TokenState token_cache_acquire(TokenLease *lease, TimestampTz deadline,
 									  TokenFailure *failure);
-
-/* The caller fetches a token for itself alone, whatever the cache holds. */
 extern void token_cache_bypass(TokenLease *lease);
-
-/* End of a fetch: a token that expires so many seconds after requested_at. */
 extern void token_cache_store(TokenLease *lease, const char *token, int expires_in,
 							  TimestampTz requested_at);
-
-/* End of a fetch, which failed. */
 extern void token_cache_fail(TokenLease *lease, const TokenFailure *failure);
-
-/* The fetch was given up: somebody else should try.  Does not throw. */
 extern void token_cache_abandon(TokenLease *lease);
-
-/* Does the cache serve all processes? */
 extern bool token_cache_is_shared(void);
-
-/* The platform refused lease->token: nobody is to use it again, as a rule. */
 extern TokenRefused token_cache_evict(TokenLease *lease);
-
-/* The platform accepted lease->token. */
 extern void token_cache_prove(TokenLease *lease);
 
-/* token_ask.c: hand the duty to refresh on to the dispatcher of a database. */
+/* token_ask.c */
 extern void token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked);
-
-/* token_ask.c, for the dispatcher: what it is asked for; at most max. */
 extern int	token_asks_of_database(TokenAsked *asked, int max);
 
 /*

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * token_ask.c
+ * src/app/token_ask.c
  *	  How a session has the dispatcher of its database refresh a token.
  *
  * A session drives its HTTP loop only while it has calls under way, and may end
@@ -18,8 +18,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/app/token_ask.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -31,7 +29,7 @@
 
 /*
  * The caller, told TOKEN_READY_REFRESH by a shared cache, hands its duty on to the
- * dispatcher of a database, which is to be told (DispatchNews.tokens).
+ * dispatcher of a database, which is to be told (DispatchNotice.tokens).
  */
 void
 token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked)
@@ -53,6 +51,7 @@ token_ask_dispatcher(TokenLease *lease, const TokenAsked *asked)
 	app_table_unlock();
 }
 
+/* What it is asked for; at most max. */
 int
 token_asks_of_database(TokenAsked *asked, int max)
 {

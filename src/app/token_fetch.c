@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * token_fetch.c
+ * src/app/token_fetch.c
  *	  One token request as a transfer.
  *
  * A fetch is asked for by a call that has to wait for it, or by one that
@@ -17,8 +17,6 @@
  * with the fetch (the answer by http_transfer.c).
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token_fetch.c
  *
  *-------------------------------------------------------------------------
  */
@@ -179,6 +177,7 @@ token_refresh_start(MemoryContext parent, const FlowServer *server, TokenLease *
 	return started;
 }
 
+/* It has taken too long: nobody tries again for a while. */
 void
 token_refresh_give_up(TokenFetch *fetch)
 {
@@ -292,6 +291,7 @@ refresh_on_end(TransferListener *listener, HttpTransfer *transfer)
 	PG_END_TRY();
 }
 
+/* The refusal in a failure that carries an answer. */
 FlowResponse *
 token_failure_response(const FlowServer *server, const TokenFailure *failure)
 {

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * token_fetch.h
+ * src/app/token_fetch.h
  *	  One token request as a transfer.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/app/token_fetch.h
  *
  *-------------------------------------------------------------------------
  */
@@ -32,28 +30,21 @@ typedef struct TransferListener
  * so it may be thrown again.
  */
 typedef void (*FetchEnded) (void *arg, const TokenLease *lease, const HttpResult *result);
-
-/* Fetch a token and so end the lease's duty. */
 extern void token_fetch_start(MemoryContext parent, const FlowServer *server,
 							  TokenLease *lease, TimestampTz deadline,
 							  int connect_timeout_ms, FetchEnded ended, void *arg);
 
 /* A refresh that is under way. */
 typedef struct TokenFetch TokenFetch;
-
-/* The same for a token that is good still, for which nobody waits; may be NULL. */
 extern TokenFetch *token_refresh_start(MemoryContext parent, const FlowServer *server,
 									   TokenLease *lease, int connect_timeout_ms,
 									   FetchEnded ended, void *arg);
-
-/* It has taken too long: nobody tries again for a while. */
 extern void token_refresh_give_up(TokenFetch *fetch);
 
 /* Feishu's names of headers. */
 #define FEISHU_HEADERS \
 	((HttpHeaderNames) {.id = "x-tt-logid", .other_id = "x-request-id", .reset = "x-ogw-ratelimit-reset"})
 
-/* The refusal in a failure that carries an answer. */
 extern FlowResponse *token_failure_response(const FlowServer *server,
 											const TokenFailure *failure);
 

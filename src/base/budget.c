@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * budget.c
+ * src/base/budget.c
  *	  What requests and answers under way may take of a process's memory.
  *
  * A process that has many under way, for many roles, counts what they hold before
@@ -15,8 +15,6 @@
  * Nothing here throws: libcurl's callbacks come here.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/budget.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * budget.h
+ * src/base/budget.h
  *	  What requests and answers under way may take of a process's memory.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/budget.h
  *
  *-------------------------------------------------------------------------
  */
@@ -46,22 +44,11 @@ typedef struct BudgetAccount
 	bool		beyond;
 } BudgetAccount;
 
-/* Take so many bytes more, if there is room for them (always when beyond). */
 extern bool budget_take(BudgetAccount *account, int64 bytes);
-
-/* The same for what cannot wait: of more. */
 extern bool budget_take_at_once(BudgetAccount *account, int64 bytes);
-
-/* Take them in any case: they are there already, or few. */
 extern void budget_take_anyway(BudgetAccount *account, int64 bytes);
-
-/* Give bytes back; with the last ones it is not beyond any more. */
 extern void budget_give_back(BudgetAccount *account, int64 bytes);
-
-/* From now on all bytes are had beyond the budget; false when another does that. */
 extern bool budget_go_beyond(BudgetAccount *account);
-
-/* Whose turn is it rather: one's (or nobody's), or the other's?  And it has its turn. */
 extern bool budget_is_before(const BudgetShare *other, const BudgetShare *one, BudgetKind kind);
 extern void budget_take_turn(BudgetShare *share, BudgetKind kind);
 

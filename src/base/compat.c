@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * compat.c
+ * src/base/compat.c
  *	  Shims of compat.h that need code.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/compat.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * compat.h
+ * src/base/compat.h
  *	  Every PostgreSQL-version and libcurl-version shim of feishu_flow.
  *
  * The code is written against the newest names; older servers get them from
@@ -10,8 +10,6 @@
  * <curl/curl.h> first, which are those of http_internal.h.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/compat.h
  *
  *-------------------------------------------------------------------------
  */
@@ -80,11 +78,8 @@
 #define FEISHU_ROLE_MAY_ACT "MEMBER"
 #endif
 
-/* Call a type's input function; false when the text is no value of the type. */
 extern bool feishu_input(PGFunction function, char *text, Datum *result,
 						 ErrorData **error);
-
-/* Parse JSON text in the database encoding; false when jsonb cannot hold it. */
 extern bool feishu_jsonb_from_cstring(char *json, Jsonb **result);
 
 /*

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * guc.h
+ * src/base/guc.h
  *	  Settings of feishu_flow.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/guc.h
  *
  *-------------------------------------------------------------------------
  */
@@ -54,7 +52,6 @@ extern int	feishu_guc_max_age; /* s, from run_at until a flow is given up */
 extern int	feishu_guc_retention;	/* s, that flows which went well are kept */
 extern int	feishu_guc_retention_failed;	/* s, that others are */
 
-/* To be called once, from _PG_init. */
 extern void guc_define_settings(void);
 
 #endif							/* FEISHU_GUC_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * lock_wait.c
+ * src/base/lock_wait.c
  *	  Whose lock keeps a dispatcher from its queue.
  *
  * A dispatcher does not wait for locks on the queue's tables: it tries again.  So
@@ -8,8 +8,6 @@
  * rows say, it waits as anybody does.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/lock_wait.c
  *
  *-------------------------------------------------------------------------
  */
@@ -22,7 +20,6 @@
 #include "storage/proc.h"
 #include "storage/procarray.h"
 #include "utils/array.h"
-#include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 

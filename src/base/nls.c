@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * nls.c
+ * src/base/nls.c
  *	  Messages in the user's language.
  *
  * gettext has to be told where a catalog is and in which encoding its texts are
@@ -13,8 +13,6 @@
  * would be if PostgreSQL was, or in ../share/locale.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/nls.c
  *
  *-------------------------------------------------------------------------
  */

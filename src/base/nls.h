@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * nls.h
+ * src/base/nls.h
  *	  Messages in the user's language.
  *
  * To be included, after postgres.h, by each file with a text for users: it
@@ -8,8 +8,6 @@
  * and not into the server's.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/nls.h
  *
  *-------------------------------------------------------------------------
  */
@@ -21,7 +19,6 @@
 #undef _
 #define _(x) dgettext(TEXTDOMAIN, x)
 
-/* The name of our catalog, which is ready to be looked into.  Does not throw. */
 extern const char *feishu_text_domain(void);
 
 #endif							/* FEISHU_NLS_H */

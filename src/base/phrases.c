@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * phrases.c
+ * src/base/phrases.c
  *	  Phrases by which clients recognise a lost database connection.
  *
  * Frameworks look into the text of an error for words like "reset by peer": then
@@ -15,8 +15,6 @@
  * test/data/lost_connections.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/phrases.c
  *
  *-------------------------------------------------------------------------
  */

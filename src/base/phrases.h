@@ -1,18 +1,15 @@
 /*-------------------------------------------------------------------------
  *
- * phrases.h
+ * src/base/phrases.h
  *	  Phrases by which clients recognise a lost database connection.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/phrases.h
  *
  *-------------------------------------------------------------------------
  */
 #ifndef FEISHU_PHRASES_H
 #define FEISHU_PHRASES_H
 
-/* Break them in text that is not ours, in place; NULL is allowed. */
 extern void phrases_break(char *text);
 
 #endif							/* FEISHU_PHRASES_H */

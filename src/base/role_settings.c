@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * role_settings.c
+ * src/base/role_settings.c
  *	  Limits that are set for a role or a database, in the dispatcher.
  *
  * A flow that is sent at once has the settings of its session, among them what
@@ -14,8 +14,6 @@
  * administrators alone.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/role_settings.c
  *
  *-------------------------------------------------------------------------
  */

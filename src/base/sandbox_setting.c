@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * sandbox_setting.c
+ * src/base/sandbox_setting.c
  *	  The setting feishu_flow.sandbox_response: how it is written, and who set it.
  *
  * A value is the body of an answer, or the status of an answer and what there is of a
@@ -13,8 +13,6 @@
  * and else the session's user: not the role that a function has for the moment.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/sandbox_setting.c
  *
  *-------------------------------------------------------------------------
  */
@@ -38,8 +36,10 @@ static GucSource setting_source = PGC_S_DEFAULT;
 static char *configured = NULL;
 
 /*
- * The status (200 without one), and the body, which may be empty; with an empty value
- * it is NULL.  False when the value is written otherwise.
+ * Read a value; false if it is none.
+ *
+ * The status (200 without one), and the body, which may be empty; with an empty value it
+ * is NULL.  False when the value is written otherwise.
  */
 bool
 sandbox_setting_split(const char *value, int *http_status, const char **body)
@@ -92,7 +92,7 @@ sandbox_setting_assign(const char *newval, void *extra)
 }
 
 /*
- * What the configuration says, also where a role's or a database's value hides it.  As
+ * What the configuration says (NULL: nothing), also where a role's or a database's value hides it.  As
  * long as it is hidden, a change of it is not seen: then what it said before holds.
  */
 const char *

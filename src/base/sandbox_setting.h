@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * sandbox_setting.h
+ * src/base/sandbox_setting.h
  *	  The setting feishu_flow.sandbox_response: how it is written, and who set it.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/sandbox_setting.h
  *
  *-------------------------------------------------------------------------
  */
@@ -21,17 +19,9 @@ extern char *feishu_guc_sandbox_response;	/* empty: the platform's own example *
 /* Hooks of the setting. */
 extern bool sandbox_setting_check(char **newval, void **extra, GucSource source);
 extern void sandbox_setting_assign(const char *newval, void *extra);
-
-/* Read a value; false if it is none. */
 extern bool sandbox_setting_split(const char *value, int *http_status, const char **body);
-
-/* Whose value this session has. */
 extern Oid	sandbox_setting_owner(void);
-
-/* What the configuration says, whatever else is set; NULL: nothing. */
 extern const char *sandbox_setting_configured(void);
-
-/* The owner of this database. */
 extern Oid	sandbox_database_owner(void);
 
 #endif							/* FEISHU_SANDBOX_SETTING_H */

@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * sqlrun.c
+ * src/base/sqlrun.c
  *	  SQL on the extension's own tables: saved plans, run as their owner.
  *
  * Plans are kept for the life of the process.  PostgreSQL plans them anew when
  * the tables change, also when the extension was dropped and created again.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/sqlrun.c
  *
  *-------------------------------------------------------------------------
  */
@@ -30,9 +28,21 @@
 #include "base/sqlrun.h"
 
 const char *const queue_tables[QUEUE_TABLES] = {
-	"outbox", "claim", "paused_server", "held_lane", LAST_ID_TABLE,
+	"outbox", "claim", "paused_server", "paused_flow", "held_lane", LAST_ID_TABLE,
 	LAST_END_TABLE, "attempt"
 };
+
+/*
+ * The columns of one row of a result, the row that was looked at last: to find a column
+ * after ones of variable length, all before it are walked over.
+ */
+static struct
+{
+	const SPITupleTable *result;	/* whose row it is; NULL: of none */
+	uint64		row;
+	Datum	   *values;
+	bool	   *nulls;
+} apart;
 
 /* Throw that the tables are not there. */
 static void
@@ -82,6 +92,8 @@ sql_find_outbox(Oid *outbox, Oid *last_id)
 }
 
 /*
+ * Lock and find the table of a number that is to be drawn (flow_id.c).
+ *
  * A DROP EXTENSION may be under way: that is waited for, and then the table is looked
  * for again, as the lock was waited for if anything has changed.
  */
@@ -202,7 +214,8 @@ sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 				 SPI_result_code_string(SPI_result));
 		statement->plan = plan;
 	}
-	/* the former result would stay until SPI_finish */
+	/* the former result would stay until SPI_finish; the next may have its address */
+	apart.result = NULL;
 	SPI_freetuptable(SPI_tuptable);
 	SPI_tuptable = NULL;
 	if (snapshot != NULL)
@@ -215,19 +228,49 @@ sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 	return SPI_processed;
 }
 
+/* The columns of a row of the last result, in memory that goes with the result. */
+static void
+take_row_apart(uint64 row)
+{
+	if (apart.result != SPI_tuptable)
+	{
+		int			num = SPI_tuptable->tupdesc->natts;
+
+		apart.result = NULL;
+		apart.values = MemoryContextAlloc(SPI_tuptable->tuptabcxt, num * sizeof(Datum));
+		apart.nulls = MemoryContextAlloc(SPI_tuptable->tuptabcxt, num * sizeof(bool));
+		apart.result = SPI_tuptable;
+	}
+	heap_deform_tuple(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, apart.values, apart.nulls);
+	apart.row = row;
+}
+
+/* sql_run by itself, as the owner: no more than the number of rows is left of the result. */
+uint64
+sql_run_as_owner(SqlStatement *statement, Datum *values, const char *nulls,
+				 int expected, Snapshot snapshot)
+{
+	SqlCaller	caller;
+	uint64		num;
+
+	sql_begin_as_owner(&caller);
+	num = sql_run(statement, values, nulls, expected, snapshot);
+	sql_end_as_owner(&caller);
+	return num;
+}
+
 /* Column (from 1) of a row (from 0) of the last result. */
 Datum
 sql_value(uint64 row, int column, bool *is_null)
 {
-	bool		null;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
-									  column, &null);
-
+	Assert(row < SPI_tuptable->numvals && column >= 1 && column <= SPI_tuptable->tupdesc->natts);
+	if (apart.result != SPI_tuptable || apart.row != row)
+		take_row_apart(row);
 	if (is_null != NULL)
-		*is_null = null;
-	else if (null)
+		*is_null = apart.nulls[column - 1];
+	else if (apart.nulls[column - 1])
 		elog(ERROR, "unexpected null in column %d", column);
-	return value;
+	return apart.values[column - 1];
 }
 
 int64

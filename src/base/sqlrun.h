@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * sqlrun.h
+ * src/base/sqlrun.h
  *	  SQL on the extension's own tables: saved plans, run as their owner.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/sqlrun.h
  *
  *-------------------------------------------------------------------------
  */
@@ -35,33 +33,24 @@ typedef struct SqlStatement
 #define SQL_STATEMENT(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}}
 
-/* The same for arguments that may be large: a plan for any, for in one for these there
- * would be copies of them. */
-#define SQL_STATEMENT_OF_LARGE(text_, num, ...) \
+/* The same, with one plan for any arguments.  Otherwise PostgreSQL may plan it anew
+ * each time, when a plan for these arguments looks cheaper: it has copies of them,
+ * which may be large, and it always looks cheaper when arrays are short. */
+#define SQL_STATEMENT_PLANNED_ONCE(text_, num, ...) \
 	{.text = (text_), .num_arguments = (num), .types = {__VA_ARGS__}, \
 	 .options = CURSOR_OPT_GENERIC_PLAN}
 
 /* The queue's tables; these two are not written by SQL (flow_id.c). */
-#define QUEUE_TABLES		7
+#define QUEUE_TABLES		8
 #define LAST_ID_TABLE		"last_id"
 #define LAST_END_TABLE		"last_end"
+
 extern const char *const queue_tables[QUEUE_TABLES];
-
 extern bool sql_has_triggers(Relation table);
-
-/* One of them, or InvalidOid. */
 extern Oid	sql_find_table(const char *name);
-
-/* The queue's table and that of its last id.  Throws 42704 without them. */
 extern void sql_find_outbox(Oid *outbox, Oid *last_id);
-
-/* The same; that of the last id is locked then, until the end of the transaction. */
 extern void sql_lock_outbox(Oid *outbox, Oid *last_id);
-
-/* Lock and find the table of a number that is to be drawn (flow_id.c), likewise. */
 extern Oid	sql_lock_number(const char *name);
-
-/* Throw 25006 unless the transaction may write. */
 extern void sql_check_writable(const char *command);
 
 /* Who one was before. */
@@ -74,12 +63,10 @@ typedef struct SqlCaller
 /* Between these two, SPI is connected and the current user owns the tables. */
 extern void sql_begin_as_owner(SqlCaller *caller);
 extern void sql_end_as_owner(const SqlCaller *caller);
-
-/* Run a statement; returns the number of rows. */
 extern uint64 sql_run(SqlStatement *statement, Datum *values, const char *nulls,
 					  int expected, Snapshot snapshot);
-
-/* Column (from 1) of a row (from 0) of the last result. */
+extern uint64 sql_run_as_owner(SqlStatement *statement, Datum *values, const char *nulls,
+							   int expected, Snapshot snapshot);
 extern Datum sql_value(uint64 row, int column, bool *is_null);
 extern int64 sql_int64(uint64 row, int column);
 

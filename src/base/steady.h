@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * steady.h
+ * src/base/steady.h
  *	  A clock that nobody sets.
  *
  * For what is due after a while, and is known to this process alone: by the
  * time of day it would come late when that is set back.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/steady.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * waiters.c
+ * src/base/waiters.c
  *	  Sessions that wait for the end of a flow, and how they are told of it.
  *
  * One slot for each process that can exist names the flow that it waits for.
@@ -19,8 +19,6 @@
  * process gives back its number, at an exit by FATAL, too.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/waiters.c
  *
  *-------------------------------------------------------------------------
  */
@@ -41,7 +39,7 @@ typedef struct WaiterSlot
 {
 	pg_atomic_uint64 id;		/* the flow, if there is a database */
 	pg_atomic_uint32 database;	/* InvalidOid: it does not wait */
-	pg_atomic_uint32 is_told;	/* since the last look */
+	pg_atomic_uint32 is_notified;	/* since the last look */
 } WaiterSlot;
 
 typedef struct Waiters
@@ -82,7 +80,7 @@ waiters_startup_shmem(void)
 		{
 			pg_atomic_init_u64(&waiters->slots[i].id, 0);
 			pg_atomic_init_u32(&waiters->slots[i].database, InvalidOid);
-			pg_atomic_init_u32(&waiters->slots[i].is_told, 0);
+			pg_atomic_init_u32(&waiters->slots[i].is_notified, 0);
 		}
 	}
 	LWLockRelease(AddinShmemInitLock);
@@ -128,14 +126,14 @@ waiters_look(int64 id)
 		pg_atomic_fetch_add_u32(&waiters->num_waiting, 1);	/* a barrier, too */
 		pg_atomic_write_u32(&my_slot->database, MyDatabaseId);
 	}
-	pg_atomic_exchange_u32(&my_slot->is_told, 0);	/* a barrier before the look */
+	pg_atomic_exchange_u32(&my_slot->is_notified, 0);	/* a barrier before the look */
 }
 
 /* Was the process notified of something since its last look, so that it must not sleep? */
 bool
-waiters_is_told(void)
+waiters_is_notified(void)
 {
-	return my_slot != NULL && pg_atomic_read_u32(&my_slot->is_told) != 0;
+	return my_slot != NULL && pg_atomic_read_u32(&my_slot->is_notified) != 0;
 }
 
 void
@@ -175,7 +173,7 @@ wake(const int64 *ids, int num)
 		if (ids != NULL && bsearch(&id, ids, num, sizeof(int64), compare_ids) == NULL)
 			continue;
 		/* whoever has noted it before us sets the latch */
-		if (pg_atomic_exchange_u32(&slot->is_told, 1) == 0)
+		if (pg_atomic_exchange_u32(&slot->is_notified, 1) == 0)
 			SetLatch(&ProcGlobal->allProcs[i].procLatch);
 	}
 }
@@ -195,7 +193,7 @@ anybody_waits(void)
  * the ids.  Neither of these throws or allocates.
  */
 void
-waiters_tell(int64 *ids, int num)
+waiters_notify(int64 *ids, int num)
 {
 	if (num == 0 || !anybody_waits())
 		return;
@@ -205,7 +203,7 @@ waiters_tell(int64 *ids, int num)
 
 /* Any flows may have ended: all who wait in this database look. */
 void
-waiters_tell_all(void)
+waiters_notify_all(void)
 {
 	if (anybody_waits())
 		wake(NULL, 0);

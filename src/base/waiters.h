@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * waiters.h
+ * src/base/waiters.h
  *	  Sessions that wait for the end of a flow, and how they are told of it.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/waiters.h
  *
  *-------------------------------------------------------------------------
  */
@@ -15,19 +13,10 @@
 /* Hooks of the postmaster; without them nobody is told. */
 extern void waiters_request_shmem(void);
 extern void waiters_startup_shmem(void);
-
-/* This process waits for the end of a flow of its database, until waiters_leave. */
 extern void waiters_look(int64 id);
-
-/* Was it told something since its last look, so that it must not sleep? */
-extern bool waiters_is_told(void);
-
+extern bool waiters_is_notified(void);
 extern void waiters_leave(void);
-
-/* Flows of this database have ended. */
-extern void waiters_tell(int64 *ids, int num);
-
-/* Likewise, whichever flows: all who wait in this database look. */
-extern void waiters_tell_all(void);
+extern void waiters_notify(int64 *ids, int num);
+extern void waiters_notify_all(void);
 
 #endif							/* FEISHU_WAITERS_H */

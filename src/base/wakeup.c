@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wakeup.c
+ * src/base/wakeup.c
  *	  How processes that wait for each other's doings are woken.
  *
  * A call may wait for a token (token.c) or for a place among its app's calls
@@ -25,8 +25,6 @@
  * place has its latch set once for nothing.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/wakeup.c
  *
  *-------------------------------------------------------------------------
  */

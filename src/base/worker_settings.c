@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * worker_settings.c
+ * src/base/worker_settings.c
  *	  Settings of PostgreSQL that a background worker has as its own.
  *
  * A worker gets what is set for its database, for the superuser it runs as, and
@@ -27,8 +27,6 @@
  * partitions, replication, or libraries loaded by sessions.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/worker_settings.c
  *
  *-------------------------------------------------------------------------
  */
@@ -126,8 +124,10 @@ static const WorkerSetting worker_settings[] = {
 };
 
 /*
- * A name that this version does not have is skipped, and so is what the machine
- * does not allow (max_stack_depth where its limit is low).
+ * First of all, before the worker connects to a database.
+ *
+ * A name that this version does not have is skipped, and so is what the machine does not
+ * allow (max_stack_depth where its limit is low).
  */
 void
 worker_settings_apply(void)

@@ -1,18 +1,15 @@
 /*-------------------------------------------------------------------------
  *
- * worker_settings.h
+ * src/base/worker_settings.h
  *	  Settings of PostgreSQL that a background worker has as its own.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/base/worker_settings.h
  *
  *-------------------------------------------------------------------------
  */
 #ifndef FEISHU_WORKER_SETTINGS_H
 #define FEISHU_WORKER_SETTINGS_H
 
-/* First of all, before the worker connects to a database. */
 extern void worker_settings_apply(void);
 
 #endif							/* FEISHU_WORKER_SETTINGS_H */

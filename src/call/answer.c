@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * answer.c
+ * src/call/answer.c
  *	  Answers to requests that carried our secrets, read without these.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/answer.c
  *
  *-------------------------------------------------------------------------
  */
@@ -15,7 +13,7 @@
 
 #include "base/nls.h"
 #include "base/phrases.h"
-#include "call/answer.h"
+#include "call/call_internal.h"
 
 /*
  * Make text of the peer fit for a message, in place: secrets are overwritten,

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * call.c
+ * src/call/call.c
  *	  Flow calls as state machines on the process's HTTP loop.
  *
  *				 +-- CALL_WAITING <-+   somebody else fetches the token
@@ -40,8 +40,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/call/call.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -55,10 +53,9 @@
 #include "app/token.h"
 #include "app/token_fetch.h"
 #include "base/wakeup.h"
-#include "call/answer.h"
 #include "call/call_internal.h"
+#include "call/clocks.h"
 #include "call/outcome.h"
-#include "call/sandbox.h"
 #include "launcher/launcher.h"
 
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
@@ -259,6 +256,8 @@ call_take_answer(FlowCall *call, const void *arg)
 	FlowResponse *response = NULL;
 	MaskSecrets secrets = call_secrets(call);
 
+	if (result->outcome == HTTP_ANSWERED && !call->server->is_sandbox)
+		clocks_note(call->server->serverid, result);
 	if (call->check_only)
 	{
 		call_finish_check(call, result);
@@ -328,11 +327,11 @@ call_refresh_token(FlowCall *call)
 			.serverid = call->server->serverid,
 			.userid = call->server->userid
 		};
-		DispatchNews news = DISPATCH_NO_NEWS;
+		DispatchNotice notice = DISPATCH_NO_NOTICE;
 
 		token_ask_dispatcher(&call->lease, &asked);
-		news.tokens = true;
-		launcher_tell(&news);
+		notice.tokens = true;
+		launcher_notify(&notice);
 	}
 	else if (call->refresh == NULL)
 		call->refresh = token_refresh_start(call->context, call->server, &call->lease,

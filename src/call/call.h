@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * call.h
+ * src/call/call.h
  *	  Flow calls as state machines on the process's HTTP loop.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/call.h
  *
  *-------------------------------------------------------------------------
  */
@@ -72,7 +70,6 @@ typedef struct FlowLimits
 	BudgetShare *share;			/* of memory for the answer; NULL: none to share */
 } FlowLimits;
 
-/* Start a call. */
 extern FlowCall *flow_call_start(MemoryContext parent, FlowServer *server,
 								 const FlowRequest *request,
 								 const FlowLimits *limits, LimiterPlace *place,
@@ -80,29 +77,13 @@ extern FlowCall *flow_call_start(MemoryContext parent, FlowServer *server,
 extern const FlowOutcome *flow_call_outcome(const FlowCall *call);
 extern void *flow_call_owner(const FlowCall *call);
 extern void flow_call_free(FlowCall *call);
-
-/* One turn for all calls of the process. */
 extern void flow_calls_turn(TimestampTz until, uint32 wait_event);
-
-/* Must calls that have ended be freed before more heavy answers are read? */
 extern bool flow_calls_are_full(void);
-
-/* A call that has ended will not be freed soon: others do not wait for that. */
 extern void flow_call_set_aside(FlowCall *call);
-
-/* The next call that has ended and was not handed out, or NULL. */
 extern FlowCall *flow_calls_next_done(void);
-
-/* The call is one of many of its session: a shortage ends this call alone. */
 extern void flow_call_set_batched(FlowCall *call);
-
-/* Has its request yet to be sent, for want of a token or of a place? */
 extern bool flow_call_is_waiting(const FlowCall *call);
-
-/* From now on a call with a place asks for no token, and ends as held back. */
 extern void flow_calls_send_no_more(void);
-
-/* May the platform have received the flow?  Also true of any call that has ended. */
 extern bool flow_call_is_sent(const FlowCall *call);
 
 #endif							/* FEISHU_CALL_H */

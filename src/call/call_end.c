@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * call_end.c
+ * src/call/call_end.c
  *	  How a flow call ends: its outcome, and what the limiter is told.
  *
  * Each way to end a call completes the outcome, gives the place back with a report
@@ -12,8 +12,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/call/call_end.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -23,7 +21,6 @@
 #include "app/token.h"
 #include "app/token_fetch.h"
 #include "base/guc.h"
-#include "call/answer.h"
 #include "call/call_internal.h"
 #include "call/outcome.h"
 

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * call_internal.h
- *	  A flow call, for call.c and call_end.c and no other file.
+ * src/call/call_internal.h
+ *	  A flow call, and what else the files of src/call/ share.
  *
  * Private to src/call/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/call_internal.h
  *
  *-------------------------------------------------------------------------
  */
@@ -16,10 +14,13 @@
 
 #include "lib/ilist.h"
 
+#include "app/server.h"
 #include "app/token.h"
 #include "app/token_fetch.h"
-#include "call/answer.h"
 #include "call/call.h"
+#include "http/http.h"
+#include "wire/mask.h"
+#include "wire/wire.h"
 
 typedef enum CallState
 {
@@ -70,7 +71,7 @@ call_list(FlowCall *call, dlist_head *list)
 		dlist_push_tail(list, &call->node);
 }
 
-/* call.c: wait until somebody else has done something, or call->retry_at */
+/* call.c */
 extern void call_wait(FlowCall *call, CallState state);
 
 /* call_end.c */
@@ -85,5 +86,15 @@ extern void call_finish_late(FlowCall *call);
 extern void call_finish_short(FlowCall *call);
 extern bool call_any_done(void);
 extern void call_forget_held(FlowCall *call);
+
+/* answer.c */
+extern void answer_mask_text(const MaskSecrets *secrets, char *text);
+extern void answer_break_phrases(FlowResponse *response);
+extern FlowResponse *answer_read(const MaskSecrets *secrets, const HttpResult *result);
+extern FlowResponse *answer_read_or_fail(const MaskSecrets *secrets,
+										 const HttpResult *result);
+
+/* sandbox.c */
+extern void sandbox_answer(const FlowServer *server, size_t max_response, HttpResult *result);
 
 #endif							/* FEISHU_CALL_INTERNAL_H */

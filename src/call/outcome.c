@@ -1,12 +1,10 @@
 /*-------------------------------------------------------------------------
  *
- * outcome.c
+ * src/call/outcome.c
  *	  What the limiter learns from the outcome of a call, and the other way
  *	  round.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/outcome.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * report.c
+ * src/call/report.c
  *	  What a user is told of the outcome of a call: by an error, a row of
  *	  execute_flows, and the queue.
  *
@@ -8,8 +8,6 @@
  * for the queue that of the server, in the database encoding, and without secrets.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/report.c
  *
  *-------------------------------------------------------------------------
  */

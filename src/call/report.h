@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * report.h
+ * src/call/report.h
  *	  What a user is told of the outcome of a call.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/report.h
  *
  *-------------------------------------------------------------------------
  */

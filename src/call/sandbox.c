@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * sandbox.c
+ * src/call/sandbox.c
  *	  Answers that are made up, of servers that are sandboxes.
  *
  * A call of a sandbox is one like any other up to where it would ask for a token, and
@@ -9,14 +9,12 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/call/sandbox.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "base/sandbox_setting.h"
-#include "call/sandbox.h"
+#include "call/call_internal.h"
 #include "wire/wire.h"
 
 /* The example in the platform's document of this API. */

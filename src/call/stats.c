@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * stats.c
+ * src/call/stats.c
  *	  Counters of flow calls, by database, server and flow.
  *
  * The counters are in shared memory, so there are none unless the library was
@@ -20,8 +20,6 @@
  * no need of spinlocks.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/stats.c
  *
  *-------------------------------------------------------------------------
  */
@@ -57,7 +55,7 @@ PG_FUNCTION_INFO_V1(feishu_stat_reset);
 #define STATS_TRANCHE			"feishu_flow_stats"
 
 /*
- * Names have up to 255 bytes in UTF-8 (wire_check_segment).  In a few of the
+ * Names have up to 255 bytes in UTF-8 (wire_check_name).  In a few of the
  * other encodings that can be more; then the rest is cut off.
  */
 #define STATS_NAME_SIZE			256
@@ -388,7 +386,8 @@ check_preloaded(void)
 	if (shared == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("feishu_flow must be loaded via \"shared_preload_libraries\"")));
+				 errmsg("feishu_flow must be loaded via \"shared_preload_libraries\""),
+				 errhint("Add it to shared_preload_libraries and restart the server.")));
 }
 
 /*

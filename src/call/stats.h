@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * stats.h
+ * src/call/stats.h
  *	  Counters of flow calls, by database, server and flow.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/call/stats.h
  *
  *-------------------------------------------------------------------------
  */
@@ -16,13 +14,9 @@
 
 extern void stats_request_shmem(void);
 extern void stats_startup_shmem(void);
-
-/* Count one attempt to start a flow of the current database that has ended so. */
 extern void stats_count_call(Oid serverid, const char *namespace_name,
 							 const char *flow_id, const FlowOutcome *outcome,
 							 bool is_retry, int64 duration_us);
-
-/* Count a queued flow that failed without an attempt. */
 extern void stats_count_unsent(Oid serverid, const char *namespace_name,
 							   const char *flow_id);
 

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * arrays.c
+ * src/dispatcher/arrays.c
  *	  Arrays of values, as arguments of SQL.
  *
  * All in the current memory context.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/arrays.c
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +15,7 @@
 #include "utils/array.h"
 #include "utils/lsyscache.h"
 
-#include "dispatcher/arrays.h"
+#include "dispatcher/dispatcher_internal.h"
 
 /* Of values of a type; nulls may be NULL. */
 Datum

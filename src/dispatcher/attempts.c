@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * attempts.c
+ * src/dispatcher/attempts.c
  *	  The dispatcher's writing of which attempts went wrong.
  *
  * They are written where their flow's row is, in the same transaction or
@@ -8,8 +8,6 @@
  * executed.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/attempts.c
  *
  *-------------------------------------------------------------------------
  */
@@ -20,8 +18,7 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
-#include "dispatcher/attempts.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "queue/attempt.h"
 #include "queue/origin.h"
 #include "queue/record_text.h"

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * claim.c
+ * src/dispatcher/claim.c
  *	  A claim: lanes whose turn it is get places, and rows for them, which begin as
  *	  flights.
  *
@@ -9,8 +9,6 @@
  * without a row are given back.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/claim.c
  *
  *-------------------------------------------------------------------------
  */
@@ -22,8 +20,8 @@
 #include "app/limiter.h"
 #include "dispatcher/claim.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/lane_server.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
+#include "dispatcher/pauses.h"
 
 /* Rows claimed at once, and so lanes. */
 #define CLAIM_ROWS			FLIGHT_BATCH
@@ -288,7 +286,7 @@ claim_once(TimestampTz now, bool urgent)
 		return false;
 	last_id = discover_last_id();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	discover_read_pauses(snapshot);
+	pauses_read(snapshot);
 	num = open_claims(now, urgent, snapshot, last_id);
 	if (num > 0)
 		begin_flights(claim_rows(claims, num));

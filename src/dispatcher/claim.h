@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * claim.h
+ * src/dispatcher/claim.h
  *	  A claim: places for lanes, and rows for the places.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/claim.h
  *
  *-------------------------------------------------------------------------
  */
@@ -46,6 +44,7 @@ extern void claim_abort(void);
 /* claim_rows.c */
 extern List *claim_rows(const Claim *claims, int num);
 extern void claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now);
+extern Datum claim_flying_ids(const Lane *lane, int64 min_id);
 
 /* claim_ids.c */
 extern void claim_recover(void);

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * claim_ids.c
+ * src/dispatcher/claim_ids.c
  *	  The row of feishu_internal.claim: which rows the dispatcher of this database has
  *	  claimed.
  *
@@ -8,8 +8,6 @@
  * it says which attempts got no answer.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/claim_ids.c
  *
  *-------------------------------------------------------------------------
  */
@@ -19,9 +17,8 @@
 
 #include "base/nls.h"
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
-#include "dispatcher/attempts.h"
 #include "dispatcher/claim.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "queue/origin.h"
 
 /* Where this database's row of feishu_internal.claim is. */

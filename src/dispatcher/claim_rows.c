@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * claim_rows.c
+ * src/dispatcher/claim_rows.c
  *	  The dispatcher's reading of the queue: what to send next.
  *
  * Rows that may be sent at once are read by an index on (server, role, priority, id),
@@ -30,8 +30,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/claim_rows.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -41,11 +39,12 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
 #include "dispatcher/claim.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/record.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/park.h"
+#include "dispatcher/pass.h"
+#include "dispatcher/pauses.h"
 
 /* Due rows taken into memory at once. */
 #define DUE_ROWS			256
@@ -55,8 +54,8 @@
 
 
 /* The ids of a lane's flights above min_id, as bigint[]. */
-static Datum
-flying_ids(const Lane *lane, int64 min_id)
+Datum
+claim_flying_ids(const Lane *lane, int64 min_id)
 {
 	int64	   *ids = palloc(Max(flight_most_ids(), 1) * sizeof(int64));
 
@@ -68,12 +67,12 @@ flying_ids(const Lane *lane, int64 min_id)
 
 /*
  * Take delayed rows of a tier that are due into its list; those behind another
- * of their ordering key are left to that one's end.
+ * of their ordering key are left to that one's end.  False: these were all.
  */
-void
-claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now)
+static bool
+list_due(const Claim *claim, Tier *tier, TimestampTz now)
 {
-	static SqlStatement due = SQL_STATEMENT(
+	static SqlStatement statement = SQL_STATEMENT(
 		"WITH page AS MATERIALIZED ("
 		" SELECT id, next_at, server, roleid, ordering_key FROM feishu_internal.outbox"
 		" WHERE server = $1 AND roleid = $2 AND priority = $9 AND state = 'q' AND next_at IS NOT NULL"
@@ -84,24 +83,19 @@ claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now)
 		" FROM page o ORDER BY o.next_at, o.id",
 		9, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID,
 		JSONBOID, INT2OID);
-	static SqlStatement later = SQL_STATEMENT(
-		"SELECT next_at FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND priority = $4 AND state = 'q' AND next_at IS NOT NULL"
-		" AND next_at > $3 ORDER BY next_at LIMIT 1",
-		4, TEXTOID, OIDOID, TIMESTAMPTZOID, INT2OID);
 	const Lane *lane = claim->lane;
 	Datum		values[9] = {
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		TimestampTzGetDatum(tier->due_floor),
 		TimestampTzGetDatum(now),
-		flying_ids(lane, PG_INT64_MIN),
+		claim_flying_ids(lane, PG_INT64_MIN),
 		Int32GetDatum(DUE_ROWS),
 		Int64GetDatum(tier->due_floor_id),
 		ordering_floors(),
 		Int16GetDatum(tier->priority)
 	};
-	uint64		num = sql_run(&due, values, NULL, SPI_OK_SELECT, claim->snapshot);
+	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
 
 	for (uint64 i = 0; i < num; i++)
 	{
@@ -110,14 +104,33 @@ claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now)
 		if (DatumGetBool(sql_value(i, 3, NULL)))
 			tier_expect_row(tier, sql_int64(i, 1));
 	}
-	if (num == DUE_ROWS)
+	return num == DUE_ROWS;
+}
+
+/* Take delayed rows of a tier that are due into its list, and say when others will be. */
+void
+claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now)
+{
+	static SqlStatement later = SQL_STATEMENT(
+		"SELECT next_at FROM feishu_internal.outbox"
+		" WHERE server = $1 AND roleid = $2 AND priority = $4 AND state = 'q' AND next_at IS NOT NULL"
+		" AND next_at > $3 ORDER BY next_at LIMIT 1",
+		4, TEXTOID, OIDOID, TIMESTAMPTZOID, INT2OID);
+	const Lane *lane = claim->lane;
+	Datum		values[4] = {
+		CStringGetTextDatum(lane->key.server),
+		ObjectIdGetDatum(lane->key.roleid),
+		TimestampTzGetDatum(now),
+		Int16GetDatum(tier->priority)
+	};
+	uint64		num;
+
+	if (pauses_any(lane) ? pass_due(claim, tier, now, DUE_ROWS) : list_due(claim, tier, now))
 	{
 		tier_look_at_due(tier, now);
 		return;
 	}
 	tier_saw_due(tier, now, PG_INT64_MAX);
-	values[2] = TimestampTzGetDatum(now);
-	values[3] = Int16GetDatum(tier->priority);
 	num = sql_run(&later, values, NULL, SPI_OK_SELECT, claim->snapshot);
 	tier_look_at_due(tier, num > 0 ? DatumGetTimestampTz(sql_value(0, 1, NULL)) : DT_NOEND);
 }
@@ -137,6 +150,30 @@ claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now)
 	" (SELECT s.idempotent_key FROM feishu_internal.outbox s WHERE s.id = o.id) ELSE true END"
 
 #define CLAIM_LOCK " FOR UPDATE OF o SKIP LOCKED"
+
+/* Rows of paused flows that the attempt under way has met; each is locked. */
+static IdList met;
+
+/* Is a row of the last result of a paused flow?  Then it is to be parked. */
+static bool
+meet_paused(const Claim *claim, uint64 row)
+{
+	Lane	   *lane = claim->lane;
+
+	if (!pauses_any(lane) ||
+		!pauses_hold(lane, sql_value(row, CLAIM_COLUMN(OUTBOX_NAMESPACE), NULL),
+					 sql_value(row, CLAIM_COLUMN(OUTBOX_FLOW_ID), NULL)))
+		return false;
+	if (met.num == met.max)
+	{
+		met.max = Max(64, met.max * 2);
+		met.ids = met.ids ? repalloc(met.ids, met.max * sizeof(int64)) : palloc(met.max * sizeof(int64));
+	}
+	met.ids[met.num++] = sql_int64(row, CLAIM_COLUMN(OUTBOX_ID));
+	/* there may be many */
+	lane_tier(lane, DatumGetInt16(sql_value(row, CLAIM_COLUMN(OUTBOX_PRIORITY), NULL)))->passing = true;
+	return true;
+}
 
 /* How many rows may still be claimed for a lane? */
 static int
@@ -164,7 +201,7 @@ claim_by_id(const Claim *claim, Tier *tier, int num_ids, List **claimed)
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		array_of_ids(tier->ready.ids, num_ids),
-		flying_ids(lane, PG_INT64_MIN),
+		claim_flying_ids(lane, PG_INT64_MIN),
 		Int32GetDatum(num_ids),
 		ordering_floors(),
 		TimestampTzGetDatum(GetCurrentTimestamp())
@@ -172,7 +209,10 @@ claim_by_id(const Claim *claim, Tier *tier, int num_ids, List **claimed)
 	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
 
 	for (uint64 row = 0; row < num; row++)
-		*claimed = lappend(*claimed, flight_make(claim, row));
+	{
+		if (!meet_paused(claim, row))
+			*claimed = lappend(*claimed, flight_make(claim, row));
+	}
 	tier_take_rows(tier, num_ids);
 }
 
@@ -223,7 +263,7 @@ end_part(const Part *part)
 static void
 claim_next(const Part *parts, int num_parts, List **claimed)
 {
-	static SqlStatement statement = SQL_STATEMENT(
+	static SqlStatement statement = SQL_STATEMENT_PLANNED_ONCE(
 		"SELECT r.* FROM unnest($1, $2, $6, $3, $4) WITH ORDINALITY"
 		" AS l (server, roleid, priority, cursor, places, lane), LATERAL ("
 		CLAIM_COLUMNS("l.lane")
@@ -276,6 +316,8 @@ claim_next(const Part *parts, int num_parts, List **claimed)
 			bool		no_key;
 
 			last = sql_int64(row, CLAIM_COLUMN(OUTBOX_ID));
+			if (meet_paused(claim, row))
+				continue;
 			(void) sql_value(row, CLAIM_COLUMN(OUTBOX_ORDERING_KEY), &no_key);
 			if (no_key)
 				*claimed = lappend(*claimed, flight_make(claim, row));
@@ -313,7 +355,7 @@ list_next(const Claim *claim, Tier *tier, int limit)
 		CStringGetTextDatum(lane->key.server),
 		ObjectIdGetDatum(lane->key.roleid),
 		Int64GetDatum(tier->cursor),
-		flying_ids(lane, tier->cursor),
+		claim_flying_ids(lane, tier->cursor),
 		Int32GetDatum(page_rows),
 		ordering_floors(),
 		Int16GetDatum(tier->priority)
@@ -337,11 +379,12 @@ list_next(const Claim *claim, Tier *tier, int limit)
 	tier_saw_more(tier, row == num && num < (uint64) page_rows, last, claim->last_id);
 }
 
-/* Has it nothing but rows above its cursor, that are not known to have ordering keys? */
+/* Has it nothing but rows above its cursor, that are not known to have ordering keys, or
+ * to be of paused flows? */
 static bool
 is_plain(const Tier *tier)
 {
-	return tier->ready.num == 0 && !tier->keyed && tier->more;
+	return tier->ready.num == 0 && !tier->keyed && !tier->passing && tier->more;
 }
 
 /* Claim rows of a tier by itself. */
@@ -353,7 +396,9 @@ claim_tier(const Claim *claim, Tier *tier, int most, List **claimed)
 	claim_listed(claim, tier, part_left(&part), claimed);
 	if (part_left(&part) > 0 && tier->more)
 	{
-		if (tier->keyed)
+		if (tier->passing)
+			pass_next(claim, tier, part_left(&part));
+		else if (tier->keyed)
 			list_next(claim, tier, part_left(&part));
 		else
 			claim_next(&part, 1, claimed);
@@ -433,6 +478,7 @@ attempt(void *arg)
 	int			before = list_length(*claim->claimed);
 	ListCell   *cell;
 
+	met = (IdList) {0};
 	if (claim->listed != NULL)
 		claim_by_id(claim->claims, claim->listed, 1, claim->claimed);
 	else
@@ -444,6 +490,7 @@ attempt(void *arg)
 		if (!flight->end.silent && flight_memory_read_large(flight))
 			flight_put_off(flight);
 	}
+	park_rows(met.ids, met.num);
 }
 
 /* In a subtransaction; false and the error when it failed, and then nothing was claimed. */
@@ -467,7 +514,7 @@ claim_singly(const Claim *claim, Tier *tier, List **claimed)
 	ErrorData  *error;
 
 	if (tier->ready.num < places_left(claim) && tier->more)
-		list_next(claim, tier, places_left(claim) - tier->ready.num);
+		(tier->passing ? pass_next : list_next)(claim, tier, places_left(claim) - tier->ready.num);
 	for (int tries = Min(places_left(claim), tier->ready.num); tries > 0; tries--)
 	{
 		int64		id = tier->ready.ids[0];

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * decide.c
+ * src/dispatcher/decide.c
  *	  What becomes of a flight: from what is known of it and the outcome of its call
  *	  to its end.
  *
@@ -13,8 +13,6 @@
  * These are functions of their arguments alone.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/decide.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * decide.h
+ * src/dispatcher/decide.h
  *	  What becomes of a flight.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/decide.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * discover.c
+ * src/dispatcher/discover.c
  *	  The dispatcher's lanes: which there are, and which of them have rows.
  *
  * A lane is found when a row of it is, and is never forgotten.  Rows that may be
@@ -9,8 +9,6 @@
  * is told with its id (notify.c), and is found here, to be claimed by id.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/discover.c
  *
  *-------------------------------------------------------------------------
  */
@@ -21,15 +19,17 @@
 #include "utils/timestamp.h"
 
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/maintain.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/sweep.h"
+#include "dispatcher/park.h"
 #include "queue/flow_id.h"
 
 /* Rows looked at for new lanes at each notification. */
 #define DISCOVER_ROWS		256
+
+/* Of a tier where rows of paused flows are passed over, so many are claimed by id. */
+#define PASSING_ROWS		256
 
 /* Ids looked at for them at most, counted from the newest. */
 #define DISCOVER_IDS		20000
@@ -337,8 +337,14 @@ see_page(uint64 num)
 		id = sql_int64(i, 4);
 		maintain_expect(DatumGetTimestampTz(sql_value(i, 7, NULL)));
 		if (!is_null)
+		{
 			tier_expect_due(tier, DatumGetTimestampTz(next_at));
-		else if (id > tier->cursor)
+			/* it is parked, and its flow was maybe resumed meanwhile */
+			if (TIMESTAMP_IS_NOEND(DatumGetTimestampTz(next_at)))
+				park_look_for_resumed();
+		}
+		/* what is passed over does not hold it up */
+		else if (id > tier->cursor && !(tier->passing && tier->ready.num < PASSING_ROWS))
 			tier_expect_more(tier);
 		else if (DatumGetBool(sql_value(i, 6, NULL)))
 			tier_expect_row(tier, id);
@@ -368,6 +374,7 @@ discover_from(int64 min_id)
 	{
 		lane_reopen_all(min_id, 0);
 		maintain_expect(DT_NOBEGIN);
+		park_look_for_resumed();
 		look_at_delayed = true;
 		return true;
 	}
@@ -433,28 +440,4 @@ discover_lane_is_empty(const Lane *lane)
 	};
 
 	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
-}
-
-/* Read which servers pause_server has stopped, as a snapshot has it, or NULL. */
-void
-discover_read_pauses(Snapshot snapshot)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT server FROM feishu_internal.paused_server",
-		0, InvalidOid);
-	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, snapshot);
-	char	  **servers = palloc(Max(num, 1) * sizeof(char *));
-
-	for (uint64 row = 0; row < num; row++)
-		servers[row] = TextDatumGetCString(sql_value(row, 1, NULL));
-	/* so many are paused by hand: few */
-	for (int i = 0; i < lane_count(); i++)
-	{
-		Lane	   *lane = lane_all()[i];
-		bool		paused = false;
-
-		for (uint64 row = 0; row < num && !paused; row++)
-			paused = strcmp(lane->key.server, servers[row]) == 0;
-		lane_set_paused(lane, paused);
-	}
 }

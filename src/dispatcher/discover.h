@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * discover.h
+ * src/dispatcher/discover.h
  *	  Which lanes there are, and which have rows.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/discover.h
  *
  *-------------------------------------------------------------------------
  */
@@ -24,6 +22,5 @@ extern void discover_all(bool from_start);
 extern bool discover_from(int64 min_id);
 extern void discover_between(int64 min_id, int64 max_id);
 extern bool discover_lane_is_empty(const Lane *lane);
-extern void discover_read_pauses(Snapshot snapshot);
 
 #endif							/* FEISHU_DISCOVER_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * dispatcher.c
+ * src/dispatcher/dispatcher.c
  *	  The background worker that sends the queued flows of one database.
  *
  * A continuous pipeline, one turn of it being:
@@ -25,8 +25,6 @@
  * end, the launcher starts another, which takes over the claimed rows.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/dispatcher.c
  *
  *-------------------------------------------------------------------------
  */
@@ -54,10 +52,7 @@
 #include "base/role_settings.h"
 #include "base/worker_settings.h"
 #include "dispatcher/claim.h"
-#include "dispatcher/record.h"
-#include "dispatcher/shutdown.h"
-#include "dispatcher/transaction.h"
-#include "dispatcher/work.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "http/http.h"
 #include "launcher/launcher.h"
 
@@ -202,7 +197,7 @@ prepare_http(void)
 			MemoryContextReset(transaction_scratch);
 		}
 		PG_END_TRY();
-		if (shutdown_is_told() || !work_take_news())
+		if (shutdown_is_told() || !work_take_notice())
 			proc_exit(0);
 	}
 	launcher_set_failing(false);
@@ -214,7 +209,7 @@ recover(void)
 {
 	while (!begin_within(WORK_LOCKED_TOLD_MS))
 	{
-		if (!work_take_news())
+		if (!work_take_notice())
 			proc_exit(0);
 		launcher_set_locked_out(true);
 		CHECK_FOR_INTERRUPTS();
@@ -274,7 +269,7 @@ feishu_dispatcher_main(Datum main_arg)
 			work_poll_within_interval();
 		}
 		allow_connections();
-		if (!work_take_news())
+		if (!work_take_notice())
 			finish_and_exit(0);
 		flight_take_ended();
 		if (work_is_due())
@@ -291,7 +286,7 @@ feishu_dispatcher_main(Datum main_arg)
 			 */
 			if (shutdown_is_told())
 				finish_and_exit(DRAIN_MS);
-			if (!work_take_news())
+			if (!work_take_notice())
 				finish_and_exit(0);
 			transaction_flush_claims();
 			flight_report_activity();

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * end_text.c
+ * src/dispatcher/end_text.c
  *	  The text of a flight's end, for the columns error, report and hint.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/end_text.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * flight.c
+ * src/dispatcher/flight.c
  *	  The dispatcher's flights: flows that are claimed, from the row to the end; and
  *	  counters of them.
  *
@@ -8,8 +8,6 @@
  * the transaction that claimed it is rolled back.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/flight.c
  *
  *-------------------------------------------------------------------------
  */
@@ -27,9 +25,8 @@
 #include "base/sqlrun.h"
 #include "call/stats.h"
 #include "dispatcher/claim.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/flight.h"
-#include "dispatcher/maintain.h"
-#include "dispatcher/transaction.h"
 #include "queue/origin.h"
 
 /* The longest pause that an answer can ask for. */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * flight.h
+ * src/dispatcher/flight.h
  *	  Flows that are claimed, and how many there may be.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/flight.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * flight_memory.c
+ * src/dispatcher/flight_memory.c
  *	  The memory of the dispatcher's flights: reading their rows when there is room.
  *
  * What flights hold in memory is counted before it is there (budget.c): the row's
@@ -11,8 +11,6 @@
  * it is read, if its row tells, or written.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/flight_memory.c
  *
  *-------------------------------------------------------------------------
  */

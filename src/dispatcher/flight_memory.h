@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * flight_memory.h
+ * src/dispatcher/flight_memory.h
  *	  The requests of flights, and what they and their lanes take of memory.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/flight_memory.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * flight_room.c
+ * src/dispatcher/flight_room.c
  *	  How many flights there may be.
  *
  * feishu_flow.max_in_flight bounds the flights of all lanes together, and so do
@@ -18,15 +18,13 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/flight_room.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "base/guc.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/lane.h"
-#include "dispatcher/transaction.h"
 #include "http/http.h"
 
 /* Of so much, what is left to others. */

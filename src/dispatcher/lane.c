@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * lane.c
+ * src/dispatcher/lane.c
  *	  The dispatcher's lanes: what is known of the flows of one server and one
  *	  role, and what holds them.
  *
@@ -12,8 +12,6 @@
  * server cannot be looked up (lane_server.c).
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/lane.c
  *
  *-------------------------------------------------------------------------
  */
@@ -271,17 +269,17 @@ lane_close(Lane *lane)
 static void
 lane_tell_hold(Lane *lane)
 {
-	bool		is_news;
+	bool		is_new;
 
 	if (lane->reason == NULL || lane->told == NULL)
-		is_news = lane->reason != lane->told;
+		is_new = lane->reason != lane->told;
 	else
-		is_news = strcmp(lane->reason, lane->told) != 0 || lane->hold_until != lane->told_until;
-	if (is_news && !lane->is_untold)
+		is_new = strcmp(lane->reason, lane->told) != 0 || lane->hold_until != lane->told_until;
+	if (is_new && !lane->is_untold)
 		dlist_push_tail(&untold, &lane->untold_node);
-	if (!is_news && lane->is_untold)
+	if (!is_new && lane->is_untold)
 		dlist_delete(&lane->untold_node);
-	lane->is_untold = is_news;
+	lane->is_untold = is_new;
 }
 
 /* Hold a lane until then (0: no more), with a reason or NULL. */
@@ -301,15 +299,28 @@ lane_hold(Lane *lane, TimestampTz until, const char *reason)
 	schedule_lane(lane);
 }
 
+/* Why its app is paused, as held_lane has it; NULL: it is not. */
+static const char *
+app_pause(Lane *lane)
+{
+	LimiterStatus status;
+
+	if (!lane->app_is_known || !limiter_status(&lane->app, lane->key.roleid, &status))
+		return NULL;
+	return status.pause == LIMITER_CREDENTIALS ? "credentials" :
+		status.pause == LIMITER_QUOTA ? "quota" : NULL;
+}
+
 /* Write which lanes are held and why, where that has changed.  In a transaction. */
 void
 lane_write_holds(void)
 {
 	static SqlStatement hold = SQL_STATEMENT(
-		"INSERT INTO feishu_internal.held_lane (server, roleid, reason, resume_at)"
-		" VALUES ($1, $2, $3, $4) ON CONFLICT (server, roleid)"
-		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at",
-		4, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID);
+		"INSERT INTO feishu_internal.held_lane AS h (server, roleid, reason, resume_at, pause, since)"
+		" VALUES ($1, $2, $3, $4, $5, clock_timestamp()) ON CONFLICT (server, roleid)"
+		" DO UPDATE SET reason = EXCLUDED.reason, resume_at = EXCLUDED.resume_at, pause = EXCLUDED.pause,"
+		" since = CASE WHEN h.pause IS NOT DISTINCT FROM EXCLUDED.pause THEN h.since ELSE EXCLUDED.since END",
+		5, TEXTOID, OIDOID, TEXTOID, TIMESTAMPTZOID, TEXTOID);
 	static SqlStatement release = SQL_STATEMENT(
 		"DELETE FROM feishu_internal.held_lane WHERE server = $1 AND roleid = $2",
 		2, TEXTOID, OIDOID);
@@ -318,13 +329,17 @@ lane_write_holds(void)
 	dlist_foreach(iter, &untold)
 	{
 		Lane	   *lane = dlist_container(Lane, untold_node, iter.cur);
-		Datum		values[4] = {
+		const char *pause = app_pause(lane);
+		Datum		values[5] = {
 			CStringGetTextDatum(lane->key.server),
 			ObjectIdGetDatum(lane->key.roleid),
 			lane->reason ? CStringGetTextDatum(lane->reason) : (Datum) 0,
-			TimestampTzGetDatum(lane->hold_until)
+			TimestampTzGetDatum(lane->hold_until),
+			pause ? CStringGetTextDatum(pause) : (Datum) 0
 		};
-		char		nulls[4] = {' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' '};
+		char		nulls[5] = {
+			' ', ' ', ' ', TIMESTAMP_IS_NOEND(lane->hold_until) ? 'n' : ' ', pause ? ' ' : 'n'
+		};
 
 		if (lane->reason != NULL)
 			sql_run(&hold, values, nulls, SPI_OK_INSERT, NULL);

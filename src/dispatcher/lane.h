@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * lane.h
+ * src/dispatcher/lane.h
  *	  The flows of one server and one role.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/lane.h
  *
  *-------------------------------------------------------------------------
  */
@@ -20,6 +18,7 @@
 #include "app/limiter.h"
 #include "app/server.h"
 #include "dispatcher/flight.h"
+#include "dispatcher/pauses.h"
 #include "dispatcher/schedule.h"
 #include "dispatcher/share.h"
 #include "dispatcher/tier.h"
@@ -30,6 +29,7 @@ typedef struct Site
 	char		name[NAMEDATALEN];	/* hash key */
 	SiteTurn	turn;			/* schedule.c's */
 	FlightLoad	load;			/* flight.c's */
+	PausedFlows paused;			/* pauses.c's */
 } Site;
 
 /* A role, whatever servers its flows are for. */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * lane_server.c
+ * src/dispatcher/lane_server.c
  *	  The server and credentials of a lane.
  *
  * While they cannot be looked up, the lane is held: that may be mended, so nothing is
@@ -10,8 +10,6 @@
  * waits.  So a lane is held, too, when its server's owner is another than a row's.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/lane_server.c
  *
  *-------------------------------------------------------------------------
  */
@@ -23,9 +21,7 @@
 
 #include "base/nls.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/lane_server.h"
-#include "dispatcher/maintain.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
 
 /* A lane whose server cannot be looked up, or has another owner, is tried again so
  * often. */

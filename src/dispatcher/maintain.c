@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * maintain.c
+ * src/dispatcher/maintain.c
  *	  The dispatcher's maintenance: flows that have expired are ended, old ones are
  *	  deleted, at each slow poll; those of a role that is gone fail.
  *
@@ -20,8 +20,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/maintain.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -38,8 +36,8 @@
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "call/stats.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/flight.h"
-#include "dispatcher/maintain.h"
 #include "dispatcher/ordering.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"

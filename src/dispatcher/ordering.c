@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * ordering.c
+ * src/dispatcher/ordering.c
  *	  The dispatcher's ordering keys: who is next of a key, and where the rows of
  *	  a key begin.
  *
@@ -17,8 +17,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/ordering.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -32,7 +30,7 @@
 
 #include "base/compat.h"
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/lane.h"
 #include "dispatcher/ordering.h"
 
@@ -40,7 +38,7 @@
 #define FLOOR_SETS			256
 #define FLOOR_WAYS			4
 
-/* The longest key, see wire_check_key, with its terminating zero. */
+/* The longest key, see wire_check_name, with its terminating zero. */
 #define KEY_SIZE			256
 
 /* A key that had fewer ends is not worth the trouble. */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * ordering.h
+ * src/dispatcher/ordering.h
  *	  Who is next of an ordering key.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/ordering.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * record.c
+ * src/dispatcher/record.c
  *	  The dispatcher's writing: what became of flights, and of rows that cannot be
  *	  read.
  *
@@ -8,8 +8,6 @@
  * others of their ordering key wait for also say who is next.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/record.c
  *
  *-------------------------------------------------------------------------
  */
@@ -22,12 +20,9 @@
 
 #include "base/nls.h"
 #include "base/sqlrun.h"
-#include "dispatcher/arrays.h"
-#include "dispatcher/attempts.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/lane.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/record.h"
-#include "dispatcher/transaction.h"
 #include "queue/attempt.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
@@ -159,7 +154,7 @@ write_ends(Flight **flights, int num)
 		TIMESTAMPTZARRAYOID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
 		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, JSONBARRAYOID,
 		BOOLARRAYOID);
-	static SqlStatement one = SQL_STATEMENT_OF_LARGE(
+	static SqlStatement one = SQL_STATEMENT_PLANNED_ONCE(
 		WRITE_ENDS("(VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16))"),
 		END_COLUMNS, INT8OID, CHAROID, INT4OID, BOOLOID, TIMESTAMPTZOID, INT8OID, TEXTOID,
 		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BOOLOID);

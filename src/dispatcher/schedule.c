@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * schedule.c
+ * src/dispatcher/schedule.c
  *	  Whose turn it is: which lanes the dispatcher claims rows of, and how many.
  *
  * A lane is due when it may have rows to claim now, will be due at a time, or
@@ -11,8 +11,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/schedule.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -20,8 +18,8 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/lane.h"
-#include "dispatcher/transaction.h"
 
 /*
  * With much under way, rows are claimed when there is room for many, or after so

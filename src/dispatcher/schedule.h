@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * schedule.h
+ * src/dispatcher/schedule.h
  *	  Whose turn it is.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/schedule.h
  *
  *-------------------------------------------------------------------------
  */

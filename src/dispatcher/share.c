@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * share.c
+ * src/dispatcher/share.c
  *	  What lower priorities of a lane get while higher ones have rows.
  *
  * Places of a lane go to its highest tier with rows, as many as it can use.  When
@@ -8,8 +8,6 @@
  * these take turns.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/share.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * share.h
+ * src/dispatcher/share.h
  *	  What lower priorities of a lane get while higher ones have rows.
  *
  * Private to src/dispatcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/share.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * shutdown.c
+ * src/dispatcher/shutdown.c
  *	  How a dispatcher is told to end.
  *
  * A worker that gets SIGTERM usually ends at its next CHECK_FOR_INTERRUPTS.
@@ -13,8 +13,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/shutdown.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -25,7 +23,7 @@
 #include "storage/latch.h"
 #include "utils/timeout.h"
 
-#include "dispatcher/shutdown.h"
+#include "dispatcher/dispatcher_internal.h"
 
 #define PATIENCE_MS			800
 

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * sweep.c
+ * src/dispatcher/sweep.c
  *	  The dispatcher's second look: rows of which nobody notified us.
  *
  * Whoever makes a row visible tells its id (notify.c), and a slow poll finds what
@@ -22,8 +22,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/dispatcher/sweep.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -35,8 +33,8 @@
 
 #include "base/sqlrun.h"
 #include "dispatcher/discover.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/sweep.h"
 
 /* Ids looked at in a step. */
 #define SWEEP_IDS			5000

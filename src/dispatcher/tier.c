@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * tier.c
+ * src/dispatcher/tier.c
  *	  The dispatcher's tiers: what there is to do of the flows of a lane with one
  *	  priority.
  *
@@ -8,8 +8,6 @@
  * tell the schedule of its lane.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/tier.c
  *
  *-------------------------------------------------------------------------
  */
@@ -156,6 +154,14 @@ tier_expect_more(Tier *tier)
 {
 	tier->more = true;
 	schedule_lane(tier->lane);
+}
+
+/* There are rows from an id on. */
+void
+tier_expect_from(Tier *tier, int64 id)
+{
+	tier->cursor = Min(tier->cursor, id - 1);
+	tier_expect_more(tier);
 }
 
 /*

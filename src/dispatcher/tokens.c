@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * tokens.c
+ * src/dispatcher/tokens.c
  *	  The dispatcher refreshes the tokens that sessions of its database use.
  *
  * Who asks says whose credentials on which server it used (token_ask.c).  They are
@@ -9,8 +9,6 @@
  * request itself.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/tokens.c
  *
  *-------------------------------------------------------------------------
  */
@@ -23,8 +21,7 @@
 #include "app/token_fetch.h"
 #include "base/compat.h"
 #include "base/guc.h"
-#include "dispatcher/tokens.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
 
 /* Copied at once from the cache. */
 #define MAX_ASKED	16

@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * transaction.c
+ * src/dispatcher/transaction.c
  *	  The dispatcher's transactions: as the owner of the queue's tables, and as
  *	  durable as what they write.
  *
  * An error in one leaves all of it to AbortOutOfAnyTransaction.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/transaction.c
  *
  *-------------------------------------------------------------------------
  */
@@ -30,7 +28,7 @@
 
 #include "base/compat.h"
 #include "base/sqlrun.h"
-#include "dispatcher/transaction.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "http/http.h"
 #include "launcher/launcher.h"
 

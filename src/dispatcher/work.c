@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * work.c
+ * src/dispatcher/work.c
  *	  What the dispatcher does in a transaction, and when there is something to do.
  *
  * What wakes it: a notification, by its latch (notify.c, after a commit), the end of a
@@ -9,8 +9,6 @@
  * that are under way go on meanwhile.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/dispatcher/work.c
  *
  *-------------------------------------------------------------------------
  */
@@ -29,14 +27,10 @@
 #include "call/call.h"
 #include "dispatcher/claim.h"
 #include "dispatcher/discover.h"
-#include "dispatcher/maintain.h"
+#include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
-#include "dispatcher/record.h"
-#include "dispatcher/shutdown.h"
-#include "dispatcher/sweep.h"
-#include "dispatcher/tokens.h"
-#include "dispatcher/transaction.h"
-#include "dispatcher/work.h"
+#include "dispatcher/park.h"
+#include "dispatcher/pauses.h"
 #include "handler/handler.h"
 #include "launcher/launcher.h"
 
@@ -51,10 +45,11 @@
 #define DISCOVER_DELAY_MS	1000
 
 /* What there is much of is done some at a time, so often: old flows are deleted,
- * expired ones ended, ids looked at. */
+ * expired ones ended, ids looked at, those of paused flows parked. */
 #define PURGE_DELAY_MS		100
 #define EXPIRE_DELAY_MS		100
 #define SWEEP_DELAY_MS		20
+#define PARK_DELAY_MS		10
 
 /* After a transaction that failed, the next one: doubled each time, up to this. */
 #define FAILURE_DELAY_MS	50
@@ -70,7 +65,7 @@ typedef struct Work
 	bool		control;		/* pauses or servers may have changed */
 	bool		tokens;			/* some are to be refreshed */
 	TimestampTz handlers_at;	/* sessions for handlers are seen to; DT_NOEND: not */
-	bool		handlers;		/* there is news of them */
+	bool		handlers;		/* of which it was notified */
 	bool		discover_all;
 	TimestampTz discover_at;	/* ... then; DT_NOEND: not */
 	int64		min_id;			/* rows from here on may be new */
@@ -78,6 +73,7 @@ typedef struct Work
 	TimestampTz purge_at;		/* old flows are deleted; DT_NOEND: not */
 	TimestampTz expire_at;		/* expired flows are ended; likewise */
 	TimestampTz sweep_at;		/* ids are looked at; likewise */
+	TimestampTz park_at;		/* rows of paused flows are parked; likewise */
 	TimestampTz claimed_at;		/* when rows were claimed last */
 	TimestampTz now;			/* when the turn began */
 	bool		was_urgent;		/* the last transaction was */
@@ -90,21 +86,21 @@ typedef struct Work
 static Work work = {
 	.discover_all = true, .control = true, .handlers = true, .min_id = PG_INT64_MAX,
 	.discover_at = DT_NOEND, .purge_at = DT_NOEND, .expire_at = DT_NOEND, .sweep_at = DT_NOEND,
-	.handlers_at = DT_NOEND
+	.park_at = DT_NOEND, .handlers_at = DT_NOEND
 };
 
 /* Take from shared memory of what we were notified; false: we are to end. */
 bool
-work_take_news(void)
+work_take_notice(void)
 {
-	DispatchNews news;
-	bool		go_on = launcher_take_news(&news);
+	DispatchNotice notice;
+	bool		go_on = launcher_take_notice(&notice);
 
-	work.min_id = Min(work.min_id, news.min_id);
-	work.control |= news.control;
-	work.tokens |= news.tokens;
-	work.handlers |= news.handlers;
-	if (news.handlers_run)
+	work.min_id = Min(work.min_id, notice.min_id);
+	work.control |= notice.control;
+	work.tokens |= notice.tokens;
+	work.handlers |= notice.handlers;
+	if (notice.handlers_run)
 		work.handlers_at = Min(work.handlers_at, handler_look_again(GetCurrentTimestamp()));
 	return go_on;
 }
@@ -146,7 +142,7 @@ due_at(void)
 	if (flights->ended > 0 && (flights->ended >= FLIGHT_BATCH || flights->load.in_flight == 0 ||
 							   flow_calls_are_full()))
 		return 0;
-	at = Min(at, Min(work.expire_at, Min(work.sweep_at, work.handlers_at)));
+	at = Min(at, Min(work.expire_at, Min(work.sweep_at, Min(work.park_at, work.handlers_at))));
 	if (flights->ended > 0)
 		at = Min(at, TimestampTzPlusMilliseconds(flights->ended_since, BATCH_DELAY_MS));
 	if (flights->stuck > 0)
@@ -327,10 +323,19 @@ do_work(TimestampTz now)
 			work.sweep_at = next_step(sweep_step(), now, SWEEP_DELAY_MS);
 		/* new lanes may be paused, whoever found them */
 		if (work.control || lane_count() > num_lanes)
-			discover_read_pauses(NULL);
+			pauses_read(NULL);
 		if (work.control)
+		{
 			lane_look_again_all();
+			park_look_for_resumed();
+			work.park_at = now;
+		}
 		work.control = false;
+		if (work.park_at <= now)
+		{
+			park_step();
+			work.park_at = TimestampTzPlusMilliseconds(now, PARK_DELAY_MS);
+		}
 	}
 	if (!record_only)
 	{
@@ -339,6 +344,8 @@ do_work(TimestampTz now)
 		role_settings_read(work.claimed_at);
 		if (!shutdown_is_told())
 			claim_all(work.claimed_at, urgent);
+		if (!park_is_wanted() || TIMESTAMP_IS_NOEND(work.park_at))
+			work.park_at = next_step(park_is_wanted(), now, PARK_DELAY_MS);
 		lane_write_holds();
 	}
 	if (num_ended > 0 || flights->load.in_flight != before || flights->ended > 0)
@@ -394,6 +401,7 @@ work_do(void)
 		/* of what was looked at nothing is known */
 		sweep_begin_anew();
 		maintain_begin_anew();
+		park_begin_anew();
 		work.discover_all = true;
 		work_failed(now);
 		if (work.failures == 1)

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_call.c
+ * src/handler/handler_call.c
  *	  One call of a handler.
  *
  * The mark that it was called is written first, in the same subtransaction: so nobody
@@ -11,13 +11,12 @@
  * The session is the role's own, so all that the handler can reach is the role's.  What
  * it does to settings, SET LOCAL and SET ROLE included, is undone after it.
  *
- * A handler that takes too long, the deferred triggers of its commit included, is cancelled, again and again, for it may catch that;
- * in the end its session is ended.  (No statement_timeout holds here: PostgreSQL sets
- * it for statements of a client.)
+ * A handler that takes too long, the deferred triggers of its commit included, is
+ * cancelled.  It may catch that, to clean up, so it has a grace, in which it is cancelled
+ * again and again; then its session is ended.  (No statement_timeout holds here:
+ * PostgreSQL sets it for statements of a client.)
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_call.c
  *
  *-------------------------------------------------------------------------
  */
@@ -31,7 +30,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "tcop/dest.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -45,9 +43,12 @@
 #include "base/nls.h"
 #include "handler/handler_internal.h"
 
-/* One that takes too long is cancelled so often, once a second, before its session ends. */
-#define CANCELS			5
-#define CANCEL_MS		1000
+/*
+ * One that takes too long is cancelled so often, at this distance, before its session is
+ * ended: so the grace is a second.
+ */
+#define CANCELS			4
+#define CANCEL_MS		250
 
 /* Plans of so many functions are kept. */
 #define MAX_PLANS		256
@@ -203,6 +204,7 @@ call(const Handler *handler)
 	return true;
 }
 
+/* Call it, and mark that, in a subtransaction; the error if it fails. */
 HandlerResult
 handler_call(const Handler *handler, ErrorData **error)
 {
@@ -243,6 +245,7 @@ handler_call(const Handler *handler, ErrorData **error)
 	return result;
 }
 
+/* What is remembered of an error. */
 char *
 handler_error_text(ErrorData *error)
 {

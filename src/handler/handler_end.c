@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_end.c
+ * src/handler/handler_end.c
  *	  A flow with a handler ends: number of its end, and who is notified.
  *
  * Each statement that ends rows of the outbox asks draw_end() for a number
@@ -9,8 +9,6 @@
  * be called in the order of the ends, and that costs rows without a handler nothing.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_end.c
  *
  *-------------------------------------------------------------------------
  */

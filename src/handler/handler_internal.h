@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * handler_internal.h
+ * src/handler/handler_internal.h
  *	  Between the files of handler/.
  *
  * Private to src/handler/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_internal.h
  *
  *-------------------------------------------------------------------------
  */
@@ -36,23 +34,11 @@ typedef struct Handler
 /* handler_mark.c: have statements planned in between read indexes in order. */
 extern int	mark_plan_begin(void);
 extern void mark_plan_end(int level);
-
-/* Read those of a role with higher numbers, in order; returns how many. */
 extern int	mark_read(Oid roleid, int64 above, Handler *handlers, int most);
-
-/* It has been called; false if its flow has gone back to the queue meanwhile. */
 extern bool mark_succeeded(const Handler *handler);
-
-/* It is being called: should that be the end of the session, this counts. */
 extern void mark_begun(Handler *handler);
-
-/* An attempt has failed; soon: it is tried again without much delay. */
 extern void mark_failed(const Handler *handler, const char *error, bool soon);
-
-/* Lock it, unless somebody has; the dispatcher waits for nobody. */
 extern bool mark_lock(const Handler *handler);
-
-/* All of a role are given up. */
 extern void mark_given_up(Oid roleid, const char *error);
 
 /* What became of a call. */
@@ -63,26 +49,18 @@ typedef enum HandlerResult
 	HANDLER_FAILED
 } HandlerResult;
 
-/* handler_call.c: call it, and mark that, in a subtransaction; the error if it fails. */
+/* handler_call.c */
 extern HandlerResult handler_call(const Handler *handler, ErrorData **error);
-
-/* handler_call.c: what is remembered of an error. */
 extern char *handler_error_text(ErrorData *error);
 
 /* handler_call.c: from here to there a transaction has handler_timeout; a handler begins anew. */
 extern void handler_time_begin(void);
 extern void handler_time_end(void);
 
-/* handler_state.c: watch what is done in this session. */
+/* handler_state.c */
 extern void handler_state_watch(void);
-
-/* handler_state.c: has a handler done what others of its transaction would notice? */
 extern bool handler_state_is_touched(void);
-
-/* handler_state.c: before the commit of handlers, fire what is deferred to it. */
 extern void handler_state_fire_deferred(void);
-
-/* handler_state.c: outside of a transaction, undo what handlers have left in the session. */
 extern void handler_state_clean(void);
 
 #endif							/* FEISHU_HANDLER_INTERNAL_H */

@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * handler_mark.c
+ * src/handler/handler_mark.c
  *	  The handlers' columns of the outbox: which wait, which were called.
  *
  * All is run as the tables' owner, with everything in its SQL qualified, for the
  * session is another role's, with that role's search_path.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_mark.c
  *
  *-------------------------------------------------------------------------
  */
@@ -69,6 +67,7 @@ mark_plan_end(int level)
 	AtEOXact_GUC(true, level);
 }
 
+/* Read those of a role with higher numbers, in order; returns how many. */
 int
 mark_read(Oid roleid, int64 above, Handler *handlers, int most)
 {
@@ -136,13 +135,8 @@ mark_write(const Handler *handler, const char *state, TimestampTz next_at, const
 	char		nulls[6] = {
 		' ', ' ', ' ', state != NULL ? ' ' : 'n', next_at != 0 ? ' ' : 'n', error != NULL ? ' ' : 'n'
 	};
-	SqlCaller	caller;
-	bool		written;
 
-	sql_begin_as_owner(&caller);
-	written = sql_run(&statement, values, nulls, SPI_OK_UPDATE, NULL) > 0;
-	sql_end_as_owner(&caller);
-	return written;
+	return sql_run_as_owner(&statement, values, nulls, SPI_OK_UPDATE, NULL) > 0;
 }
 
 /* When a handler is called again: full jitter, as flows have it. */
@@ -158,12 +152,14 @@ next_attempt(const Handler *handler, bool soon)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) Max(ms, 1));
 }
 
+/* It has been called; false if its flow has gone back to the queue meanwhile. */
 bool
 mark_succeeded(const Handler *handler)
 {
 	return mark_write(handler, "s", 0, NULL);
 }
 
+/* It is being called: should that be the end of the session, this counts. */
 void
 mark_begun(Handler *handler)
 {
@@ -174,15 +170,13 @@ mark_begun(Handler *handler)
 	Datum		values[3] = {
 		Int64GetDatum(handler->id), Int64GetDatum(handler->number), Int32GetDatum(attempts_with(handler))
 	};
-	SqlCaller	caller;
 
-	sql_begin_as_owner(&caller);
-	sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
-	sql_end_as_owner(&caller);
+	(void) sql_run_as_owner(&statement, values, NULL, SPI_OK_UPDATE, NULL);
 	handler->attempts = attempts_with(handler);
 	handler->is_begun = true;
 }
 
+/* An attempt has failed; soon: it is tried again without much delay. */
 void
 mark_failed(const Handler *handler, const char *error, bool soon)
 {
@@ -197,6 +191,7 @@ mark_failed(const Handler *handler, const char *error, bool soon)
 						handler->function, (long long) handler->id, attempts_with(handler), error)));
 }
 
+/* Lock it, unless somebody has; the dispatcher waits for nobody. */
 bool
 mark_lock(const Handler *handler)
 {
@@ -204,15 +199,11 @@ mark_lock(const Handler *handler)
 		"SELECT FROM feishu_internal.outbox" THIS_ROW " FOR UPDATE SKIP LOCKED",
 		2, INT8OID, INT8OID);
 	Datum		values[2] = {Int64GetDatum(handler->id), Int64GetDatum(handler->number)};
-	SqlCaller	caller;
-	bool		locked;
 
-	sql_begin_as_owner(&caller);
-	locked = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
-	sql_end_as_owner(&caller);
-	return locked;
+	return sql_run_as_owner(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
 
+/* All of a role are given up. */
 void
 mark_given_up(Oid roleid, const char *error)
 {
@@ -227,12 +218,9 @@ mark_given_up(Oid roleid, const char *error)
 		ObjectIdGetDatum(roleid), CStringGetTextDatum(error), Int32GetDatum(GIVE_UP_ROWS),
 		origin_database(), origin_system()
 	};
-	SqlCaller	caller;
 	uint64		num;
 
-	sql_begin_as_owner(&caller);
-	num = sql_run(&statement, values, NULL, SPI_OK_UPDATE, NULL);
-	sql_end_as_owner(&caller);
+	num = sql_run_as_owner(&statement, values, NULL, SPI_OK_UPDATE, NULL);
 	if (num > 0)
 		ereport(LOG,
 				(errmsg("feishu_flow has given up %llu handlers of role %u: %s",

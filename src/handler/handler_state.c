@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_state.c
+ * src/handler/handler_state.c
  *	  What handlers leave in the session of their role.
  *
  * Several handlers of a role have one session, and, if they are quick, one transaction.
@@ -14,8 +14,6 @@
  * of a connection pool.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_state.c
  *
  *-------------------------------------------------------------------------
  */
@@ -78,6 +76,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 						 completion);
 }
 
+/* Watch what is done in this session. */
 void
 handler_state_watch(void)
 {
@@ -85,6 +84,7 @@ handler_state_watch(void)
 	ProcessUtility_hook = process_utility;
 }
 
+/* Has a handler done what others of its transaction would notice? */
 bool
 handler_state_is_touched(void)
 {
@@ -92,6 +92,8 @@ handler_state_is_touched(void)
 }
 
 /*
+ * Before the commit of handlers, fire what is deferred to it.
+ *
  * What else would do so at the commit of handlers: their deferred triggers.  What these
  * do to settings is undone as what handlers do to them.
  */
@@ -106,6 +108,8 @@ handler_state_fire_deferred(void)
 }
 
 /*
+ * Outside of a transaction, undo what handlers have left in the session.
+ *
  * In a transaction of its own, which cursors and temporary tables need.  It has the time
  * of a handler, for others of the role may have locked a temporary table.
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_supply.c
+ * src/handler/handler_supply.c
  *	  The dispatcher's part in handlers: which roles have a session.
  *
  * A session is notified by whoever ends a flow (launcher_sessions.c).  The dispatcher
@@ -13,8 +13,6 @@
  * this is seen, and ends.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/handler_supply.c
  *
  *-------------------------------------------------------------------------
  */
@@ -307,6 +305,7 @@ set_no_room(bool now)
 				 errhint("Increase max_worker_processes, currently %d.", max_worker_processes)));
 }
 
+/* When to look, while handlers are called. */
 TimestampTz
 handler_look_again(TimestampTz now)
 {
@@ -353,18 +352,22 @@ roles_review(TimestampTz now, int num_taken)
 }
 
 /*
- * Who waits is looked for if there is news, or it is time; an old snapshot may make
- * that slow.  Without, this is to look if the tables are wanted by somebody.
+ * See to it that each role with a handler that is due has a session; returns when to
+ * look again.  By the dispatcher, in a transaction, as the tables' owner; with a notice if
+ * handlers of a role without one may wait.
+ *
+ * Who waits is looked for if there is a notice, or it is time; an old snapshot may make that
+ * slow.  Without, this is to look if the tables are wanted by somebody.
  */
 TimestampTz
-handler_supply(TimestampTz now, bool news)
+handler_supply(TimestampTz now, bool notice)
 {
 	TimestampTz again = DT_NOEND;
 
 	if (handles == NULL)
 		handles = MemoryContextAllocZero(TopMemoryContext,
 										 sessions_count() * sizeof(BackgroundWorkerHandle *));
-	if (news || roles_at <= now)
+	if (notice || roles_at <= now)
 		roles_at = roles_review(now, places_review());
 	for (int i = 0; i < sessions_count(); i++)
 	{
@@ -381,6 +384,7 @@ handler_supply(TimestampTz now, bool news)
 	return Min(again, roles_at);
 }
 
+/* The tables have been locked since then, so sessions give way. */
 void
 handler_give_way(SteadyTime locked_since)
 {

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * handler_worker.c
+ * src/handler/handler_worker.c
  *	  A session of a role, in which its handlers are called.
  *
  * A background worker that connects as the role, so with its settings and with no right
@@ -23,8 +23,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/handler/handler_worker.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -45,7 +43,6 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
-#include "base/guc.h"
 #include "base/nls.h"
 #include "base/sqlrun.h"
 #include "base/steady.h"
@@ -229,7 +226,9 @@ call_some(Session *session, Handler *handlers)
 	sessions_set_idle(false);
 	if (handlers[0].is_begun)
 	{
-		mark_failed(&handlers[0], _("the session ended while the handler was being called"), false);
+		mark_failed(&handlers[0],
+					_("the session ended while the handler was being called; a handler that goes on after feishu_flow.handler_timeout ends it"),
+					false);
 		commit(session);
 		return true;
 	}
@@ -290,7 +289,7 @@ work(Session *session)
 	return worked;
 }
 
-/* Sleep until there is news, or the first handler is due, or to no purpose. */
+/* Sleep until there is a notice, or the first handler is due, or to no purpose. */
 static void
 rest(Session *session, SteadyTime idle_until, uint32 wait_event)
 {
@@ -344,7 +343,7 @@ feishu_handler_main(Datum main_arg)
 
 	for (;;)
 	{
-		SessionNews news;
+		SessionNotice notice;
 
 		ResetLatch(MyLatch);
 		/* a shutdown is nothing to log as FATAL, and there is nothing to cancel */
@@ -357,11 +356,11 @@ feishu_handler_main(Datum main_arg)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
-		sessions_take_news(&news);
-		if (news.leave)
+		sessions_take_notice(&notice);
+		if (notice.leave)
 			proc_exit(0);
-		if (news.min_number != PG_INT64_MAX)
-			session.above = Min(session.above, news.min_number > PG_INT64_MIN ? news.min_number - 1 : PG_INT64_MIN);
+		if (notice.min_number != PG_INT64_MAX)
+			session.above = Min(session.above, notice.min_number > PG_INT64_MIN ? notice.min_number - 1 : PG_INT64_MIN);
 		if (work(&session))
 		{
 			idle_until = steady_after_ms(steady_now(), IDLE_MS);

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * retry_handler.c
+ * src/handler/retry_handler.c
  *	  feishu.retry_handler(): a handler that was given up is called again.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/handler/retry_handler.c
  *
  *-------------------------------------------------------------------------
  */
@@ -16,7 +14,6 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
-#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
 #include "base/compat.h"

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * http.h
+ * src/http/http.h
  *	  HTTP transfers over one wait loop.  Nothing here knows of Feishu.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http.h
  *
  *-------------------------------------------------------------------------
  */
@@ -171,53 +169,23 @@ typedef struct HttpResult
 	int64		duration_us;
 } HttpResult;
 
-/* The process's one loop, made at the first use. */
 extern HttpLoop *http_loop_get(void);
-
-/* Cap on connections per host, and on requests that share one; 0: none. */
 extern void http_loop_set_host_connections(HttpLoop *loop, int max);
-
-/* So many transfers will be under way at once, so that as many connections are worth keeping. */
 extern void http_loop_expect(HttpLoop *loop, int transfers);
-
-/* There may be so many transfers that share the memory for answers. */
 extern void http_loop_share_memory(HttpLoop *loop, int transfers);
-
-/* Whether those with heavy answers wait to be handed out: then they end no turn. */
 extern void http_loop_hold_heavy(HttpLoop *loop, bool hold);
-
-/* How many more transfers may begin so that the descriptors suffice, at least 0. */
 extern int	http_loop_room(HttpLoop *loop);
-
-/* From now on new transfers send nothing at once. */
 extern void http_loop_defer(HttpLoop *loop);
-
-/* Send what can be sent at once. */
 extern void http_loop_send_deferred(HttpLoop *loop);
-
-/* Begin a transfer. */
 extern HttpTransfer *http_transfer_start(HttpLoop *loop, MemoryContext context,
 										 const HttpRequest *request, void *owner);
-
-/* Give a transfer up, or free a finished one, before its context goes. */
 extern void http_transfer_free(HttpTransfer *transfer);
-
-/* May the peer have received the request, or a part of it? */
 extern bool http_transfer_is_sent(const HttpTransfer *transfer);
-
 extern const HttpResult *http_transfer_result(const HttpTransfer *transfer);
 extern void *http_transfer_owner(const HttpTransfer *transfer);
-
-/* Move all transfers forward, and wait until something happens. */
 extern void http_loop_turn(HttpLoop *loop, TimestampTz until, uint32 wait_event);
-
-/* Take what has come while nobody drove the loop, without waiting. */
 extern void http_loop_catch_up(HttpLoop *loop);
-
-/* The next transfer that has ended and was not handed out, or NULL. */
 extern HttpTransfer *http_loop_next_done(HttpLoop *loop, bool *heavy);
-
-/* A date as in the header Date; false when it is none. */
 extern bool http_read_date(const char *date, TimestampTz *when);
 
 /* Why a text is no URL of scheme, host, and maybe port and path. */
@@ -241,13 +209,8 @@ typedef struct HttpUrl
 	const char *path;			/* or the end */
 } HttpUrl;
 
-/* Is it the scheme of a URL? */
 extern bool http_url_has_scheme(const char *url, const char *scheme);
-
-/* What is wrong with a URL that has a scheme? */
 extern HttpUrlFault http_url_check(const char *text, HttpUrl *url);
-
-/* A cause as text for users, or NULL. */
 extern char *http_cause_text(HttpCause of);
 
 /* Why libcurl cannot be used in this process, ever. */
@@ -258,7 +221,6 @@ typedef enum HttpLibraryFault
 	HTTP_LIBRARY_TAKEN			/* its memory may be another extension's */
 } HttpLibraryFault;
 
-/* Set libcurl up, once; and why it cannot be used. */
 extern void http_library_load(void);
 extern HttpLibraryFault http_library_fault(void);
 

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_authorities.c
+ * src/http/http_authorities.c
  *	  The authorities that a peer's certificate is checked against: where they
  *	  are, and when they have changed.
  *
@@ -19,8 +19,6 @@
  * Nothing here throws; signals are blocked by the caller, see http_loop.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_authorities.c
  *
  *-------------------------------------------------------------------------
  */

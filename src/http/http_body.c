@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_body.c
+ * src/http/http_body.c
  *	  The body of an answer: its memory, and how it is unpacked.
  *
  * Where a transfer has a share of the process's memory (HttpRequest.share), its body
@@ -24,8 +24,6 @@
  * comes after all that is not, each role's in turn.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_body.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_cause.c
+ * src/http/http_cause.c
  *	  Why a transfer brought no answer, in our own words.
  *
  * What libcurl, OpenSSL and the C library say of it is not shown: it is English
@@ -11,8 +11,6 @@
  * leads to what was left out.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_cause.c
  *
  *-------------------------------------------------------------------------
  */

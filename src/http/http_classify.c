@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * http_classify.c
+ * src/http/http_classify.c
  *	  How a transfer ended: libcurl's result code in terms of the caller.
  *
  * Runs with signals blocked, and does not throw; see http_loop.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_classify.c
  *
  *-------------------------------------------------------------------------
  */

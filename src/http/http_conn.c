@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_conn.c
+ * src/http/http_conn.c
  *	  Health of the connections that libcurl keeps.
  *
  * Of HTTP/1 what is sent unsolicited would be taken for the answer to the next
@@ -16,8 +16,6 @@
  * Nothing here throws.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_conn.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_handle.c
+ * src/http/http_handle.c
  *	  libcurl's easy handles: set up once, used for many transfers.
  *
  * To set up a handle and to parse its URL costs more than a transfer that
@@ -9,8 +9,6 @@
  * signals are blocked by the caller, see http_loop.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_handle.c
  *
  *-------------------------------------------------------------------------
  */

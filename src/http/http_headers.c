@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_headers.c
+ * src/http/http_headers.c
  *	  What is kept of the headers of an answer.
  *
  * An answer may have interim ones before it (1xx): each status line begins anew, so
@@ -10,8 +10,6 @@
  * Callbacks of libcurl: nothing here throws or pallocs.  See http_loop.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_headers.c
  *
  *-------------------------------------------------------------------------
  */

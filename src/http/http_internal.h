@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * http_internal.h
+ * src/http/http_internal.h
  *	  What http_loop.c and the other http_*.c share.
  *
  * Private to src/http/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_internal.h
  *
  *-------------------------------------------------------------------------
  */
@@ -235,35 +233,29 @@ extern int	http_transfer_on_request(void *userp, char *remote_ip, char *local_ip
 extern void http_transfers_note_begun(HttpLoop *loop);
 #endif
 
-/* http_body.c: let paused transfers go on for which there is memory; signals are blocked */
+/* http_body.c */
 extern void http_bodies_go_on(HttpLoop *loop);
-
-/* http_body.c: when to look for late ones; and is this one? */
 extern TimestampTz http_bodies_until(HttpLoop *loop);
 extern bool http_body_is_late(HttpTransfer *transfer, TimestampTz now);
-
-/* http_body.c: a header says how the body is packed; unpack a complete one */
 extern void http_body_note_encoding(HttpTransfer *transfer, const char *value);
 extern bool http_body_is_heavy(const HttpTransfer *transfer);
 extern void http_body_unpack(HttpTransfer *transfer);
-
-/* http_body.c: of those that have ended with much to read, whose turn it is */
 extern HttpTransfer *http_body_next_heavy(HttpLoop *loop);
-
-/* http_body.c: no more comes; and it is not needed any more */
 extern void http_body_end(HttpTransfer *transfer);
 extern void http_body_free(HttpTransfer *transfer);
 
-/* http_loop.c: start what is to be started; signals are blocked */
+/* http_loop.c */
 extern void http_loop_run_due(HttpLoop *loop);
 
-/* Fill in the outcome of a transfer that has ended. */
+/* http_classify.c */
 extern void http_transfer_classify(HttpTransfer *transfer, CURLcode code);
 
-/* http_cause.c: why a classified transfer ended so; its handle is there still */
+/* http_cause.c */
 extern HttpCause http_cause_find(HttpTransfer *transfer, CURLcode code);
-/* http_transfer.c: set up the handle for a request */
+
+/* http_transfer.c */
 extern bool http_transfer_configure(HttpTransfer *transfer, const HttpRequest *request);
+extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);
 
 /* http_refused.c */
 extern int	http_transfer_on_words(CURL *easy, curl_infotype type, char *data, size_t size,
@@ -281,8 +273,5 @@ extern bool http_peer_needs_http1(HttpLoop *loop, const char *url, const char *p
 extern void http_peer_needs_http1_note(HttpLoop *loop, const HttpHandle *handle);
 extern void http_peer_failed(HttpLoop *loop, const HttpHandle *handle);
 extern void http_peer_answered(HttpLoop *loop, const HttpHandle *handle);
-
-/* http_transfer.c: note the end of a transfer; signals are blocked */
-extern void http_transfer_finish(HttpTransfer *transfer, CURLcode code);
 
 #endif							/* FEISHU_HTTP_INTERNAL_H */

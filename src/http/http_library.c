@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_library.c
+ * src/http/http_library.c
  *	  libcurl itself: set up once, by us, and fit for what we were built with.
  *
  * libcurl has one set of memory functions in a process, that of whoever sets it
@@ -18,8 +18,6 @@
  * its version.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_library.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_loop.c
+ * src/http/http_loop.c
  *	  HTTP transfers over one wait loop: libcurl's multi interface driven by
  *	  a WaitEventSet.
  *
@@ -30,8 +30,6 @@
  * from the loop: that covers every error, cancel and termination.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_loop.c
  *
  *-------------------------------------------------------------------------
  */
@@ -318,8 +316,8 @@ loop_end_late(HttpLoop *loop)
 }
 
 /*
- * Let libcurl do what it would do by itself now: begin what is new, end what
- * is late.  Runs with signals blocked, and does not throw.
+ * Let libcurl do what it would do by itself now: begin what is new, end what is late.
+ * Runs with signals blocked, and does not throw.
  */
 void
 http_loop_run_due(HttpLoop *loop)

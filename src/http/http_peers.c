@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_peers.c
+ * src/http/http_peers.c
  *	  Peers that offer HTTP/2 and then do not do with it.
  *
  * Such a peer says so by HTTP_1_1_REQUIRED, or all that can be seen is that its
@@ -13,8 +13,6 @@
  * which does no harm.  Nothing here allocates or throws.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_peers.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_poller.c
+ * src/http/http_poller.c
  *	  The kernel's set of sockets to wait for: epoll, level-triggered.
  *
  * The set is a descriptor that is readable while one of its sockets has an
@@ -9,8 +9,6 @@
  * throws.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_poller.c
  *
  *-------------------------------------------------------------------------
  */

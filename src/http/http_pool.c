@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_pool.c
+ * src/http/http_pool.c
  *	  Pools of connections: libcurl's multi handles.
  *
  * New transfers go to the loop's pool, and nearly always it is the only one.
@@ -16,8 +16,6 @@
  * Nothing here throws; signals are blocked by the caller, see http_loop.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_pool.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_refused.c
+ * src/http/http_refused.c
  *	  Requests that the peer says it did not process.
  *
  * HTTP/2 has ways to say so: RST_STREAM with REFUSED_STREAM or HTTP_1_1_REQUIRED,
@@ -24,8 +24,6 @@
  *						connection that was used already, nothing
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_refused.c
  *
  *-------------------------------------------------------------------------
  */

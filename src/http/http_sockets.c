@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_sockets.c
+ * src/http/http_sockets.c
  *	  libcurl's sockets and the wait for them.
  *
  * libcurl opens, closes and loses interest in sockets inside its callbacks,
@@ -25,8 +25,6 @@
  * taken for granted that it is registered still.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_sockets.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_sockets.h
+ * src/http/http_sockets.h
  *	  libcurl's sockets, the wait for them, and the health of connections; for
  *	  http*.c only.
  *
@@ -10,8 +10,6 @@
  * Private to src/http/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_sockets.h
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_transfer.c
+ * src/http/http_transfer.c
  *	  One HTTP transfer: its request, its answer, and its end.
  *
  * An HttpTransfer lives in a memory context of the caller.  Its easy handle,
@@ -11,8 +11,6 @@
  * The callbacks here gather the answer.  See http_loop.c for the rules they keep.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_transfer.c
  *
  *-------------------------------------------------------------------------
  */

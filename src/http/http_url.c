@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * http_url.c
+ * src/http/http_url.c
  *	  URLs, as libcurl reads them.
  *
  * Nobody else takes a URL apart: what is checked, compared or shown of one is what
@@ -8,8 +8,6 @@
  * way; those are refused by http_url_check where they are set.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/http/http_url.c
  *
  *-------------------------------------------------------------------------
  */
@@ -88,6 +86,8 @@ find_fault(const HttpUrl *url, CURLU *parsed, CURLUcode code)
 }
 
 /*
+ * What is wrong with a URL that has a scheme?
+ *
  * Is this a URL of a scheme, which the caller has seen, a host, and maybe a port and a
  * path, written as libcurl understands it?  Whether host and path are what they should
  * be is the caller's to see; *url points into the text.  Does not throw.

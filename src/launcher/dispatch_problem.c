@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * dispatch_problem.c
+ * src/launcher/dispatch_problem.c
  *	  Why nothing sends what is queued in a database, or may not.
  *
  * Besides that there may be no dispatcher, the queue's tables may not be what the
@@ -11,8 +11,6 @@
  * and waits for nobody.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/dispatch_problem.c
  *
  *-------------------------------------------------------------------------
  */
@@ -220,6 +218,7 @@ find_problem(const char **table, int *pid)
 	return of_table != DISPATCH_NO_PROBLEM ? of_table : problem;
 }
 
+/* Why this database's flows are not sent, and the table, if it is one's. */
 DispatchProblem
 launcher_problem(const char **table)
 {
@@ -238,7 +237,7 @@ problem_format(DispatchProblem problem)
 		case DISPATCH_LOCKED_OUT:
 			break;
 		case DISPATCH_NOT_PRELOADED:
-			return gettext_noop("feishu_flow is not in shared_preload_libraries");
+			return gettext_noop("PostgreSQL was started without feishu_flow in shared_preload_libraries");
 		case DISPATCH_OFF:
 			return gettext_noop("feishu_flow.dispatch is off");
 		case DISPATCH_LIBRARY_OLD:
@@ -271,6 +270,7 @@ problem_format(DispatchProblem problem)
 	return NULL;
 }
 
+/* launcher_problem in words, palloc'd; NULL for none. */
 char *
 launcher_problem_text(bool translated)
 {

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher.c
+ * src/launcher/launcher.c
  *	  A dispatcher in each database that has the extension.
  *
  * The launcher is one background worker for the whole cluster, connected to no
@@ -25,8 +25,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/launcher/launcher.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -42,7 +40,6 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -129,6 +126,7 @@ static bool no_slot_logged = false;
 PGDLLEXPORT void feishu_launcher_main(Datum main_arg);
 
 
+/* Register the launcher and install its hooks; in the postmaster only. */
 void
 launcher_register(void)
 {

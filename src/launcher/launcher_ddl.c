@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_ddl.c
+ * src/launcher/launcher_ddl.c
  *	  What launcher and dispatchers must know of DDL statements.
  *
  * PostgreSQL does not drop, copy, rename or move a database while somebody is
@@ -20,8 +20,6 @@
  * not heard of the changes yet.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_ddl.c
  *
  *-------------------------------------------------------------------------
  */
@@ -82,10 +80,10 @@ end_of_transaction(ResourceReleasePhase phase, bool is_commit,
 
 	if (is_commit && extension_dropped)
 	{
-		DispatchNews news = DISPATCH_NO_NEWS;
+		DispatchNotice notice = DISPATCH_NO_NOTICE;
 
-		news.control = true;
-		slots_tell_database(MyDatabaseId, &news);
+		notice.control = true;
+		slots_notify_database(MyDatabaseId, &notice);
 		sessions_stop(MyDatabaseId);
 	}
 	if (is_commit && extension_created)
@@ -219,14 +217,14 @@ database_statement_begins(Node *statement)
 static void
 prepared_transaction_ended(void)
 {
-	const DispatchNews news = {.min_id = PG_INT64_MIN, .control = true, .handlers = true};
+	const DispatchNotice notice = {.min_id = PG_INT64_MIN, .control = true, .handlers = true};
 	Oid			extension = slots_lookup_extension();
 
 	if (OidIsValid(extension))
 		slots_add_known(MyDatabaseId, extension);
-	slots_tell_database(MyDatabaseId, &news);
-	sessions_tell_all();
-	waiters_tell_all();
+	slots_notify_database(MyDatabaseId, &notice);
+	sessions_notify_all();
+	waiters_notify_all();
 }
 
 static void

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_internal.h
+ * src/launcher/launcher_internal.h
  *	  Between launcher.c, launcher_slots.c, launcher_workers.c and launcher_ddl.c.
  *
  * Private to src/launcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_internal.h
  *
  *-------------------------------------------------------------------------
  */
@@ -50,7 +48,7 @@ extern int	slots_find(Oid database);
 extern int	slots_add(Oid database);
 extern void slots_add_known(Oid database, Oid extension);
 extern bool slots_remove(int place, bool database_gone);
-extern void slots_tell_database(Oid database, const DispatchNews *news);
+extern void slots_notify_database(Oid database, const DispatchNotice *notice);
 
 /* A slot's worker, seen by the launcher. */
 extern bool slots_start_worker(int place, uint32 *generation);
@@ -69,10 +67,7 @@ extern void slots_wake_launcher(bool databases_changed);
 extern bool slots_take_changes(bool *overflowed);
 extern void slots_set_no_room(bool no_room);
 extern bool slots_may_start(void);
-
-/* In a transaction.  May throw. */
 extern Oid	slots_lookup_extension(void);
-
 extern void launcher_install_hooks(void);
 
 #endif							/* FEISHU_LAUNCHER_INTERNAL_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_sessions.c
+ * src/launcher/launcher_sessions.c
  *	  The sessions of roles in which handlers are called, in shared memory.
  *
  * A session is a background worker of one role in one database.  The dispatcher takes
@@ -20,8 +20,6 @@
  * of the place.  Nothing throws or waits under them.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_sessions.c
  *
  *-------------------------------------------------------------------------
  */
@@ -50,7 +48,7 @@ typedef struct Place
 	bool		stop;			/* it is to end */
 	bool		leave;			/* ... for another role */
 	bool		idle;
-	int64		min_number;		/* news */
+	int64		min_number;		/* notice */
 	/* under the lock */
 	Oid			database;		/* InvalidOid: the place is free */
 	Oid			roleid;
@@ -116,11 +114,11 @@ sessions_count(void)
 }
 
 
-/* ---------- News ---------- */
+/* ---------- Notices ---------- */
 
 /* Tell a place.  The lock is held. */
 static void
-place_tell(Place *place, int64 min_number)
+place_notify(Place *place, int64 min_number)
 {
 	ProcNumber	proc;
 
@@ -131,8 +129,12 @@ place_tell(Place *place, int64 min_number)
 	slots_wake(proc);
 }
 
+/*
+ * Handlers of a role wait in this database, with this number or higher ones.  False if
+ * the role has no session for them.  Does not throw.
+ */
 bool
-sessions_tell(Oid roleid, int64 min_number)
+sessions_notify(Oid roleid, int64 min_number)
 {
 	bool		found = false;
 
@@ -145,14 +147,15 @@ sessions_tell(Oid roleid, int64 min_number)
 
 		found = place->database == MyDatabaseId && place->roleid == roleid && !place->failed;
 		if (found)
-			place_tell(place, min_number);
+			place_notify(place, min_number);
 	}
 	LWLockRelease(launcher_shared->lock);
 	return found;
 }
 
+/* Handlers may wait: all sessions of this database look from the start. */
 void
-sessions_tell_all(void)
+sessions_notify_all(void)
 {
 	if (!launcher_present())
 		return;
@@ -160,24 +163,25 @@ sessions_tell_all(void)
 	for (int i = 0; i < shared->num_places; i++)
 	{
 		if (shared->places[i].database == MyDatabaseId)
-			place_tell(&shared->places[i], PG_INT64_MIN);
+			place_notify(&shared->places[i], PG_INT64_MIN);
 	}
 	LWLockRelease(launcher_shared->lock);
 }
 
 /* Have the dispatcher of a database look whose handlers wait. */
 static void
-tell_dispatcher(Oid database)
+notify_dispatcher(Oid database)
 {
-	DispatchNews news = DISPATCH_NO_NEWS;
+	DispatchNotice notice = DISPATCH_NO_NOTICE;
 
-	news.handlers = true;
-	slots_tell_database(database, &news);
+	notice.handlers = true;
+	slots_notify_database(database, &notice);
 }
 
 
 /* ---------- The dispatcher ---------- */
 
+/* A place of this database; false: it is free, or another's. */
 bool
 sessions_view(int number, SessionView *view)
 {
@@ -224,6 +228,7 @@ place_find_free(void)
 	return -1;
 }
 
+/* Take a place for a role, or -1; the worker is to bring the generation. */
 int
 sessions_reserve(Oid roleid, uint32 *generation)
 {
@@ -250,6 +255,7 @@ sessions_reserve(Oid roleid, uint32 *generation)
 	return number;
 }
 
+/* It is over, whatever it was: free it. */
 void
 sessions_free(int number, uint32 generation)
 {
@@ -264,6 +270,7 @@ sessions_free(int number, uint32 generation)
 	LWLockRelease(launcher_shared->lock);
 }
 
+/* Ask it to make room for another role. */
 void
 sessions_ask_to_leave(int number)
 {
@@ -298,9 +305,13 @@ session_detach(int code, Datum arg)
 	LWLockRelease(launcher_shared->lock);
 	ConditionVariableBroadcast(&launcher_shared->detached);
 	/* what it was told, and did not look at */
-	tell_dispatcher(database);
+	notify_dispatcher(database);
 }
 
+/*
+ * First of all, before it connects: take the place that main_arg names.  Returns the
+ * database and the role to connect to.  Ends the process when it is not wanted.
+ */
 Oid
 sessions_attach(int number, Oid *roleid)
 {
@@ -340,6 +351,7 @@ sessions_attach(int number, Oid *roleid)
 	return database;
 }
 
+/* It is connected, and can call handlers. */
 void
 sessions_set_ready(void)
 {
@@ -349,11 +361,11 @@ sessions_set_ready(void)
 }
 
 void
-sessions_take_news(SessionNews *news)
+sessions_take_notice(SessionNotice *notice)
 {
 	SpinLockAcquire(&own->mutex);
-	news->leave = own->stop || own->leave;
-	news->min_number = own->min_number;
+	notice->leave = own->stop || own->leave;
+	notice->min_number = own->min_number;
 	own->min_number = PG_INT64_MAX;
 	SpinLockRelease(&own->mutex);
 }
@@ -409,6 +421,7 @@ sessions_terminate(Oid database)
 	LWLockRelease(launcher_shared->lock);
 }
 
+/* Is one connected to a database? */
 bool
 sessions_are_attached(Oid database)
 {

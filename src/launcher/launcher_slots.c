@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_slots.c
+ * src/launcher/launcher_slots.c
  *	  The shared array of databases that launcher, dispatchers, backends and
  *	  DDL statements meet in.
  *
@@ -15,7 +15,7 @@
  * one: their ends are seen by callbacks, and a process that cannot run its
  * callbacks takes all shared memory with it.
  *
- * The lock protects everything but the news and the latch to set, which are
+ * The lock protects everything but the notice and the latch to set, which are
  * under a spinlock of the slot, for they are written in each commit that
  * queued something.  The database is written under both, so either will do to
  * read it.  Nothing throws or waits under them.
@@ -25,8 +25,6 @@
  * somebody else for nothing, which everybody must put up with anyway.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_slots.c
  *
  *-------------------------------------------------------------------------
  */
@@ -105,12 +103,13 @@ launcher_startup_shmem(void)
 		{
 			SpinLockInit(&launcher_shared->slots[i].mutex);
 			launcher_shared->slots[i].proc = INVALID_PROC_NUMBER;
-			launcher_shared->slots[i].news = DISPATCH_NO_NEWS;
+			launcher_shared->slots[i].notice = DISPATCH_NO_NOTICE;
 		}
 	}
 	LWLockRelease(AddinShmemInitLock);
 }
 
+/* Are there launcher and dispatchers at all (was the library preloaded)? */
 bool
 launcher_present(void)
 {
@@ -160,7 +159,7 @@ slots_place_find_or_add(Oid database)
 	slot->ended_well = true;
 	SpinLockAcquire(&slot->mutex);
 	slot->database = database;
-	slot->news = DISPATCH_NO_NEWS;
+	slot->notice = DISPATCH_NO_NOTICE;
 	SpinLockRelease(&slot->mutex);
 	return place;
 }
@@ -179,13 +178,13 @@ slots_add(Oid database)
 
 /*
  * Have one for a database in which the extension was committed just now; or maybe
- * was, if its OID is given: one that is known already is no news.
+ * was, if its OID is given: one that is known already is not new.
  */
 void
 slots_add_known(Oid database, Oid extension)
 {
 	int			place;
-	bool		is_news = true;
+	bool		is_new = true;
 
 	LWLockAcquire(launcher_shared->lock, LW_EXCLUSIVE);
 	place = slots_place_find_or_add(database);
@@ -193,16 +192,16 @@ slots_add_known(Oid database, Oid extension)
 	{
 		DatabaseSlot *slot = &launcher_shared->slots[place];
 
-		is_news = slot->extension != EXTENSION_PRESENT ||
+		is_new = slot->extension != EXTENSION_PRESENT ||
 			!OidIsValid(extension) || slot->extension_oid != extension;
 		slot->extension = EXTENSION_PRESENT;
 		slot->extension_oid = extension;
-		if (is_news)
+		if (is_new)
 			slot->creations++;
 	}
 	LWLockRelease(launcher_shared->lock);
 	/* even if it was thought to be there: a dispatcher may wait to be tried again */
-	if (is_news)
+	if (is_new)
 		slots_wake_launcher(false);
 }
 

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_slots.h
+ * src/launcher/launcher_slots.h
  *	  The slots' memory, for launcher_slots.c and launcher_workers.c and no other file.
  *
  * Private to src/launcher/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_slots.h
  *
  *-------------------------------------------------------------------------
  */
@@ -32,7 +30,7 @@ typedef struct DatabaseSlot
 	bool		failing;		/* the dispatcher cannot work on its queue */
 	bool		locked_out;		/* ... as somebody has locked it */
 	bool		no_handlers;	/* it could not start a worker for handlers */
-	DispatchNews news;
+	DispatchNotice notice;
 	/* under both */
 	Oid			database;		/* InvalidOid: the slot is free */
 	/* under the lock */
@@ -60,7 +58,6 @@ typedef struct LauncherShared
 
 /* launcher_slots.c; NULL when the library was not preloaded */
 extern LauncherShared *launcher_shared;
-
 extern int	slots_place_find(Oid database);
 extern int	slots_place_find_or_add(Oid database);
 

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * launcher_workers.c
+ * src/launcher/launcher_workers.c
  *	  The workers of the slots: started, attached, notified, stopped.
  *
  * The launcher notes in the slot that it starts a worker, and gives it the slot's
@@ -11,13 +11,11 @@
  * its end is seen by an exit callback, no dead worker stays in a slot: a process
  * that cannot run its callbacks takes all shared memory with it.
  *
- * News are kept in the slot until the dispatcher takes them, whether or not there
+ * A notice is kept in the slot until the dispatcher takes it, whether or not there
  * is one.  Backends leave them in each commit that queued something, so for that
  * the slot's spinlock is enough; launcher_slots.c has the rules of the locks.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/launcher/launcher_workers.c
  *
  *-------------------------------------------------------------------------
  */
@@ -37,7 +35,6 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
-#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
@@ -49,10 +46,10 @@
 static int	own_place = -1;
 
 
-/* ---------- News ---------- */
+/* ---------- Notices ---------- */
 
 static bool
-place_tell(int place, Oid database, const DispatchNews *news)
+place_notify(int place, Oid database, const DispatchNotice *notice)
 {
 	DatabaseSlot *slot = &launcher_shared->slots[place];
 	ProcNumber	proc = INVALID_PROC_NUMBER;
@@ -62,11 +59,11 @@ place_tell(int place, Oid database, const DispatchNews *news)
 	found = slot->database == database;
 	if (found)
 	{
-		slot->news.min_id = Min(slot->news.min_id, news->min_id);
-		slot->news.control |= news->control;
-		slot->news.tokens |= news->tokens;
-		slot->news.handlers |= news->handlers;
-		slot->news.handlers_run |= news->handlers_run;
+		slot->notice.min_id = Min(slot->notice.min_id, notice->min_id);
+		slot->notice.control |= notice->control;
+		slot->notice.tokens |= notice->tokens;
+		slot->notice.handlers |= notice->handlers;
+		slot->notice.handlers_run |= notice->handlers_run;
 		proc = slot->proc;
 	}
 	SpinLockRelease(&slot->mutex);
@@ -76,22 +73,27 @@ place_tell(int place, Oid database, const DispatchNews *news)
 
 /* Tell the dispatcher of a database, if there is a slot. */
 void
-slots_tell_database(Oid database, const DispatchNews *news)
+slots_notify_database(Oid database, const DispatchNotice *notice)
 {
 	int			place = slots_find(database);
 
 	if (place >= 0)
-		(void) place_tell(place, database, news);
+		(void) place_notify(place, database, notice);
 }
 
+/*
+ * Tell the dispatcher of this database, at the end of a transaction: nothing here
+ * throws.  Without a dispatcher the notice waits for the next one; a database that the
+ * launcher does not know becomes known by this.
+ */
 void
-launcher_tell(const DispatchNews *news)
+launcher_notify(const DispatchNotice *notice)
 {
 	bool		known;
 
 	if (!launcher_present() || !OidIsValid(MyDatabaseId))
 		return;
-	if (own_place >= 0 && place_tell(own_place, MyDatabaseId, news))
+	if (own_place >= 0 && place_notify(own_place, MyDatabaseId, notice))
 		return;
 
 	/* Who queues has the extension: no need to look for it. */
@@ -103,11 +105,12 @@ launcher_tell(const DispatchNews *news)
 	LWLockRelease(launcher_shared->lock);
 	if (own_place < 0)
 		return;					/* the launcher looks again when it polls */
-	(void) place_tell(own_place, MyDatabaseId, news);
+	(void) place_notify(own_place, MyDatabaseId, notice);
 	if (!known)
 		slots_wake_launcher(false);
 }
 
+/* Is there a dispatcher in this database, and does it work? */
 bool
 launcher_has_dispatcher(void)
 {
@@ -121,20 +124,26 @@ launcher_has_dispatcher(void)
 		view.worker && view.pid != 0 && !view.stop && !view.failing;
 }
 
+/*
+ * Take the notice, once.  False: the process is to proc_exit(0) now, for a DDL statement
+ * waits for that; after 300 ms it sends SIGTERM.  To be called whenever the latch was
+ * set.  Does not throw.
+ */
 bool
-launcher_take_news(DispatchNews *news)
+launcher_take_notice(DispatchNotice *notice)
 {
 	DatabaseSlot *slot = &launcher_shared->slots[own_place];
 	bool		go_on;
 
 	SpinLockAcquire(&slot->mutex);
 	go_on = !slot->stop;
-	*news = slot->news;
-	slot->news = DISPATCH_NO_NEWS;
+	*notice = slot->notice;
+	slot->notice = DISPATCH_NO_NOTICE;
 	SpinLockRelease(&slot->mutex);
 	return go_on;
 }
 
+/* The dispatcher cannot work on its queue for now, or can again.  Does not throw. */
 void
 launcher_set_failing(bool failing)
 {
@@ -145,6 +154,7 @@ launcher_set_failing(bool failing)
 	SpinLockRelease(&slot->mutex);
 }
 
+/* ... because somebody has locked the tables. */
 void
 launcher_set_locked_out(bool locked_out)
 {
@@ -155,6 +165,7 @@ launcher_set_locked_out(bool locked_out)
 	SpinLockRelease(&slot->mutex);
 }
 
+/* There is no background worker for handlers that wait, or there is again. */
 void
 launcher_set_no_handlers(bool no_handlers)
 {
@@ -189,6 +200,15 @@ worker_detach(int code, Datum arg)
 	slots_wake_launcher(false);
 }
 
+/*
+ * First of all, before it connects, with signals still blocked or not: take the place in
+ * the shared array that main_arg names.  Returns the database to connect to.  Ends the
+ * process when it is not wanted any more.
+ *
+ * The latch to be set is MyLatch.  The place is given back when the process ends: exit
+ * code 0 has the launcher start another at once, if one is still wanted; any other is a
+ * failure, and is followed by a growing pause.
+ */
 Oid
 launcher_attach_dispatcher(int place)
 {
@@ -222,7 +242,7 @@ launcher_attach_dispatcher(int place)
 	return database;
 }
 
-/* OID of the extension in this database, as committed by now. */
+/* In a transaction.  May throw.  OID of the extension in this database, as committed by now. */
 Oid
 slots_lookup_extension(void)
 {
@@ -245,6 +265,14 @@ slots_lookup_extension(void)
 	return extension;
 }
 
+/*
+ * OID of the extension in this database.  InvalidOid when there is none, or another one
+ * than at the first call (dropped and created again): then the caller must proc_exit(0),
+ * and the launcher starts another dispatcher if one is wanted.  In a transaction.  To be
+ * called first after the start, and on a notice of control before anything else that needs the
+ * extension.  Does not trust the system caches, which may lag behind the commit that
+ * woke us.
+ */
 Oid
 launcher_find_extension(void)
 {

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * attempt.c
+ * src/queue/attempt.c
  *	  Attempts of flows that went wrong: feishu_internal.attempt.
  *
  * A row is written by the transaction that writes the flow's, after it, so that this
@@ -9,8 +9,6 @@
  * when the flow is.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/attempt.c
  *
  *-------------------------------------------------------------------------
  */
@@ -120,12 +118,10 @@ feishu_forget_attempts(PG_FUNCTION_ARGS)
 	static SqlStatement all = SQL_STATEMENT(
 		"DELETE FROM feishu_internal.attempt", 0, InvalidOid);
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	SqlCaller	caller;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		RelationGetRelid(data->tg_relation) != sql_find_table("outbox"))
 		elog(ERROR, "not called as a trigger of the outbox");
-	sql_begin_as_owner(&caller);
 	if (TRIGGER_FIRED_FOR_ROW(data->tg_event))
 	{
 		bool		is_null;
@@ -133,10 +129,9 @@ feishu_forget_attempts(PG_FUNCTION_ARGS)
 			heap_getattr(data->tg_trigtuple, OUTBOX_ID + 1, RelationGetDescr(data->tg_relation), &is_null)
 		};
 
-		sql_run(&of_flow, values, NULL, SPI_OK_DELETE, NULL);
+		sql_run_as_owner(&of_flow, values, NULL, SPI_OK_DELETE, NULL);
 	}
 	else
-		sql_run(&all, NULL, NULL, SPI_OK_DELETE, NULL);
-	sql_end_as_owner(&caller);
+		sql_run_as_owner(&all, NULL, NULL, SPI_OK_DELETE, NULL);
 	return PointerGetDatum(NULL);
 }

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * attempt.h
+ * src/queue/attempt.h
  *	  Attempts of flows that went wrong.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/attempt.h
  *
  *-------------------------------------------------------------------------
  */

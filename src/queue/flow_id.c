@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * flow_id.c
+ * src/queue/flow_id.c
  *	  Ids of flows: draw the next one, look at the last.
  *
  * A sequence would do, but for two things: who draws from it changes what
@@ -28,8 +28,6 @@
  * if it has taken it, with the rows.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/flow_id.c
  *
  *-------------------------------------------------------------------------
  */
@@ -129,7 +127,10 @@ lock_page(Relation table, int mode)
 	return buffer;
 }
 
-/* Draw the next id.  The table stays locked until the end of the transaction. */
+/*
+ * Draw the next id.  The table is locked, see sql_lock_number, and stays so until the end
+ * of the transaction.
+ */
 int64
 flow_id_draw(Oid relid)
 {

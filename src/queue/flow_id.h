@@ -1,21 +1,16 @@
 /*-------------------------------------------------------------------------
  *
- * flow_id.h
+ * src/queue/flow_id.h
  *	  Ids of flows: draw the next one, look at the last.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/flow_id.h
  *
  *-------------------------------------------------------------------------
  */
 #ifndef FEISHU_FLOW_ID_H
 #define FEISHU_FLOW_ID_H
 
-/* The next id, of a table that is locked, see sql_lock_number. */
 extern int64 flow_id_draw(Oid relid);
-
-/* The last one that was drawn; 0 when none was. */
 extern int64 flow_id_last(Oid relid);
 
 #endif							/* FEISHU_FLOW_ID_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * insert.c
+ * src/queue/insert.c
  *	  Insert one row into a table at the cost of the row.
  *
  * An INSERT of one row through SPI spends twice as much on starting and ending
@@ -14,8 +14,6 @@
  * opened and closed for each row, which costs little when they are at hand.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/insert.c
  *
  *-------------------------------------------------------------------------
  */
@@ -35,7 +33,7 @@
 #include "utils/rel.h"
 
 #include "base/sqlrun.h"
-#include "queue/insert.h"
+#include "queue/outbox_internal.h"
 
 /* The tables we insert into have few indexes. */
 #define INSERT_MAX_INDEXES	16

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * notify.c
+ * src/queue/notify.c
  *	  What a transaction has to tell the dispatcher, and those who wait, at its
  *	  end.
  *
@@ -11,8 +11,6 @@
  * seen by launcher_ddl.c; what nobody saw is left to the dispatcher's slow poll.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/notify.c
  *
  *-------------------------------------------------------------------------
  */
@@ -33,48 +31,48 @@
 #define MAX_ROLES	16
 
 /* A role with handlers that wait. */
-typedef struct HandlerNews
+typedef struct HandlerNotice
 {
 	Oid			roleid;
 	int64		min_number;
-} HandlerNews;
+} HandlerNotice;
 
 /* What this transaction has to tell, when it commits and when it does not. */
-static DispatchNews at_commit = {.min_id = PG_INT64_MAX};
-static DispatchNews at_abort = {.min_id = PG_INT64_MAX};
+static DispatchNotice at_commit = {.min_id = PG_INT64_MAX};
+static DispatchNotice at_abort = {.min_id = PG_INT64_MAX};
 static int	abort_level = 0;	/* nesting of the innermost one that locked rows */
 static bool control_at_commit = false;
 static int64 ended[MAX_ENDED];	/* flows whose waiters are told at commit */
 static int	num_ended = 0;		/* may be one more than there is room for */
-static HandlerNews handlers[MAX_ROLES];
+static HandlerNotice handlers[MAX_ROLES];
 static int	num_handlers = 0;	/* likewise */
 static bool callback_registered = false;
 
 static bool
-news_is_empty(const DispatchNews *news)
+notice_is_empty(const DispatchNotice *notice)
 {
-	return news->min_id == PG_INT64_MAX && !news->control && !news->handlers && !news->handlers_run;
+	return notice->min_id == PG_INT64_MAX && !notice->control && !notice->handlers && !notice->handlers_run;
 }
 
 static void
-news_clear(DispatchNews *news)
+notice_clear(DispatchNotice *notice)
 {
-	*news = DISPATCH_NO_NEWS;
+	*notice = DISPATCH_NO_NOTICE;
 }
 
 /* Tell the sessions of roles; the dispatcher, if one has none. */
 static void
-tell_handlers(void)
+notify_sessions(void)
 {
 	if (num_handlers > MAX_ROLES)
 	{
-		sessions_tell_all();
+		sessions_notify_all();
 		at_commit.handlers = true;
 		return;
 	}
 	for (int i = 0; i < num_handlers; i++)
 	{
-		bool		told = sessions_tell(handlers[i].roleid, handlers[i].min_number);
+		bool		told = sessions_notify(handlers[i].roleid, handlers[i].min_number);
 
 		at_commit.handlers |= !told;
 		at_commit.handlers_run |= told;
@@ -83,22 +81,22 @@ tell_handlers(void)
 
 /* Transaction callback; does not throw. */
 static void
-news_at_transaction_end(XactEvent event, void *arg)
+notify_at_transaction_end(XactEvent event, void *arg)
 {
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
-			tell_handlers();
-			if (!news_is_empty(&at_commit))
-				launcher_tell(&at_commit);
+			notify_sessions();
+			if (!notice_is_empty(&at_commit))
+				launcher_notify(&at_commit);
 			if (num_ended > MAX_ENDED)
-				waiters_tell_all();
+				waiters_notify_all();
 			else
-				waiters_tell(ended, num_ended);
+				waiters_notify(ended, num_ended);
 			break;
 		case XACT_EVENT_ABORT:
-			if (!news_is_empty(&at_abort))
-				launcher_tell(&at_abort);
+			if (!notice_is_empty(&at_abort))
+				launcher_notify(&at_abort);
 			control_at_commit = false;
 			break;
 		case XACT_EVENT_PREPARE:
@@ -107,8 +105,8 @@ news_at_transaction_end(XactEvent event, void *arg)
 		default:
 			return;
 	}
-	news_clear(&at_commit);
-	news_clear(&at_abort);
+	notice_clear(&at_commit);
+	notice_clear(&at_abort);
 	abort_level = 0;
 	num_ended = 0;
 	num_handlers = 0;
@@ -119,7 +117,7 @@ news_at_transaction_end(XactEvent event, void *arg)
  * that took them, and the transaction may stay open for long.
  */
 static void
-news_at_subtransaction_end(SubXactEvent event, SubTransactionId sub,
+notify_at_subtransaction_end(SubXactEvent event, SubTransactionId sub,
 						   SubTransactionId parent, void *arg)
 {
 	int			level = GetCurrentTransactionNestLevel();
@@ -128,7 +126,7 @@ news_at_subtransaction_end(SubXactEvent event, SubTransactionId sub,
 		(event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB))
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
-		launcher_tell(&at_abort);
+		launcher_notify(&at_abort);
 	abort_level = level - 1;
 }
 
@@ -137,37 +135,43 @@ news_at_subtransaction_end(SubXactEvent event, SubTransactionId sub,
  * messages, or the dispatcher would look at what it has cached.
  */
 static void
-news_after_locks(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
+notify_after_locks(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
 {
 	if (control_at_commit && phase == RESOURCE_RELEASE_AFTER_LOCKS && is_commit && is_top_level)
 	{
-		DispatchNews news = DISPATCH_NO_NEWS;
+		DispatchNotice notice = DISPATCH_NO_NOTICE;
 
 		control_at_commit = false;
-		news.control = true;
-		launcher_tell(&news);
+		notice.control = true;
+		launcher_notify(&notice);
 	}
 }
 
 static void
-news_register_callbacks(void)
+notify_register_callbacks(void)
 {
 	if (!callback_registered)
 	{
-		RegisterXactCallback(news_at_transaction_end, NULL);
-		RegisterSubXactCallback(news_at_subtransaction_end, NULL);
-		RegisterResourceReleaseCallback(news_after_locks, NULL);
+		RegisterXactCallback(notify_at_transaction_end, NULL);
+		RegisterSubXactCallback(notify_at_subtransaction_end, NULL);
+		RegisterResourceReleaseCallback(notify_after_locks, NULL);
 		callback_registered = true;
 	}
 }
 
+/* At commit, have the dispatcher look at rows from id on. */
 void
 notify_row(int64 id)
 {
-	news_register_callbacks();
+	notify_register_callbacks();
 	at_commit.min_id = Min(at_commit.min_id, id);
 }
 
+/*
+ * notify_row, and if the transaction or the subtransaction rolls back, too: the dispatcher
+ * skips a row that is locked, and must look again when it is not.  To be called in the
+ * subtransaction that locks it.
+ */
 void
 notify_locked_row(int64 id)
 {
@@ -179,7 +183,7 @@ notify_locked_row(int64 id)
 void
 notify_ended(int64 id)
 {
-	news_register_callbacks();
+	notify_register_callbacks();
 	if (num_ended < MAX_ENDED)
 		ended[num_ended++] = id;
 	else
@@ -189,21 +193,23 @@ notify_ended(int64 id)
 void
 notify_ended_some(void)
 {
-	news_register_callbacks();
+	notify_register_callbacks();
 	num_ended = MAX_ENDED + 1;
 }
 
+/* At commit, tell the dispatcher that pauses, servers or mappings changed. */
 void
 notify_control(void)
 {
-	news_register_callbacks();
+	notify_register_callbacks();
 	control_at_commit = true;
 }
 
+/* A handler of a role waits, with this number or a higher one. */
 void
 notify_handler(Oid roleid, int64 number)
 {
-	news_register_callbacks();
+	notify_register_callbacks();
 	if (num_handlers > MAX_ROLES)
 		return;
 	for (int i = 0; i < num_handlers; i++)
@@ -214,6 +220,6 @@ notify_handler(Oid roleid, int64 number)
 		return;
 	}
 	if (num_handlers < MAX_ROLES)
-		handlers[num_handlers] = (HandlerNews) {roleid, number};
+		handlers[num_handlers] = (HandlerNotice) {roleid, number};
 	num_handlers++;
 }

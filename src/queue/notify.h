@@ -1,12 +1,10 @@
 /*-------------------------------------------------------------------------
  *
- * notify.h
+ * src/queue/notify.h
  *	  What a transaction has to tell the dispatcher, and those who wait, at its
  *	  end.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/notify.h
  *
  *-------------------------------------------------------------------------
  */
@@ -16,14 +14,7 @@
 /* All of these are to be called in a transaction, and do not throw but for want
  * of memory. */
 
-/* At commit, have the dispatcher look at rows from id on. */
 extern void notify_row(int64 id);
-
-/*
- * Likewise, and if the transaction or the subtransaction rolls back, too: the
- * dispatcher skips a row that is locked, and must look again when it is not.  To
- * be called in the subtransaction that locks it.
- */
 extern void notify_locked_row(int64 id);
 
 /*
@@ -33,11 +24,7 @@ extern void notify_locked_row(int64 id);
  */
 extern void notify_ended(int64 id);
 extern void notify_ended_some(void);
-
-/* At commit, tell the dispatcher that pauses, servers or mappings changed. */
 extern void notify_control(void);
-
-/* A handler of a role waits, with this number or a higher one. */
 extern void notify_handler(Oid roleid, int64 number);
 
 #endif							/* FEISHU_NOTIFY_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * on_end.c
+ * src/queue/on_end.c
  *	  Which function is meant by on_end.
  *
  * It is looked for when the flow is queued, by the search_path of then, and is
@@ -9,8 +9,6 @@
  * as it is by then, and one that the role may not execute any more is not.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/on_end.c
  *
  *-------------------------------------------------------------------------
  */
@@ -26,7 +24,6 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/regproc.h"
 #include "utils/syscache.h"
 #include "utils/varlena.h"
 

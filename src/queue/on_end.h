@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * on_end.h
+ * src/queue/on_end.h
  *	  What the end of a row owes its handler, in SQL; and which function is meant.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/on_end.h
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +27,6 @@
 /* A handler that waits; a flow is kept meanwhile. */
 #define HANDLER_WAITS		"(end_number IS NOT NULL AND handler_state IS NULL)"
 
-/* The function that a role means by on_end. */
 extern char *on_end_resolve(const char *on_end, Oid roleid);
 
 #endif							/* FEISHU_ON_END_H */

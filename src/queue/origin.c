@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * origin.c
+ * src/queue/origin.c
  *	  In which database of which cluster a row of the queue was queued.
  *
  * Rows of the queue may come to a database that they were not queued in: it is a
@@ -32,8 +32,6 @@
  * Rows of feishu_internal.claim that others write, by replication, are left alone.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/origin.c
  *
  *-------------------------------------------------------------------------
  */
@@ -86,6 +84,7 @@ is_settled(void)
 	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
 
+/* origin_is_ours, or it may be so soon: nobody has looked yet whether this is an upgrade. */
 bool
 origin_may_be_ours(Datum system_identifier, Datum database)
 {
@@ -156,6 +155,10 @@ disown(Datum *values)
 	}
 }
 
+/*
+ * See that feishu_internal.claim has a row of this database; needs a transaction and
+ * sql_begin_as_owner.
+ */
 void
 origin_settle(void)
 {

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * origin.h
+ * src/queue/origin.h
  *	  In which database of which cluster a row of the queue was queued.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/origin.h
  *
  *-------------------------------------------------------------------------
  */
@@ -15,14 +13,8 @@
 /* The columns system_identifier and database of what is queued here. */
 extern Datum origin_system(void);
 extern Datum origin_database(void);
-
 extern bool origin_is_ours(Datum system_identifier, Datum database);
-
-/* Likewise, or it may be so soon: nobody has looked yet whether this is an upgrade. */
 extern bool origin_may_be_ours(Datum system_identifier, Datum database);
-
-/* See that feishu_internal.claim has a row of this database; needs a transaction and
- * sql_begin_as_owner. */
 extern void origin_settle(void);
 
 #endif							/* FEISHU_ORIGIN_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * outbox.c
+ * src/queue/outbox.c
  *	  The queue's table, from the side of those who queue flows.
  *
  * An enqueue is an insert in the caller's transaction (insert.c); what it means
@@ -13,8 +13,6 @@
  * they have checked the rights of the caller themselves.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/outbox.c
  *
  *-------------------------------------------------------------------------
  */
@@ -39,12 +37,11 @@
 #include "base/sqlrun.h"
 #include "launcher/launcher.h"
 #include "queue/flow_id.h"
-#include "queue/insert.h"
 #include "queue/notify.h"
 #include "queue/on_end.h"
 #include "queue/origin.h"
 #include "queue/outbox.h"
-#include "queue/outbox_row.h"
+#include "queue/outbox_internal.h"
 #include "queue/record_text.h"
 #include "queue/replace.h"
 #include "wire/wire_check.h"
@@ -56,6 +53,9 @@
 #define KEY_TRIES			5
 
 
+/*
+ * Say once a session, if there is no dispatcher, that nobody will send what is queued.
+ */
 void
 outbox_warn_without_dispatcher(void)
 {
@@ -67,10 +67,11 @@ outbox_warn_without_dispatcher(void)
 	ereport(WARNING,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("flows are queued, but nothing will send them"),
-			 errdetail("feishu_flow is not in shared_preload_libraries, so that there is no dispatcher."),
+			 errdetail("PostgreSQL was started without feishu_flow in shared_preload_libraries, so there is no dispatcher."),
 			 errhint("Add it to shared_preload_libraries and restart the server; what is queued by then will be sent.")));
 }
 
+/* Throw that there is no such flow for the caller. */
 void
 outbox_report_no_flow(int64 id)
 {
@@ -80,6 +81,7 @@ outbox_report_no_flow(int64 id)
 			 errhint("The view feishu.flows shows the flows that you may see.")));
 }
 
+/* A random UUID (version 4) as text: the key of a flow that was given none. */
 char *
 outbox_random_key(void)
 {
@@ -116,22 +118,22 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 {
 	if (flow->ordering_key != NULL)
 	{
-		const char *problem = wire_check_key(flow->ordering_key);
+		const char *problem = wire_check_name(flow->ordering_key, false);
 
 		if (problem != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"%s\" %s", "ordering_key", _(problem)),
+					 errmsg(problem, "ordering_key"),
 					 errhint("Leave it null, or give flows that must not overtake each other the same value.")));
 	}
 	if (flow->replace_key != NULL)
 	{
-		const char *problem = wire_check_key(flow->replace_key);
+		const char *problem = wire_check_name(flow->replace_key, false);
 
 		if (problem != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"%s\" %s", "replace_key", _(problem)),
+					 errmsg(problem, "replace_key"),
 					 errhint("Leave it null, or give flows of which only the last is to be started the same value.")));
 		if (flow->request.idempotent_key != NULL)
 			ereport(ERROR,
@@ -160,6 +162,7 @@ check_delivery(const QueuedFlow *flow, TimestampTz now)
 				 errmsg("argument \"%s\" must be later than run_at and now", "expires_at")));
 }
 
+/* When a flow expires that is to be sent at a time and says nothing of it. */
 TimestampTz
 outbox_expires_by_age(TimestampTz run_at)
 {
@@ -197,6 +200,7 @@ static const Oid column_types[OUTBOX_COLUMNS] = {
 				  TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
 				  TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, TEXTOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, INT2OID)
 
+/* These columns of a row, as arguments of a statement. */
 void
 outbox_row_arguments(const Datum *values, const bool *nulls, const int *columns, int num,
 					 Datum *arguments, char *flags)
@@ -238,14 +242,9 @@ insert_by_sql(Datum *values, bool *nulls, InsertUnless unless)
 	};
 	Datum		arguments[NUM_INSERTED];
 	char		flags[NUM_INSERTED];
-	SqlCaller	caller;
-	bool		inserted;
 
 	outbox_row_arguments(values, nulls, columns, NUM_INSERTED, arguments, flags);
-	sql_begin_as_owner(&caller);
-	inserted = sql_run(&statements[unless], arguments, flags, SPI_OK_INSERT, NULL) > 0;
-	sql_end_as_owner(&caller);
-	return inserted;
+	return sql_run_as_owner(&statements[unless], arguments, flags, SPI_OK_INSERT, NULL) > 0;
 }
 
 /*
@@ -354,8 +353,9 @@ insert_or_replace(const QueuedFlow *flow, Oid outbox, Oid last_id, Datum *values
 }
 
 /*
- * Insert a checked flow; returns its id, or that of the flow that has its key or that
- * it replaces, which is looked for first: else each would draw an id in vain.
+ * Insert a flow whose request is checked, and whose server is known.  Returns its id, or
+ * that of the flow that has its key or that it replaces, which is looked for first: else
+ * each would draw an id in vain.
  */
 int64
 outbox_insert(const QueuedFlow *flow)
@@ -446,6 +446,14 @@ outbox_insert(const QueuedFlow *flow)
 	return id;
 }
 
+/*
+ * Insert a row in the current transaction, in the name of flow->roleid, who needs USAGE
+ * on the server (42501) and a user mapping (42704).  Returns its id.  request.operator_id
+ * may be NULL if the server has a default operator; request.idempotent_key NULL: a
+ * random UUID is made.  If the key is in the queue already, nothing is queued, and the
+ * id is that of the flow that has it.  With a replace_key, a flow that has it, waits,
+ * and was never begun with is replaced, and the id is its.  SPI is used inside.
+ */
 int64
 outbox_enqueue(const QueuedFlow *flow)
 {

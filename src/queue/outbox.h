@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * outbox.h
+ * src/queue/outbox.h
  *	  The queue's table: rows in, and what all who change rows need.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/outbox.h
  *
  *-------------------------------------------------------------------------
  */
@@ -75,31 +73,11 @@ typedef struct QueuedFlow
 /* An expires_at that was given, even if it is -infinity. */
 #define OUTBOX_GIVEN_EXPIRY(given) Max((given), DT_NOBEGIN + 1)
 
-/*
- * Insert a row in the current transaction, in the name of flow->roleid, who
- * needs USAGE on the server (42501) and a user mapping (42704).  Returns its id.
- * request.operator_id may be NULL if the server has a default operator;
- * request.idempotent_key NULL: a random UUID is made.  If the key is in the queue
- * already, nothing is queued, and the id is that of the flow that has it.  With a
- * replace_key, a flow that has it, waits, and was never begun with is replaced, and
- * the id is its.  SPI is used inside.
- */
 extern int64 outbox_enqueue(const QueuedFlow *flow);
-
-/* Likewise one whose request is checked, and whose server is known. */
 extern int64 outbox_insert(const QueuedFlow *flow);
-
-/* A random UUID (version 4) as text: the key of a flow that was given none. */
 extern char *outbox_random_key(void);
-
-/* When a flow expires that is to be sent at a time and says nothing of it. */
 extern TimestampTz outbox_expires_by_age(TimestampTz run_at);
-
-/* Say once a session, if there is no dispatcher, that nobody will send what is
- * queued. */
 extern void outbox_warn_without_dispatcher(void);
-
-/* Throw that there is no such flow for the caller. */
 extern void outbox_report_no_flow(int64 id);
 
 #endif							/* FEISHU_OUTBOX_H */

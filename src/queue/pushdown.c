@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * pushdown.c
+ * src/queue/pushdown.c
  *	  Warn of flows that Citus queues a shard at a time.
  *
  * The coordinator of a Citus cluster sends a query of a distributed table to
@@ -14,8 +14,6 @@
  * is meant.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/pushdown.c
  *
  *-------------------------------------------------------------------------
  */
@@ -45,8 +43,10 @@ statement_reads_table(void)
 }
 
 /*
- * Once a statement: it may queue a flow for each row, and the session serves
- * many statements of many sessions of the coordinator.
+ * To be called when enqueue_flow has queued a flow.
+ *
+ * Once a statement: it may queue a flow for each row, and the session serves many
+ * statements of many sessions of the coordinator.
  */
 void
 pushdown_warn(void)

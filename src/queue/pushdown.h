@@ -1,18 +1,15 @@
 /*-------------------------------------------------------------------------
  *
- * pushdown.h
+ * src/queue/pushdown.h
  *	  Warn of flows that Citus queues a shard at a time.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/pushdown.h
  *
  *-------------------------------------------------------------------------
  */
 #ifndef FEISHU_PUSHDOWN_H
 #define FEISHU_PUSHDOWN_H
 
-/* To be called when enqueue_flow has queued a flow. */
 extern void pushdown_warn(void);
 
 #endif							/* FEISHU_PUSHDOWN_H */

@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * record_text.c
+ * src/queue/record_text.c
  *	  What the queue says of ends that are not the outcome of a call.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/record_text.c
  *
  *-------------------------------------------------------------------------
  */

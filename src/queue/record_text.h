@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * record_text.h
+ * src/queue/record_text.h
  *	  What the queue tells of an end: text for the columns error, report and hint.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/record_text.h
  *
  *-------------------------------------------------------------------------
  */

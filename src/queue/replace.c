@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * replace.c
+ * src/queue/replace.c
  *	  Of flows with one replace_key, the last one wins: replace the one that waits.
  *
  * A row with a replace_key is replaceable until the dispatcher claims it for the first
@@ -20,8 +20,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/queue/replace.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -40,7 +38,7 @@
 #include "base/sqlrun.h"
 #include "queue/notify.h"
 #include "queue/origin.h"
-#include "queue/outbox_row.h"
+#include "queue/outbox_internal.h"
 #include "queue/replace.h"
 
 /* The row that waits with a key. */

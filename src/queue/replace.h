@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * replace.h
+ * src/queue/replace.h
  *	  Of flows with one replace_key, the last one wins: replace the one that waits.
  *
  * Private to src/queue/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/queue/replace.h
  *
  *-------------------------------------------------------------------------
  */

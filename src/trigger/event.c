@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * event.c
+ * src/trigger/event.c
  *	  What a trigger fired for, as jsonb: the document that templates look at.
  *
  * Rows become what to_jsonb makes of them.  Most templates look at a few
@@ -16,18 +16,14 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/trigger/event.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/relation.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
-#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -36,8 +32,6 @@
 #include "base/compat.h"
 #include "base/nls.h"
 #include "trigger/event.h"
-#include "trigger/names.h"
-#include "trigger/needs.h"
 
 #define NUM_PLAIN_MEMBERS	5	/* op, schema, table, root_schema, root_table */
 

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * event.h
+ * src/trigger/event.h
  *	  What a trigger fired for, as jsonb: the document that templates look at.
  *
  * Row triggers: {"op", "schema", "table", "new", "old"}.  Statement triggers:
@@ -12,8 +12,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/trigger/event.h
- *
  *-------------------------------------------------------------------------
  */
 #ifndef FEISHU_EVENT_H
@@ -22,6 +20,7 @@
 #include "commands/trigger.h"
 #include "nodes/pg_list.h"
 #include "utils/jsonb.h"
+#include "utils/jsonpath.h"
 
 /* The sides of a change. */
 #define EVENT_NEW			0	/* new, new_rows */
@@ -41,16 +40,19 @@ typedef struct EventNeeds
 /* Prepared for one table. */
 typedef struct EventPlan EventPlan;
 
-/* Prepare to build the needed part of the events of a table, in the current memory context. */
 extern EventPlan *event_plan_create(Relation rel, const EventNeeds *needs);
-
-/* The root that the table is a partition of, or InvalidOid. */
 extern Oid	event_plan_root(const EventPlan *plan);
-
-/* A statement with transition tables that changed no row. */
 extern bool event_is_empty(const TriggerData *trigdata);
-
-/* The event as jsonb in the current memory context. */
 extern Jsonb *event_build(EventPlan *plan, const TriggerData *trigdata);
+
+/* names.c */
+extern void names_check(const EventNeeds *needs, const TriggerData *trigdata,
+						const char *argument, const char *path);
+extern Oid	names_find_root(Relation rel, char **schema, char **table);
+
+/* needs.c */
+extern void needs_add_all(EventNeeds *needs);
+extern bool needs_column(const EventNeeds *needs, int side, const char *name);
+extern void needs_add_path(JsonPath *path, EventNeeds *needs);
 
 #endif							/* FEISHU_EVENT_H */

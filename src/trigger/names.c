@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * names.c
+ * src/trigger/names.c
  *	  Names that the jsonpaths of a trigger may use, and those of a partition's root.
  *
  * To a jsonpath a name that is not there is nothing.  But the members of an event
@@ -9,8 +9,6 @@
  * is inside of a column is known to nobody.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/names.c
  *
  *-------------------------------------------------------------------------
  */
@@ -22,7 +20,7 @@
 
 #include "base/compat.h"
 #include "base/nls.h"
-#include "trigger/names.h"
+#include "trigger/event.h"
 
 /* A name so far from what was meant is another one. */
 #define NAMES_MAX_DISTANCE	4
@@ -84,8 +82,8 @@ check_member(const char *name, const TriggerData *trigdata, const char *argument
 		closest = getClosestMatch(&match);
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("%s of trigger \"%s\" looks at \"%s\", which its event does not have",
-					_(argument), trigdata->tg_trigger->tgname, name),
+			 errmsg("%s template of trigger \"%s\" looks at \"%s\", which its event does not have",
+					argument, trigdata->tg_trigger->tgname, name),
 			 errdetail("The jsonpath is %s. The event has %s.", path, list.data),
 			 closest != NULL ? errhint("Perhaps you meant \"$.%s\".", closest) :
 			 members == members_of_statement ?
@@ -123,8 +121,8 @@ check_column(const char *name, const TriggerData *trigdata, const char *argument
 		closest = getClosestMatch(&match);
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("%s of trigger \"%s\" looks at column \"%s\", which table \"%s\" does not have",
-					_(argument), trigdata->tg_trigger->tgname, name,
+			 errmsg("%s template of trigger \"%s\" looks at column \"%s\", which table \"%s\" does not have",
+					argument, trigdata->tg_trigger->tgname, name,
 					RelationGetRelationName(trigdata->tg_relation)),
 			 errdetail("The jsonpath is %s.", path),
 			 closest != NULL ? errhint("Perhaps you meant the column \"%s\".", closest) :
@@ -148,8 +146,10 @@ names_check(const EventNeeds *needs, const TriggerData *trigdata, const char *ar
 }
 
 /*
- * A lock on the partition keeps the root from being dropped, but for one that is
- * just being detached: that is none any more.
+ * The root of a partition and its palloc'ed names, or InvalidOid.
+ *
+ * A lock on the partition keeps the root from being dropped, but for one that is just
+ * being detached: that is none any more.
  */
 Oid
 names_find_root(Relation rel, char **schema, char **table)

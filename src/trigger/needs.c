@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * needs.c
+ * src/trigger/needs.c
  *	  What of an event a jsonpath looks at.
  *
  * Columns that no jsonpath looks at are left out of the event: they cost nothing,
@@ -13,15 +13,13 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/trigger/needs.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "miscadmin.h"
 
-#include "trigger/needs.h"
+#include "trigger/event.h"
 
 /* Where in the event a part of a jsonpath stands. */
 typedef enum Place

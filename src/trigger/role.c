@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * role.c
+ * src/trigger/role.c
  *	  The role that ran the statement for which a trigger fires.
  *
  * A flow is queued in the name of the role that was current_user of the
@@ -26,8 +26,6 @@
  * that are not made by statements, such as those of a subscription.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/role.c
  *
  *-------------------------------------------------------------------------
  */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * template.c
+ * src/trigger/template.c
  *	  JSON whose strings are filled in from an event by jsonpaths.
  *
  * A template is parsed into the tokens that pushJsonbValue wants, each value
@@ -21,8 +21,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/trigger/template.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -34,8 +32,7 @@
 
 #include "base/compat.h"
 #include "base/nls.h"
-#include "trigger/names.h"
-#include "trigger/needs.h"
+#include "trigger/event.h"
 #include "trigger/template.h"
 
 /* A jsonpath of a template. */
@@ -87,8 +84,8 @@ path_error_callback(void *arg)
 {
 	PathContext *context = arg;
 
-	errcontext("jsonpath \"%s\" in the %s", context->path->text,
-			   _(context->template->argument));
+	errcontext("jsonpath \"%s\" in the %s template", context->path->text,
+			   context->template->argument);
 }
 
 /* Throw that something is no jsonpath. */
@@ -98,8 +95,8 @@ report_path(const Template *template, const char *text, bool in_text, int sqlsta
 {
 	ereport(ERROR,
 			(errcode(sqlstate),
-			 errmsg("%s of trigger \"%s\" has an invalid jsonpath: %s",
-					_(template->argument), template->trigger, text),
+			 errmsg("%s template of trigger \"%s\" has an invalid jsonpath: %s",
+					template->argument, template->trigger, text),
 			 errdetail_internal("%s", problem),
 			 in_text ?
 			 errhint("What stands in \"${}\" is a jsonpath, as in \"order-${$.new.id}\". Write \"$${\" for a text with \"${\" in it.") :
@@ -291,7 +288,7 @@ template_add_item(Template *template, JsonbIteratorToken token,
 
 /*
  * Parse a template in the current memory context, where all of it stays; NULL
- * when it is empty or JSON null.  argument, such as "params template", and
+ * when it is empty or JSON null.  argument, such as "params", and
  * trigger are for messages, and not copied.  Throws 22P02 or 42601, naming
  * them, when it is not JSON or holds what is not a jsonpath.
  */
@@ -311,7 +308,7 @@ template_parse(const char *argument, const char *trigger, const char *text)
 	if (!feishu_input(jsonb_in, pstrdup(text), &datum, &error))
 		ereport(ERROR,
 				(errcode(error->sqlerrcode),
-				 errmsg("%s of trigger \"%s\" is not valid JSON", _(argument), trigger),
+				 errmsg("%s template of trigger \"%s\" is not valid JSON", argument, trigger),
 				 error->detail ? errdetail_internal("%s", error->detail) :
 				 errdetail_internal("%s", error->message),
 				 errhint("Strings and jsonpaths stand in double quotes, such as '{\"_id\": \"$.new.id\"}'.")));
@@ -454,10 +451,10 @@ report_value(const Template *template, const TemplatePath *path, bool is_null)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 is_null ?
-			 errmsg("%s of trigger \"%s\" has no value to put into a text",
-					_(template->argument), template->trigger) :
-			 errmsg("%s of trigger \"%s\" has no single value to put into a text",
-					_(template->argument), template->trigger),
+			 errmsg("%s template of trigger \"%s\" has no value to put into a text",
+					template->argument, template->trigger) :
+			 errmsg("%s template of trigger \"%s\" has no single value to put into a text",
+					template->argument, template->trigger),
 			 is_null ?
 			 errdetail("The jsonpath %s finds nothing, or null.", path->text) :
 			 errdetail("The jsonpath %s finds several values, an array or an object.", path->text),

@@ -1,13 +1,11 @@
 /*-------------------------------------------------------------------------
  *
- * template.h
+ * src/trigger/template.h
  *	  JSON whose strings are filled in from an event by jsonpaths.
  *
  * Private to src/trigger/.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/template.h
  *
  *-------------------------------------------------------------------------
  */
@@ -19,19 +17,11 @@
 #include "trigger/event.h"
 
 typedef struct Template Template;
-
-/* Parse a template; NULL when it is empty or JSON null. */
 extern Template *template_parse(const char *argument, const char *trigger,
 								const char *text);
-
-/* The template itself, to look at what does not depend on an event. */
 extern Jsonb *template_json(const Template *template);
-
-/* Add what its jsonpaths look at. */
 extern void template_add_needs(const Template *template, const TriggerData *trigdata,
 							   EventNeeds *needs);
-
-/* Fill in a template from an event that has what it needs (NULL if that is nothing). */
 extern Jsonb *template_render(const Template *template, Jsonb *event);
 
 #endif							/* FEISHU_TEMPLATE_H */

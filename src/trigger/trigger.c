@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * trigger.c
+ * src/trigger/trigger.c
  *	  feishu.flow_trigger(): a data change becomes a queued flow.
  *
  * What a trigger's arguments say is parsed once a session, into a TriggerPlan,
@@ -19,8 +19,6 @@
  * A firing works in a context of its own, deleted at the end.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/trigger/trigger.c
  *
  *-------------------------------------------------------------------------
  */
@@ -43,7 +41,6 @@
 #include "base/nls.h"
 #include "queue/outbox.h"
 #include "trigger/event.h"
-#include "trigger/needs.h"
 #include "trigger/role.h"
 #include "trigger/template.h"
 #include "wire/wire_check.h"
@@ -95,11 +92,12 @@ typedef struct FiringContext
 	const char *table;
 } FiringContext;
 
-/* An option: what its value sets. */
+/* An option: how its value sets which field. */
 typedef struct TriggerOption
 {
 	const char *name;
-	void		(*set) (const char *name, const JsonbValue *value, QueuedFlow *flow);
+	void		(*set) (const char *name, const JsonbValue *value, void *field);
+	size_t		field;			/* of QueuedFlow */
 } TriggerOption;
 
 static HTAB *plans = NULL;		/* PlanEntry by tgoid; for the session */
@@ -108,14 +106,16 @@ static int	num_invalid = 0;	/* at most so many in it are invalid */
 
 /* ---------- Options ---------- */
 
-/* Throw that an option's value cannot be used. */
+/* Throw that an option's value cannot be used: a sentence with %s for its name. */
 static void
-report_option(const char *name, const char *wanted)
+report_option(const char *name, const char *problem)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("option \"%s\" of the options template must be %s", name, _(wanted))));
+			 errmsg(problem, name)));
 }
+
+#define NO_TIME	gettext_noop("option \"%s\" of the options template must be a timestamp with time zone, as text")
 
 /* A scalar as text, as ->> gives it. */
 static char *
@@ -131,7 +131,7 @@ option_text(const char *name, const JsonbValue *value)
 		case jbvBool:
 			return pstrdup(value->val.boolean ? "true" : "false");
 		default:
-			report_option(name, gettext_noop("text, a number or a boolean"));
+			report_option(name, gettext_noop("option \"%s\" of the options template must be text, a number or a boolean"));
 			return NULL;		/* keep compiler quiet */
 	}
 }
@@ -144,35 +144,34 @@ option_time(const char *name, const JsonbValue *value)
 	ErrorData  *error;
 
 	if (value->type != jbvString)
-		report_option(name, gettext_noop("a timestamp with time zone, as text"));
+		report_option(name, NO_TIME);
 	text = option_text(name, value);
 	if (!feishu_input(timestamptz_in, text, &datum, &error))
 		ereport(ERROR,
 				(errcode(error->sqlerrcode),
-				 errmsg("option \"%s\" of the options template must be a timestamp with time zone, as text", name),
+				 errmsg(NO_TIME, name),
 				 errdetail_internal("%s", error->message)));
 	return DatumGetTimestampTz(datum);
 }
 
 static void
-set_is_async(const char *name, const JsonbValue *value, QueuedFlow *flow)
+set_boolean(const char *name, const JsonbValue *value, void *field)
 {
 	if (value->type == jbvBool)
-		flow->request.is_async = value->val.boolean;
+		*(bool *) field = value->val.boolean;
 	else if (value->type != jbvString ||
-			 !parse_bool_with_len(value->val.string.val, value->val.string.len,
-								  &flow->request.is_async))
-		report_option(name, gettext_noop("a boolean"));
+			 !parse_bool_with_len(value->val.string.val, value->val.string.len, field))
+		report_option(name, gettext_noop("option \"%s\" of the options template must be a boolean"));
 }
 
 static void
-set_idempotent_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
+set_text(const char *name, const JsonbValue *value, void *field)
 {
-	flow->request.idempotent_key = option_text(name, value);
+	*(char **) field = option_text(name, value);
 }
 
 static void
-set_loop_masks(const char *name, const JsonbValue *value, QueuedFlow *flow)
+set_array(const char *name, const JsonbValue *value, void *field)
 {
 	Jsonb	   *json = JsonbValueToJsonb(unconstify(JsonbValue *, value));
 
@@ -182,86 +181,65 @@ set_loop_masks(const char *name, const JsonbValue *value, QueuedFlow *flow)
 
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("option \"%s\" of the options template must be %s", name, _("a JSON array")),
+				 errmsg("option \"%s\" of the options template must be a JSON array", name),
 				 errdetail_internal("%s", _(request_sort(json))),
 				 hint ? errhint("%s", _(hint)) : 0));
 	}
-	flow->request.loop_masks = json;
+	*(Jsonb **) field = json;
 }
 
 static void
-set_server(const char *name, const JsonbValue *value, QueuedFlow *flow)
+set_time(const char *name, const JsonbValue *value, void *field)
 {
-	flow->server = option_text(name, value);
+	*(TimestampTz *) field = option_time(name, value);
 }
 
+/* An integer that is no less than this; otherwise the problem. */
 static void
-set_run_at(const char *name, const JsonbValue *value, QueuedFlow *flow)
-{
-	flow->run_at = option_time(name, value);
-}
-
-static void
-set_ordering_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
-{
-	flow->ordering_key = option_text(name, value);
-}
-
-static void
-set_max_attempts(const char *name, const JsonbValue *value, QueuedFlow *flow)
+read_integer(const char *name, const JsonbValue *value, int least, const char *problem, int *field)
 {
 	int64		number;
 
-	if (!request_integer(option_text(name, value), &number) ||
-		number < 1 || number > INT_MAX)
-		report_option(name, gettext_noop("a positive integer"));
-	flow->max_attempts = (int) number;
+	if (!request_integer(option_text(name, value), &number) || number < least || number > INT_MAX)
+		report_option(name, problem);
+	*field = (int) number;
 }
 
 static void
-set_expires_at(const char *name, const JsonbValue *value, QueuedFlow *flow)
+set_max_attempts(const char *name, const JsonbValue *value, void *field)
+{
+	read_integer(name, value, 1,
+				 gettext_noop("option \"%s\" of the options template must be a positive integer"), field);
+}
+
+static void
+set_priority(const char *name, const JsonbValue *value, void *field)
+{
+	read_integer(name, value, INT_MIN,
+				 gettext_noop("option \"%s\" of the options template must be an integer"), field);
+}
+
+static void
+set_expires_at(const char *name, const JsonbValue *value, void *field)
 {
 	TimestampTz expires_at = option_time(name, value);
 
-	flow->expires_at = OUTBOX_GIVEN_EXPIRY(expires_at);
-}
-
-static void
-set_on_end(const char *name, const JsonbValue *value, QueuedFlow *flow)
-{
-	flow->on_end = option_text(name, value);
-}
-
-static void
-set_replace_key(const char *name, const JsonbValue *value, QueuedFlow *flow)
-{
-	flow->replace_key = option_text(name, value);
-}
-
-static void
-set_priority(const char *name, const JsonbValue *value, QueuedFlow *flow)
-{
-	int64		number;
-
-	if (!request_integer(option_text(name, value), &number) ||
-		number < INT_MIN || number > INT_MAX)
-		report_option(name, gettext_noop("an integer"));
-	flow->priority = (int) number;
+	*(TimestampTz *) field = OUTBOX_GIVEN_EXPIRY(expires_at);
 }
 
 /* Those arguments of enqueue_flow that the trigger does not take itself. */
 static const TriggerOption trigger_options[] = {
-	{"is_async", set_is_async},
-	{"idempotent_key", set_idempotent_key},
-	{"loop_masks", set_loop_masks},
-	{"server", set_server},
-	{"run_at", set_run_at},
-	{"ordering_key", set_ordering_key},
-	{"max_attempts", set_max_attempts},
-	{"expires_at", set_expires_at},
-	{"on_end", set_on_end},
-	{"replace_key", set_replace_key},
-	{"priority", set_priority},
+	{"is_async", set_boolean, offsetof(QueuedFlow, request.is_async)},
+	{"idempotent_key", set_text, offsetof(QueuedFlow, request.idempotent_key)},
+	{"loop_masks", set_array, offsetof(QueuedFlow, request.loop_masks)},
+	{"server", set_text, offsetof(QueuedFlow, server)},
+	{"run_at", set_time, offsetof(QueuedFlow, run_at)},
+	{"ordering_key", set_text, offsetof(QueuedFlow, ordering_key)},
+	{"max_attempts", set_max_attempts, offsetof(QueuedFlow, max_attempts)},
+	{"expires_at", set_expires_at, offsetof(QueuedFlow, expires_at)},
+	{"on_end", set_text, offsetof(QueuedFlow, on_end)},
+	{"replace_key", set_text, offsetof(QueuedFlow, replace_key)},
+	{"priority", set_priority, offsetof(QueuedFlow, priority)},
 };
 
 static const TriggerOption *
@@ -339,7 +317,7 @@ options_apply(Jsonb *options, QueuedFlow *flow)
 		if (token == WJB_KEY)
 			option = option_find(&value);
 		else if (token == WJB_VALUE && value.type != jbvNull)
-			option->set(option->name, &value, flow);
+			option->set(option->name, &value, (char *) flow + option->field);
 	}
 }
 
@@ -508,9 +486,9 @@ plan_create(const TriggerData *trigdata, const char *table)
 	plan->table = pstrdup(table);
 	plan->namespace_name = pstrdup(trigger->tgargs[ARG_NAMESPACE]);
 	plan->flow_id = pstrdup(trigger->tgargs[ARG_FLOW_ID]);
-	plan->operator_id = plan_template(plan, trigger, ARG_OPERATOR, gettext_noop("operator template"));
-	plan->params = plan_template(plan, trigger, ARG_PARAMS, gettext_noop("params template"));
-	plan->options = plan_template(plan, trigger, ARG_OPTIONS, gettext_noop("options template"));
+	plan->operator_id = plan_template(plan, trigger, ARG_OPERATOR, "operator");
+	plan->params = plan_template(plan, trigger, ARG_PARAMS, "params");
+	plan->options = plan_template(plan, trigger, ARG_OPTIONS, "options");
 
 	if (plan->operator_id != NULL)
 		template_add_needs(plan->operator_id, trigdata, &needs);

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * codes.c
+ * src/wire/codes.c
  *	  What each answer of the platform means and what a caller should do.
  *
  * An answer is judged by its outer code if that is a known one, else by
@@ -19,8 +19,6 @@
  * flow at most once.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/codes.c
  *
  *-------------------------------------------------------------------------
  */
@@ -189,7 +187,7 @@ static const InnerCode inner_codes[] = {
 	gettext_noop("Check namespace (application management) and flow_id (the flow's API name in the list of flows), and that the flow is deployed and active.")}},
 	{"k_ec_000009", {FLOW_FAIL, ERRCODE_FEISHU_PERMISSION,
 		gettext_noop("the operator or the app may not start this flow"),
-	gettext_noop("An administrator of the low-code application must authorise the app id (application management, Open API), and the operator needs the right to start the flow.")}},
+	gettext_noop("Check the namespace. An administrator of the low-code application must authorise the app id (application management, Open API), and the operator needs the right to start the flow.")}},
 
 	{"k_wf_ec_2001001", VERDICT_FLOW_INPUT},
 	{"k_wf_ec_2001002", VERDICT_FLOW_INPUT},
@@ -371,6 +369,7 @@ codes_lookup_inner(const char *code)
 	return NULL;
 }
 
+/* data.code says that the flow failed, and is unknown. */
 Verdict
 codes_unknown_inner(void)
 {
@@ -428,6 +427,7 @@ codes_unusable(int http_status, AnswerProblem problem, bool for_token)
 	return verdict;
 }
 
+/* Code 0 although the HTTP status is not 2xx. */
 Verdict
 codes_contradictory(int http_status, bool for_token)
 {
@@ -447,6 +447,7 @@ codes_contradictory(int http_status, bool for_token)
 	return verdict;
 }
 
+/* A success whose answer cannot be held as jsonb: ANSWER_LOSSY_* only. */
 Verdict
 codes_lossy_success(AnswerProblem problem)
 {

@@ -1,14 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * codes.h
+ * src/wire/codes.h
  *	  What each answer of the platform means and what a caller should do.
  *
  * All of the knowledge about result codes, inner codes and HTTP statuses is
  * in the tables of codes.c.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/codes.h
  *
  *-------------------------------------------------------------------------
  */
@@ -63,22 +61,14 @@ extern Verdict codes_success(void);
 /* By outer code other than 0, or by data.code; NULL when it is unknown. */
 extern const Verdict *codes_lookup_outer(int64 code);
 extern const Verdict *codes_lookup_inner(const char *code);
-
-/* data.code says that the flow failed, and is unknown. */
 extern Verdict codes_unknown_inner(void);
 
 /* An outer code that is unknown, or a refused token without one. */
 extern Verdict codes_unknown_outer(int http_status);
 extern Verdict codes_refused_token(int http_status);
-
-/* The answer cannot be used, because of this problem. */
 extern Verdict codes_unusable(int http_status, AnswerProblem problem,
 							  bool for_token);
-
-/* Code 0 although the HTTP status is not 2xx. */
 extern Verdict codes_contradictory(int http_status, bool for_token);
-
-/* A success whose answer cannot be held as jsonb: ANSWER_LOSSY_* only. */
 extern Verdict codes_lossy_success(AnswerProblem problem);
 
 #endif							/* FEISHU_CODES_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * mask.c
+ * src/wire/mask.c
  *	  Secrets in text of the peer, which may echo what it was sent.
  *
  * A peer escapes what it echoes in its own way: so a secret is looked for character
@@ -14,8 +14,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/wire/mask.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -26,7 +24,7 @@
 
 #include "base/compat.h"
 #include "wire/mask.h"
-#include "wire/wirejson.h"
+#include "wire/wire_internal.h"
 
 /* A secret so long does not turn up in an answer by chance. */
 #define SECRET_SURE_LENGTH		16
@@ -132,7 +130,10 @@ mask_secret(char *text, const char *secret)
 	}
 }
 
-/* In place.  Both may be NULL. */
+/*
+ * Overwrite each whole occurrence of a secret in text by asterisks.  Does not throw.  In
+ * place.  Both may be NULL.
+ */
 void
 mask_secrets(const MaskSecrets *secrets, char *text)
 {
@@ -140,6 +141,7 @@ mask_secrets(const MaskSecrets *secrets, char *text)
 		mask_secret(text, secrets->secrets[i]);
 }
 
+/* How many bytes a secret may have in text at most, escaped. */
 size_t
 mask_longest(const MaskSecrets *secrets)
 {

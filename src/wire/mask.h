@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * mask.h
+ * src/wire/mask.h
  *	  Secrets in text of the peer, which may echo what it was sent.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/mask.h
  *
  *-------------------------------------------------------------------------
  */
@@ -22,10 +20,7 @@ typedef struct MaskSecrets
 	const char *secrets[MASK_SECRETS];
 } MaskSecrets;
 
-/* Overwrite each whole occurrence of a secret in text by asterisks.  Does not throw. */
 extern void mask_secrets(const MaskSecrets *secrets, char *text);
-
-/* How many bytes a secret may have in text at most, escaped. */
 extern size_t mask_longest(const MaskSecrets *secrets);
 
 /* The same in bytes that are yet to be read, and in jsonb that was read of such. */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wire.h
+ * src/wire/wire.h
  *	  The wire format: FlowRequest to path and body, bytes to FlowResponse.
  *
  * Pure functions of their arguments and the database encoding.  In a database whose encoding is
@@ -9,8 +9,6 @@
  * ASCII there.)  Results are palloc'd in the current context.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wire.h
  *
  *-------------------------------------------------------------------------
  */
@@ -104,16 +102,8 @@ typedef struct FlowResponse
 	int			expires_in;		/* seconds, 0 when there is no usable number */
 } FlowResponse;
 
-/* Why text cannot be one segment of the path, or NULL when it can. */
-extern const char *wire_check_segment(const char *text);
-
-/* The same for an idempotent key: empty, too long, or a control character. */
-extern const char *wire_check_key(const char *text);
-
-/* Where a flow is started. */
+extern const char *wire_check_name(const char *text, bool is_segment);
 extern char *wire_execute_url(const char *base_url, const FlowRequest *request);
-
-/* Where an app asks for its permissions. */
 extern char *wire_scopes_url(const char *base_url);
 
 /* The most that is written at all: a string of PostgreSQL has less than 1 GB. */
@@ -127,43 +117,19 @@ extern char *wire_scopes_url(const char *base_url);
  */
 extern int64 wire_request_size(const FlowRequest *request, int64 limit);
 extern int64 wire_jsonb_size(Jsonb *json, int64 limit);
-
-/* Is a body surely so small that it need not be counted? */
 extern bool wire_request_is_small(const FlowRequest *request, int64 limit);
-
-/* The body of an execute request replaces what is in body. */
 extern void wire_write_request(const FlowRequest *request, StringInfo body);
-
-/* The body of a token request, likewise; *content_type is static. */
 extern void wire_write_token_request(bool oauth, const char *app_id,
 									  const char *app_secret,
 									  StringInfo body, const char **content_type);
-
-/*
- * Read an answer; a NUL byte follows its body, which is NULL when it has no bytes.
- * Secrets (or NULL) are masked in all that becomes of it, and in body.  Does not throw on
- * account of what the peer sent.
- */
 extern FlowResponse *wire_read_answer(int http_status, char *body, size_t body_len,
 									  const MaskSecrets *secrets);
-
-/* The same of the answer to a request for a token; body stays as it is. */
 extern FlowResponse *wire_read_token_answer(bool oauth, int http_status, const char *body,
 											size_t body_len, const MaskSecrets *secrets);
-
-/* What stands for an answer that there was no memory for. */
 extern FlowResponse *wire_unread_answer(int http_status);
-
-/* data.out_params of a response object as one object; NULL when there are none. */
 extern Jsonb *wire_out_params(Jsonb *response);
-
-/* Text of the peer as text of this database that is fit for a message. */
 extern char *wire_printable(const char *bytes, size_t len, int max);
-
-/* Text of the database with "?" for what the client's encoding lacks; in place. */
 extern char *wire_for_client(char *text);
-
-/* UTF-8 copy of text in the database encoding. */
 extern char *wire_to_utf8(const char *text);
 
 #endif							/* FEISHU_WIRE_H */

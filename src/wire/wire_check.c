@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wire_check.c
+ * src/wire/wire_check.c
  *	  What a request to start a flow must be.
  *
  * Everything that the platform would refuse for its form is refused here,
@@ -8,14 +8,11 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/wire/wire_check.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "mb/pg_wchar.h"
-#include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
 
@@ -37,6 +34,7 @@ object_member(Jsonb *object, const char *name, JsonbValue *value)
 	return getKeyJsonValueFromContainer(&object->root, name, strlen(name), value);
 }
 
+/* Read an integer by its value: "5.00" is 5.  False if it is none, or too large. */
 bool
 request_integer(const char *text, int64 *value)
 {
@@ -94,6 +92,10 @@ change_member(const JsonbValue *key, JsonbValue *value)
 	return false;
 }
 
+/*
+ * An operator, or NULL, as it goes to the platform: with an integer as _id, and an
+ * e-mail address without blanks at its end.
+ */
 Jsonb *
 request_operator(Jsonb *operator_id)
 {
@@ -118,6 +120,7 @@ request_operator(Jsonb *operator_id)
 	return is_changed ? JsonbValueToJsonb(state.result) : operator_id;
 }
 
+/* request_operator for the server's operator (JSON text). */
 Jsonb *
 request_default_operator(const char *json)
 {
@@ -127,6 +130,7 @@ request_default_operator(const char *json)
 															   CStringGetDatum(json))));
 }
 
+/* An argument or template as a jsonb; JSON null is as good as NULL. */
 Jsonb *
 request_json(Jsonb *json)
 {
@@ -138,8 +142,10 @@ request_json(Jsonb *json)
 	return json;
 }
 
+/* NULL when the object can be an operator, else what is wrong with it, as a
+ * sentence with %s for the name of the option, or of the argument. */
 const char *
-request_check_operator(Jsonb *operator_id)
+request_check_operator(Jsonb *operator_id, bool of_option)
 {
 	JsonbValue	value;
 	bool		has_id = false;
@@ -147,11 +153,13 @@ request_check_operator(Jsonb *operator_id)
 	int64		id;
 
 	if (!JB_ROOT_IS_OBJECT(operator_id))
-		return gettext_noop("must be a JSON object");
+		return of_option ? gettext_noop("option \"%s\" must be a JSON object") :
+			gettext_noop("argument \"%s\" must be a JSON object");
 	if (object_member(operator_id, "_id", &value) != NULL && value.type != jbvNull)
 	{
 		if (value.type != jbvNumeric || !request_integer(number_text(&value), &id))
-			return gettext_noop("must have an integer in the range of bigint as \"_id\"");
+			return of_option ? gettext_noop("option \"%s\" must have an integer in the range of bigint as \"_id\"") :
+			gettext_noop("argument \"%s\" must have an integer in the range of bigint as \"_id\"");
 		has_id = true;
 	}
 	if (object_member(operator_id, "email", &value) != NULL && value.type != jbvNull)
@@ -159,11 +167,13 @@ request_check_operator(Jsonb *operator_id)
 		if (value.type != jbvString ||
 			(value.val.string.len > 0 &&
 			 memchr(value.val.string.val, '@', value.val.string.len) == NULL))
-			return gettext_noop("must have an e-mail address as \"email\"");
+			return of_option ? gettext_noop("option \"%s\" must have an e-mail address as \"email\"") :
+			gettext_noop("argument \"%s\" must have an e-mail address as \"email\"");
 		has_email = value.val.string.len > 0;
 	}
 	if (!has_id && !has_email)
-		return gettext_noop("must have \"_id\" or \"email\"");
+		return of_option ? gettext_noop("option \"%s\" must have \"_id\" or \"email\"") :
+			gettext_noop("argument \"%s\" must have \"_id\" or \"email\"");
 	return NULL;
 }
 
@@ -173,7 +183,7 @@ report_argument(const char *argument, const char *problem, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("argument \"%s\" %s", argument, _(problem)),
+			 errmsg(problem, argument),
 			 hint ? errhint("%s", _(hint)) : 0));
 }
 
@@ -225,7 +235,7 @@ report_sort(const char *argument, Jsonb *json, const char *problem, const char *
 	hint = request_sort_hint(json, hint);
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("argument \"%s\" %s", argument, _(problem)),
+			 errmsg(problem, argument),
 			 errdetail_internal("%s", _(request_sort(json))),
 			 errhint("%s", _(hint))));
 }
@@ -245,7 +255,7 @@ report_operator(Jsonb *operator_id, const char *problem)
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("argument \"%s\" %s", "operator", _(problem)),
+			 errmsg(problem, "operator"),
 			 json != NULL ? errdetail("It is %s.", json) : 0,
 			 errhint("%s", _(hint))));
 }
@@ -257,8 +267,8 @@ check_segment(const char *argument, const char *text, const char *hint)
 	const char *problem;
 
 	if (text == NULL)
-		report_argument(argument, gettext_noop("must not be null"), hint);
-	problem = wire_check_segment(text);
+		report_argument(argument, gettext_noop("argument \"%s\" must not be null"), hint);
+	problem = wire_check_name(text, true);
 	if (problem != NULL)
 		report_argument(argument, problem, hint);
 }
@@ -272,14 +282,14 @@ check_loop_masks(Jsonb *loop_masks)
 	JsonbValue	value;
 
 	if (!JB_ROOT_IS_ARRAY(loop_masks) || JB_ROOT_IS_SCALAR(loop_masks))
-		report_sort("loop_masks", loop_masks, gettext_noop("must be a JSON array"), hint);
+		report_sort("loop_masks", loop_masks, gettext_noop("argument \"%s\" must be a JSON array"), hint);
 	if (JB_ROOT_COUNT(loop_masks) > MAX_LOOP_MASKS)
-		report_argument("loop_masks", gettext_noop("must not have more than 20 elements"), hint);
+		report_argument("loop_masks", gettext_noop("argument \"%s\" must not have more than 20 elements"), hint);
 	iterator = JsonbIteratorInit(&loop_masks->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
 		if (token == WJB_ELEM && value.type != jbvString)
-			report_argument("loop_masks", gettext_noop("must have only strings as elements"), hint);
+			report_argument("loop_masks", gettext_noop("argument \"%s\" must have only strings as elements"), hint);
 	}
 }
 
@@ -316,29 +326,36 @@ check_size(FlowRequest *request)
 			 errhint("Send less, such as a link to what is large instead of its contents, or have an administrator raise feishu_flow.max_request_size.")));
 }
 
+/* Check what names a flow; throws 22023 naming the argument. */
+void
+request_check_flow(const char *namespace_name, const char *flow_id)
+{
+	check_segment("namespace", namespace_name,
+				  gettext_noop("The low-code platform shows it under application management; it looks like package_7344545d87__c."));
+	check_segment("flow_id", flow_id,
+				  gettext_noop("It is the flow's API name, which the low-code platform shows in the table of flows."));
+}
+
+/* Check every member; throws 22023 naming the argument. */
 void
 request_check(FlowRequest *request)
 {
 	const char *problem;
 
-	check_segment("namespace", request->namespace_name,
-				  gettext_noop("The low-code platform shows it under application management; it looks like package_7344545d87__c."));
-	check_segment("flow_id", request->flow_id,
-				  gettext_noop("It is the flow's API name, which the low-code platform shows in the table of flows."));
-
+	request_check_flow(request->namespace_name, request->flow_id);
 	if (request->operator_id == NULL)
-		report_argument("operator", gettext_noop("must not be null, since the server has no default operator"),
+		report_argument("operator", gettext_noop("argument \"%s\" must not be null, since the server has no default operator"),
 						gettext_noop("Give it, like '{\"_id\": 1111}' or '{\"email\": \"user@example.com\"}', or set the server's operator option."));
-	problem = request_check_operator(request->operator_id);
+	problem = request_check_operator(request->operator_id, false);
 	if (problem != NULL)
 		report_operator(request->operator_id, problem);
 
 	if (request->params != NULL && !JB_ROOT_IS_OBJECT(request->params))
-		report_sort("params", request->params, gettext_noop("must be a JSON object"),
+		report_sort("params", request->params, gettext_noop("argument \"%s\" must be a JSON object"),
 					gettext_noop("Its members are the flow's input parameters by API name; leave it null when the flow has none."));
 	if (request->idempotent_key != NULL)
 	{
-		problem = wire_check_key(request->idempotent_key);
+		problem = wire_check_name(request->idempotent_key, false);
 		if (problem != NULL)
 			report_argument("idempotent_key", problem,
 							gettext_noop("Leave it null, or give each start of a flow a value of its own, such as a UUID."));

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wire_read.c
+ * src/wire/wire_read.c
  *	  The wire format, reading: bytes to FlowResponse.
  *
  * Nothing here throws because of what a peer sent.  wirejson.c makes jsonb of
@@ -19,8 +19,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/wire/wire_read.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -32,8 +30,7 @@
 #include "base/nls.h"
 #include "wire/codes.h"
 #include "wire/wire.h"
-#include "wire/wirejson.h"
-#include "wire/wiretext.h"
+#include "wire/wire_internal.h"
 
 /*
  * Caps on text of the answer, in bytes, so that a peer cannot flood messages,
@@ -351,8 +348,12 @@ read_excerpt(const char *body, size_t body_len, FlowResponse *response,
 }
 
 /*
- * Throws when memory runs out, and at a cancel if the answer is long.  One that cannot be
- * used comes back with sqlstate LK502 and the action its HTTP status calls for.
+ * Read an answer; a NUL byte follows its body, which is NULL when it has no bytes.
+ * Secrets (or NULL) are masked in all that becomes of it, and in body.  Does not throw
+ * on account of what the peer sent.
+ *
+ * Throws when memory runs out, and at a cancel if the answer is long.  One that cannot
+ * be used comes back with sqlstate LK502 and the action its HTTP status calls for.
  */
 FlowResponse *
 wire_read_answer(int http_status, char *body, size_t body_len, const MaskSecrets *secrets)
@@ -398,6 +399,7 @@ wire_read_answer(int http_status, char *body, size_t body_len, const MaskSecrets
 	return response;
 }
 
+/* What stands for an answer that there was no memory for. */
 FlowResponse *
 wire_unread_answer(int http_status)
 {
@@ -472,6 +474,8 @@ judge_token_answer(bool oauth, JsonbContainer *root, bool lossy, int http_status
 }
 
 /*
+ * wire_read_answer for a token request; body stays as it is.
+ *
  * A refusal never has a body or an excerpt: the answer's bytes may hold secrets.  Its
  * action is FLOW_STOP_APP, FLOW_WAIT or FLOW_RETRY.  A token is 1 to TOKEN_MAX_LENGTH
  * bytes of visible ASCII.

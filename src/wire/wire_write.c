@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wire_write.c
+ * src/wire/wire_write.c
  *	  The wire format, writing: FlowRequest to URL and body.
  *
  * What a jsonb of some bytes says may be very long: 1e131071 has 131,072 digits.
@@ -14,8 +14,6 @@
  * represent.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wire_write.c
  *
  *-------------------------------------------------------------------------
  */
@@ -32,13 +30,11 @@
 #include "wire/wire.h"
 
 /*
- * The document gives no limit for the idempotent key.  Its example is a short
- * word and its advice a UUID; this leaves ample room and keeps indexes
- * possible.
+ * Of names in the path, which are far shorter, and of keys: the document gives no limit
+ * for these.  Its example is a short word and its advice a UUID; this leaves ample room
+ * and keeps indexes possible.
  */
-#define MAX_KEY_SIZE	255
-
-#define MAX_SEGMENT_SIZE	255 /* bytes of UTF-8; names are far shorter */
+#define MAX_NAME_SIZE	255
 
 /*
  * What a byte of jsonb can make of a body at most.  A number has the most: in 10
@@ -86,19 +82,18 @@ has_control(const char *utf8)
 	return false;
 }
 
-/* wire_check_segment for text that is UTF-8 already. */
+/* wire_check_name for text that is UTF-8 already. */
 static const char *
-check_segment(const char *utf8)
+check_name(const char *utf8, bool is_segment)
 {
 	if (utf8[0] == '\0')
-		return gettext_noop("must not be empty");
-	if (strcmp(utf8, ".") == 0 || strcmp(utf8, "..") == 0)
-		return gettext_noop("must not be \".\" or \"..\"");
-	if (strlen(utf8) > MAX_SEGMENT_SIZE)
-		return gettext_noop("must not be longer than 255 bytes");
-
+		return gettext_noop("argument \"%s\" must not be empty");
+	if (is_segment && (strcmp(utf8, ".") == 0 || strcmp(utf8, "..") == 0))
+		return gettext_noop("argument \"%s\" must not be \".\" or \"..\"");
+	if (strlen(utf8) > MAX_NAME_SIZE)
+		return gettext_noop("argument \"%s\" must not be longer than 255 bytes");
 	if (has_control(utf8))
-		return gettext_noop("must not contain control characters");
+		return gettext_noop("argument \"%s\" must not contain control characters");
 	return NULL;
 }
 
@@ -116,33 +111,17 @@ free_utf8(char *utf8, const char *text)
 		pfree(utf8);
 }
 
-const char *
-wire_check_key(const char *text)
-{
-	char	   *utf8 = as_utf8(text);
-	const char *result = NULL;
-
-	if (utf8[0] == '\0')
-		result = gettext_noop("must not be empty");
-	else if (strlen(utf8) > MAX_KEY_SIZE)
-		result = gettext_noop("must not be longer than 255 bytes");
-	else if (has_control(utf8))
-		result = gettext_noop("must not contain control characters");
-	free_utf8(utf8, text);
-	return result;
-}
-
 /*
- * Why text cannot be one segment of the path, or NULL when it can: empty,
- * ".", "..", longer than 255 bytes in UTF-8, or with a control character.
- * The result completes the sentence "namespace ...", is static, and to be shown
- * with _().  Throws 22021/22P05 when the text cannot be converted to UTF-8.
+ * Why text cannot be a key or (is_segment) one segment of the path, or NULL when it can:
+ * empty, longer than 255 bytes in UTF-8, or with a control character; a segment, "." or
+ * "..", too.  The result is a sentence with %s for the argument's name.  Throws
+ * 22021/22P05 when the text cannot be converted to UTF-8.
  */
 const char *
-wire_check_segment(const char *text)
+wire_check_name(const char *text, bool is_segment)
 {
 	char	   *utf8 = as_utf8(text);
-	const char *result = check_segment(utf8);
+	const char *result = check_name(utf8, is_segment);
 
 	free_utf8(utf8, text);
 	return result;
@@ -152,12 +131,12 @@ static void
 append_segment(StringInfo buf, const char *argument, const char *text)
 {
 	char	   *utf8 = as_utf8(text);
-	const char *trouble = check_segment(utf8);
+	const char *trouble = check_name(utf8, true);
 
 	if (trouble != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s %s", argument, _(trouble))));
+				 errmsg(trouble, argument)));
 	append_percent_encoded(buf, utf8);
 	free_utf8(utf8, text);
 }
@@ -173,9 +152,11 @@ init_url(StringInfo url, const char *base_url)
 }
 
 /*
- * base_url + /open-apis/application/v6/scopes: which permissions the tenant
- * granted to the app whose token asks.  Itself it needs none.  From the
- * platform's documentation, "Query the tenant's authorization status".
+ * Where an app asks for its permissions.
+ *
+ * base_url + /open-apis/application/v6/scopes: which permissions the tenant granted to
+ * the app whose token asks.  Itself it needs none.  From the platform's documentation,
+ * "Query the tenant's authorization status".
  */
 char *
 wire_scopes_url(const char *base_url)
@@ -188,10 +169,11 @@ wire_scopes_url(const char *base_url)
 }
 
 /*
- * base_url + /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute
- * with everything but RFC 3986's unreserved characters percent-encoded, in
- * UTF-8.  Throws 22023 on a bad segment and 22021/22P05 when the text cannot
- * be converted to UTF-8.
+ * Where a flow is started.
+ *
+ * base_url + /open-apis/apaas/v1/applications/{namespace}/flows/{flow_id}/execute with
+ * everything but RFC 3986's unreserved characters percent-encoded, in UTF-8.  Throws
+ * 22023 on a bad segment and 22021/22P05 when the text cannot be converted to UTF-8.
  */
 char *
 wire_execute_url(const char *base_url, const FlowRequest *request)
@@ -540,6 +522,7 @@ convert_to_utf8(StringInfo buf)
 	}
 }
 
+/* wire_write_request for a token request; *content_type is static. */
 void
 wire_write_token_request(bool oauth, const char *app_id, const char *app_secret,
 						  StringInfo body, const char **content_type)

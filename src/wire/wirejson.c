@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wirejson.c
+ * src/wire/wirejson.c
  *	  JSON of the wire to jsonb of this database, without throwing.
  *
  * What a peer sent is checked before anything of PostgreSQL that throws gets
@@ -23,8 +23,6 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/wire/wirejson.c
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -36,8 +34,7 @@
 #include "utils/numeric.h"
 
 #include "base/compat.h"
-#include "wire/wirejson.h"
-#include "wire/wiretext.h"
+#include "wire/wire_internal.h"
 
 /*
  * Deepest nesting that is read.  The platform's answers need 6 levels and
@@ -563,18 +560,6 @@ wirejson_read_text(const char *text, size_t len, WireJson *json)
 	parse_text(text, len, PG_INT64_MAX, json);
 }
 
-/* First byte that is not JSON's white space, or NULL. */
-static const char *
-skip_blanks(const char *p, const char *end)
-{
-	for (; p < end; p++)
-	{
-		if (*p != ' ' && *p != '\t' && *p != '\r' && *p != '\n')
-			return p;
-	}
-	return NULL;
-}
-
 /*
  * Read bytes that claim to be a JSON object in UTF-8, and that a NUL byte follows.
  * Does not throw, out of memory apart.
@@ -596,8 +581,8 @@ wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 		len -= 3;
 	}
 
-	start = skip_blanks(bytes, bytes + len);
-	if (start == NULL)
+	start = bytes + strspn(bytes, " \t\r\n");
+	if (start >= bytes + len)
 		json->problem = ANSWER_EMPTY;
 	else if (len > MAX_ANSWER_SIZE)
 		json->problem = ANSWER_TOO_LARGE;

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * wiretext.c
+ * src/wire/wiretext.c
  *	  UTF-8 of the wire to text of this database, without throwing.
  *
  * A database whose encoding is neither UTF8 nor SQL_ASCII needs its catalogs
@@ -8,8 +8,6 @@
  * unrepresentable there.  In SQL_ASCII the result is the bytes as they are.
  *
  * Copyright (c) 2026, feishu_flow contributors
- *
- * src/wire/wiretext.c
  *
  *-------------------------------------------------------------------------
  */
@@ -22,7 +20,7 @@
 #include "miscadmin.h"
 
 #include "wire/wire.h"
-#include "wire/wiretext.h"
+#include "wire/wire_internal.h"
 
 /* Does the encoding take UTF-8 as it is? */
 static bool
@@ -31,6 +29,7 @@ takes_utf8(int encoding)
 	return encoding == PG_UTF8 || encoding == PG_SQL_ASCII;
 }
 
+/* The function that converts UTF-8 to the database encoding; InvalidOid: none. */
 Oid
 wiretext_conversion(void)
 {
@@ -40,6 +39,8 @@ wiretext_conversion(void)
 }
 
 /*
+ * Convert as much of valid UTF-8 as the encoding can represent, to a NUL-terminated dst.
+ *
  * dst has room for len * MAX_CONVERSION_GROWTH + 1 bytes.  Returns how many bytes of src
  * were converted: it stopped at a character that the encoding lacks if these are fewer
  * than len.
@@ -133,6 +134,7 @@ wire_for_client(char *text)
 	return text;
 }
 
+/* UTF-8 copy of text in the database encoding. */
 char *
 wire_to_utf8(const char *text)
 {
@@ -306,6 +308,7 @@ wiretext_fit(const char *text, int len, int max)
 	return finish_printable(&out, cut);
 }
 
+/* Text that one of both made, perhaps larger, cut in the same way: itself, or a copy. */
 char *
 wiretext_cut(char *text, int max)
 {

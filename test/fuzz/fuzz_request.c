@@ -18,7 +18,7 @@
 #include "fuzz_internal.h"
 #include "wire/wire.h"
 #include "wire/wire_check.h"
-#include "wire/wirejson.h"
+#include "wire/wire_internal.h"
 
 static char *
 string_member(JsonbContainer *object, const char *key)

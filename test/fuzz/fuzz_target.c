@@ -47,8 +47,7 @@
 #include "fuzz_internal.h"
 #include "fuzz_target.h"
 #include "wire/wire.h"
-#include "wire/wirejson.h"
-#include "wire/wiretext.h"
+#include "wire/wire_internal.h"
 
 #define MAX_LINE		48
 

@@ -1,6 +1,7 @@
 /*
  * To be preloaded (LD_PRELOAD): as long as the file that SCARCE_PORTS names is there, no TCP connection can be made for
- * want of a local port; or, if that has a number in it, by that errno.
+ * want of a local port; or, if that has a number in it, by that errno; a second number is the one process that it is
+ * about.
  *
  *   cc -shared -fPIC -o scarce_ports.so scarce_ports.c -ldl
  */
@@ -25,14 +26,19 @@ connect(int fd, const struct sockaddr *address, socklen_t size)
 		getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_size) == 0 && type == SOCK_STREAM)
 	{
 		FILE	   *file = fopen(path, "r");
-		int			number;
+		int			number = EADDRNOTAVAIL;
+		int			pid = 0;
 
-		if (file == NULL || fscanf(file, "%d", &number) != 1)
-			number = EADDRNOTAVAIL;
 		if (file != NULL)
+		{
+			(void) !fscanf(file, "%d %d", &number, &pid);
 			fclose(file);
-		errno = number;
-		return -1;
+		}
+		if (pid == 0 || pid == getpid())
+		{
+			errno = number;
+			return -1;
+		}
 	}
 	return ((Connect) dlsym(RTLD_NEXT, "connect")) (fd, address, size);
 }

@@ -8,11 +8,13 @@ is tried without before changes are made. A test that fails then, too, judges no
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import queue
+import re
 import shutil
 import subprocess
 import threading
@@ -25,7 +27,7 @@ COMMON = ("src", "Makefile", "feishu_flow.control", "feishu_flow--*.sql", "test/
 KEPT = 10  # libraries that something is known of
 COUNTING = "--coverage -O0 -U_FORTIFY_SOURCE -fprofile-update=atomic"
 LIMIT = 900  # seconds of a test whose usual time is not known yet
-LEAST_LIMIT = 30  # seconds that any test has: on a busy machine the usual time of a short one says little
+LEAST_SECONDS = 10  # the usual time of a shorter test says little
 ATTEMPTS = 2  # a test may fail for time alone
 
 
@@ -36,9 +38,9 @@ class Test:
     wrong: str = None  # of a test that fails anyway
     lines: dict = dataclasses.field(default_factory=dict)  # path => the lines that it runs
 
-    def limit(self):
-        """The usual time tripled."""
-        return max(3 * self.seconds, LEAST_LIMIT)
+    def limit(self, patience):
+        """So often the usual time."""
+        return patience * max(self.seconds, LEAST_SECONDS)
 
     def cost(self):
         """Small for a test that takes little time and runs little else: the first to be asked."""
@@ -77,6 +79,16 @@ class Coverage:
         if not lines:
             return None
         return [test for test in self.tests if lines.intersection(test.lines.get(path, ()))]
+
+    def building(self, path):
+        """The tests that build this file into a program of their own, which counts nothing."""
+        return [test for test in self.tests if path in self._built(test.name)]
+
+    @functools.lru_cache(maxsize=None)
+    def _built(self, name):
+        file = self.root / "test" / name
+        calls = re.findall(r"run_unit\((.*?)\);", file.read_text(), re.DOTALL) if file.is_file() else []
+        return {f"src/{word}.c" for call in calls for word in re.findall(r"\w+/\w+", call)}
 
     def _names(self):
         tests = sorted(f"t/{path.name}" for path in (self.root / "test/t").glob("*.pl"))

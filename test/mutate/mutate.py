@@ -78,8 +78,12 @@ def drawn(mutants, chance):
 class Judges:
     """Finds the tests that cover what a mutant changes."""
 
-    def __init__(self, root, coverage):
+    def __init__(self, root, coverage, mutants):
         self.coverage = coverage
+        self.functions = collections.defaultdict(set)  # path => (first line, last line)
+        for mutant in mutants:
+            if not mutant.name:
+                self.functions[mutant.path].add(mutant.lines[-1])
         self.uses = collections.defaultdict(set)  # name => (path, line) where it stands
         self.definitions = []  # (path, first line, last line, name) outside of functions
         for path in sorted((root / "src").rglob("*.[ch]")):
@@ -92,13 +96,18 @@ class Judges:
         for first, last in mutant.lines:
             tests = self.coverage.covering(mutant.path, first, last)
             if tests is not None:
-                return self._sorted(tests)
-        return self._sorted(self._users(mutant.name, names, {mutant.name}, DEPTH))
+                break
+        else:
+            tests = self._users(mutant.name, names, {mutant.name}, DEPTH)
+        return self._sorted({test.name: test for test in [*tests, *self.coverage.building(mutant.path)]}.values())
 
     def _users(self, name, names, seen, depth):
         found = {}
         for path, line in self.uses.get(name, ()):
             tests = self.coverage.covering(path, line, line)
+            if tests is None:  # what a function keeps, as its statements of SQL
+                function = next((lines for lines in self.functions[path] if lines[0] <= line <= lines[1]), None)
+                tests = self.coverage.covering(path, *function) if function else None
             if tests is None and depth:
                 outer = names.get((path, line), "")
                 tests = self._users(outer, names, seen | {outer}, depth - 1) if outer and outer not in seen else []
@@ -120,7 +129,8 @@ def names_of_lines(mutants):
 class Bench:
     """A lane in which the extension is built again and again."""
 
-    def __init__(self, origin, number):
+    def __init__(self, origin, number, patience):
+        self.patience = patience
         self.lane = Lane(origin, origin.folder / str(number))
         self.library = self.lane.source / "feishu_flow.so"
         self.original = self.code()
@@ -149,7 +159,7 @@ class Bench:
             if wrong:
                 raise RuntimeError(f"make install failed:\n{wrong}")
             for test in tests:
-                _, wrong = self.lane.run(test.name, test.limit())
+                _, wrong = self.lane.run(test.name, test.limit(self.patience))
                 if wrong:
                     return test.name, wrong
             return "", "survived"
@@ -245,6 +255,7 @@ def arguments_read():
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--tests", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--patience", type=float, default=3)
     parser.add_argument("--coverage", action="store_true")
     return parser.parse_args()
 
@@ -260,11 +271,11 @@ def mutate(options, origin, coverage):
     if not wanted:
         raise RuntimeError(f"nothing to change in {', '.join(only)}")
     names = names_of_lines(every)
-    judges = Judges(origin.source, coverage)
+    judges = Judges(origin.source, coverage, every)
     say(f"{len(wanted)} places to change; {len(coverage.tests)} tests")
     origin.build()
     run = Run(origin, drawn(wanted, random.Random(seed)), lambda mutant: judges.of(mutant, names), options.count)
-    benches = [Bench(origin, i + 1) for i in range(options.jobs)]
+    benches = [Bench(origin, i + 1, options.patience) for i in range(options.jobs)]
     coverage.try_failed(benches[0].lane, say)
     threads = [threading.Thread(target=run.work, args=(bench,)) for bench in benches]
     for thread in threads:

@@ -104,6 +104,14 @@ foreach my $name (sort keys %server)
 	is_deeply([ lost_connections($checked) ], [], '... in no others, either');
 }
 
+fails_with(
+	$session,
+	flow(server => 'plain_as_tls'),
+	'LK503',
+	'what does not speak TLS',
+	hint =>
+	  qr/^Check that base_url leads to a server that speaks TLS 1\.2 or later, and not to a proxy or an http port\.$/);
+
 my %proxy = (
 	proxy_refused => [ 'http://127.0.0.1:' . closed_port(), qr/nothing listens/ ],
 	proxy_unknown => [ 'http://no-such-host.invalid', qr/gave no address for the proxy|while resolving the host name/ ],

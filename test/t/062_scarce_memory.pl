@@ -22,19 +22,21 @@ system('cc', '-shared', '-fPIC', '-o', $library, "$FindBin::RealBin/../lib/scarc
 chmod 0755, $dir;
 
 my $mock = FeishuFlow::Mock->start;
-my $node;
+my ($node, $alone);
 {
 	local $ENV{LD_PRELOAD} = $library;
 	local $ENV{SCARCE_MEMORY} = $scarce;
 	# the sessions themselves refresh their tokens
 	$node = new_cluster('main', conf => "feishu_flow.dispatch = off\n");
+	$alone = new_cluster('alone', preload => 0);
 }
 
 # A token of 6 seconds is due after 4.5.
 my $due = 4.5;
-$mock->config(token_expire => 6, apps => { map { ("cli_$_" => 'mock-secret') } 1 .. 4 });
+$mock->config(token_expire => 6, apps => { map { ("cli_$_" => 'mock-secret') } 1 .. 5 });
 create_server($node, "feishu_$_", { base_url => $mock->url }, { app_id => "cli_$_", app_secret => 'mock-secret' })
   for 1 .. 4;
+create_server($alone, 'feishu', { base_url => $mock->url }, { app_id => 'cli_5', app_secret => 'mock-secret' });
 
 my ($session, $other) = map { FeishuFlow::Session->new($node) } 1 .. 2;
 
@@ -96,10 +98,11 @@ is(token_requests_of('cli_3'), 2, '... with a new token');
 
 # ---- as its answer is read: a text of it that has to be unescaped ----
 
+my $own = FeishuFlow::Session->new($alone);
+succeeds($own, flow(), 'a call of a session that has a token of 6 seconds for itself');
 succeeds($session, flow(server => 'feishu_4'), 'a call with a token of 6 seconds');
 ($asked) = map { $_->{time} } $mock->log(kind => 'token', app_id => 'cli_4');
-$mock->rules(
-	[ { kind => 'token', app_id => 'cli_4' }, { type => 'wrong_types', set => { padding => "\n" x 25_000 } } ]);
+$mock->rules([ { kind => 'token' }, { type => 'wrong_types', set => { padding => "\n" x 25_000 } } ]);
 wait_until('the token is due', sub { time() > $asked + $due });
 run_out($for_malloc);
 my $failed = '';
@@ -116,5 +119,19 @@ is(log_lines($line), 2, '... which is in the log');
 is(fetches_in_memory(), '0', '... and nothing is left');
 succeeds($session, flow(server => 'feishu_4'), '... the next call works');
 is(token_requests_of('cli_4'), 2, '... and does not try again');
+
+run_out($for_malloc);
+$failed = '';
+wait_until(
+	'memory has run out',
+	sub {
+		my $call = $own->ask(flow());
+		$failed ||= $call->{err};
+		!-e $scarce;
+	});
+is($failed, '', '... nor one of a session that refreshes its own token');
+is(token_requests_of('cli_5'), 2, '... it did so then');
+like(slurp_file($alone->logfile), $line, '... which is in the log');
+succeeds($own, flow(), '... and the next call works');
 
 done_testing();

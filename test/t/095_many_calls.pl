@@ -448,6 +448,63 @@ foreach my $form (
 }
 $watch->value('SELECT pg_advisory_unlock(1)');
 
+# In procedures, whose loops fetch row by row, so wait for what was begun ahead; before the first COMMIT in one all
+# rows are taken.
+$session->value(<<'SQL');
+CREATE TABLE done (step int, id int);
+CREATE PROCEDURE many_calls(flow_id text, commits boolean) LANGUAGE plpgsql AS $$
+DECLARE
+	one record;
+BEGIN
+	INSERT INTO done SELECT 1, id FROM (SELECT id, feishu.execute_flows('a', 'echoParams') OVER () AS r
+		FROM generate_series(1, 10) AS id) AS s WHERE (r).sqlstate IS NULL;
+	IF commits THEN
+		COMMIT;
+	END IF;
+	FOR one IN SELECT id,
+			feishu.execute_flows('a', CASE WHEN id > 40 THEN many_calls.flow_id ELSE 'echoParams' END) OVER ()
+		FROM generate_series(1, 60) AS id
+	LOOP
+		INSERT INTO done VALUES (2, one.id);
+		IF commits THEN
+			COMMIT;
+		END IF;
+	END LOOP;
+END $$;
+SQL
+
+foreach my $form ([ 'a procedure', 'false', 1, '' ], [ 'a procedure that commits', 'true', 20, '1 10' ])
+{
+	my ($name, $commits, $hanging, $kept) = @$form;
+	foreach my $end ([ 'a cancel', '57014', 'pg_cancel_backend' ], [ 'a terminate', '57P01', 'pg_terminate_backend' ])
+	{
+		my ($what, $state, $function) = @$end;
+		my $victim = FeishuFlow::Session->new($node);
+		$session->value('TRUNCATE done');
+		hangs();
+		$victim->send("CALL many_calls('hangs', $commits)");
+		$mock->wait_for($hanging, flow_id => 'hangs');
+		$watch->value("SELECT $function(" . $victim->pid . ')');
+		nothing_under_way("$what of $name ends all");
+		my $ended = fails_with($victim, $victim->result, $state, '... and the procedure');
+		is( $session->value(
+				"SELECT string_agg(s, ', ') FROM (SELECT step || ' ' || count(*) AS s FROM done GROUP BY step) t"),
+			$kept,
+			'... of which stays what it had committed');
+		next if $state ne '57014';
+		like(
+			$ended->{err},
+			qr/^CONTEXT:  flows of feishu\.execute_flows that are under way, and may have started: \d+$/m,
+			'... and it says what may have started');
+		$mock->well;
+		$session->value('TRUNCATE done');
+		$mock->mark;
+		succeeds($victim, "CALL many_calls('b', $commits)", '... the session goes on, and calls it again');
+		is($mock->executes, 70, '... with one request a row');
+		is($session->value('SELECT count(DISTINCT (step, id)) FROM done'), 70, '... and a row of its own for each');
+	}
+}
+
 # cursors
 $mock->well;
 $mock->fault(type => 'latency', ms => 100);

@@ -10,6 +10,7 @@ use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
+use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -70,5 +71,22 @@ SKIP:
 }
 create_server($node, 'near', { base_url => $mock->url });
 waits_for('local port', $ports, 'near');
+
+# ---- a token request that others wait for ----
+
+create_server($node, 'shared', { base_url => 'http://other.slow:' . $mock->port });
+my $other = FeishuFlow::Session->new($node);
+my $watch = FeishuFlow::Session->new($node);
+append_to_file($ports, POSIX::EADDRNOTAVAIL . ' ' . $session->pid);
+$session->send(flow(server => 'shared'));
+wait_until(
+	'a session asks for the token',
+	sub {
+		$watch->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid) eq 'Extension';
+	});
+$other->send(flow(server => 'shared'));
+is($session->result->{sqlstate}, 'LK503', 'a session without a local port gets no token');
+is($other->result->{sqlstate}, '00000', '... and one that waits for that asks by itself');
+unlink $ports;
 
 done_testing();

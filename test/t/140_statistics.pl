@@ -307,7 +307,9 @@ my $bare = new_cluster('bare', preload => 0);
 create_server($bare, 'feishu', { base_url => $mock->url });
 $session = FeishuFlow::Session->new($bare);
 call_flows($session, 'one');
-fails_with($session, "SELECT * FROM $_", '55000', "$_ without preloading", message => qr/shared_preload_libraries/)
-  foreach 'feishu.stat_flows', 'feishu.stat_reset()', 'feishu.stat_evictions()';
+fails_with(
+	$session, "SELECT * FROM $_", '55000', "$_ without preloading",
+	message => qr/shared_preload_libraries/,
+	hint => qr/restart the server/) foreach 'feishu.stat_flows', 'feishu.stat_reset()', 'feishu.stat_evictions()';
 
 done_testing();

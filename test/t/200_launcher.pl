@@ -151,6 +151,24 @@ $pid = dispatcher_comes('postgres', 'a dispatcher');
 $session->value("SELECT pg_terminate_backend($pid)");
 $pid = dispatcher_comes('postgres', 'a dispatcher that was terminated is started again', $pid);
 
+# One that ends at once is started again after a second, the next time after two, ...
+my ($ended, $lived, $took) = time();
+for (1 .. 5)
+{
+	$lived = time() - $ended;
+	$ended = time();
+	$session->value("SELECT pg_terminate_backend($pid)");
+	$pid = dispatcher_comes('postgres', 'a dispatcher that was terminated at once is started again', $pid);
+	$took = time() - $ended;
+	last if $lived < 0.9;
+}
+cmp_ok($took, '>', 0.9, '... after a second');
+$session->value('SELECT pg_sleep(1.1)');
+$ended = time();
+$session->value("SELECT pg_terminate_backend($pid)");
+$pid = dispatcher_comes('postgres', 'one that has lived for a second', $pid);
+cmp_ok(time() - $ended, '<', 1.8, '... at once');
+
 my $launcher = $session->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'feishu_flow launcher'");
 $session->value("SELECT pg_terminate_backend($launcher)");
 wait_until(
@@ -228,7 +246,14 @@ dispatcher_goes('zwei', 'no dispatcher while a rename is not committed');
 $session->value('ROLLBACK');
 dispatcher_comes('zwei', '... it comes back with the rollback');
 fails_with($session, 'ALTER DATABASE zwei RENAME TO one', '42P04', 'a rename that fails');
-dispatcher_comes('zwei', '... gives the dispatcher back');
+$pid = dispatcher_comes('zwei', '... gives the dispatcher back');
+my $fresh = FeishuFlow::Session->new($node);
+$fresh->value("SET statement_timeout = '300ms'");
+kill 'STOP', $pid;
+fails_with($fresh, 'ALTER DATABASE zwei RENAME TO deux', '57014', 'a rename that is cancelled before it can begin');
+kill 'CONT', $pid;
+dispatcher_comes('zwei', '... gives the dispatcher back', $pid);
+$fresh->quit;
 
 at_once($session, 'DROP DATABASE zwei', 'a database with a dispatcher is dropped');
 at_once($session, 'DROP DATABASE three WITH (FORCE)', '... by force');

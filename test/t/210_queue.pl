@@ -477,6 +477,19 @@ foreach my $function (qw(pause_server resume_server))
 	fails_with($session, "SELECT feishu.$function('others')", '42809', '... and of one of another wrapper');
 }
 
+# ---- a role that is dropped ----
+
+# Its flows fail some thousand at a time, those of a later time, too.
+$session->value('CREATE ROLE leaving; GRANT USAGE ON FOREIGN SERVER feishu TO leaving; '
+	  . "SELECT feishu.pause_server('feishu'); SET ROLE leaving");
+enqueue_many($session, 1, 5010, flow_id => 'left');
+enqueue($session, flow_id => 'left', run_at => \$later);
+$session->value("RESET ROLE; DROP OWNED BY leaving; DROP ROLE leaving; SELECT feishu.resume_server('feishu')");
+until_ended($session, "flow_id = 'left'");
+is($session->value("SELECT sqlstate, count(*) FROM feishu.flows WHERE flow_id = 'left' GROUP BY 1"),
+	'42704|5011', 'all flows of a role that is dropped fail');
+$session->value("DELETE FROM feishu_internal.outbox WHERE flow_id = 'left'");
+
 # ---- dispatch switched off ----
 
 $mock->mark;
@@ -546,9 +559,12 @@ like($result->{err}, qr/WARNING:.*nothing will send them.*HINT:.*shared_preload_
 $result = $session->ask('SELECT ' . enqueue_call(params => '{"n": 81}'));
 unlike($result->{err}, qr/WARNING/, '... once a session');
 is($mock->executes, 0, '... and it is not sent');
-$node->stop;
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'feishu_flow'");
-$node->start;
+$node->reload;
+is( $session->value('SELECT feishu.dispatch_problem()'),
+	'PostgreSQL was started without feishu_flow in shared_preload_libraries',
+	'... what is said is true of a server that was not restarted, too');
+$node->restart;
 $session = FeishuFlow::Session->new($node);
 until_ended($session, "params ? 'n'");
 is_deeply([ sort(numbers($mock)) ], [ 80, 81 ], '... until it is preloaded');

@@ -139,6 +139,22 @@ my @ends = map { $_->result->{sqlstate} } @sessions;
 is(join(' ', @ends), join(' ', ('LK503') x 6), '... that fails for all of them');
 is(told($server), '', '... is one trouble');
 
+# ---- queued flows ----
+
+# Their time is the setting's, and no caller has chosen it.
+$session->value("ALTER SYSTEM SET feishu_flow.timeout = '100ms'");
+$session->value('SELECT pg_reload_conf()');
+$server = new_server();
+$mock->fault(type => 'hang');
+my $id = $session->value(
+		"SELECT max(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => '$server', max_attempts => 1)) "
+	  . 'FROM generate_series(1, 5)');
+fails_with($session, "SELECT feishu.wait_flow($id)",
+	'LK504', 'five queued flows without an answer in a time that is set');
+wait_until('the breaker opens', sub { told($server) ne '' });
+is(told($server), 'does not answer', '... open the breaker, however short it is');
+$mock->well;
+
 # ---- checks ----
 
 $server = new_server(undef, base_url => "http://127.0.0.1:$closed");

@@ -67,6 +67,22 @@ like($session->value('SELECT detail FROM feishu.problems'), qr/^paused by \w+$/,
 cure('a server is paused', qr/^SELECT feishu.resume_server\('feishu'\)$/);
 until_ended($session, "id = $waits");
 
+# ---- a flow is paused ----
+
+$session->value("SELECT feishu.pause_flow('feishu', 'app', 'flow')");
+is(problems(), 'flow paused|feishu, app/flow|1|' . ($waits - 2) . '|t', 'a flow is paused, one of which waits');
+$waits = enqueue($session);
+enqueue($session, flow_id => 'other');
+until_ended($session, "flow_id = 'other'");
+is($session->value('SELECT count FROM feishu.problems'), 2, '... and one is queued, and parked');
+like($session->value('SELECT detail FROM feishu.problems'), qr/^paused by \w+$/, '... it is said by whom');
+$session->value("SELECT feishu.pause_flow('feishu', 'app', 'none')");
+is($session->value("SELECT count, example FROM feishu.problems WHERE object LIKE '%/none'"),
+	'0|', '... and of another none waits');
+$session->value("SELECT feishu.resume_flow('feishu', 'app', 'none')");
+cure('a flow is paused', qr/^SELECT feishu.resume_flow\('feishu', 'app', 'flow'\)$/);
+until_ended($session, "id = $waits");
+
 # ---- flows are held ----
 
 create_server($node, 'held', { base_url => $mock->url });
@@ -105,7 +121,10 @@ like(
 	qr/^give the role clerk credentials: CREATE USER MAPPING FOR clerk SERVER held/,
 	'... its cure is a step');
 $session->value("CREATE USER MAPPING FOR clerk SERVER held OPTIONS (app_id 'cli_mock', app_secret 'wrong')");
-until_true($session, 'wrong credentials', q{SELECT cure LIKE 'correct app_id and app_secret: %' FROM feishu.problems});
+until_problem('wrong credentials', "app paused|held, role clerk|1|$waits|t");
+is( $session->value('SELECT cure FROM feishu.problems'),
+	'correct app_id and app_secret: ALTER USER MAPPING FOR clerk SERVER held OPTIONS (SET app_secret ...)',
+	'... its cure is a step, too');
 $session->value("ALTER USER MAPPING FOR clerk SERVER held OPTIONS (SET app_secret 'mock-secret')");
 until_ended($session, "id = $waits");
 until_problem('the step mends it', '');
@@ -116,6 +135,72 @@ $session->value('RESET ROLE; DROP SERVER held CASCADE; COMMIT');
 until_held('a server is gone', $waits);
 my $his = "finished_at IS NULL AND server = 'held' AND role = 'clerk'";
 cure('a server is gone', qr/^SELECT feishu.cancel_flow\(id\) FROM feishu.flows WHERE $his$/);
+
+# ---- an app is paused ----
+
+$mock->config(apps => { cli_mock => 'mock-secret', cli_quota => 'quota-secret' });
+create_server($node, 'quota', { base_url => $mock->url }, { app_id => 'cli_quota', app_secret => 'quota-secret' });
+$mock->rules([ { kind => 'execute', app_id => 'cli_quota' }, { type => 'code', code => 99991403 } ]);
+my @waiting = (enqueue($session, server => 'quota'));
+until_problem('an app has no quota left', "app paused|quota|1|$waiting[0]|t");
+my $since = $session->value('SELECT since FROM feishu.problems');
+$session->value('SET ROLE clerk');
+push @waiting, enqueue($session, server => 'quota');
+$session->value('RESET ROLE');
+until_problem('... a role that shares it is held by the same', "app paused|quota|2|$waiting[0]|t");
+until_true($session, 'both roles are held',
+	q{SELECT count(*) = 2 FROM feishu_internal.held_lane WHERE pause = 'quota'});
+is(problems(), "app paused|quota|2|$waiting[0]|t", '... which is one problem');
+is($session->value('SELECT since FROM feishu.problems'), $since, '... since the first was held');
+is($session->value('SELECT detail FROM feishu.problems'), 'the quota is used up', '... with what the app waits for');
+my $step = $session->value('SELECT cure FROM feishu.problems');
+like($step, qr/^have the quota raised, then SELECT feishu.resume_server\('quota'\)$/, '... its cure');
+$mock->well;
+$session->value($step =~ s/.*then //r);
+until_ended($session, "id IN ($waiting[0], $waiting[1])");
+until_problem('... mends it', '');
+
+# ---- a platform's clock ----
+
+my $apart = FeishuFlow::Mock->start;
+foreach my $clock ([ 3600, 'behind' ], [ -3600, 'ahead of' ])
+{
+	my ($seconds, $what) = @$clock;
+	$apart->config(clock => $seconds);
+	create_server($node, "apart_$seconds" =~ tr/-/m/r, { base_url => $apart->url });
+	my $server = $session->value('SELECT srvname FROM pg_foreign_server ORDER BY oid DESC LIMIT 1');
+	my $id = enqueue($session, server => $server);
+	until_ended($session, "id = $id");
+	is(problems(), "clock apart|$server|1||t", "a platform's clock, $seconds s from ours, is a problem");
+	like(
+		$session->value('SELECT detail FROM feishu.problems'),
+		qr/^the clock of the database host is (?:3600|3599|3601) s $what that of the platform$/,
+		'... which says how far');
+	like(
+		$session->value('SELECT cure FROM feishu.problems'),
+		qr/^set the clock of the database host/,
+		'... with what to do');
+	is($session->value('SET ROLE clerk; SELECT count(*) FROM feishu.problems; RESET ROLE'),
+		1, '... for who may use the server');
+	$session->value("REVOKE USAGE ON FOREIGN SERVER $server FROM PUBLIC");
+	is($session->value('SET ROLE clerk; SELECT count(*) FROM feishu.problems; RESET ROLE'), 0, '... and nobody else');
+	$apart->config(clock => 0);
+	$session->value("SELECT * FROM feishu.check_server('$server')");
+	is(problems(), '', '... until an answer shows that they agree');
+}
+$apart->config(clock => 30);
+create_server($node, 'near', { base_url => $apart->url });
+my $near = enqueue($session, server => 'near');
+until_ended($session, "id = $near");
+is(problems(), '', 'a few seconds are none');
+
+$apart->config(clock => 3600);
+create_server($node, 'gone', { base_url => $apart->url });
+my $gone = enqueue($session, server => 'gone');
+until_ended($session, "id = $gone");
+is(problems(), 'clock apart|gone|1||t', 'another one');
+$session->value('DROP SERVER gone CASCADE');
+is(problems(), '', '... is none when its server is gone');
 
 # ---- flows that failed ----
 
@@ -149,8 +234,9 @@ until_ended($session, "id = $again");
 is(problems(), "flows failed|feishu, app/flow|3|$keyed[3]|t", '... one whose key has succeeded needs nobody');
 cure('flows with keys failed', qr/^SELECT feishu.retry_flow\(max\(id\)\) FROM feishu.flows/);
 until_ended($session, "id >= $keyed[0]");
-is($session->value("SELECT string_agg(state, ' ' ORDER BY id) FROM feishu.flows WHERE id >= $keyed[0]"),
-	'failed failed succeeded succeeded succeeded', '... which sends the last of each key again');
+is( $session->value("SELECT string_agg(state, ' ' ORDER BY id) FROM feishu.flows WHERE id >= $keyed[0]"),
+	'failed failed succeeded succeeded succeeded',
+	'... which sends the last of each key again');
 
 $mock->rules([ { kind => 'execute' }, { type => 'reset_after' }, times => 1 ]);
 my $lost = enqueue($session);
@@ -232,8 +318,10 @@ until_true($session, 'dispatch is off', 'feishu.dispatch_problem() IS NOT NULL')
 $mine = enqueue($session, server => 'secret');
 is($session->value('SET ROLE clerk; SELECT count, example FROM feishu.problems; RESET ROLE'),
 	'0|', 'that nothing sends is seen by all, but not which flows of others wait');
-is($session->value(q{SET ROLE watcher; SELECT count, example FROM feishu.problems WHERE problem = 'not dispatching'; }
+is( $session->value(
+			q{SET ROLE watcher; SELECT count, example FROM feishu.problems WHERE problem = 'not dispatching'; }
 		  . 'RESET ROLE'),
-	"1|$mine", '... a monitoring role sees one of them');
+	"1|$mine",
+	'... a monitoring role sees one of them');
 
 done_testing();

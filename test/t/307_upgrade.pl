@@ -20,7 +20,7 @@ plan skip_all => 'no older PostgreSQL, see script/test' if !defined $older;
 my $mock = FeishuFlow::Mock->start;
 $mock->config(apps => { map { ("cli_$_" => "$_-secret") } qw(mock alice bob) });
 
-my $conf = "max_worker_processes = 20\n";
+my $conf = "max_worker_processes = 20\nfeishu_flow.handler_attempts = 3\n";
 my @checksums = (extra => ['--data-checksums']);
 my $old = queue_cluster('old', install_path => $older, conf => $conf, @checksums);
 my $new = queue_cluster('new', conf => $conf, @checksums);
@@ -57,9 +57,62 @@ CREATE TRIGGER queue_flow AFTER INSERT ON orders FOR EACH ROW
     EXECUTE FUNCTION feishu.flow_trigger('app', 'fromTrigger', '{"_id": 1}', '{"n": "\$.new.id"}',
         '{"ordering_key": "orders"}');
 SQL
+# Handlers: one whose name needs quotes, and has an overloaded one beside it; one that waits; one that fails until
+# something is mended.
+$old->safe_psql('app', <<'SQL');
+CREATE ROLE carol LOGIN;
+CREATE SCHEMA handling AUTHORIZATION carol;
+SET ROLE carol;
+CREATE TABLE handling.journal (n serial, flow bigint, what text);
+CREATE TABLE handling.let_go (at timestamptz);
+CREATE TABLE handling.mended (at timestamptz);
+CREATE FUNCTION handling."At the ""end"""(text) RETURNS void LANGUAGE sql AS 'SELECT 1 / 0';
+CREATE FUNCTION handling."At the ""end"""(f feishu.flows) RETURNS void LANGUAGE sql
+AS $$INSERT INTO handling.journal (flow, what) VALUES ((f).id, current_user || ' has ' || (f).state)$$;
+CREATE FUNCTION handling.waits(f feishu.flows) RETURNS void LANGUAGE plpgsql
+AS $$BEGIN
+    WHILE NOT EXISTS (SELECT FROM handling.let_go) LOOP PERFORM pg_sleep(0.02); END LOOP;
+    PERFORM handling."At the ""end"""(f);
+END$$;
+CREATE FUNCTION handling.fails(f feishu.flows) RETURNS void LANGUAGE plpgsql
+AS $$BEGIN
+    IF NOT EXISTS (SELECT FROM handling.mended) THEN RAISE EXCEPTION 'not mended yet'; END IF;
+    PERFORM handling."At the ""end"""(f);
+END$$;
+SQL
 my ($elsewhere, $session) = map { FeishuFlow::Session->new($old, database => $_) } qw(postgres app);
 
-# What has ended.
+sub handlers
+{
+	my ($session, $condition) = @_;
+	return $session->value("SELECT string_agg(state || ' ' || n, ', ' ORDER BY state) "
+		  . "FROM (SELECT on_end_state AS state, count(*) AS n FROM feishu.flows WHERE $condition GROUP BY 1) s");
+}
+
+# The flows whose handlers have had an effect, in order.
+sub journal
+{
+	my ($session) = @_;
+	return $session->value("SELECT string_agg(flow::text, ' ' ORDER BY n) FROM handling.journal");
+}
+
+# Flows that have ended, whose handler was given up, is being called, and has not been called yet.
+$session->value('SET ROLE carol');
+my $given_up = enqueue($session, params => '{"n": 361}', on_end => 'handling.fails');
+until_true($session, 'a handler is given up', "SELECT on_end_state = 'failed' FROM feishu.flows WHERE id = $given_up");
+my $in_it = enqueue($session, params => '{"n": 362}', on_end => 'handling.waits');
+until_true(
+	$session,
+	'a handler is being called',
+	"SELECT on_end_state = 'waiting' AND EXISTS (SELECT FROM pg_stat_activity "
+	  . "WHERE backend_type = 'feishu_flow handler' AND wait_event = 'PgSleep') FROM feishu.flows WHERE id = $in_it");
+enqueue_many($session, 363, 367, on_end => 'handling."At the ""end"""');
+until_ended($session);
+my @handled = split / /,
+  $session->value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM feishu.flows WHERE id >= $in_it");
+$session->value('RESET ROLE');
+
+# What has ended, and has no handler.
 enqueue_many($session, 1, 20);
 my $refused = enqueue($session, flow_id => 'refusedFlow');
 my $cancelled = enqueue($session, run_at => \"now() + interval '1 day'");
@@ -75,8 +128,14 @@ my $delayed = enqueue($session, params => '{"n": 200}', run_at => \"'2040-01-01'
 
 # What waits, for a pause and for those of its ordering key.
 $session->value("SELECT feishu.pause_server('paused')");
+$session->value("SELECT feishu.pause_flow('paused', 'app', 'other')");
 enqueue_many($session, 301, 350, server => 'paused');
 enqueue_many($session, 351, 360, server => 'paused', ordering_key => 'one by one');
+$session->value('SET ROLE carol');
+enqueue_many($session, 368, 370, server => 'paused', on_end => 'handling."At the ""end"""', ordering_key => 'handled');
+push @handled, split / /,
+  $session->value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM feishu.flows WHERE state = 'queued'");
+$session->value('RESET ROLE');
 
 # What is under way: answers of these are lost, the platform has not got those.
 my @started = ([ 401, 405, 'alice' ], [ 411, 415, 'bob' ]);
@@ -94,6 +153,10 @@ foreach my $range (@started, @not_started)
 enqueue_many($elsewhere, 441, 450);
 $mock->wait_for(30, kind => 'execute');
 $session->value('INSERT INTO orders SELECT generate_series(501, 505)');
+is( handlers($session, "role = 'carol' AND finished_at IS NOT NULL"),
+	'failed 1, waiting 6',
+	'handlers are given up, and wait, when the old server ends');
+is(journal($session), '', '... and none has had an effect');
 $_->quit foreach $session, $elsewhere;
 $old->stop('fast');
 
@@ -114,9 +177,12 @@ sub inventory
 		'database of the claims' =>
 		  'SELECT datname FROM feishu_internal.claim c JOIN pg_database d ON d.oid = c.database',
 		'pauses' => 'SELECT p FROM feishu_internal.paused_server p',
+		'pauses of flows' => 'SELECT p FROM feishu_internal.paused_flow p',
 		'dispatch_status' =>
 		  'SELECT server, queued, sending, oldest_queued, paused, pause_reason FROM feishu.dispatch_status '
 		  . 'ORDER BY server',
+		'effects of handlers' =>
+		  "SELECT count(*) FROM pg_class WHERE relname = 'journal' AND pg_relation_size(oid) > 0",
 		'the last id' => 'SELECT id FROM feishu_internal.last_id',
 		'servers and mappings' => $mappings,
 		'objects of the extension' =>
@@ -141,6 +207,9 @@ sub inventory
 
 $old->append_conf('postgresql.conf', 'feishu_flow.dispatch = off');
 $old->start;
+
+# Whoever calls the handlers from now on has an effect.
+$old->safe_psql('app', 'INSERT INTO handling.let_go VALUES (now())');
 
 # A copy must not send, and has not cancelled its flows yet.
 $old->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE app');
@@ -194,13 +263,34 @@ foreach my $role (qw(alice bob))
 is( ends($session, "server = 'apps' AND role IN ('alice', 'bob')"),
 	'succeeded 10, unconfirmed 10',
 	'... and starts, unless it had');
-is(ends($session, "server = 'paused'"), 'queued 60', 'a paused server stays paused');
+is(ends($session, "server = 'paused'"), 'queued 63', 'a paused server stays paused');
+until_true(
+	$session,
+	'the handlers that had not been called are called',
+	"NOT EXISTS (SELECT FROM feishu.flows WHERE on_end_state IN ('waiting', 'retrying'))");
+is( journal($session),
+	join(' ', @handled[ 0 .. 5 ]),
+	'... each once, and in the order of the ends, with the one that was being called');
+is(look($session, $given_up, 'on_end_state, on_end_attempts'), 'failed|3', '... and one that was given up is not');
 is(look($session, $delayed, 'state, attempts'), 'queued|0', 'what is to be sent later waits');
 is(ends($session, "server = 'away'"), 'retrying 3', 'what is to be tried again, too');
 is($session->value("SELECT feishu.cancel_flow($delayed)"), 't', 'a flow of the old queue can be cancelled');
 alter_server($session, 'away', 'SET', base_url => $mock->url);
 $session->value("SELECT feishu.resume_server('$_')") foreach qw(paused away);
 until_ended($session);
+until_true(
+	$session,
+	'... and their handlers are called',
+	"NOT EXISTS (SELECT FROM feishu.flows WHERE on_end_state IN ('waiting', 'retrying'))");
+is(journal($session), join(' ', @handled), '... those of flows that had waited, too');
+$session->value('SET ROLE carol; INSERT INTO handling.mended VALUES (now())');
+is($session->value("SELECT feishu.retry_handler($given_up)"), 't', 'one that was given up can be called again');
+until_true($session, '... and is', "SELECT on_end_state = 'succeeded' FROM feishu.flows WHERE id = $given_up");
+is(journal($session), join(' ', @handled, $given_up), '... once, as all others');
+is( $session->value("SELECT string_agg(DISTINCT what, ', ') FROM handling.journal"),
+	'carol has succeeded',
+	'... each as the role, with its flow as it has ended');
+$session->value('RESET ROLE');
 is( join(' ', grep { $_ > 350 && $_ <= 360 } started_numbers($mock)),
 	join(' ', 351 .. 360),
 	'flows of an ordering key are sent in their order');
@@ -208,9 +298,10 @@ is(join(' ', grep { $_ > 500 } started_numbers($mock)), join(' ', 501 .. 505), '
 my $copy = FeishuFlow::Session->new($new, database => 'copy');
 until_ended($copy);
 is( ends($copy),
-	'cancelled 90, failed 1, succeeded 25',
+	'cancelled 93, failed 1, succeeded 32',
 	'a copy of the database, made before, cancels what it has of the other');
-started_once($mock, 25 + 3 + 60 + 20 + 10 + 5, 'each flow of the old queue has started once, and none is lost');
+is(journal($copy), '', '... and calls none of its handlers');
+started_once($mock, 25 + 3 + 60 + 20 + 10 + 5 + 10, 'each flow of the old queue has started once, and none is lost');
 is(ends($session, "state NOT IN ('succeeded', 'unconfirmed')"), 'cancelled 2, failed 1', '... none has failed for it');
 
 my $last = $session->value('SELECT max(id) FROM feishu.flows');

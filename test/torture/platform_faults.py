@@ -198,7 +198,13 @@ class BadLuck(threading.Thread):
         self.phases[name] = self.phases.get(name, 0) + 1
         self.peers.change()
         self.platform.set_rules(self.peers.rules + PHASES[name])
+        paused = f"'{self.random.choice(sorted(APPS.values()))}', 'app', 'plainFlow'"
+        is_paused = self.random.random() < 0.2
+        if is_paused:
+            self.ask(f"SELECT feishu.pause_flow({paused})")
         self.stopping.wait(self.random.uniform(0.5, 3))
+        if is_paused:
+            self.ask(f"SELECT feishu.resume_flow({paused})")
 
     def rotate_secret(self, app):
         """A new secret on the platform, and a while later in the database."""
@@ -206,10 +212,14 @@ class BadLuck(threading.Thread):
         secret = f"secret-{app}-{self.rotations}"
         self.platform.set_secret(app, secret)
         self.stopping.wait(self.random.uniform(0, 1))
+        self.ask(f"ALTER USER MAPPING FOR PUBLIC SERVER {APPS[app]} OPTIONS (SET app_secret '{secret}')")
+
+    def ask(self, sql):
+        """As the servers' owner, as soon as there is somebody to ask."""
         while True:
             try:
                 session = self.pair.session()
-                session.ask(f"ALTER USER MAPPING FOR PUBLIC SERVER {APPS[app]} OPTIONS (SET app_secret '{secret}')")
+                session.ask(sql)
                 session.close()
                 return
             except wire.Lost:

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
- * wirejson.h
- *	  JSON of the wire to jsonb of this database, without throwing.
+ * src/wire/wire_internal.h
+ *	  JSON and text of the wire to jsonb and text of this database, without throwing.
  *
  * In a database whose encoding is neither UTF8 nor SQL_ASCII, call these in a
  * transaction: see wiretext.c.
@@ -10,12 +10,12 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/wire/wirejson.h
- *
  *-------------------------------------------------------------------------
  */
-#ifndef FEISHU_WIREJSON_H
-#define FEISHU_WIREJSON_H
+#ifndef FEISHU_WIRE_INTERNAL_H
+#define FEISHU_WIRE_INTERNAL_H
+
+#include "mb/pg_wchar.h"
 
 #include "base/compat.h"
 #include "wire/codes.h"
@@ -34,13 +34,20 @@ typedef struct WireJson
 	AnswerProblem problem;
 } WireJson;
 
-/* Read a JSON object in UTF-8, which a NUL byte follows. */
+/* wirejson.c */
 extern void wirejson_read_object(const char *bytes, size_t len, WireJson *json);
-
-/* Read JSON text of any type in the database encoding. */
 extern void wirejson_read_text(const char *text, size_t len, WireJson *json);
-
-/* Push the end of an array or an object, and give memory back. */
 extern void wirejson_push_end(JsonbInState *state, JsonbIteratorToken token);
 
-#endif							/* FEISHU_WIREJSON_H */
+/* Room for one converted character and a NUL byte. */
+#define WIRETEXT_CHAR_SIZE	(MAX_MULTIBYTE_CHAR_LEN * MAX_CONVERSION_GROWTH + 1)
+
+/* wiretext.c */
+extern Oid	wiretext_conversion(void);
+extern size_t wiretext_convert(Oid conversion, const char *src, size_t len, char *dst);
+extern char *wiretext_from_utf8(const char *src, size_t len, size_t *result_len,
+								bool *lossy);
+extern char *wiretext_fit(const char *text, int len, int max);
+extern char *wiretext_cut(char *text, int max);
+
+#endif							/* FEISHU_WIRE_INTERNAL_H */

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * outbox_row.h
+ * src/queue/outbox_internal.h
  *	  A row of feishu_internal.outbox as it is made, and what those who make one
  *	  share.
  *
@@ -8,18 +8,17 @@
  *
  * Copyright (c) 2026, feishu_flow contributors
  *
- * src/queue/outbox_row.h
- *
  *-------------------------------------------------------------------------
  */
-#ifndef FEISHU_OUTBOX_ROW_H
-#define FEISHU_OUTBOX_ROW_H
+#ifndef FEISHU_OUTBOX_INTERNAL_H
+#define FEISHU_OUTBOX_INTERNAL_H
 
-/* These columns of a row, as arguments of a statement. */
 extern void outbox_row_arguments(const Datum *values, const bool *nulls, const int *columns, int num,
 								 Datum *arguments, char *flags);
-
-/* Cancel a flow that waits in a copy of the database that it was queued in; as its owner. */
 extern void outbox_cancel_copied(int64 id);
 
-#endif							/* FEISHU_OUTBOX_ROW_H */
+/* insert.c */
+extern bool insert_row(Oid relid, int num_columns, const Oid *types,
+					   Datum *values, bool *nulls);
+
+#endif							/* FEISHU_OUTBOX_INTERNAL_H */
