@@ -221,18 +221,6 @@ lane_any_tiers(void)
 	return any_tiers;
 }
 
-/* Is any lane so? */
-bool
-lane_any_urgent(TimestampTz now)
-{
-	for (int i = 0; i < num_lanes; i++)
-	{
-		if (lane_is_urgent(lanes[i], now))
-			return true;
-	}
-	return false;
-}
-
 /* How many rows there are to claim now at most; of what was not looked at, so many. */
 int
 lane_most_rows(const Lane *lane, int most, TimestampTz now)

@@ -94,7 +94,6 @@ extern TimestampTz lane_work_at(const Lane *lane);
 extern Tier *lane_top(const Lane *lane, TimestampTz now);
 extern bool lane_is_urgent(const Lane *lane, TimestampTz now);
 extern bool lane_any_tiers(void);
-extern bool lane_any_urgent(TimestampTz now);
 extern int	lane_most_rows(const Lane *lane, int most, TimestampTz now);
 extern void lane_reopen(Lane *lane, int64 min_id, TimestampTz next_due);
 extern void lane_reopen_all(int64 min_id, TimestampTz next_due);

@@ -166,6 +166,31 @@ lane_wants(const Lane *lane, int room, TimestampTz now)
 	return lane_most_rows(lane, flight_lane_room(lane, room, lane_top(lane, now)), now);
 }
 
+/* May a lane that is urgent have rows claimed? */
+bool
+schedule_any_urgent(TimestampTz now)
+{
+	int			room;
+	dlist_iter	outer;
+
+	schedule_advance(now);
+	room = flight_room();
+	dlist_foreach(outer, &due_sites)
+	{
+		Site	   *site = dlist_container(Site, turn.node, outer.cur);
+		dlist_iter	inner;
+
+		dlist_foreach(inner, &site->turn.due)
+		{
+			const Lane *lane = dlist_container(Lane, turn.due_node, inner.cur);
+
+			if (lane_is_urgent(lane, now) && lane_wants(lane, room, now) > 0)
+				return true;
+		}
+	}
+	return false;
+}
+
 /* When there may be rows to claim, for next to nothing; claimed_at: when that was done
  * last. */
 TimestampTz

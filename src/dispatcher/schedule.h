@@ -44,6 +44,7 @@ extern void schedule_lane(struct Lane *lane);
 extern TimestampTz schedule_next(TimestampTz now, TimestampTz claimed_at);
 extern void schedule_advance(TimestampTz now);
 extern int	schedule_num_due(void);
+extern bool schedule_any_urgent(TimestampTz now);
 extern int	schedule_choose(TimestampTz now, bool urgent, struct Lane **lanes, int most);
 extern void schedule_note_served(struct Lane *lane);
 

@@ -253,17 +253,17 @@ see_news(TimestampTz now)
 
 /*
  * Are there rows of a priority above those that are being sent?  They are claimed by a
- * transaction that does nothing else, and so does not wait for the disk either; the
- * next one does the rest.
+ * transaction that does nothing else: it does not wait for the disk, and their requests
+ * are not behind a batch of others.  The next one does the rest.
  */
 static bool
 see_urgent(TimestampTz now)
 {
 	if (work.was_urgent || work.failures > 0 || work.min_id == PG_INT64_MAX || flight_totals()->stuck > 0 ||
-		flight_totals()->ended == 0 || work.control || work.discover_all || shutdown_is_told())
+		work.control || work.discover_all || shutdown_is_told())
 		return false;
 	see_news(now);
-	return lane_any_urgent(now);
+	return schedule_any_urgent(now);
 }
 
 /* One transaction; it may throw. */

@@ -111,6 +111,35 @@ cmp_ok($passed, '<', 250, '... and many flows above it overtake it');
 until_ended($session);
 is(ends($session, "id >= $first"), 'succeeded 530', '... which is sent, too');
 
+# Whether there is room below, or ends are to be written; the dispatcher is stopped, so that it hears of all at once.
+foreach ([ 6, 0 ], [ 20, 20 ])
+{
+	my ($held, $ends) = @$_;
+	begin_anew($mock, $session, 'feishu');
+	$mock->rules([ { kind => 'execute', flow_id => 'slow' }, { type => 'latency', ms => 3000 * $FeishuFlow::SLOW } ],
+		[ { kind => 'execute' }, { type => 'hold' } ]);
+	queue_at(-1, 4, server => 'feishu', flow_id => 'slow');
+	queue_at(-1, $held, server => 'feishu');
+	$mock->wait_for(4 + $held, kind => 'execute');
+	my $stopped = until_dispatcher($session);
+	kill 'STOP', $stopped;
+	is($mock->release, $ends, 'requests are answered') if $ends;
+	$session->value('BEGIN');
+	$id = enqueue($session, server => 'feishu', flow_id => 'p0');
+	queue_at(-1, 100, server => 'feishu');
+	$session->value('COMMIT');
+	kill 'CONT', $stopped;
+	$mock->wait_for(1, kind => 'execute', flow_id => 'p0');
+	# the transaction that has claimed a row has it locked
+	is( $session->value(
+			"SELECT count(*) FROM feishu_internal.outbox
+			WHERE state = 'q' AND xmax = (SELECT xmax FROM feishu_internal.outbox WHERE id = $id)"),
+		1,
+		'what is above a backlog is claimed by a transaction of its own');
+	$mock->well;
+	until_ended($session);
+}
+
 # ---- what is found otherwise ----
 
 # delayed ones
