@@ -283,5 +283,14 @@ is($session->result->{out}, '100000 2000 98000', 'a hundred thousand');
 cmp_ok($most - $kilobytes, '<=', 32 * 1024, '... in bounded memory');
 cmp_ok(open_files($session->pid), '<=', $files, '... and no more descriptors');
 
+# Flows that are queued: each statement, and each transaction, has news for the dispatcher.
+$session->value("SELECT feishu.pause_server('refused')");
+my $queued = "SELECT to_jsonb(feishu.enqueue_flow('app', 'flow', '{\"_id\": 1}', server => 'refused'))";
+stays_flat('flows that are queued in one transaction', sub { in_loop($_[0], $queued); }, first => 100, more => 300);
+stays_flat(
+	'flows that are queued in one each',
+	sub { $session->value(join('; ', ($queued) x $_[0])); },
+	first => 100,
+	more => 100);
 
 done_testing();
