@@ -169,7 +169,8 @@ is( $clerk->value(
 		  . "FROM pg_statistic s JOIN pg_attribute a ON starelid = attrelid AND staattnum = attnum "
 		  . "WHERE attrelid = 'feishu_internal.outbox'::regclass"),
 	'attempts created_at database end_number expires_at finished_at handler_state id is_async max_attempts next_at '
-	  . 'ordering_key own_key replaceable roleid run_at server server_owner state system_identifier unanswered',
+	  . 'ordering_key own_key priority replaceable roleid run_at server server_owner state '
+	  . 'system_identifier unanswered',
 	'there are no statistics of columns with content');
 is( $as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = 'often1'") =~ s/often1/never/gr,
 	$as{owner}->value("EXPLAIN SELECT FROM feishu.flows WHERE idempotent_key = 'never'"),
