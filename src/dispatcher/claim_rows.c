@@ -3,7 +3,7 @@
  * src/dispatcher/claim_rows.c
  *	  The dispatcher's reading of the queue: what to send next.
  *
- * Rows that may be sent at once are read by an index on (server, role, priority, id),
+ * Rows that may be sent at once are read by an index on (priority, role, server, id),
  * each time from where the last claim of the lane's tier ended.  So rows that were
  * sent, but that an old snapshot keeps in the index, are not stepped over again
  * and again, and the cost of a claim does not grow with the queue.  A row that

@@ -66,14 +66,14 @@ discover_ready(void)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE ready AS ("
-		" (SELECT server, roleid, priority FROM feishu_internal.outbox"
-		"  WHERE state = 'q' AND next_at IS NULL ORDER BY server, roleid, priority LIMIT 1)"
+		" (SELECT priority, roleid, server FROM feishu_internal.outbox"
+		"  WHERE state = 'q' AND next_at IS NULL ORDER BY priority, roleid, server LIMIT 1)"
 		" UNION ALL"
-		" SELECT n.server, n.roleid, n.priority FROM ready l, LATERAL"
-		" (SELECT o.server, o.roleid, o.priority FROM feishu_internal.outbox o"
+		" SELECT n.priority, n.roleid, n.server FROM ready l, LATERAL"
+		" (SELECT o.priority, o.roleid, o.server FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL"
-		"  AND (o.server, o.roleid, o.priority) > (l.server, l.roleid, l.priority)"
-		"  ORDER BY o.server, o.roleid, o.priority LIMIT 1) n)"
+		"  AND (o.priority, o.roleid, o.server) > (l.priority, l.roleid, l.server)"
+		"  ORDER BY o.priority, o.roleid, o.server LIMIT 1) n)"
 		" SELECT server, roleid, priority FROM ready",
 		0, InvalidOid);
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
@@ -89,11 +89,12 @@ compare_tiers(const void *a, const void *b)
 	const Tier *right = *(Tier *const *) b;
 	const LaneKey *left_key = &left->lane->key;
 	const LaneKey *right_key = &right->lane->key;
-	int			order = strcmp(left_key->server, right_key->server);
 
-	if (order == 0 && left_key->roleid != right_key->roleid)
-		order = left_key->roleid < right_key->roleid ? -1 : 1;
-	return order != 0 ? order : left->priority - right->priority;
+	if (left->priority != right->priority)
+		return left->priority - right->priority;
+	if (left_key->roleid != right_key->roleid)
+		return left_key->roleid < right_key->roleid ? -1 : 1;
+	return strcmp(left_key->server, right_key->server);
 }
 
 /* All tiers, in the order of the index, so many. */
@@ -134,6 +135,23 @@ add_gap(Gaps *gaps, Datum server, Datum roleid, Datum after, Datum before)
 	gaps->num++;
 }
 
+/* Room for what is between so many values. */
+static Gaps
+gaps_make(int num)
+{
+	Gaps		gaps = {.num = 0};
+
+	for (int i = 0; i < (int) lengthof(gaps.columns); i++)
+		gaps.columns[i] = palloc((2 * num + 1) * sizeof(Datum));
+	return gaps;
+}
+
+static Datum
+gaps_array(const Gaps *gaps, int column, Oid type)
+{
+	return array_of(gaps->columns[column], gaps->num, type);
+}
+
 /*
  * The same, but of known tiers only rows above their cursors are looked for: what
  * an old snapshot keeps of the rows that they had is not stepped over.  New ones
@@ -144,37 +162,36 @@ discover_new(void)
 {
 	/* a bound on several columns at once would not end a scan at its upper end */
 	static SqlStatement statement = SQL_STATEMENT(
-		"WITH RECURSIVE server (name, roleid, priority, before) AS ("
-		" SELECT name COLLATE \"C\", NULL::oid, NULL::int2, before COLLATE \"C\""
-		" FROM unnest($1, $2) AS g (name, before)"
+		"WITH RECURSIVE priority (priority, roleid, server, before) AS ("
+		" SELECT priority, NULL::oid, NULL::text COLLATE \"C\", before FROM unnest($1, $2) AS g (priority, before)"
 		" UNION ALL"
-		" SELECT n.server, n.roleid, n.priority, s.before FROM server s, LATERAL"
-		" (SELECT o.server, o.roleid, o.priority FROM feishu_internal.outbox o"
-		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.server > s.name AND o.server < s.before"
-		"  ORDER BY o.server, o.roleid, o.priority LIMIT 1) n),"
-		" lane (server, roleid, priority, before) AS ("
-		" (SELECT server COLLATE \"C\", roleid, NULL::int2, before"
-		"  FROM unnest($3, $4, $5) AS g (server, roleid, before)"
-		"  UNION ALL SELECT name, roleid, priority, 4294967295::oid FROM server WHERE roleid IS NOT NULL)"
+		" SELECT n.priority::int4, n.roleid, n.server, p.before FROM priority p, LATERAL"
+		" (SELECT o.priority, o.roleid, o.server FROM feishu_internal.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.priority > p.priority AND o.priority < p.before"
+		"  ORDER BY o.priority, o.roleid, o.server LIMIT 1) n),"
+		" role (priority, roleid, server, before) AS ("
+		" (SELECT priority, roleid, NULL::text COLLATE \"C\", before"
+		"  FROM unnest($3, $4, $5) AS g (priority, roleid, before)"
+		"  UNION ALL SELECT priority, roleid, server, 4294967295::oid FROM priority WHERE roleid IS NOT NULL)"
 		" UNION ALL"
-		" SELECT l.server, n.roleid, n.priority, l.before FROM lane l, LATERAL"
-		" (SELECT o.roleid, o.priority FROM feishu_internal.outbox o"
+		" SELECT r.priority, n.roleid, n.server, r.before FROM role r, LATERAL"
+		" (SELECT o.roleid, o.server FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NULL"
-		"  AND o.server = l.server AND o.roleid > l.roleid AND o.roleid < l.before"
-		"  ORDER BY o.roleid, o.priority LIMIT 1) n),"
-		" tier (server, roleid, priority, before, is_new) AS ("
-		" (SELECT server COLLATE \"C\", roleid, priority, before, false"
-		"  FROM unnest($6, $7, $8, $9) AS g (server, roleid, priority, before)"
-		"  UNION ALL SELECT server, roleid, priority, 32768, true FROM lane WHERE priority IS NOT NULL)"
+		"  AND o.priority = r.priority AND o.roleid > r.roleid AND o.roleid < r.before"
+		"  ORDER BY o.roleid, o.server LIMIT 1) n),"
+		" server (priority, roleid, name, before, is_new) AS ("
+		" (SELECT priority, roleid, name COLLATE \"C\", before COLLATE \"C\", false"
+		"  FROM unnest($6, $7, $8, $9) AS g (priority, roleid, name, before)"
+		"  UNION ALL SELECT priority, roleid, server, $10 COLLATE \"C\", true FROM role WHERE server IS NOT NULL)"
 		" UNION ALL"
-		" SELECT t.server, t.roleid, n.priority::int4, t.before, true FROM tier t, LATERAL"
-		" (SELECT o.priority FROM feishu_internal.outbox o"
-		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.server = t.server AND o.roleid = t.roleid"
-		"  AND o.priority > t.priority AND o.priority < t.before"
-		"  ORDER BY o.priority LIMIT 1) n)"
-		" SELECT server, roleid, priority::int2 FROM tier WHERE is_new",
-		9, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, OIDARRAYOID, OIDARRAYOID,
-		TEXTARRAYOID, OIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID);
+		" SELECT s.priority, s.roleid, n.server, s.before, true FROM server s, LATERAL"
+		" (SELECT o.server FROM feishu_internal.outbox o"
+		"  WHERE o.state = 'q' AND o.next_at IS NULL AND o.priority = s.priority AND o.roleid = s.roleid"
+		"  AND o.server > s.name AND o.server < s.before"
+		"  ORDER BY o.server LIMIT 1) n)"
+		" SELECT name, roleid, priority::int2 FROM server WHERE is_new",
+		10, INT4ARRAYOID, INT4ARRAYOID, INT4ARRAYOID, OIDARRAYOID, OIDARRAYOID,
+		INT4ARRAYOID, OIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID);
 	static SqlStatement above = SQL_STATEMENT(
 		"SELECT l.n FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS l (server, roleid, priority, cursor, n), LATERAL"
 		" (SELECT FROM feishu_internal.outbox o WHERE o.server = l.server AND o.roleid = l.roleid"
@@ -183,78 +200,72 @@ discover_new(void)
 		4, TEXTARRAYOID, OIDARRAYOID, INT2ARRAYOID, INT8ARRAYOID);
 	int			num;
 	Tier	  **known = list_tiers(&num);
-	int			num_servers = 0;
-	Datum	   *names = palloc((num + 2) * sizeof(Datum));
-	Gaps		roles = {.num = 0};
-	Gaps		priorities = {.num = 0};
+	Gaps		priorities = gaps_make(num);
+	Gaps		roles = gaps_make(num);
+	Gaps		servers = gaps_make(num);
 	char		last[NAMEDATALEN];
-	Datum		values[9];
+	Datum		values[10];
 	uint64		found;
-
-	for (int i = 0; i < (int) lengthof(roles.columns); i++)
-	{
-		roles.columns[i] = palloc(2 * num * sizeof(Datum));
-		priorities.columns[i] = palloc(2 * num * sizeof(Datum));
-	}
 
 	/* by its bytes, no name comes after this */
 	memset(last, 0xff, sizeof(last) - 1);
 	last[sizeof(last) - 1] = '\0';
+	values[9] = CStringGetTextDatum(last);
 
-	/* gaps between servers, in each server between roles, and in each of these between
-	 * priorities */
-	names[num_servers++] = CStringGetTextDatum("");
+	/* gaps between priorities, in each priority between roles, and in each of these
+	 * between servers */
 	for (int i = 0; i < num; i++)
 	{
-		LaneKey    *key = &known[i]->lane->key;
-		LaneKey    *before = i > 0 ? &known[i - 1]->lane->key : NULL;
-		LaneKey    *after = i < num - 1 ? &known[i + 1]->lane->key : NULL;
-		bool		is_first = before == NULL || strcmp(key->server, before->server) != 0;
-		bool		is_last = after == NULL || strcmp(key->server, after->server) != 0;
-		bool		is_first_of_lane = before != &known[i]->lane->key;
-		bool		is_last_of_lane = after != &known[i]->lane->key;
-		Datum		server = CStringGetTextDatum(key->server);
-		Datum		roleid = ObjectIdGetDatum(key->roleid);
-		Datum		priority = Int32GetDatum(known[i]->priority);
+		const Tier *tier = known[i];
+		const Tier *before = i > 0 ? known[i - 1] : NULL;
+		const Tier *after = i < num - 1 ? known[i + 1] : NULL;
+		bool		is_first = before == NULL || before->priority != tier->priority;
+		bool		is_last = after == NULL || after->priority != tier->priority;
+		bool		is_first_of_role = is_first || before->lane->key.roleid != tier->lane->key.roleid;
+		bool		is_last_of_role = is_last || after->lane->key.roleid != tier->lane->key.roleid;
+		Datum		priority = Int32GetDatum(tier->priority);
+		Datum		roleid = ObjectIdGetDatum(tier->lane->key.roleid);
+		Datum		server = CStringGetTextDatum(tier->lane->key.server);
 
 		if (is_first)
 		{
-			names[num_servers++] = server;
-			add_gap(&roles, server, (Datum) 0, ObjectIdGetDatum(InvalidOid), roleid);
+			add_gap(&priorities, (Datum) 0, (Datum) 0,
+					Int32GetDatum(before == NULL ? PG_INT16_MIN - 1 : before->priority), priority);
+			add_gap(&roles, priority, (Datum) 0, ObjectIdGetDatum(InvalidOid), roleid);
 		}
-		if (is_last_of_lane)
-			add_gap(&roles, server, (Datum) 0, roleid,
-					ObjectIdGetDatum(is_last ? OID_MAX : after->roleid));
-		if (is_first_of_lane)
-			add_gap(&priorities, server, roleid, Int32GetDatum(PG_INT16_MIN - 1), priority);
-		add_gap(&priorities, server, roleid, priority,
-				Int32GetDatum(is_last_of_lane ? PG_INT16_MAX + 1 : known[i + 1]->priority));
+		if (is_last_of_role)
+			add_gap(&roles, priority, (Datum) 0, roleid,
+					ObjectIdGetDatum(is_last ? OID_MAX : after->lane->key.roleid));
+		if (is_first_of_role)
+			add_gap(&servers, priority, roleid, CStringGetTextDatum(""), server);
+		add_gap(&servers, priority, roleid, server,
+				is_last_of_role ? values[9] : CStringGetTextDatum(after->lane->key.server));
 	}
-	names[num_servers] = CStringGetTextDatum(last);
-	values[0] = array_of(names, num_servers, TEXTOID);
-	values[1] = array_of(names + 1, num_servers, TEXTOID);
-	values[2] = array_of(roles.columns[0], roles.num, TEXTOID);
-	values[3] = array_of(roles.columns[2], roles.num, OIDOID);
-	values[4] = array_of(roles.columns[3], roles.num, OIDOID);
-	values[5] = array_of(priorities.columns[0], priorities.num, TEXTOID);
-	values[6] = array_of(priorities.columns[1], priorities.num, OIDOID);
-	values[7] = array_of(priorities.columns[2], priorities.num, INT4OID);
-	values[8] = array_of(priorities.columns[3], priorities.num, INT4OID);
+	add_gap(&priorities, (Datum) 0, (Datum) 0,
+			Int32GetDatum(num == 0 ? PG_INT16_MIN - 1 : known[num - 1]->priority),
+			Int32GetDatum(PG_INT16_MAX + 1));
+	values[0] = gaps_array(&priorities, 2, INT4OID);
+	values[1] = gaps_array(&priorities, 3, INT4OID);
+	values[2] = gaps_array(&roles, 0, INT4OID);
+	values[3] = gaps_array(&roles, 2, OIDOID);
+	values[4] = gaps_array(&roles, 3, OIDOID);
+	values[5] = gaps_array(&servers, 0, INT4OID);
+	values[6] = gaps_array(&servers, 1, OIDOID);
+	values[7] = gaps_array(&servers, 2, TEXTOID);
+	values[8] = gaps_array(&servers, 3, TEXTOID);
 	found = sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
 		(void) row_tier(row);	/* a new one is open */
 
+	servers.num = 0;
 	for (int i = 0; i < num; i++)
-	{
-		priorities.columns[0][i] = CStringGetTextDatum(known[i]->lane->key.server);
-		priorities.columns[1][i] = ObjectIdGetDatum(known[i]->lane->key.roleid);
-		priorities.columns[2][i] = Int16GetDatum(known[i]->priority);
-		priorities.columns[3][i] = Int64GetDatum(known[i]->cursor);
-	}
-	values[0] = array_of(priorities.columns[0], num, TEXTOID);
-	values[1] = array_of(priorities.columns[1], num, OIDOID);
-	values[2] = array_of(priorities.columns[2], num, INT2OID);
-	values[3] = array_of(priorities.columns[3], num, INT8OID);
+		add_gap(&servers, CStringGetTextDatum(known[i]->lane->key.server),
+				ObjectIdGetDatum(known[i]->lane->key.roleid),
+				Int16GetDatum(known[i]->priority), Int64GetDatum(known[i]->cursor));
+	values[0] = gaps_array(&servers, 0, TEXTOID);
+	values[1] = gaps_array(&servers, 1, OIDOID);
+	values[2] = gaps_array(&servers, 2, INT2OID);
+	values[3] = gaps_array(&servers, 3, INT8OID);
 	found = sql_run(&above, values, NULL, SPI_OK_SELECT, NULL);
 	for (uint64 row = 0; row < found; row++)
 		tier_expect_more(known[sql_int64(row, 1) - 1]);
@@ -266,15 +277,15 @@ discover_delayed(void)
 {
 	static SqlStatement statement = SQL_STATEMENT(
 		"WITH RECURSIVE delayed AS ("
-		" (SELECT server, roleid, priority, next_at FROM feishu_internal.outbox"
+		" (SELECT priority, roleid, server, next_at FROM feishu_internal.outbox"
 		"  WHERE state = 'q' AND next_at IS NOT NULL"
-		"  ORDER BY server, roleid, priority, next_at LIMIT 1)"
+		"  ORDER BY priority, roleid, server, next_at LIMIT 1)"
 		" UNION ALL"
-		" SELECT n.server, n.roleid, n.priority, n.next_at FROM delayed l, LATERAL"
-		" (SELECT o.server, o.roleid, o.priority, o.next_at FROM feishu_internal.outbox o"
+		" SELECT n.priority, n.roleid, n.server, n.next_at FROM delayed l, LATERAL"
+		" (SELECT o.priority, o.roleid, o.server, o.next_at FROM feishu_internal.outbox o"
 		"  WHERE o.state = 'q' AND o.next_at IS NOT NULL"
-		"  AND (o.server, o.roleid, o.priority) > (l.server, l.roleid, l.priority)"
-		"  ORDER BY o.server, o.roleid, o.priority, o.next_at LIMIT 1) n)"
+		"  AND (o.priority, o.roleid, o.server) > (l.priority, l.roleid, l.server)"
+		"  ORDER BY o.priority, o.roleid, o.server, o.next_at LIMIT 1) n)"
 		" SELECT server, roleid, priority, next_at FROM delayed",
 		0, InvalidOid);
 	uint64		num = sql_run(&statement, NULL, NULL, SPI_OK_SELECT, NULL);
@@ -424,20 +435,24 @@ discover_between(int64 min_id, int64 max_id)
 	(void) see_page(sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL));
 }
 
-/* Has a lane no flows at all, to be sent now or later? */
+/* Has a lane no flows of priorities that it had so far, to be sent now or later? */
 bool
 discover_lane_is_empty(const Lane *lane)
 {
+#define LANE_ROWS(when) \
+	"(SELECT FROM unnest($3) AS t (priority), LATERAL" \
+	" (SELECT FROM feishu_internal.outbox o WHERE o.server = $1 AND o.roleid = $2 AND o.priority = t.priority" \
+	"  AND o.state = 'q' AND o." when " LIMIT 1) r)"
 	static SqlStatement statement = SQL_STATEMENT(
-		"SELECT WHERE NOT EXISTS (SELECT FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NULL)"
-		" AND NOT EXISTS (SELECT FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND state = 'q' AND next_at IS NOT NULL)",
-		2, TEXTOID, OIDOID);
-	Datum		values[2] = {
-		CStringGetTextDatum(lane->key.server),
-		ObjectIdGetDatum(lane->key.roleid)
-	};
+		"SELECT WHERE NOT EXISTS " LANE_ROWS("next_at IS NULL") " AND NOT EXISTS " LANE_ROWS("next_at IS NOT NULL"),
+		3, TEXTOID, OIDOID, INT2ARRAYOID);
+	Datum	   *priorities = palloc(Max(lane->num_tiers, 1) * sizeof(Datum));
+	Datum		values[3];
 
+	for (int i = 0; i < lane->num_tiers; i++)
+		priorities[i] = Int16GetDatum(lane->tiers[i]->priority);
+	values[0] = CStringGetTextDatum(lane->key.server);
+	values[1] = ObjectIdGetDatum(lane->key.roleid);
+	values[2] = array_of(priorities, lane->num_tiers, INT2OID);
 	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
 }
