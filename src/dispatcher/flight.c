@@ -265,8 +265,6 @@ end_flight(Flight *flight)
 		if (!flight->is_behind)
 			tier_give_back(flight->tier, flight->id);
 	}
-	else if (end->state == OUTBOX_QUEUED)
-		tier_expect_due(flight->tier, end->next_at);
 }
 
 /* It is not to be sent now: flight_return is to be called instead of flight_start. */
@@ -436,11 +434,16 @@ flight_list_ended(int *num)
 	return list;
 }
 
-/* The transaction under way records its end. */
+/*
+ * The transaction under way records its end.  If it is to be tried again, its row is in
+ * its tier from now on: until now, claims passed over it, whatever time it was.
+ */
 void
 flight_mark_recorded(Flight *flight)
 {
 	flight->recorded = true;
+	if (!flight->end.silent && flight->end.state == OUTBOX_QUEUED)
+		tier_expect_due(flight->tier, flight->end.next_at);
 }
 
 /* What its end says of the answer cannot be stored. */

@@ -150,6 +150,46 @@ $session->value('COMMIT');
 until_ended($session);
 is(join(' ', order()), 'p50 p50 p50 p0 p0 p0 p-50 p-50 p-50', 'flows that fall due together go by their priority');
 
+# those that are tried again
+sub until_tried
+{
+	my ($server) = @_;
+	until_true(
+		$session,
+		'all were tried, and their time has come',
+		"SELECT bool_and(attempts > 0 AND state = 'retrying' AND run_at <= now()) FROM feishu.flows
+		WHERE server = '$server' AND finished_at IS NULL"
+	);
+	return;
+}
+
+begin_anew($mock, $session, 'narrow');
+$mock->fault(type => 'code', code => 1500, http_status => 200);
+queue_at($_, 3, server => 'narrow') foreach -50, 50, 0;
+until_true($session, 'all were tried',
+	q{SELECT bool_and(attempts > 0) FROM feishu.flows WHERE server = 'narrow' AND finished_at IS NULL});
+pause('narrow');
+until_tried('narrow');
+$mock->well;
+$mock->mark;
+resume('narrow');
+until_ended($session);
+is(join(' ', order()), 'p50 p50 p50 p0 p0 p0 p-50 p-50 p-50', '... those that are tried again, too');
+
+# Their ends are still to be written when something above them is claimed, and by then they are due.
+begin_anew($mock, $session, 'feishu');
+$session->value(q{ALTER SYSTEM SET feishu_flow.retry_base_delay = '1ms'; SELECT pg_reload_conf()});
+$mock->rules([ { kind => 'execute', flow_id => 'slow' }, { type => 'latency', ms => 3000 * $FeishuFlow::SLOW } ],
+	[ { kind => 'execute', flow_id => 'p-1' }, { type => 'code', code => 1500, http_status => 200 }, times => 400 ]);
+queue_at(-1, 17, server => 'feishu', flow_id => 'slow');
+queue_at(-1, 200, server => 'feishu');
+$session->value('DO $$ BEGIN FOR n IN 1..300 LOOP PERFORM '
+	  . enqueue_call(server => 'feishu', flow_id => 'p0')
+	  . '; COMMIT; PERFORM pg_sleep(0.002); END LOOP; END $$');
+$session->value(q{ALTER SYSTEM RESET feishu_flow.retry_base_delay; SELECT pg_reload_conf()});
+until_ended($session);
+is($mock->count(kind => 'execute', flow_id => 'p-1'), 600, '... also when something comes above them meanwhile');
+
 # by another dispatcher
 begin_anew($mock, $session, 'narrow');
 pause('narrow');

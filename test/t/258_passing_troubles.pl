@@ -143,6 +143,25 @@ $session->value('DROP TRIGGER refuse ON feishu_internal.outbox');
 until_ended($session);
 started_once($mock, 3, '... and is written when it can be');
 
+# ... also when it is to be tried again, whose time has come by then
+$session->value('SELECT feishu.purge_flows(now())');
+begin_anew($mock, $session);
+$session->value(<<"END");
+CREATE TRIGGER refuse BEFORE UPDATE ON feishu_internal.outbox FOR EACH ROW WHEN (OLD.flow_id = 'stuck')
+	EXECUTE FUNCTION public.refuse()
+END
+$mock->rules([ { kind => 'execute' }, { type => 'status', status => 502 }, times => 2 ]);
+my $stuck = enqueue($session, flow_id => 'stuck');
+$mock->wait_for(1, kind => 'execute');
+succeeds(
+	$session,
+	'SELECT feishu.wait_flow(' . enqueue($session) . q{, '60 s')},
+	'while the end of an attempt cannot be written, others are tried again');
+is(look($session, $stuck, 'state, attempts'), 'sending|0', '... and it is not');
+$session->value('DROP TRIGGER refuse ON feishu_internal.outbox');
+until_ended($session);
+is($mock->count(kind => 'execute', flow_id => 'stuck'), 2, '... but when it can be written');
+
 $session->value('SELECT feishu.purge_flows(now())');
 begin_anew($mock, $session);
 $mock->rules([ { kind => 'execute' }, { type => 'hold' } ]);
