@@ -14,6 +14,7 @@ use Test::More;
 
 my $BACKLOG = 20000;
 my $ROUNDS = 300;
+my $MOVES = 500;
 
 my $mock = FeishuFlow::Mock->start;
 my $node = queue_cluster('main', conf => "max_prepared_transactions = 2\n");
@@ -309,5 +310,21 @@ $other->result;
 until_ended($session, "server = 'feishu'");
 is(sent('race'), 0, 'no flow is sent that is queued with its pause or after it');
 is(ends($session, "flow_id = 'race'"), "cancelled $ROUNDS", '... each is cancelled');
+
+# The same, of a server that has another address while the flow is paused.
+my $wrong = FeishuFlow::Mock->start;
+create_server($node, 'moved', { base_url => $mock->url });
+my $moving = enqueue_call(server => 'moved', flow_id => 'move');
+$other->send("DO \$\$ BEGIN LOOP PERFORM $later; COMMIT; END LOOP; END \$\$");
+$session->value("DO \$\$ BEGIN FOR n IN 1..$MOVES LOOP "
+	  . "PERFORM feishu.pause_flow('moved', 'app', 'move'); "
+	  . "ALTER SERVER moved OPTIONS (SET base_url '@{[ $wrong->url ]}'); COMMIT; PERFORM $moving; COMMIT; "
+	  . "PERFORM feishu.resume_flow('moved', 'app', 'move'); "
+	  . "ALTER SERVER moved OPTIONS (SET base_url '@{[ $mock->url ]}'); COMMIT; END LOOP; END \$\$");
+$session->value('SELECT pg_cancel_backend(' . $other->pid . ')');
+$other->result;
+until_ended($session, q{server = 'moved'});
+is($wrong->executes, 0, 'no flow is sent to where its server was when it was paused');
+is(ends($session, q{flow_id = 'move'}), "succeeded $MOVES", '... each is sent once it is resumed');
 
 done_testing();
