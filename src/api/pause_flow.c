@@ -26,6 +26,9 @@
 #include "queue/notify.h"
 #include "wire/wire_check.h"
 
+/* Each claim, of whatever server, reads what is paused: so many may a role pause. */
+#define PAUSE_MOST_FLOWS	200
+
 PG_FUNCTION_INFO_V1(feishu_pause_flow);
 PG_FUNCTION_INFO_V1(feishu_resume_flow);
 
@@ -44,6 +47,24 @@ read_arguments(FunctionCallInfo fcinfo, Datum *values)
 	values[3] = CStringGetTextDatum(GetUserNameFromId(GetUserId(), false));
 }
 
+/* May a role pause this flow, too?  As the owner of the tables. */
+static bool
+has_room(Datum *values)
+{
+	static SqlStatement statement = SQL_STATEMENT(
+		"SELECT pg_catalog.count(*) OPERATOR(pg_catalog.<) $5 OR pg_catalog.bool_or("
+		"server OPERATOR(pg_catalog.=) $1 AND namespace OPERATOR(pg_catalog.=) $2"
+		" AND flow_id OPERATOR(pg_catalog.=) $3) FROM feishu_internal.paused_flow"
+		" WHERE paused_by OPERATOR(pg_catalog.=) $4",
+		5, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT8OID);
+	Datum		arguments[5] = {
+		values[0], values[1], values[2], values[3], Int64GetDatum(PAUSE_MOST_FLOWS)
+	};
+
+	sql_run(&statement, arguments, NULL, SPI_OK_SELECT, NULL);
+	return DatumGetBool(sql_value(0, 1, NULL));
+}
+
 /* pause_flow(server, namespace, flow_id) */
 Datum
 feishu_pause_flow(PG_FUNCTION_ARGS)
@@ -54,10 +75,17 @@ feishu_pause_flow(PG_FUNCTION_ARGS)
 		4, TEXTOID, TEXTOID, TEXTOID, TEXTOID);
 	Datum		values[4];
 	SqlCaller	caller;
+	bool		may_all = superuser();
 
 	read_arguments(fcinfo, values);
 	sql_check_writable("pause_flow()");
 	sql_begin_as_owner(&caller);
+	if (!may_all && !has_room(values))
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("role \"%s\" has paused %d flows, and cannot pause more",
+						TextDatumGetCString(values[3]), PAUSE_MOST_FLOWS),
+				 errhint("Resume some by feishu.resume_flow, or pause a whole server by feishu.pause_server.")));
 	sql_run(&statement, values, NULL, SPI_OK_INSERT, NULL);
 	sql_end_as_owner(&caller);
 	notify_control();

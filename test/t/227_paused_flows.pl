@@ -113,6 +113,26 @@ foreach my $function (qw(pause_flow resume_flow))
 	fails_with($session, sprintf($call, 'feishu', 'app', 'a\nb'), '22023', '... and such an id');
 }
 
+# each claim reads what is paused
+$session->value(
+	q{CREATE ROLE pauser LOGIN; GRANT USAGE ON FOREIGN DATA WRAPPER feishu_flow TO pauser;
+	CREATE SERVER theirs FOREIGN DATA WRAPPER feishu_flow; ALTER SERVER theirs OWNER TO pauser}
+);
+my $pauser = FeishuFlow::Session->new($node, user => 'pauser');
+my $PAUSE = q{SELECT count(feishu.pause_flow('theirs', 'app', 'flow' || n)) FROM generate_series(%d, %d) n};
+succeeds($pauser, sprintf($PAUSE, 1, 200), 'a role may pause many flows');
+fails_with(
+	$pauser,
+	sprintf($PAUSE, 201, 201),
+	'54000',
+	'... but not any number',
+	message => qr/^role "pauser" has paused 200 flows, and cannot pause more$/);
+succeeds($pauser, sprintf($PAUSE, 200, 200), '... one again is none more');
+succeeds($session, sprintf($PAUSE, 201, 300), '... and a superuser may pause more');
+succeeds($pauser, q{SELECT feishu.resume_flow('theirs', 'app', 'flow1')}, 'when it has resumed one');
+succeeds($pauser, sprintf($PAUSE, 1, 1), '... it may pause another');
+$session->value(q{DELETE FROM feishu_internal.paused_flow WHERE server = 'theirs'});
+
 # ---- a backlog ----
 
 begin_anew($mock, $session);
