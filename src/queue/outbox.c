@@ -372,7 +372,7 @@ outbox_insert(const QueuedFlow *flow)
 	int64		id;
 
 	check_delivery(flow, now);
-	on_end = flow->on_end != NULL ? on_end_resolve(flow->on_end, flow->roleid) : NULL;
+	on_end = flow->on_end != NULL ? on_end_resolve(flow->on_end, flow->roleid, flow->on_end_needs_schema) : NULL;
 	if (TIMESTAMP_IS_NOBEGIN(expires_at))
 		expires_at = outbox_expires_by_age(Max(run_at, now));
 

@@ -52,6 +52,7 @@ typedef struct QueuedFlow
 	TimestampTz expires_at;		/* DT_NOEND: never; DT_NOBEGIN: by
 								 * feishu_flow.max_age */
 	const char *on_end;			/* name of a handler, as given, or NULL */
+	bool		on_end_needs_schema;	/* see on_end_resolve */
 	char	   *replace_key;	/* or NULL; none with request.idempotent_key */
 	int			priority;
 } QueuedFlow;
