@@ -188,35 +188,43 @@ REVOKE ALL ON FUNCTION feishu_internal.draw_end(text, oid, oid, bigint) FROM PUB
 COMMENT ON FUNCTION feishu_internal.draw_end(text, oid, oid, bigint) IS
 'The number of the end of a flow with a handler, whose role is then notified.';
 
+-- Columns that are never NULL come first, those of a fixed width before the others: an
+-- UPDATE finds them without looking at what is before, and compares those of each index.
 CREATE TABLE feishu_internal.outbox (
     id bigint PRIMARY KEY,
     roleid oid NOT NULL,                -- in whose name, with whose credentials
     database oid NOT NULL,              -- in which it was queued, and of which cluster:
     system_identifier bigint NOT NULL,  -- a copy has rows of another
     attempts integer NOT NULL DEFAULT 0,
-    max_attempts integer,               -- NULL: feishu_flow.max_attempts
     server_owner oid NOT NULL,          -- whose the server was: another may make one of its name
+    created_at timestamptz NOT NULL,
+    run_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    priority smallint NOT NULL DEFAULT 0, -- higher ones first
     state "char" NOT NULL DEFAULT 'q',  -- queued, succeeded, failed, unconfirmed, cancelled
     is_async boolean NOT NULL,
     own_key boolean NOT NULL,           -- the key was made here: nobody else has it
-    unanswered boolean NOT NULL DEFAULT false,  -- an attempt may have reached the platform
+    unanswered boolean NOT NULL DEFAULT false, -- an attempt may have reached the platform
     replaceable boolean NOT NULL DEFAULT false, -- it has a replace_key, and was never claimed
-    priority smallint NOT NULL DEFAULT 0,       -- higher ones first
-    created_at timestamptz NOT NULL,
-    run_at timestamptz NOT NULL,
-    next_at timestamptz,                -- not to be sent before; NULL: at once
-    expires_at timestamptz NOT NULL,
-    finished_at timestamptz,
     server text COLLATE "C" NOT NULL,
     namespace text NOT NULL,
     flow_id text NOT NULL,
-    operator jsonb NOT NULL,
-    params jsonb,
     idempotent_key text NOT NULL,
+    operator jsonb NOT NULL,
+    next_at timestamptz,                -- not to be sent before; NULL: at once
+    finished_at timestamptz,
+    end_number bigint,                  -- handlers of a role are called in this order, see draw_end()
+    code bigint,
+    handler_next_at timestamptz,        -- not to be called before; NULL: at once; -infinity: is being called
+    handler_at timestamptz,             -- when it was called last
+    max_attempts integer,               -- NULL: feishu_flow.max_attempts
+    handler_attempts integer,           -- NULL: none
+    failures integer,                   -- attempts that went wrong, retry_flow or not: see feishu_internal.attempt
+    handler_state "char",               -- succeeded, failed; NULL: it waits if there is an end_number
+    params jsonb,
     loop_masks jsonb,
     ordering_key text COLLATE "C",
     replace_key text COLLATE "C",
-    code bigint,
     execution_id text,
     flow_status text,
     flow_code text,
@@ -227,13 +235,7 @@ CREATE TABLE feishu_internal.outbox (
     hint text,
     response jsonb,
     on_end text,                        -- the handler, qualified and quoted
-    end_number bigint,                  -- handlers of a role are called in this order, see draw_end()
-    handler_state "char",               -- succeeded, failed; NULL: it waits if there is an end_number
-    handler_attempts integer,           -- NULL: none
-    handler_next_at timestamptz,        -- not to be called before; NULL: at once; -infinity: is being called
-    handler_at timestamptz,             -- when it was called last
-    handler_error text,
-    failures integer                    -- attempts that went wrong, retry_flow or not: see feishu_internal.attempt
+    handler_error text
 ) USING heap;
 
 -- Statistics are kept of what the dispatcher's plans look at, and of nothing else: who

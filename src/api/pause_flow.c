@@ -19,6 +19,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 
 #include "api/pause.h"
 #include "base/nls.h"
@@ -92,7 +93,7 @@ feishu_pause_flow(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* resume_flow(server, namespace, flow_id) */
+/* resume_flow(server, namespace, flow_id), whatever the snapshot says, see resume_server */
 Datum
 feishu_resume_flow(PG_FUNCTION_ARGS)
 {
@@ -106,7 +107,7 @@ feishu_resume_flow(PG_FUNCTION_ARGS)
 	read_arguments(fcinfo, values);
 	sql_check_writable("resume_flow()");
 	sql_begin_as_owner(&caller);
-	sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
+	sql_run(&statement, values, NULL, SPI_OK_DELETE, GetLatestSnapshot());
 	sql_end_as_owner(&caller);
 	notify_control();
 	PG_RETURN_VOID();

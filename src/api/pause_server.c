@@ -30,6 +30,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #include "api/pause.h"
 #include "app/limiter.h"
@@ -126,7 +127,7 @@ adopt_flows(Datum server, Datum owner)
 	bool		is_null;
 	Datum		first;
 
-	sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL);
+	sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot());
 	first = sql_value(0, 1, &is_null);
 	if (!is_null)
 		notify_locked_row(DatumGetInt64(first));
@@ -143,10 +144,15 @@ others_wait(Datum server, Datum owner)
 		2, TEXTOID, OIDOID);
 	Datum		values[2] = {server, owner};
 
-	return sql_run(&statement, values, NULL, SPI_OK_SELECT, NULL) > 0;
+	return sql_run(&statement, values, NULL, SPI_OK_SELECT, GetLatestSnapshot()) > 0;
 }
 
-/* resume_server(name) */
+/*
+ * resume_server(name)
+ *
+ * Whatever the transaction's snapshot says: who resumes does not know since when it is
+ * paused, and is not told if there was nothing to resume.
+ */
 Datum
 feishu_resume_server(PG_FUNCTION_ARGS)
 {
@@ -162,7 +168,7 @@ feishu_resume_server(PG_FUNCTION_ARGS)
 
 	sql_check_writable("resume_server()");
 	sql_begin_as_owner(&caller);
-	sql_run(&statement, values, NULL, SPI_OK_DELETE, NULL);
+	sql_run(&statement, values, NULL, SPI_OK_DELETE, GetLatestSnapshot());
 	if (may_adopt)
 		adopt_flows(values[0], owner);
 	held = !may_adopt && others_wait(values[0], owner);

@@ -21,6 +21,7 @@
 #include "common/cryptohash.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
+#include "parser/scansup.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -395,6 +396,12 @@ server_lookup(const char *name, Oid userid)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("no server was named"),
 				 errhint("Name one by the server argument or the setting feishu_flow.server.")));
+	if (strlen(name) >= NAMEDATALEN)
+	{
+		/* as CREATE SERVER has cut it: else pauses, and keys, would be another name's */
+		name = pstrdup(name);
+		truncate_identifier(unconstify(char *, name), strlen(name), false);
+	}
 
 	if (last_server != NULL && last_server->userid == userid &&
 		strcmp(last_server->name, name) == 0)

@@ -23,6 +23,7 @@
 #include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
 #include "dispatcher/park.h"
+#include "dispatcher/pauses.h"
 #include "queue/flow_id.h"
 
 /* Rows looked at for new lanes at each notification. */
@@ -30,6 +31,9 @@
 
 /* Of a tier where rows of paused flows are passed over, so many are claimed by id. */
 #define PASSING_ROWS		256
+
+/* With so many in its list, a tier looks for others below its cursor itself. */
+#define LISTED_ROWS			2048
 
 /* Ids looked at for them at most, counted from the newest. */
 #define DISCOVER_IDS		20000
@@ -327,11 +331,32 @@ discover_all(bool from_start)
  */
 #define DISCOVER_PAGE(which) \
 	"WITH page AS MATERIALIZED (" \
-	" SELECT server, roleid, priority, id, next_at, ordering_key, expires_at FROM feishu_internal.outbox" \
+	" SELECT server, roleid, priority, id, next_at, ordering_key, expires_at, namespace, flow_id" \
+	" FROM feishu_internal.outbox" \
 	" WHERE state = 'q' AND id >= $1 AND " which ")" \
 	" SELECT o.server, o.roleid, o.priority, o.id, o.next_at, " \
 	ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$3") \
-	", o.expires_at FROM page o ORDER BY o.id"
+	", o.expires_at, o.namespace, o.flow_id FROM page o ORDER BY o.id"
+
+/*
+ * See a row of the last result that may be sent at once.  One above the cursor is found there,
+ * but what is passed over does not hold it up.  One below is claimed by its id, or, if its
+ * flow is paused, parked.
+ */
+static void
+see_row(uint64 row, Tier *tier, int64 id)
+{
+	bool		is_held = pauses_hold(tier->lane, sql_value(row, 8, NULL), sql_value(row, 9, NULL));
+
+	if (id > tier->cursor && (is_held || !tier->passing || tier->ready.num >= PASSING_ROWS))
+		tier_expect_more(tier);
+	else if (is_held)
+		park_expect(tier, id - 1);
+	else if (tier->ready.num >= LISTED_ROWS)
+		tier_expect_from(tier, id);
+	else if (DatumGetBool(sql_value(row, 6, NULL)))
+		tier_expect_row(tier, id);
+}
 
 /* Look at the rows of the last result; returns the last one's id. */
 static int64
@@ -347,18 +372,15 @@ see_page(uint64 num)
 
 		id = sql_int64(i, 4);
 		maintain_expect(DatumGetTimestampTz(sql_value(i, 7, NULL)));
-		if (!is_null)
+		if (is_null)
 		{
-			tier_expect_due(tier, DatumGetTimestampTz(next_at));
-			/* it is parked, and its flow was maybe resumed meanwhile */
-			if (TIMESTAMP_IS_NOEND(DatumGetTimestampTz(next_at)))
-				park_look_for_resumed();
+			see_row(i, tier, id);
+			continue;
 		}
-		/* what is passed over does not hold it up */
-		else if (id > tier->cursor && !(tier->passing && tier->ready.num < PASSING_ROWS))
-			tier_expect_more(tier);
-		else if (DatumGetBool(sql_value(i, 6, NULL)))
-			tier_expect_row(tier, id);
+		tier_expect_due(tier, DatumGetTimestampTz(next_at));
+		/* it is parked, and its flow was maybe resumed meanwhile */
+		if (TIMESTAMP_IS_NOEND(DatumGetTimestampTz(next_at)))
+			park_look_for_resumed();
 	}
 	return id;
 }

@@ -79,9 +79,9 @@ report_name(const char *on_end)
 			 errhint("%s", _(FUNCTION_HINT))));
 }
 
-/* The parts of a name. */
+/* The parts of a name, of which its schema may have to be one. */
 static List *
-parse_name(const char *on_end)
+parse_name(const char *on_end, bool with_schema)
 {
 	char	   *copy = pstrdup(on_end);
 	List	   *parts;
@@ -90,16 +90,26 @@ parse_name(const char *on_end)
 
 	if (!SplitIdentifierString(copy, '.', &parts) || list_length(parts) < 1 || list_length(parts) > 2)
 		report_name(on_end);
+	if (with_schema && list_length(parts) < 2)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must name the function with its schema: \"%s\"", "on_end", on_end),
+				 errdetail("The trigger can be deferred, and is fired then with the search_path of whoever ends the transaction."),
+				 errhint("Write it like \"public.order_approved\".")));
 	foreach(cell, parts)
 		names = lappend(names, makeString(lfirst(cell)));
 	return names;
 }
 
-/* The function that a role means by on_end, as it is remembered.  Throws. */
+/*
+ * The function that a role means by on_end, as it is remembered.  Throws.
+ *
+ * with_schema: the name has to have one, for the search_path is not the role's choice.
+ */
 char *
-on_end_resolve(const char *on_end, Oid roleid)
+on_end_resolve(const char *on_end, Oid roleid, bool with_schema)
 {
-	List	   *names = parse_name(on_end);
+	List	   *names = parse_name(on_end, with_schema);
 	Oid			argument = flows_type();
 	Oid			function = LookupFuncName(names, 1, &argument, true);
 	Oid			schema;

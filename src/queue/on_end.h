@@ -27,6 +27,6 @@
 /* A handler that waits; a flow is kept meanwhile. */
 #define HANDLER_WAITS		"(end_number IS NOT NULL AND handler_state IS NULL)"
 
-extern char *on_end_resolve(const char *on_end, Oid roleid);
+extern char *on_end_resolve(const char *on_end, Oid roleid, bool with_schema);
 
 #endif							/* FEISHU_ON_END_H */

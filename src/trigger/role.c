@@ -39,6 +39,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -378,4 +379,28 @@ role_of_change(const TriggerData *trigdata)
 	else
 		role = firing_role();
 	return OidIsValid(role) ? role : role_unwatched(trigdata);
+}
+
+/*
+ * Throw unless a flow of this role, who made the change, may have a handler, which is
+ * called as that role.
+ *
+ * What a trigger does is its table owner's to say, and who writes to a table lets
+ * him.  Whose DELETE has an action of a foreign key does not: where the trigger function
+ * is not run as him, no handler is.
+ */
+void
+role_check_handler(const TriggerData *trigdata, Oid role)
+{
+	Oid			userid = GetUserId();
+
+	if (!FEISHU_TRIGGERS_KEEP_ROLE || role == userid || feishu_role_may_act(userid, role))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("trigger \"%s\" cannot have a handler called as role \"%s\"",
+					trigdata->tg_trigger->tgname, GetUserNameFromId(role, false)),
+			 errdetail("The change was made by a foreign key, whose actions are run as role \"%s\", the owner of the table.",
+					   GetUserNameFromId(userid, false)),
+			 errhint("Leave on_end out of the options template, or let the table's owner be a role that may SET ROLE to those that change the other table.")));
 }

@@ -14,5 +14,6 @@
 
 extern void role_install_hooks(void);
 extern Oid	role_of_change(const TriggerData *trigdata);
+extern void role_check_handler(const TriggerData *trigdata, Oid role);
 
 #endif							/* FEISHU_ROLE_H */

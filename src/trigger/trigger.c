@@ -564,6 +564,11 @@ plan_fire(TriggerPlan *plan, const TriggerData *trigdata)
 		request_json(template_render(plan->params, event)) : event;
 	if (plan->options != NULL)
 		options_apply(template_render(plan->options, event), &flow);
+	if (flow.on_end != NULL)
+	{
+		role_check_handler(trigdata, flow.roleid);
+		flow.on_end_needs_schema = trigdata->tg_trigger->tgdeferrable;
+	}
 
 	(void) outbox_enqueue(&flow);
 }

@@ -469,6 +469,17 @@ is($session->value("SELECT paused FROM feishu.dispatch_status WHERE server = 'dr
 $session->value('DROP SERVER dropped');
 is($session->value("SELECT count(*) FROM feishu.dispatch_status WHERE server = 'dropped'"),
 	'0', '... until it is dropped, which no resume_server could undo');
+my $long = 'l' x 100;
+create_server($node, $long, { base_url => $mock->url });
+$session->value("SELECT feishu.pause_server('$long'); SET feishu_flow.server = '$long'");
+$id = enqueue($session);
+is( $session->value(
+			'SELECT length(o.server) FROM feishu_internal.outbox o JOIN feishu_internal.paused_server p USING (server) '
+		  . "WHERE o.id = $id"),
+	'63',
+	'a name that is too long is cut in the queue, too, and so is found by its pause');
+$session->value("SELECT feishu.cancel_flow($id); RESET feishu_flow.server; SELECT feishu.resume_server('$long'); "
+	  . "DROP SERVER $long CASCADE");
 $session->value('CREATE FOREIGN DATA WRAPPER other; CREATE SERVER others FOREIGN DATA WRAPPER other');
 
 foreach my $function (qw(pause_server resume_server))

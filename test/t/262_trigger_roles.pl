@@ -210,6 +210,62 @@ queues(
 	join(' ', map { ("$_:INSERT:writer", "$_:UPDATE:other") } qw(atonce deferred delayable statement)),
 	'COPY');
 
+# ---- whose code is called ----
+
+# The search_path of who commits is not that of the function that made the change.
+$session->value(<<"SQL");
+ALTER ROLE definer LOGIN;
+CREATE SCHEMA lure AUTHORIZATION writer;
+GRANT USAGE ON SCHEMA lure TO PUBLIC;
+CREATE FUNCTION lure.note(feishu.flows) RETURNS void LANGUAGE sql AS '';
+ALTER FUNCTION lure.note OWNER TO writer;
+CREATE FUNCTION public.note(feishu.flows) RETURNS void LANGUAGE sql AS '';
+CREATE TABLE noting (id int);
+GRANT ALL ON noting TO definer;
+CREATE FUNCTION definers_note() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS
+	'INSERT INTO noting VALUES (1)';
+ALTER FUNCTION definers_note OWNER TO definer;
+SQL
+
+sub trigger_with_handler
+{
+	my ($table, $on_end, $event) = @_;
+	$session->value("DROP TRIGGER IF EXISTS handled ON $table; "
+		  . "CREATE CONSTRAINT TRIGGER handled AFTER $event ON $table DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+		  . "EXECUTE FUNCTION feishu.flow_trigger('app', 'f', '$operator', '', '{\"on_end\": \"$on_end\"}')");
+	return;
+}
+
+my $lured = 'SET ROLE writer; SET search_path = lure, public; SELECT definers_note(); RESET ROLE';
+trigger_with_handler('noting', 'note', 'INSERT');
+fails_with(
+	$pool, $lured, '22023', 'a deferred trigger does not look for a handler in the search_path of who commits',
+	message => qr/must name the function with its schema: "note"/,
+	hint => qr/public\.order_approved/);
+trigger_with_handler('noting', 'public.note', 'INSERT');
+succeeds($pool, $lured, '... but calls the one that it names');
+is($session->value("SELECT role, on_end FROM feishu.flows WHERE on_end IS NOT NULL"),
+	'definer|public.note', '... as who made the change');
+$pool->value('RESET search_path');
+
+# Who deletes a row does not let the owner of a table that refers to it run code: PostgreSQL does, before 18.
+$session->value('DELETE FROM feishu_internal.outbox');
+$session->value('DROP TRIGGER deferred ON child; DROP TRIGGER delayable ON child; DROP TRIGGER atonce ON child; '
+	  . 'DROP TRIGGER statement ON child');
+trigger_with_handler('child', 'public.note', 'DELETE');
+my $delete = 'SET ROLE writer; DELETE FROM parent WHERE id = 9; RESET ROLE';
+if ($session->value('SHOW server_version_num') >= 180000)
+{
+	fails_with(
+		$pool, $delete, '42501', 'the action of a foreign key has no handler called as who deletes',
+		message => qr/trigger "handled" cannot have a handler called as role "writer"/,
+		detail => qr/run as role "owner"/);
+	$session->value('GRANT writer TO owner');
+}
+succeeds($pool, $delete, 'the action of a foreign key has a handler if its table\'s owner may act so anyway');
+is($session->value('SELECT role, on_end FROM feishu.flows WHERE on_end IS NOT NULL'),
+	'writer|public.note', '... called as who deletes');
+
 # ---- many statements in a transaction ----
 
 $session->value('CREATE TABLE known (id int PRIMARY KEY); INSERT INTO known VALUES (1); '

@@ -291,6 +291,16 @@ foreach my $function (qw(cancel_flow retry_flow))
 	$session->value('ROLLBACK');
 	$other->value("SELECT feishu.cancel_flow($unseen)");
 }
+# and who resumes need not have seen the pause
+foreach my $what ([ 'server', "'feishu'" ], [ 'flow', "'feishu', 'app', 'none'" ])
+{
+	my ($kind, $arguments) = @$what;
+	$session->value('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM feishu.flows');
+	$other->value("SELECT feishu.pause_$kind($arguments)");
+	succeeds($session, "SELECT feishu.resume_$kind($arguments); COMMIT", "resume_$kind of a newer pause");
+	is($session->value("SELECT count(*) FROM feishu_internal.paused_$kind"), '0', '... ends it');
+	$session->value("SELECT feishu.resume_$kind($arguments)");
+}
 fails_with($session, 'BEGIN READ ONLY;' . queue(81), '25006', 'a read-only transaction cannot queue');
 $session->value('ROLLBACK');
 arrived('... and has not');

@@ -10,6 +10,7 @@ use lib "$FindBin::RealBin/../lib";
 
 use FeishuFlow;
 use FeishuQueue;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = FeishuFlow::Mock->start;
@@ -67,6 +68,18 @@ sub is_sent
 
 sub many { enqueue_many($late, $number + 1, $number + $MANY, flow_id => 'late'); $number += $MANY; return; }
 sub soon { return run_at => \"clock_timestamp() + interval '500 ms'"; }
+
+# Bytes that the dispatcher has for what it knows of its lanes.
+sub lanes_bytes
+{
+	my $before = -s $node->logfile;
+	my $pid = until_dispatcher($session);
+	my $bytes;
+	$session->value("SELECT pg_log_backend_memory_contexts($pid)");
+	wait_until('it tells its memory',
+		sub { ($bytes) = slurp_file($node->logfile, $before) =~ /feishu_flow lanes: (\d+) total/; });
+	return $bytes;
+}
 
 # ---- at once, and a few ids later ----
 
@@ -172,6 +185,27 @@ is_sent(
 		as_role($late, $_, sub { late_one(server => $_) foreach qw(known a_first g_between zz_last) })
 		  foreach map { "role$_" } 1 .. 5;
 	});
+
+# Nor are the ids of as many as there may be kept, or compared with each other: the dispatcher reads the lane again.
+my $LATE = 15000;
+my $bytes = lanes_bytes();
+$late->value('BEGIN');
+$late->value("SELECT count(feishu.enqueue_flow('app', 'many', '{\"_id\": 1111}', '{\"n\": 0}')) "
+	  . "FROM generate_series(1, $LATE)");
+pass_by(0);
+$session->value("SELECT feishu.pause_server('feishu')");
+$late->value('COMMIT');
+enqueue($session, server => 'known', params => $quiet);
+until_ended($session, "server = 'known'");
+cmp_ok(lanes_bytes() - $bytes, '<', 5 * $LATE, 'the ids of flows that appear late are not all kept in memory');
+$session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE flow_id = 'many' AND id % 8 <> 0");
+$session->value("SELECT feishu.resume_server('feishu')");
+until_ended($session, "server <> 'paused'");
+is(
+	ends($session, "flow_id = 'many' AND state <> 'cancelled'"),
+	'succeeded ' . $LATE / 8,
+	'... and those that were not cancelled are sent');
+is($mock->count(kind => 'execute', flow_id => 'many'), $LATE / 8, '... each once');
 
 # ---- not to be sent any more ----
 

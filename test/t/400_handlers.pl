@@ -136,6 +136,8 @@ is( $session->value(
 $session->value('TRUNCATE app.journal');
 $node->append_conf('postgresql.conf', 'feishu_flow.handler_attempts = 3');
 $node->reload;
+my $old = FeishuFlow::Session->new($node);
+$old->value('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM feishu.flows');
 $id = enqueue($app, on_end => 'app.throw');
 $session->value("SELECT feishu.wait_flow($id)");
 $later = enqueue($app, on_end => 'app.note');
@@ -152,6 +154,9 @@ is( $session->value(
 	'0|1|t',
 	'... which dispatch_status shows');
 is($session->value("SELECT feishu.retry_handler($later)"), 'f', 'one that has succeeded is not called again');
+fails_with($old, "SELECT feishu.retry_handler($id)",
+	'40001', 'one that was given up after the snapshot is not said to need no retry');
+$old->quit;
 $app->value('CREATE OR REPLACE FUNCTION app.throw(f feishu.flows) RETURNS void LANGUAGE sql AS $$SELECT app.note(f)$$');
 is($app->value("SELECT feishu.retry_handler($id)"), 't', 'one that was given up can be called again');
 is(handled($id), 'succeeded|1', '... and is');
