@@ -887,7 +887,7 @@ SELECT 'not dispatching' AS problem, current_database()::text AS object, d.since
     d.problem AS detail,
     CASE WHEN d.problem LIKE '%feishu_flow.dispatch is off%' THEN
              'ALTER SYSTEM SET feishu_flow.dispatch = on; SELECT pg_reload_conf()'
-         WHEN d.problem LIKE '%not in shared_preload_libraries%' THEN
+         WHEN d.problem LIKE '%without feishu_flow in shared_preload_libraries%' THEN
              'add feishu_flow to shared_preload_libraries in postgresql.conf, and restart the server'
          WHEN d.problem LIKE '%there is no background worker%' THEN
              'raise max_worker_processes, and restart the server'

@@ -62,7 +62,7 @@ has_room(Datum *values)
 		values[0], values[1], values[2], values[3], Int64GetDatum(PAUSE_MOST_FLOWS)
 	};
 
-	sql_run(&statement, arguments, NULL, SPI_OK_SELECT, NULL);
+	sql_run(&statement, arguments, NULL, SPI_OK_SELECT, GetLatestSnapshot());
 	return DatumGetBool(sql_value(0, 1, NULL));
 }
 

@@ -324,4 +324,12 @@ is( $session->value(
 	"1|$mine",
 	'... a monitoring role sees one of them');
 
+$session->quit;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
+$node->restart;
+$session = FeishuFlow::Session->new($node);
+is( $session->value(q{SELECT cure FROM feishu.problems WHERE problem = 'not dispatching'}),
+	'add feishu_flow to shared_preload_libraries in postgresql.conf, and restart the server',
+	'and the cure is a step when the library is not loaded');
+
 done_testing();
