@@ -151,30 +151,23 @@ until_ended($session);
 is(join(' ', order()), 'p50 p50 p50 p0 p0 p0 p-50 p-50 p-50', 'flows that fall due together go by their priority');
 
 # those that are tried again
-sub until_tried
-{
-	my ($server) = @_;
-	until_true(
-		$session,
-		'all were tried, and their time has come',
-		"SELECT bool_and(attempts > 0 AND state = 'retrying' AND run_at <= now()) FROM feishu.flows
-		WHERE server = '$server' AND finished_at IS NULL"
-	);
-	return;
-}
-
-begin_anew($mock, $session, 'narrow');
+create_server($node, 'retried', { base_url => $mock->url });
+begin_anew($mock, $session, 'retried');
+$session->value(q{ALTER SYSTEM SET feishu_flow.retry_base_delay = '2s'; SELECT pg_reload_conf()});
 $mock->fault(type => 'code', code => 1500, http_status => 200);
-queue_at($_, 3, server => 'narrow') foreach -50, 50, 0;
-until_true($session, 'all were tried',
-	q{SELECT bool_and(attempts > 0) FROM feishu.flows WHERE server = 'narrow' AND finished_at IS NULL});
-pause('narrow');
-until_tried('narrow');
+$session->value('BEGIN');
+queue_at($_, 2, server => 'retried') foreach -50, 50, 0;
+$session->value('COMMIT');
+my $waiting = q{FROM feishu.flows WHERE server = 'retried' AND finished_at IS NULL};
+until_true($session, 'all were tried', "SELECT bool_and(attempts > 0) $waiting");
+pause('retried');
+until_true($session, 'their time has come', "SELECT bool_and(state = 'retrying' AND run_at <= now()) $waiting");
 $mock->well;
 $mock->mark;
-resume('narrow');
+alter_server($session, 'retried', 'ADD', max_concurrency => 1);
+resume('retried');
 until_ended($session);
-is(join(' ', order()), 'p50 p50 p50 p0 p0 p0 p-50 p-50 p-50', '... those that are tried again, too');
+is(join(' ', order()), 'p50 p50 p0 p0 p-50 p-50', '... those that are tried again, too');
 
 # Their ends are still to be written when something above them is claimed, and by then they are due.
 begin_anew($mock, $session, 'feishu');
