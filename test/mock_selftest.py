@@ -365,14 +365,6 @@ class FaultTest(Base):
         for thread in threads:
             thread.join()
         self.assertEqual(self.mock.control("GET", "stats")["max_concurrent_executes"], 3)
-        self.mock.rules({"fault": {"type": "hold", "status": 404, "body": {}, "started": False}})
-        answers = []
-        thread = threading.Thread(target=lambda: answers.append(self.mock.call(self.token)[0]))
-        thread.start()
-        self.mock.control("POST", "wait", {"kind": "execute", "count": 4, "timeout": 5})
-        self.assertEqual(self.mock.control("POST", "release"), {"released": 1})
-        thread.join()
-        self.assertEqual((answers, self.mock.control("GET", "stats")["started"]), ([404], 3))
         for ms in (100, [100, 120]):
             self.mock.rules({"fault": {"type": "latency", "ms": ms}})
             start = time.time()

@@ -72,10 +72,7 @@ class Faults:
             await gate
         finally:
             self.held.discard(gate)
-        if "status" in fault:
-            self.do_status(conn, request, fault, answer)
-        else:
-            conn.answer(request, answer or self.platform.answer(request))
+        conn.answer(request, answer or self.platform.answer(request))
 
     def release(self):
         gates = [gate for gate in self.held if not gate.done()]

@@ -6,7 +6,7 @@ import re
 # Fault types: options, default of "started", what it does.
 FAULTS = {
     "latency": ("ms", True, "waits ms (a number or [min, max]), then answers as usual"),
-    "hold": ("status body", True, "waits for /_mock/release, then answers as usual, or as the fault status does"),
+    "hold": ("", True, "waits for /_mock/release, then answers as usual"),
     "hang": ("", False, "never answers"),
     "reset": ("", False, "TCP reset (for kind accept; same as reset_before)"),
     "reset_before": ("", False, "TCP reset on arrival"),
