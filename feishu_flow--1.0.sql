@@ -906,14 +906,16 @@ UNION ALL
 SELECT 'server paused', s.server::text, p.paused_at, s.queued,
     (SELECT min(t.id) FROM tier t WHERE t.server = p.server),
     'paused by ' || p.paused_by,
-    format('SELECT feishu.resume_server(%L)', p.server)
-FROM feishu_internal.paused_server p JOIN status s ON s.server = p.server
+    CASE WHEN f.oid IS NOT NULL THEN format('SELECT feishu.resume_server(%L)', p.server)
+         ELSE format('SELECT feishu.cancel_flow(id) FROM feishu.flows WHERE finished_at IS NULL AND server = %L', p.server) END
+FROM feishu_internal.paused_server p JOIN status s ON s.server = p.server LEFT JOIN pg_foreign_server f ON f.srvname = p.server
 UNION ALL
 -- what waits is counted at once for all, and if there are any
 SELECT 'flow paused', format('%s, %s/%s', p.server, p.namespace, p.flow_id), p.paused_at, COALESCE(w.count, 0), w.example,
     'paused by ' || p.paused_by,
-    format('SELECT feishu.resume_flow(%L, %L, %L)', p.server, p.namespace, p.flow_id)
-FROM feishu_internal.paused_flow p JOIN status s ON s.server = p.server
+    CASE WHEN f.oid IS NOT NULL THEN format('SELECT feishu.resume_flow(%L, %L, %L)', p.server, p.namespace, p.flow_id)
+         ELSE format('SELECT feishu.cancel_flow(id) FROM feishu.flows WHERE finished_at IS NULL AND server = %L', p.server) END
+FROM feishu_internal.paused_flow p JOIN status s ON s.server = p.server LEFT JOIN pg_foreign_server f ON f.srvname = p.server
 LEFT JOIN (SELECT o.server, o.namespace, o.flow_id, count(*) AS count, min(o.id) AS example
       FROM (SELECT id, server, namespace, flow_id FROM feishu_internal.outbox
             WHERE state = 'q' AND next_at IS NULL       -- each by its own index

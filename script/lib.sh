@@ -191,7 +191,8 @@ sandbox_processes() {
 }
 
 sandbox_has() {
-	{ grep -qxE 'postgres|nginx|pgbouncer|pgpool|arrival|slow|python3.*|perl|php.*|ruby.*|node|java|go_.*' "/proc/$2/comm" &&
+	local ours='postgres|nginx|pgbouncer|pgpool|arrival|slow|python3.*|perl|php.*|ruby.*|node|java|go_.*'
+	{ grep -qxE "$ours" "/proc/$2/comm" &&
 		tr '\0' ' ' <"/proc/$2/cmdline" | grep -qF "$1/"; } 2>/dev/null
 }
 

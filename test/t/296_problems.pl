@@ -202,6 +202,20 @@ is(problems(), 'clock apart|gone|1||t', 'another one');
 $session->value('DROP SERVER gone CASCADE');
 is(problems(), '', '... is none when its server is gone');
 
+# ---- a pause is left behind ----
+
+create_server($node, 'dropped', { base_url => $mock->url });
+$session->value("SELECT feishu.pause_server('dropped'), feishu.pause_flow('dropped', 'app', 'flow')");
+my $left = enqueue($session, server => 'dropped');
+$session->value('DROP SERVER dropped CASCADE');
+is( $session->value("SELECT string_agg(problem, ' ' ORDER BY problem) FROM feishu.problems WHERE problem ~ 'paused'"),
+	'flow paused server paused',
+	'a paused server is dropped, whose flows wait');
+$session->value($_)
+  foreach split /\n/, $session->value("SELECT cure FROM feishu.problems WHERE problem = 'server paused'");
+is(look($session, $left, 'state'), 'cancelled', '... the cure does not need it');
+is(problems(), '', '... and mends that');
+
 # ---- flows that failed ----
 
 $mock->fault(type => 'code', code => 2320001);
