@@ -329,6 +329,7 @@ $session->value("SELECT count(feishu.cancel_flow(id)) FROM feishu.flows WHERE st
 $session->value('ALTER SYSTEM SET feishu_flow.dispatch = off');
 $node->reload;
 until_true($session, 'dispatch is off', 'feishu.dispatch_problem() IS NOT NULL');
+wait_until('there is no dispatcher', sub { dispatcher($session) eq '' });
 $mine = enqueue($session, server => 'secret');
 is($session->value('SET ROLE clerk; SELECT count, example FROM feishu.problems; RESET ROLE'),
 	'0|', 'that nothing sends is seen by all, but not which flows of others wait');
