@@ -67,8 +67,8 @@ OBJS = \
 	src/dispatcher/lane_server.o \
 	src/dispatcher/maintain.o \
 	src/dispatcher/ordering.o \
+	src/dispatcher/page.o \
 	src/dispatcher/park.o \
-	src/dispatcher/pass.o \
 	src/dispatcher/pauses.o \
 	src/dispatcher/record.o \
 	src/dispatcher/schedule.o \

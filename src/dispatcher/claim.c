@@ -21,6 +21,7 @@
 #include "dispatcher/claim.h"
 #include "dispatcher/discover.h"
 #include "dispatcher/dispatcher_internal.h"
+#include "dispatcher/page.h"
 #include "dispatcher/pauses.h"
 
 /* Rows claimed at once, and so lanes. */
@@ -177,7 +178,7 @@ prepare(Claim *claim, TimestampTz now)
 		Tier	   *tier = lane->tiers[i];
 
 		if (tier->next_due <= now && tier->ready.num < claim->granted)
-			claim_due_rows(claim, tier, now);
+			page_list_due(claim, tier, now);
 	}
 	take_places(claim);
 	return claim->num_places > 0;

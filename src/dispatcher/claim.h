@@ -43,7 +43,6 @@ extern void claim_abort(void);
 
 /* claim_rows.c */
 extern List *claim_rows(const Claim *claims, int num);
-extern void claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now);
 extern Datum claim_flying_ids(const Lane *lane, int64 min_id);
 
 /* claim_ids.c */

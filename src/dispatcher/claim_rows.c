@@ -42,15 +42,9 @@
 #include "dispatcher/claim.h"
 #include "dispatcher/dispatcher_internal.h"
 #include "dispatcher/ordering.h"
+#include "dispatcher/page.h"
 #include "dispatcher/park.h"
-#include "dispatcher/pass.h"
 #include "dispatcher/pauses.h"
-
-/* Due rows taken into memory at once. */
-#define DUE_ROWS			256
-
-/* Rows looked at in a transaction for some that may be claimed. */
-#define PAGE_ROWS			2048
 
 
 /* The ids of a lane's flights above min_id, as bigint[]. */
@@ -60,79 +54,6 @@ claim_flying_ids(const Lane *lane, int64 min_id)
 	int64	   *ids = palloc(Max(flight_most_ids(), 1) * sizeof(int64));
 
 	return array_of_ids(ids, flight_ids_of_lane(lane, min_id, ids));
-}
-
-
-/* ---------- Delayed rows ---------- */
-
-/*
- * Take delayed rows of a tier that are due into its list; those behind another
- * of their ordering key are left to that one's end.  False: these were all.
- */
-static bool
-list_due(const Claim *claim, Tier *tier, TimestampTz now)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"WITH page AS MATERIALIZED ("
-		" SELECT id, next_at, server, roleid, ordering_key FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND priority = $9 AND state = 'q' AND next_at IS NOT NULL"
-		" AND (next_at, id) > ($3, $7) AND next_at <= $4 AND id <> ALL ($5)"
-		" ORDER BY next_at, id LIMIT $6)"
-		" SELECT o.id, o.next_at, "
-		ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$8")
-		" FROM page o ORDER BY o.next_at, o.id",
-		9, TEXTOID, OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID, INT4OID, INT8OID,
-		JSONBOID, INT2OID);
-	const Lane *lane = claim->lane;
-	Datum		values[9] = {
-		CStringGetTextDatum(lane->key.server),
-		ObjectIdGetDatum(lane->key.roleid),
-		TimestampTzGetDatum(tier->due_floor),
-		TimestampTzGetDatum(now),
-		claim_flying_ids(lane, PG_INT64_MIN),
-		Int32GetDatum(DUE_ROWS),
-		Int64GetDatum(tier->due_floor_id),
-		ordering_floors(),
-		Int16GetDatum(tier->priority)
-	};
-	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
-
-	for (uint64 i = 0; i < num; i++)
-	{
-		/* any number of rows may share a time */
-		tier_saw_due(tier, DatumGetTimestampTz(sql_value(i, 2, NULL)), sql_int64(i, 1));
-		if (DatumGetBool(sql_value(i, 3, NULL)))
-			tier_expect_row(tier, sql_int64(i, 1));
-	}
-	return num == DUE_ROWS;
-}
-
-/* Take delayed rows of a tier that are due into its list, and say when others will be. */
-void
-claim_due_rows(const Claim *claim, Tier *tier, TimestampTz now)
-{
-	static SqlStatement later = SQL_STATEMENT(
-		"SELECT next_at FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND priority = $4 AND state = 'q' AND next_at IS NOT NULL"
-		" AND next_at > $3 ORDER BY next_at LIMIT 1",
-		4, TEXTOID, OIDOID, TIMESTAMPTZOID, INT2OID);
-	const Lane *lane = claim->lane;
-	Datum		values[4] = {
-		CStringGetTextDatum(lane->key.server),
-		ObjectIdGetDatum(lane->key.roleid),
-		TimestampTzGetDatum(now),
-		Int16GetDatum(tier->priority)
-	};
-	uint64		num;
-
-	if (pauses_any(lane) ? pass_due(claim, tier, now, DUE_ROWS) : list_due(claim, tier, now))
-	{
-		tier_look_at_due(tier, now);
-		return;
-	}
-	tier_saw_due(tier, now, PG_INT64_MAX);
-	num = sql_run(&later, values, NULL, SPI_OK_SELECT, claim->snapshot);
-	tier_look_at_due(tier, num > 0 ? DatumGetTimestampTz(sql_value(0, 1, NULL)) : DT_NOEND);
 }
 
 
@@ -333,52 +254,6 @@ claim_next(const Part *parts, int num_parts, List **claimed)
 		elog(ERROR, "claimed rows came in another order");
 }
 
-/*
- * List up to limit rows above the tier's cursor that may be claimed; looks at a
- * page, which grows while it has too few of them.
- */
-static void
-list_next(const Claim *claim, Tier *tier, int limit)
-{
-	static SqlStatement statement = SQL_STATEMENT(
-		"WITH page AS MATERIALIZED ("
-		" SELECT id, server, roleid, ordering_key FROM feishu_internal.outbox"
-		" WHERE server = $1 AND roleid = $2 AND priority = $7 AND state = 'q'"
-		" AND next_at IS NULL AND id > $3 AND id <> ALL ($4) ORDER BY id LIMIT $5)"
-		" SELECT o.id, o.ordering_key IS NULL, "
-		ORDERING_IS_FIRST("FROM page k WHERE k.ordering_key IS NOT NULL", "$6")
-		" FROM page o ORDER BY o.id",
-		7, TEXTOID, OIDOID, INT8OID, INT8ARRAYOID, INT4OID, JSONBOID, INT2OID);
-	const Lane *lane = claim->lane;
-	int			page_rows = Max(tier->page_rows, limit);
-	Datum		values[7] = {
-		CStringGetTextDatum(lane->key.server),
-		ObjectIdGetDatum(lane->key.roleid),
-		Int64GetDatum(tier->cursor),
-		claim_flying_ids(lane, tier->cursor),
-		Int32GetDatum(page_rows),
-		ordering_floors(),
-		Int16GetDatum(tier->priority)
-	};
-	uint64		num = sql_run(&statement, values, NULL, SPI_OK_SELECT, claim->snapshot);
-	bool		keyed = false;
-	int64		last = 0;
-	int			listed = 0;
-	uint64		row;
-
-	for (row = 0; row < num && listed < limit; row++)
-	{
-		last = sql_int64(row, 1);
-		keyed |= !DatumGetBool(sql_value(row, 2, NULL));
-		if (!DatumGetBool(sql_value(row, 3, NULL)))
-			continue;
-		tier_expect_row(tier, last);
-		listed++;
-	}
-	tier_note_keys(tier, keyed, listed < limit ? Min(page_rows * 2, PAGE_ROWS) : 0);
-	tier_saw_more(tier, row == num && num < (uint64) page_rows, last, claim->last_id);
-}
-
 /* Has it nothing but rows above its cursor, that are not known to have ordering keys, or
  * to be of paused flows? */
 static bool
@@ -396,10 +271,8 @@ claim_tier(const Claim *claim, Tier *tier, int most, List **claimed)
 	claim_listed(claim, tier, part_left(&part), claimed);
 	if (part_left(&part) > 0 && tier->more)
 	{
-		if (tier->passing)
-			pass_next(claim, tier, part_left(&part));
-		else if (tier->keyed)
-			list_next(claim, tier, part_left(&part));
+		if (tier->passing || tier->keyed)
+			page_list_next(claim, tier, part_left(&part));
 		else
 			claim_next(&part, 1, claimed);
 		/* what has an ordering key, too */
@@ -514,7 +387,7 @@ claim_singly(const Claim *claim, Tier *tier, List **claimed)
 	ErrorData  *error;
 
 	if (tier->ready.num < places_left(claim) && tier->more)
-		(tier->passing ? pass_next : list_next)(claim, tier, places_left(claim) - tier->ready.num);
+		page_list_next(claim, tier, places_left(claim) - tier->ready.num);
 	for (int tries = Min(places_left(claim), tier->ready.num); tries > 0; tries--)
 	{
 		int64		id = tier->ready.ids[0];

@@ -8,7 +8,7 @@
  * stepped over again and again, and is the last of what is to be sent later.  It
  * still is the first of its ordering key, expires, and may be cancelled or replaced.
  *
- * What a claim has locked is parked by it; what was passed over (pass.c), some rows
+ * What a claim has locked is parked by it; what was passed over (page.c), some rows
  * at a time, with pauses.  Nothing depends on that: a row that somebody has locked meanwhile
  * stays where it is, below the cursor of its tier.
  *

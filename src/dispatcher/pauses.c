@@ -5,7 +5,7 @@
  *	  by pause_flow.
  *
  * Both are read with the snapshot that a claim reads its rows with.  Of a server that is
- * paused no lane has a turn.  Rows of a paused flow are passed over (pass.c), and are
+ * paused no lane has a turn.  Rows of a paused flow are passed over (page.c), and are
  * taken from the index of what is to be sent (park.c).
  *
  * Copyright (c) 2026, feishu_flow contributors

@@ -46,7 +46,7 @@ typedef struct Tier
 	int64		cursor;			/* rows at once with an id up to this were seen */
 	TimestampTz due_floor;		/* delayed rows before this were seen, and */
 	int64		due_floor_id;	/* those of this time with an id up to this */
-	int			due_rows;		/* pass.c's: how many to look at next */
+	int			due_rows;		/* page.c's: how many to look at next */
 	TierPark	park;			/* park.c's */
 	TimestampTz next_due;		/* when to look at delayed rows; DT_NOEND */
 	IdList		ready;			/* rows to claim by id: due ones, successors in
