@@ -304,8 +304,6 @@ static const StatusRange unusable[] = {
 static const Verdict problems[] = {
 	[ANSWER_EMPTY] =
 	UNUSABLE(gettext_noop("the answer is empty"), HINT_UNKNOWN),
-	[ANSWER_TOO_LARGE] =
-	UNUSABLE(gettext_noop("the answer is too large"), HINT_LARGE),
 	[ANSWER_HAS_NUL] =
 	UNUSABLE(gettext_noop("the answer has a zero byte"), HINT_UNKNOWN),
 	[ANSWER_NOT_UTF8] =

@@ -38,7 +38,6 @@ typedef enum AnswerProblem
 
 	/* there is no JSON object to read */
 	ANSWER_EMPTY,
-	ANSWER_TOO_LARGE,
 	ANSWER_HAS_NUL,
 	ANSWER_NOT_UTF8,
 	ANSWER_TOO_DEEP,

@@ -54,10 +54,11 @@ typedef struct FlowRequest
 /* What a caller should do about an answer (or about the lack of one). */
 typedef enum FlowAction
 {
+	FLOW_RETRY,					/* back off, same idempotent_key; what nobody has
+								 * decided is no success */
 	FLOW_SUCCEEDED,
 	FLOW_REFRESH_TOKEN,			/* evict the token, fetch, send once more */
 	FLOW_WAIT,					/* rate limit: wait, does not count as an attempt */
-	FLOW_RETRY,					/* back off, same idempotent_key */
 	FLOW_STOP_APP,				/* credentials or quota: no call of this app
 								 * can succeed until somebody acts */
 	FLOW_KEY_USED,				/* on a repeat of ours: it was accepted before */

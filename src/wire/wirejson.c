@@ -572,6 +572,7 @@ wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 	size_t		text_len;
 	bool		lossy = false;
 
+	Assert(len <= MAX_ANSWER_SIZE);
 	json->value = NULL;
 
 	/* a byte order mark is not JSON, but harmless */
@@ -584,8 +585,6 @@ wirejson_read_object(const char *bytes, size_t len, WireJson *json)
 	start = bytes + strspn(bytes, " \t\r\n");
 	if (start >= bytes + len)
 		json->problem = ANSWER_EMPTY;
-	else if (len > MAX_ANSWER_SIZE)
-		json->problem = ANSWER_TOO_LARGE;
 	else if (memchr(bytes, '\0', len) != NULL)
 		json->problem = ANSWER_HAS_NUL;
 	else if (!pg_verify_mbstr(PG_UTF8, bytes, (int) len, true))

@@ -141,6 +141,27 @@ cmp_ok(scalar(@sent), '>=', 3, '... the first of them sent twice');
 @gaps = sort { $a <=> $b } map { $sent[$_] - $sent[ $_ - 1 ] } 1 .. $#sent;
 cmp_ok($gaps[0], '>', $least, '... which counts for max_rate') or diag("@gaps");
 
+# One for whose second request there is no time is not sent, and so not ended: it waits for its place.
+create_server(
+	$node, 'waiting',
+	{ base_url => $mock->url, max_rate => '2/min', timeout => '2s' },
+	{ app_id => 'cli_waiting', app_secret => 'waiting' });
+$mock->config(apps => { cli_limited => 'limited', cli_waiting => 'waiting' });
+succeeds($session, flow(server => 'waiting'), 'a call of a server with a max_rate');
+$mock->mark;
+$mock->revoke;
+$id = enqueue($session, server => 'waiting');
+my $waiting = "SELECT concat_ws(' ', state, attempts, execution_id IS NOT NULL) FROM feishu.flows WHERE id = $id";
+wait_until('the token of a queued flow is refused', sub { $mock->executes > 0 });
+wait_until('... and got anew', sub { $mock->token_requests > 0 });
+alter_server($session, 'waiting', 'SET', 'timeout', '30s');
+is($session->value($waiting), 'queued 0 f',
+	'... and without time for a second request it waits, as if not tried');
+alter_server($session, 'waiting', 'SET', 'max_rate', '600/min');
+until_ended($session);
+is($session->value($waiting), 'succeeded 1 t', '... until it is sent');
+is($mock->executes, 2, '... which it is once more');
+
 # All at once: while one waits for its token, another may go, and never two.
 alter_server($session, 'limited', 'DROP', 'max_rate');
 $mock->reset;
